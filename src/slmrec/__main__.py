@@ -1,0 +1,5 @@
+"""`python -m slmrec`."""
+
+from slmrec.cli import entry
+
+entry()

@@ -1,0 +1,83 @@
+"""Model folders: weights, architecture, item vocabulary and a card; nothing else is needed to recommend."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from slmrec.data.dataset import Dataset
+from slmrec.errors import CheckpointError
+from slmrec.models.folder import Model, load_model, save_model
+
+_ITEMS = "items.parquet"
+
+
+class Vocabulary(NamedTuple):
+    """The catalogue in the caller's ids; row i-1 is item i."""
+
+    item_ids: pa.Array
+    titles: pa.Array | None
+    counts: pa.Array
+    """How often each item occurs in the train split."""
+
+
+def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float]) -> None:
+    """Writes a folder that `load_recommender` opens.
+
+    A model with adapters is saved as adapters and heads, without the weights of the backbone they adapt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder)
+    columns = {"item": pa.array(range(1, dataset.num_items + 1)), "item_id": dataset.item_ids}
+    if dataset.titles is not None:
+        columns["title"] = dataset.titles
+    columns["count"] = pa.array(dataset.train_counts()[1:])
+    pq.write_table(pa.table(columns), folder / _ITEMS)
+    (folder / "README.md").write_text(_card(model, title, metrics), encoding="utf-8")
+
+
+def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
+    """The model of a folder, in eval mode, and its vocabulary.
+
+    Raises:
+        CheckpointError: a file is missing, or the weights do not fit the architecture.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: not a model folder (config.json is missing); give the output of a training stage")
+    model = load_model(folder)
+    try:
+        items = pq.read_table(folder / _ITEMS)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: {_ITEMS} is missing, without which items have no ids") from None
+    if items.num_rows != model.num_items:
+        raise CheckpointError(f"{folder}: {_ITEMS} has {items.num_rows} rows but the model knows {model.num_items} items")
+    titles = items["title"].combine_chunks() if "title" in items.column_names else None
+    return model, Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
+
+
+def item_vectors_of(folder: Path) -> Tensor:
+    """The item vectors (V+1, D) that a pretrain folder hands to the teacher.
+
+    Raises:
+        CheckpointError: the folder has none.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "item_vectors.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; run the pretrain stage")
+    return load_file(path)["item_vectors"]
+
+
+def _card(model: Model, title: str, metrics: dict[str, float]) -> str:
+    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    backbone = getattr(model.config, "backbone", None)
+    base = f"base_model: {backbone}\n" if backbone and backbone != "random" else ""
+    return (
+        f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"
+        f"# {title}\n\nNext-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
+        f'```python\nfrom slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([["item id"]])\n```\n\n'
+        f"Validation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
+    )

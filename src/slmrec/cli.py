@@ -1,0 +1,95 @@
+"""The command line: one command a stage; exit code 0 done, 2 the user's mistake, 1 ours."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from slmrec import __version__
+from slmrec.errors import SlmrecError
+
+STAGES = {
+    "prepare": "raw logs to a data-set folder",
+    "pretrain": "SASRec and its item vectors",
+    "finetune": "the teacher: a pretrained decoder, pruned and tuned",
+    "distill": "the student: fewer layers, taught by the teacher",
+    "evaluate": "all models side by side on the test split",
+    "run": "all of the above, what is done is skipped",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _dispatch(options)
+    except SlmrecError as error:
+        print(f"slmrec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("slmrec: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="slmrec", description="Distil an LLM-based sequential recommender.")
+    parser.add_argument("--version", action="version", version=f"slmrec {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGES.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, help="YAML with the settings of all stages; see configs/")
+        command.add_argument("--output", type=Path, required=True, help="folder of the run")
+        command.add_argument("--force", action="store_true", help="redo what is done")
+        if name in ("prepare", "run"):
+            command.add_argument("--input", help="file of interactions; the same as prepare.input=FILE")
+        command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the YAML")
+    demo = commands.add_parser("demo", help="the whole pipeline on a simulated shop, in minutes")
+    demo.add_argument("--output", type=Path, required=True, help="folder of the run")
+    demo.add_argument("--force", action="store_true", help="redo what is done")
+    demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the demo")
+    recommend = commands.add_parser("recommend", help="top-k lists for a file of histories")
+    recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    recommend.add_argument("--input", type=Path, required=True, help=".parquet, .csv or .jsonl of histories or events")
+    recommend.add_argument("--output", type=Path, required=True, help=".parquet, .csv or .jsonl to write")
+    recommend.add_argument("--k", type=int, default=10, help="items a user (default 10)")
+    recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
+    return parser
+
+
+def _dispatch(options: argparse.Namespace) -> None:
+    if options.command == "recommend":
+        from slmrec.stages.recommend import recommend_file
+
+        recommend_file(options.model, options.input, options.output, options.k, not options.keep_seen)
+    elif options.command == "demo":
+        from slmrec.stages.demo import demo
+
+        demo(options.output, options.overrides, options.force)
+    else:
+        _run_stage(options)
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    from slmrec.config import load_config
+
+    overrides = list(options.overrides)
+    if getattr(options, "input", None):
+        overrides.append(f"prepare.input={options.input}")
+    config = load_config(options.config, overrides)
+    from slmrec.stages import evaluate
+    from slmrec.stages.folders import run_stage
+    from slmrec.stages.run import STAGES as ALL
+    from slmrec.stages.run import run
+
+    if options.command == "run":
+        run(config, options.output, options.force)
+        return
+    target = options.output if options.command == "prepare" and options.config is None else None
+    folder = run_stage(ALL[options.command], config, options.output, options.force, target)
+    if options.command == "evaluate":
+        evaluate.show(folder)

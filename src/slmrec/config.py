@@ -1,0 +1,347 @@
+"""The whole configuration: every setting, its default and what it does. Defaults live here and nowhere else."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slmrec.errors import ConfigError
+
+Supervision = Literal["last_position", "every_position", "every_prefix"]
+"""Which positions of a training history are samples.
+
+`last_position`: one sample a user, its newest training item (the reference). `every_position`: all positions of a
+history in one pass. `every_prefix`: each prefix of a history is a sample of its own, read at its last position.
+"""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+class Section(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TrainConfig(Section):
+    """How one model is trained; names are those of transformers' TrainingArguments."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    num_train_epochs: int = Field(10, ge=0)
+    """Passes over the training samples; 0 trains nothing."""
+    max_steps: int = Field(-1, ge=-1)
+    """Stop after this many optimiser steps; -1: the epochs decide."""
+    per_device_train_batch_size: int = Field(64, ge=1)
+    """Users (or samples) a step and device."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Batches whose gradients are added up before a step."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of AdamW, on matrices only (not on norms and biases)."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    eval_max_users: int = Field(0, ge=0)
+    """Validation users scored after each epoch, the same ones every time; 0: all."""
+    early_stopping_patience: int = Field(5, ge=1)
+    """Epochs without a better validation NDCG@10 before training stops."""
+    bf16: bool | Literal["auto"] = "auto"
+    """bfloat16 matrix products: yes, no, or where the hardware has them."""
+
+
+class PretrainTraining(TrainConfig):
+    """Defaults for SASRec. Source: the recipe of BSARec's SASRec baseline (batch 256, 5e-4)."""
+
+    num_train_epochs: int = Field(32, ge=0)
+    """Passes over the training samples."""
+    per_device_train_batch_size: int = Field(256, ge=1)
+    """Samples a step and device."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+
+
+class FinetuneTraining(TrainConfig):
+    """Defaults for the teacher. Source: SLMRec's published run script."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    num_train_epochs: int = Field(3, ge=0)
+    """Passes over the training samples; 0 trains nothing."""
+    per_device_train_batch_size: int = Field(256, ge=1)
+    """Users (or samples) a step and device."""
+
+
+class DistillTraining(TrainConfig):
+    """Defaults for the student. Source: SLMRec's published run script."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    num_train_epochs: int = Field(5, ge=0)
+    """Passes over the training samples; 0 trains nothing."""
+    per_device_train_batch_size: int = Field(128, ge=1)
+    """Users (or samples) a step and device."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps over which the learning rate rises from 0."""
+
+
+class PrepareConfig(Section):
+    """From raw logs to the data-set folder."""
+
+    input: str | None = None
+    """The file of interactions: one user a line, or a table (csv, tsv, parquet, json lines), plain or .gz."""
+    format: Literal["auto", "sequences", "csv", "tsv", "parquet", "jsonl"] = "auto"
+    """`sequences` is one line a user (`user item item ...`); `auto` goes by the file's name and first line."""
+    user_col: str = "user_id"
+    """The table's column of users."""
+    item_col: str = "item_id"
+    """The table's column of items."""
+    time_col: str = "timestamp"
+    """The table's column of times: whole numbers, or dates as text. Ties keep the order of the file."""
+    items: str | None = None
+    """A table of items with titles, optional."""
+    items_id_col: str = "item_id"
+    """Its column of ids."""
+    title_col: str = "title"
+    """Its column of titles."""
+    short_users: Literal["error", "drop"] = "error"
+    """What to do with users of fewer than three events, whom leave-one-out cannot split."""
+
+
+class PretrainConfig(Section):
+    """SASRec, whose item vectors the teacher starts from."""
+
+    item_vectors: str | None = None
+    """Bring item vectors instead (.npy, .safetensors, or the reference's .pkl): row i is item i of items.parquet."""
+    hidden_size: int = Field(64, ge=1)
+    """D, the width of an item vector."""
+    num_hidden_layers: int = Field(2, ge=1)
+    """Transformer blocks."""
+    num_attention_heads: int = Field(2, ge=1)
+    """Heads of each block."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """On embeddings, attention outputs and feed-forward outputs."""
+    max_history_items: int = Field(50, ge=1)
+    """The newest items of a history that are read."""
+    supervision: Supervision = "every_prefix"
+    """Which positions are samples."""
+    train: PretrainTraining = PretrainTraining()
+    """How it is trained."""
+
+
+class LoraSettings(Section):
+    """Low-rank adapters; names and meaning are PEFT's. Defaults: SLMRec's published run script."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    lora_alpha: float = Field(16, gt=0)
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout before the adapters."""
+    target_modules: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    """The linear maps that get an adapter."""
+
+
+class PromptTemplate(Section):
+    """Text before and after the items."""
+
+    prefix: str = ""
+    """Read before the items."""
+    response: str = ""
+    """Read after the items; the user vector is taken at its last token."""
+
+
+class FinetuneConfig(Section):
+    """The teacher: the kept layers of a pretrained decoder over item vectors."""
+
+    backbone: str = "smollm2-135m"
+    """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`)."""
+    backbone_config: dict[str, Any] | None = None
+    """The architecture of a `random` backbone, in transformers' names (`model_type`, `hidden_size`, ...)."""
+    num_layers: int = Field(8, ge=1)
+    """Decoder layers kept."""
+    layer_step: int = Field(1, ge=1)
+    """Keep every n-th layer; 1 keeps the first `num_layers`, 2 is the reference's `interval` variant."""
+    layers: tuple[int, ...] | None = None
+    """Keep exactly these layers (from 0) instead."""
+    lora: LoraSettings | None = LoraSettings()
+    """Adapters on frozen layers; null trains the kept layers themselves."""
+    prompt: Literal["alpaca", "none"] | PromptTemplate = "alpaca"
+    """The reference's instruction form, nothing, or a text of your own."""
+    positions: Literal["contiguous", "right_aligned"] = "contiguous"
+    """`contiguous` numbers the tokens 0, 1, ...; `right_aligned` lets the pads of a short history take up positions."""
+    item_table: Literal["frozen", "trained"] = "frozen"
+    """Whether the item vectors stay as pretrained."""
+    item_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the item vectors that the decoder reads."""
+    max_history_items: int = Field(50, ge=1)
+    """The newest items of a history that are read."""
+    supervision: Supervision = "last_position"
+    """Which positions are samples; `every_position` needs a prompt without response."""
+    train: FinetuneTraining = FinetuneTraining()
+    """How it is trained."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FinetuneConfig":
+        _check(
+            (self.backbone == "random") == (self.backbone_config is not None),
+            "backbone_config belongs to backbone: random, and only to it",
+        )
+        _check(
+            self.backbone != "random" or self.lora is None,
+            "LoRA on random weights teaches nothing: set lora: null, so that all weights train",
+        )
+        has_response = self.prompt == "alpaca" or (isinstance(self.prompt, PromptTemplate) and self.prompt.response)
+        _check(
+            self.supervision != "every_position" or not has_response,
+            "supervision: every_position reads scores at the items, so the prompt must have no response; "
+            "set prompt: none, or a prompt with a prefix only",
+        )
+        return self
+
+
+class DistillWeights(Section):
+    """Weights of the terms of the student's loss; 0 leaves a term out."""
+
+    ce: float = Field(1.0, ge=0)
+    """Cross-entropy over the catalogue."""
+    cosine: float = Field(1.0, ge=0)
+    """λ1, feature direction. Source: SLMRec, loss of the reference (1.0)."""
+    norm: float = Field(0.1, ge=0)
+    """λ2, feature norm. Source: SLMRec, loss of the reference (0.1)."""
+    multiple: float = Field(1.0, ge=0)
+    """λ3, multiple supervision."""
+    kl: float = Field(0.0, ge=0)
+    """λ4, Kullback-Leibler divergence to the teacher's scores."""
+
+
+class DistillConfig(Section):
+    """The student: fewer layers, taught by the teacher."""
+
+    teacher: str | None = None
+    """The teacher's folder; null: the output folder of finetune."""
+    mode: Literal["offline", "online"] = "offline"
+    """`offline`: the teacher is frozen. `online`: it goes on learning beside the student."""
+    num_layers: int = Field(4, ge=1)
+    """Decoder layers of the student."""
+    layers: tuple[int, ...] | None = None
+    """The teacher's layers (from 0) that the student starts from; null: its first ones."""
+    init: Literal["teacher", "fresh"] = "teacher"
+    """Start from the teacher's layers and heads, or from random weights."""
+    backbone_config: dict[str, Any] | None = None
+    """For `init: fresh`: what differs from the teacher's architecture, for example `hidden_size`."""
+    num_blocks: int = Field(4, ge=1)
+    """B: points at which the states of student and teacher are compared."""
+    weights: DistillWeights = DistillWeights()
+    """Weights of the loss terms."""
+    kl_temperature: float = Field(1.0, gt=0)
+    """Both score distributions are softened by this before they are compared."""
+    item_table: Literal["frozen", "trained"] = "frozen"
+    """Whether the student's item vectors stay as the teacher's."""
+    item_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the item vectors that the student reads."""
+    train: DistillTraining = DistillTraining()
+    """How it is trained; the samples are those of finetune.supervision."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillConfig":
+        _check(self.init == "fresh" or self.backbone_config is None, "backbone_config belongs to init: fresh")
+        _check(self.init == "teacher" or self.layers is None, "layers belongs to init: teacher")
+        return self
+
+
+class EvaluateConfig(Section):
+    """All models side by side on the test split."""
+
+    protocols: tuple[Literal["full_history_excluded", "full", "sampled"], ...] = (
+        "full_history_excluded",
+        "full",
+        "sampled",
+    )
+    """Rankings to report; one forward pass serves all."""
+    num_negatives: int = Field(999, ge=1)
+    """Negatives a user of the `sampled` protocol, drawn once from the items outside the user's history and stored."""
+    batch_size: int = Field(256, ge=1)
+    """Users encoded at once."""
+    timing_users: int = Field(2000, ge=1)
+    """Users over whom the speed of each model is measured, in turn, the median of three rounds."""
+
+
+class Config(Section):
+    """One YAML: the whole pipeline."""
+
+    seed: int = 42
+    """Seeds everything that is drawn."""
+    prepare: PrepareConfig = PrepareConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(path: Path | None, overrides: list[str]) -> Config:
+    """The configuration of a YAML file with `key.path=value` overrides; all faults are reported at once.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        source = str(path) if path else "the command line"
+        raise ConfigError(f"{source}: " + "; ".join(_describe(fault) for fault in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; recipes are in configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections (prepare, pretrain, ...), got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: expected key.path=value, for example distill.num_layers=2")
+    *sections, name = key.split(".")
+    for section in sections:
+        below = values.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+        values = below
+    values[name] = yaml.safe_load(text)
+
+
+def _describe(fault: Any) -> str:
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_suggestion(fault['loc'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} is {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"{where}: {message}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        candidates = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if field] if field else []
+        section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(section.model_fields)}"

@@ -1,0 +1,1 @@
+"""Interactions: sources, preparation, the prepared data set and its batches."""

@@ -1,0 +1,92 @@
+"""Item vectors that a user brings: .npy, .safetensors, or a pickled tensor read without running anything in it."""
+
+import collections
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from slmrec.errors import DataError
+
+
+def read_item_vectors(path: Path, num_items: int) -> Tensor:
+    """(V+1, D) float32 with row 0 zero, from a file of V rows (item 1 first) or V+1 rows (padding first).
+
+    Raises:
+        DataError: the file is missing, of another kind, or has another number of rows, or a value is not finite.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of item vectors")
+    readers = {".npy": _npy, ".safetensors": _safetensors, ".pkl": _pickled}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: item vectors are read from {', '.join(readers)}; got {path.suffix or 'no suffix'!r}")
+    vectors = readers[path.suffix](path).float()
+    if vectors.dim() != 2 or len(vectors) not in (num_items, num_items + 1):
+        raise DataError(
+            f"{path}: shape {tuple(vectors.shape)}; expected ({num_items}, D), one row for each item of items.parquet, "
+            f"or ({num_items + 1}, D) with the padding item first"
+        )
+    if not torch.isfinite(vectors).all():
+        row = int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])
+        raise DataError(f"{path}: row {row} holds a value that is not finite; mend the vectors")
+    rows = vectors[-num_items:]
+    return torch.cat([torch.zeros(1, rows.shape[1]), rows])
+
+
+def _npy(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (ValueError, TypeError, EOFError) as error:
+        raise DataError(f"{path}: not an array of numbers ({error})") from None
+
+
+def _safetensors(path: Path) -> Tensor:
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file ({error})") from None
+    if len(tensors) != 1:
+        raise DataError(f"{path}: holds {len(tensors)} tensors ({', '.join(tensors)}); expected one")
+    return next(iter(tensors.values()))
+
+
+def _pickled(path: Path) -> Tensor:
+    try:
+        value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})") from None
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise DataError(f"{path}: holds a {type(value).__name__}; expected a tensor or array")
+    return value.detach().cpu()
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds tensors and arrays; any other name in the file is refused before it is looked up."""
+
+    _ALLOWED = {
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
+        ("torch.storage", "_load_from_bytes"): lambda raw: _load_storage(raw),
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return self._ALLOWED[module, name]
+
+
+def _load_storage(raw: bytes) -> Any:
+    return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")

@@ -1,0 +1,1 @@
+"""The models: SASRec, and a pretrained decoder over item vectors."""

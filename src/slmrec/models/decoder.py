@@ -1,0 +1,327 @@
+"""The decoder recommender: the kept layers of a pretrained causal decoder, read over item vectors.
+
+Teacher and student are both of this class and differ in depth alone.
+"""
+
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from slmrec.errors import ConfigError
+from slmrec.models.backbone import Backbone, drop_token_table, keep_layers, random_decoder
+from slmrec.types import Batch, Encoded
+
+Positions = Literal["contiguous", "right_aligned"]
+_HEADS = ("item_embeddings.", "input_proj.", "score.", "prefix", "response")
+
+
+class DecoderRecommenderConfig(PretrainedConfig):
+    """Architecture of a `DecoderRecommender`, and where the frozen layers of an adapter come from."""
+
+    model_type = "slmrec_decoder"
+
+    def __init__(
+        self,
+        decoder: dict[str, Any] | None = None,
+        num_items: int = 1,
+        item_dim: int = 64,
+        num_prefix_tokens: int = 0,
+        num_response_tokens: int = 0,
+        positions: Positions = "contiguous",
+        max_history_items: int = 50,
+        item_dropout: float = 0.0,
+        backbone: str | None = None,
+        layers: tuple[int, ...] = (),
+        lora: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.decoder = decoder or {}
+        self.num_items = num_items
+        self.item_dim = item_dim
+        self.num_prefix_tokens = num_prefix_tokens
+        self.num_response_tokens = num_response_tokens
+        self.positions = positions
+        self.max_history_items = max_history_items
+        self.item_dropout = item_dropout
+        self.backbone = backbone
+        self.layers = list(layers)
+        self.lora = lora
+        super().__init__(**kwargs)
+
+
+class DecoderRecommender(PreTrainedModel):
+    """User vectors of width D from histories, through a decoder of width H; a `SequenceEncoder`.
+
+    Reads [prefix; items; response] and takes the user vector at the last token, or, when every position is asked
+    for, at each item. Pads stand on the right, where a causal decoder cannot see them, so that a user's vector never
+    depends on the batch.
+
+    Source: SLMRec section 3.1 (after E4SRec).
+    """
+
+    config_class = DecoderRecommenderConfig
+    base_model_prefix = "decoder_recommender"
+    config: DecoderRecommenderConfig
+
+    def __init__(self, config: DecoderRecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.decoder = decoder if decoder is not None else _empty_decoder(config.decoder)
+        width = self.decoder.config.hidden_size
+        if config.lora:
+            inject_adapter_in_model(lora_config(config.lora), self.decoder)
+        self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
+        self.item_dropout = nn.Dropout(config.item_dropout)
+        self.input_proj = nn.Linear(config.item_dim, width)
+        self.score = nn.Linear(width, config.item_dim, bias=False)
+        self.register_buffer("prefix", torch.zeros(config.num_prefix_tokens, width))
+        self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
+        self.all_tied_weights_keys: dict[str, str] = {}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights come from a backbone, a teacher or a file; parts made new keep PyTorch's initialisation."""
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return self.config.num_items
+
+    @property
+    def max_history_items(self) -> int:
+        """The longest history the model reads."""
+        return self.config.max_history_items
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return int(self.decoder.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Depth."""
+        return len(self.decoder.layers)
+
+    def item_vectors(self) -> Tensor:
+        """(V+1, D); row 0 is padding."""
+        return self.item_embeddings.weight
+
+    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+        """User vectors (N, D) and, if asked for, the states (N, H) at the end of each of `num_blocks` blocks.
+
+        Raises:
+            ConfigError: the depth is not a multiple of the number of blocks.
+        """
+        vectors = self._read(batch)
+        output = self.decoder(
+            inputs_embeds=vectors,
+            attention_mask=torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device),
+            position_ids=self._position_ids(batch, vectors.shape[1]),
+            use_cache=False,
+            output_hidden_states=num_blocks > 0,
+        )
+        rows, columns = self._readout(batch)
+        users = self.score(output.last_hidden_state[rows, columns])
+        if not num_blocks:
+            return Encoded(users, ())
+        per_block = self._layers_per_block(num_blocks)
+        states = output.hidden_states  # embeddings, then one state a layer, the last after the final norm
+        return Encoded(users, tuple(states[per_block * k][rows, columns] for k in range(1, num_blocks + 1)))
+
+    def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+        """The same as `encode`, for wrappers that call a model."""
+        return self.encode(batch, num_blocks)
+
+    def _read(self, batch: Batch) -> Tensor:
+        """(B, P+L+S, H): prefix, items, response, pads, for each user."""
+        size = len(batch.items)
+        items = self.input_proj(self.item_dropout(self.item_embeddings(batch.items)))
+        prefix = self.prefix.expand(size, -1, -1)
+        if not len(self.response):
+            return torch.cat([prefix, items], dim=1)
+        vectors = torch.cat([prefix, items, torch.zeros_like(self.response).expand(size, -1, -1)], dim=1)
+        rows = torch.arange(size, device=items.device)[:, None]
+        after = len(self.prefix) + batch.lengths[:, None] + torch.arange(len(self.response), device=items.device)
+        return vectors.index_put((rows, after), self.response.expand(size, -1, -1))
+
+    def _position_ids(self, batch: Batch, width: int) -> Tensor:
+        positions = torch.arange(width, device=batch.items.device).expand(len(batch.items), -1)
+        if self.config.positions == "contiguous":
+            return positions
+        pads = (self.config.max_history_items - batch.lengths)[:, None]
+        return torch.where(positions < len(self.prefix), positions, positions + pads)
+
+    def _readout(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the N read-out positions in the decoder's output."""
+        first = len(self.prefix)
+        if not batch.every_position:
+            rows = torch.arange(len(batch.items), device=batch.items.device)
+            return rows, first + batch.lengths - 1 + len(self.response)
+        columns = torch.arange(batch.items.shape[1], device=batch.items.device)
+        rows, columns = torch.nonzero(columns < batch.lengths[:, None], as_tuple=True)
+        return rows, first + columns
+
+    def _layers_per_block(self, num_blocks: int) -> int:
+        if self.num_layers % num_blocks:
+            raise ConfigError(
+                f"distill.num_blocks is {num_blocks}, which does not divide a depth of {self.num_layers}; "
+                "choose a common divisor of the depths of teacher and student"
+            )
+        return self.num_layers // num_blocks
+
+
+def build_decoder(
+    backbone: Backbone,
+    layers: tuple[int, ...],
+    item_vectors: Tensor,
+    *,
+    source: str,
+    lora: dict[str, Any] | None,
+    positions: Positions,
+    max_history_items: int,
+    item_dropout: float,
+    train_items: bool,
+) -> DecoderRecommender:
+    """A recommender from some layers of a backbone and given item vectors (V+1, D).
+
+    With `lora` the layers are frozen and get adapters; without, they train. Consumes the backbone: its other layers
+    are dropped.
+    """
+    keep_layers(backbone.decoder, layers)
+    config = DecoderRecommenderConfig(
+        decoder=backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type},
+        num_items=len(item_vectors) - 1,
+        item_dim=item_vectors.shape[1],
+        num_prefix_tokens=len(backbone.prefix),
+        num_response_tokens=len(backbone.response),
+        positions=positions,
+        max_history_items=max_history_items,
+        item_dropout=item_dropout,
+        backbone=source,
+        layers=layers,
+        lora=lora,
+    )
+    model = DecoderRecommender(config, backbone.decoder)
+    model.prefix.copy_(backbone.prefix)
+    model.response.copy_(backbone.response)
+    with torch.no_grad():
+        model.item_embeddings.weight.copy_(item_vectors)
+    set_trainable(model, train_items)
+    return model
+
+
+def set_trainable(model: DecoderRecommender, train_items: bool) -> None:
+    """Adapters and heads train; the layers too unless they have adapters; the item vectors if asked."""
+    for name, parameter in model.named_parameters():
+        frozen = model.config.lora is not None and name.startswith("decoder.") and "lora_" not in name
+        parameter.requires_grad_(not frozen)
+    model.item_embeddings.requires_grad_(train_items)
+
+
+def student_from(
+    teacher: DecoderRecommender, layers: tuple[int, ...], *, item_dropout: float, train_items: bool
+) -> DecoderRecommender:
+    """A student that starts from some of the teacher's layers and from all its heads.
+
+    The teacher's adapters are merged into the layers first, so that the student stands alone.
+    """
+    config = _alone(teacher, item_dropout, len(layers), {})
+    student = DecoderRecommender(config)
+    state = merged_state_dict(teacher)
+    own = {name: value for name, value in state.items() if not name.startswith("decoder.layers.")}
+    for index, layer in enumerate(layers):
+        prefix = f"decoder.layers.{layer}."
+        own |= {
+            f"decoder.layers.{index}.{name.removeprefix(prefix)}": value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+    student.load_state_dict(own, strict=True)
+    set_trainable(student, train_items)
+    return student
+
+
+def fresh_student(
+    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], *, item_dropout: float, train_items: bool
+) -> DecoderRecommender:
+    """A student with random layers of the teacher's architecture but for `changes`, and the teacher's item vectors.
+
+    The prompt is kept if the hidden width is.
+    """
+    student = DecoderRecommender(_alone(teacher, item_dropout, num_layers, changes))
+    student.decoder.init_weights()
+    with torch.no_grad():
+        student.item_embeddings.weight.copy_(teacher.item_embeddings.weight)
+        if student.hidden_size == teacher.hidden_size:
+            student.prefix.copy_(teacher.prefix)
+            student.response.copy_(teacher.response)
+    set_trainable(student, train_items)
+    return student
+
+
+def merged_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
+    """All weights, adapters merged into the layers they adapt."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if "lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = value.detach().clone()
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            state[f"{name}.weight"] += module.get_delta_weight("default").detach()
+    return state
+
+
+def own_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
+    """What belongs to this model alone: everything, or with adapters only the heads and the item vectors."""
+    state = model.state_dict()
+    if model.config.lora is None:
+        return state
+    return {name: value for name, value in state.items() if name.startswith(_HEADS)}
+
+
+def adapter_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
+    """The adapters' weights, named as PEFT names them."""
+    weights = get_peft_model_state_dict(model.decoder)
+    return {f"base_model.model.{name}": value.contiguous() for name, value in weights.items()}
+
+
+def load_adapter(model: DecoderRecommender, weights: dict[str, Tensor]) -> list[str]:
+    """Loads adapters written by `adapter_state_dict`; the names of those that did not fit."""
+    own = {name.replace(".default", ""): value for name, value in model.decoder.state_dict().items() if "lora_" in name}
+    given = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
+    for name in own.keys() & given.keys():
+        own[name].copy_(given[name])
+    return sorted(own.keys() ^ given.keys())
+
+
+def _alone(
+    teacher: DecoderRecommender, item_dropout: float, num_layers: int, changes: dict[str, Any]
+) -> DecoderRecommenderConfig:
+    values = teacher.config.to_dict()
+    decoder = values["decoder"] | {"num_hidden_layers": num_layers}
+    if decoder.get("layer_types"):
+        decoder["layer_types"] = decoder["layer_types"][:num_layers]
+    decoder |= changes
+    if "num_attention_heads" in changes and "head_dim" not in changes:
+        decoder.pop("head_dim", None)
+    if decoder["hidden_size"] != teacher.hidden_size:
+        values |= {"num_prefix_tokens": 0, "num_response_tokens": 0}
+    kept = {key: values[key] for key in ("num_items", "item_dim", "positions", "max_history_items")}
+    tokens = {key: values[key] for key in ("num_prefix_tokens", "num_response_tokens")}
+    return DecoderRecommenderConfig(decoder=decoder, item_dropout=item_dropout, **kept, **tokens)
+
+
+def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
+    decoder = random_decoder(settings | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None})
+    drop_token_table(decoder)
+    return decoder
+
+
+def lora_config(settings: dict[str, Any]) -> LoraConfig:
+    """PEFT's settings of the adapters."""
+    return LoraConfig(**(settings | {"target_modules": list(settings["target_modules"])}))
+
+
+AutoConfig.register(DecoderRecommenderConfig.model_type, DecoderRecommenderConfig)
+AutoModel.register(DecoderRecommenderConfig, DecoderRecommender)

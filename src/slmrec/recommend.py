@@ -1,0 +1,156 @@
+"""The recommender: a model folder, and histories in the caller's ids."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from slmrec.checkpoint import Vocabulary, load_recommender
+from slmrec.data.batching import by_length
+from slmrec.data.dataset import Ints, Samples
+from slmrec.errors import ConfigError
+from slmrec.evaluation import EncoderScorer, Scorer
+from slmrec.models.folder import Model
+
+ItemId = str | int
+BATCH_USERS = 256
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The answer to `Recommender.recommend`."""
+
+    table: pa.Table
+    """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows where no more items are left."""
+    num_unknown: int
+    """Items of the histories that the model does not know; they were left out."""
+    fallback_users: tuple[Any, ...]
+    """Users without a known item in their history; their list is that of the most popular items."""
+
+
+class Recommender:
+    """Recommends next items to histories, oldest item first, in the caller's ids."""
+
+    def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self._scorer: Scorer = EncoderScorer(model)
+        self._item_ids = vocabulary.item_ids.to_pylist()
+        self._items = {str(item_id): item for item, item_id in enumerate(self._item_ids, 1)}
+        self._popularity = torch.cat([torch.tensor([-torch.inf]), torch.tensor(vocabulary.counts.to_pylist()).float()])
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Recommender":
+        """The recommender of a folder that a training stage wrote.
+
+        Raises:
+            CheckpointError: the folder is incomplete, or a backbone that it builds on cannot be had.
+        """
+        return cls(*load_recommender(Path(folder)))
+
+    def recommend(
+        self,
+        sequences: Sequence[Sequence[ItemId]],
+        k: int = 10,
+        *,
+        filter_seen: bool = True,
+        candidates: Sequence[ItemId] | None = None,
+        user_ids: Sequence[Any] | None = None,
+    ) -> Recommendations:
+        """The k best next items of each history.
+
+        Args:
+            sequences: item ids, oldest first; text and number forms of an id are the same.
+            k: items wanted, at least 1.
+            filter_seen: leave out the items of the history.
+            candidates: rank these items alone.
+            user_ids: names for the rows of the answer; by default 0, 1, ...
+
+        Raises:
+            ConfigError: k is below 1, or a candidate is unknown.
+        """
+        if k < 1:
+            raise ConfigError(f"k is {k}; ask for at least 1 item")
+        users = list(user_ids) if user_ids is not None else list(range(len(sequences)))
+        known = [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
+        best = [np.zeros(0, dtype=np.int64)] * len(known)
+        scores = [np.zeros(0, dtype=np.float32)] * len(known)
+        allowed = self._allowed(candidates)
+        for rows, batch_scores in self._batches(known):
+            for row, values in zip(rows, batch_scores + allowed, strict=True):
+                if filter_seen and known[row]:
+                    values[known[row]] = -torch.inf
+                top = values.topk(min(k, len(values) - 1))
+                shown = top.values > -torch.inf
+                best[row], scores[row] = top.indices[shown].numpy(), top.values[shown].numpy()
+        num_unknown = sum(map(len, sequences)) - sum(map(len, known))
+        fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
+        return Recommendations(self._table(users, best, scores), num_unknown, fallback)
+
+    def encode(self, sequences: Sequence[Sequence[ItemId]]) -> Tensor:
+        """User vectors (B, D) of histories that hold at least one known item each.
+
+        Raises:
+            ConfigError: a history has no known item.
+        """
+        known = [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
+        if not all(known):
+            raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
+        vectors = torch.zeros(len(known), self.model.item_vectors().shape[1])
+        for rows, batch in by_length(_samples(known), BATCH_USERS, self.model.max_history_items):
+            with torch.inference_mode():
+                vectors[rows] = self.model.encode(batch).users
+        return vectors
+
+    def title(self, item_id: ItemId) -> str | None:
+        """The title of an item, if it has one."""
+        item = self._items.get(str(item_id))
+        if item is None or self.vocabulary.titles is None:
+            return None
+        title: str | None = self.vocabulary.titles[item - 1].as_py()
+        return title
+
+    def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor]]:
+        """Rows and their scores (B, V+1); rows without history get the popularity of the items."""
+        filled = np.array([row for row, history in enumerate(known) if history], dtype=np.int64)
+        samples = _samples([known[row] for row in filled])
+        for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
+            yield filled[rows], self._scorer.score(batch).clone()
+        empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)
+        if len(empty):
+            yield empty, self._popularity.repeat(len(empty), 1)
+
+    def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor:
+        """(V+1,): 0 where an item may be recommended, else -inf."""
+        if candidates is None:
+            return torch.zeros(self.model.num_items + 1)
+        unknown = [candidate for candidate in candidates if str(candidate) not in self._items]
+        if unknown:
+            raise ConfigError(f"candidate {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
+        allowed = torch.full((self.model.num_items + 1,), -torch.inf)
+        allowed[[self._items[str(candidate)] for candidate in candidates]] = 0
+        return allowed
+
+    def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
+        sizes = [len(items) for items in best]
+        flat = np.concatenate([*best, np.zeros(0, dtype=np.int64)])
+        return pa.table(
+            {
+                "user_id": pa.array([user for user, size in zip(users, sizes, strict=True) for _ in range(size)]),
+                "item_id": self.vocabulary.item_ids.take(pa.array(flat - 1)),
+                "score": pa.array(np.concatenate([*scores, np.zeros(0, dtype=np.float32)])),
+                "rank": pa.array([rank for size in sizes for rank in range(1, size + 1)], pa.int64()),
+            }
+        )
+
+
+def _samples(histories: list[list[int]]) -> Samples:
+    ends = np.cumsum([len(history) for history in histories], dtype=np.int64)
+    starts = ends - np.array([len(history) for history in histories], dtype=np.int64)
+    flat = np.array([item for history in histories for item in history] + [0], dtype=np.int64)  # a target for the last
+    return Samples(flat, starts, ends, np.arange(len(histories)))

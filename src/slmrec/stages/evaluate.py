@@ -1,0 +1,165 @@
+"""All models side by side on the test split; the only place that reads it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from safetensors.numpy import save_file
+
+from slmrec.baselines import LastItemCooccurrence, Popularity
+from slmrec.checkpoint import load_recommender
+from slmrec.config import EvaluateConfig
+from slmrec.data.dataset import Dataset
+from slmrec.errors import CheckpointError
+from slmrec.evaluation import EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
+from slmrec.metrics import ranking_metrics
+from slmrec.models.folder import Model
+from slmrec.stages.folders import Stage, Task
+
+PRIMARY = "full_history_excluded"
+SHOWN = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
+Extra = Callable[[Dataset], dict[str, Scorer]]
+
+
+def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
+    """Ranks the test items by every model, and writes the contract's files.
+
+    Args:
+        task: the run.
+        extra: further scorers to show beside the models, such as the oracle of simulated data.
+    """
+    settings = task.config.evaluate
+    dataset = Dataset.load(task.output / "prepare")
+    models = _models(task, dataset)
+    scorers: dict[str, Scorer] = {
+        "popularity": Popularity(dataset.train_counts()),
+        "cooccurrence": LastItemCooccurrence(dataset),
+        **{name: EncoderScorer(model) for name, model in models.items()},
+        **extra(dataset),
+    }
+    ranks = _ranks(task, settings, dataset, scorers)
+    report = {name: {protocol: ranking_metrics(found) for protocol, found in by.items()} for name, by in ranks.items()}
+    samples = dataset.held_out("test")
+    timed = samples.take(samples.users[: settings.timing_users])
+    speeds = throughput(scorers, timed, batch_size=settings.batch_size)
+    facts = {
+        name: {
+            "users_per_second": round(speeds[name], 1),
+            "num_parameters": models[name].num_parameters() if name in models else 0,
+        }
+        for name in scorers
+    }
+    protocols = {
+        protocol: {
+            "settings": _protocol_settings(settings, protocol, task.config.seed),
+            "models": {name: by[protocol] | facts[name] for name, by in report.items()},
+        }
+        for protocol in _names(settings)
+    }
+    primary = PRIMARY if PRIMARY in protocols else next(iter(protocols))
+    content = {"primary": primary, "protocols": protocols}
+    (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _write_ranks(task.folder / "per_user.parquet", dataset, ranks)
+    return {}
+
+
+def show(folder: Path) -> None:
+    """Prints the tables of an evaluation."""
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    console = Console(width=max(Console().width, 118))
+    for name, protocol in content["protocols"].items():
+        console.print(_table(name, protocol))
+
+
+def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
+    online = task.output / "distill" / "teacher"
+    folders = {
+        "sasrec": task.output / "pretrain",
+        "teacher": online if online.exists() else task.output / "finetune",
+        "student": task.output / "distill",
+    }
+    if task.config.pretrain.item_vectors:
+        del folders["sasrec"]  # the vectors were brought; no SASRec was trained
+    models = {}
+    for name, folder in folders.items():
+        models[name], vocabulary = load_recommender(folder)
+        if not vocabulary.item_ids.equals(dataset.item_ids):
+            raise CheckpointError(f"{folder}: trained on another data set than {task.output / 'prepare'}; train it anew")
+    return models
+
+
+def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict[str, Scorer]) -> dict[str, Any]:
+    samples, negatives = dataset.held_out("test"), None
+    if "sampled" in settings.protocols:
+        negatives = draw_negatives(dataset, settings.num_negatives, task.config.seed)
+        save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
+    ranks = {}
+    with Progress(transient=True) as progress:
+        for name, scorer in scorers.items():
+            bar = progress.add_task(f"evaluate {name}", total=len(samples))
+            ranks[name] = evaluate_scorer(
+                scorer,
+                samples,
+                batch_size=settings.batch_size,
+                protocols=settings.protocols,
+                negatives=negatives,
+                progress=lambda number, bar=bar: progress.advance(bar, number),  # type: ignore[misc]
+            )
+    return ranks
+
+
+def _names(settings: EvaluateConfig) -> list[str]:
+    return [protocol_name(protocol, settings.num_negatives) for protocol in settings.protocols]
+
+
+def _protocol_settings(settings: EvaluateConfig, protocol: str, seed: int) -> dict[str, Any]:
+    sampled = protocol.startswith("sampled")
+    return {
+        "split": "leave_one_out, test",
+        "eval_mode": "sampled" if sampled else "full",
+        "exclude_history": protocol != "full",
+        "num_negatives": settings.num_negatives if sampled else None,
+        "ties": "broken at random, alike for all models",
+        "seed": seed,
+    }
+
+
+def _write_ranks(path: Path, dataset: Dataset, ranks: dict[str, Any]) -> None:
+    tables = [
+        pa.table(
+            {
+                "user_id": dataset.user_ids,
+                "model": pa.array([model] * dataset.num_users),
+                "protocol": pa.array([protocol] * dataset.num_users),
+                "rank": pa.array(found),
+            }
+        )
+        for model, by in ranks.items()
+        for protocol, found in by.items()
+    ]
+    pq.write_table(pa.concat_tables(tables), path)
+
+
+def _table(name: str, protocol: dict[str, Any]) -> Table:
+    settings = protocol["settings"]
+    against = f"{settings['num_negatives']} sampled negatives" if settings["num_negatives"] else "all items"
+    history = "excluded" if settings["exclude_history"] else "not excluded"
+    table = Table(title=f"{name}: {settings['split']} split, against {against}, history {history}")
+    table.add_column("model")
+    for metric in SHOWN:
+        table.add_column(metric.replace("hit", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR"), justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("users/s", justify="right")
+    for model, values in protocol["models"].items():
+        cells = [f"{values[metric]:.4f}" for metric in SHOWN]
+        table.add_row(model, *cells, f"{values['num_parameters']:,}", f"{values['users_per_second']:,.0f}")
+    return table
+
+
+STAGE = Stage("evaluate", ("prepare", "pretrain", "finetune", "distill"), build)

@@ -1,0 +1,63 @@
+"""The teacher: some layers of a pretrained decoder, tuned to recommend over the item vectors of pretrain."""
+
+import torch
+
+from slmrec.checkpoint import item_vectors_of
+from slmrec.config import Config, FinetuneConfig, PromptTemplate
+from slmrec.data.dataset import Dataset
+from slmrec.losses import NextItemLoss
+from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
+from slmrec.models.decoder import build_decoder
+from slmrec.stages.folders import Stage, Task
+from slmrec.stages.learning import forget_training_state, learn
+
+ALPACA = PromptTemplate(
+    prefix=(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+        "Predict the item that the user will choose next, given the items chosen so far, oldest first.\n\n### Input:\n"
+    ),
+    response="\n\n### Response:\n",
+)
+
+
+def build(task: Task) -> dict[str, float]:
+    """Builds and trains the teacher."""
+    settings = task.config.finetune
+    dataset = Dataset.load(task.output / "prepare")
+    vectors = item_vectors_of(task.output / "pretrain")
+    torch.manual_seed(task.config.seed)
+    backbone = _backbone(settings)
+    depth = backbone.decoder.config.num_hidden_layers
+    model = build_decoder(
+        backbone,
+        choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, "finetune"),
+        vectors,
+        source=settings.backbone,
+        lora=settings.lora.model_dump(mode="json") if settings.lora else None,
+        positions=settings.positions,
+        max_history_items=settings.max_history_items,
+        item_dropout=settings.item_dropout,
+        train_items=settings.item_table == "trained",
+    )
+    loss = NextItemLoss(model)
+    metrics = learn(task, "finetune", model, loss, dataset, settings.supervision, settings.train)
+    forget_training_state(task)
+    return metrics | {"num_layers": model.num_layers}
+
+
+def _backbone(settings: FinetuneConfig) -> Backbone:
+    if settings.backbone_config is not None:
+        decoder = random_decoder(settings.backbone_config)
+        nothing = torch.zeros(0, decoder.config.hidden_size)
+        return Backbone(decoder, nothing, nothing)  # random weights have no words to prompt with
+    prompt = {"alpaca": ALPACA, "none": PromptTemplate()}.get(settings.prompt, settings.prompt)
+    return load_backbone(settings.backbone, prompt.prefix, prompt.response)
+
+
+def _sources(config: Config) -> tuple[str | None, ...]:
+    source = config.finetune.backbone
+    return (source if "/" in source or source.endswith(".gguf") else None,)
+
+
+STAGE = Stage("finetune", ("prepare", "pretrain"), build, _sources)

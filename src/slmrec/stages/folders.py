@@ -1,0 +1,144 @@
+"""The folder of a stage: built aside, put in place whole, and recognised when it is already there."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slmrec import __version__
+from slmrec.config import Config
+from slmrec.errors import CheckpointError
+from slmrec.stages.memory import peak_rss_mb, reset_peak
+
+ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage's `build` is given."""
+
+    config: Config
+    output: Path
+    """The run's folder, with the folders of the stages before."""
+    folder: Path
+    """Where to write: a folder that is kept if the stage is interrupted, and put in place when it is done."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what it reads, and how its folder is built."""
+
+    name: str
+    needs: tuple[str, ...]
+    build: Callable[[Task], dict[str, float]]
+    """Writes into `task.folder` and returns the stage's metrics."""
+    sources: Callable[[Config], tuple[str | None, ...]] = lambda config: ()
+    """Files outside the run that the result depends on."""
+
+
+def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, target: Path | None = None) -> Path:
+    """Runs a stage unless its result is already there; where its output is.
+
+    Args:
+        stage: which one.
+        config: all settings.
+        output: the run's folder.
+        force: redo a finished stage.
+        target: write here instead of `output/NAME`.
+
+    Raises:
+        CheckpointError: a stage before it has not been run.
+    """
+    target = target or output / stage.name
+    fingerprint = _fingerprint(stage, config, output)
+    if not force and read_record(target).get("fingerprint") == fingerprint:
+        print(f"{stage.name}: done before and unchanged, nothing to do ({target}; --force redoes it)", flush=True)
+        return target
+    _refuse_foreign(target)
+    partial = target.parent / f".{target.name}.partial"
+    if force or read_record(partial).get("fingerprint") != fingerprint:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
+    start = time.perf_counter()
+    reset_peak()
+    metrics = stage.build(Task(config, output, partial))
+    facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
+    if not (partial / "metrics.json").exists():
+        _write_json(partial / "metrics.json", metrics | facts)
+    _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": True, "version": __version__} | facts)
+    (partial / "config.yaml").write_text(_dump(config), encoding="utf-8")
+    _put_in_place(partial, target)
+    print(f"{stage.name}: done in {facts['wall_s']:.0f} s, written to {target}", flush=True)
+    return target
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is known of a stage's folder; empty if it is none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return record
+
+
+def finished(folder: Path, name: str) -> Path:
+    """The folder, if the stage that makes it is done.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not read_record(folder).get("done"):
+        raise CheckpointError(f"{folder}: no finished {name}; run `slmrec {name}` with the same --config and --output first")
+    return folder
+
+
+def _fingerprint(stage: Stage, config: Config, output: Path) -> str:
+    upstream = {name: read_record(finished(output / name, name))["fingerprint"] for name in stage.needs}
+    sections = {name: getattr(config, name).model_dump(mode="json") for name in (stage.name, *_also(stage.name))}
+    sources = [_sha256(Path(path)) for path in stage.sources(config) if path]
+    facts = [__version__, config.seed, sections, upstream, sources]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _also(name: str) -> tuple[str, ...]:
+    """Sections of other stages that a stage reads as well."""
+    return ("finetune",) if name == "distill" else ()
+
+
+def _sha256(path: Path) -> str:
+    if path.is_dir():
+        return " ".join(_sha256(file) for file in sorted(path.iterdir()) if file.is_file())
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "missing"  # the stage itself says what is missing, and what to do
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and (read_record(target) or not any(target.iterdir()))):
+        raise CheckpointError(f"{target} exists and is no output of slmrec; choose another --output, nothing was changed")
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    old = target.parent / f".{target.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _dump(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

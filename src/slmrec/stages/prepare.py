@@ -1,0 +1,34 @@
+"""Raw logs to the data-set folder."""
+
+from pathlib import Path
+
+from slmrec.config import Config
+from slmrec.data.prepare import prepare_dataset
+from slmrec.errors import ConfigError
+from slmrec.stages.folders import Stage, Task
+
+
+def build(task: Task) -> dict[str, float]:
+    """Writes the data set; its counts."""
+    settings = task.config.prepare
+    if settings.input is None:
+        raise ConfigError("prepare.input is not set; give --input FILE, or prepare.input=FILE")
+    return prepare_dataset(
+        Path(settings.input),
+        task.folder,
+        format=settings.format,
+        user_col=settings.user_col,
+        item_col=settings.item_col,
+        time_col=settings.time_col,
+        items=Path(settings.items) if settings.items else None,
+        items_id_col=settings.items_id_col,
+        title_col=settings.title_col,
+        short_users=settings.short_users,
+    )
+
+
+def _sources(config: Config) -> tuple[str | None, ...]:
+    return config.prepare.input, config.prepare.items
+
+
+STAGE = Stage("prepare", (), build, _sources)

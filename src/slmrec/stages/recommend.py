@@ -1,0 +1,101 @@
+"""Histories from a file, recommendations into a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from slmrec.errors import ConfigError, DataError
+from slmrec.recommend import Recommender
+
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: bool = True) -> None:
+    """Writes `user_id, item_id, score, rank` for every user of a file.
+
+    Raises:
+        CheckpointError: the model folder is incomplete.
+        ConfigError: a file is of a kind that is not read or written.
+        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`.
+    """
+    if output.suffix not in _SUFFIXES:
+        raise ConfigError(f"{output}: recommendations are written as {', '.join(_SUFFIXES)}; choose one of them")
+    users, histories = _histories(input)
+    found = Recommender.from_pretrained(model).recommend(histories, k, filter_seen=filter_seen, user_ids=users)
+    _write(found.table, output)
+    notes = [f"recommend: {found.table.num_rows} rows for {len(users)} users written to {output}"]
+    if found.num_unknown:
+        notes.append(f"{found.num_unknown} unknown items left out")
+    if found.fallback_users:
+        notes.append(f"{len(found.fallback_users)} users without a known item got the most popular ones")
+    print("; ".join(notes), flush=True)
+
+
+def _histories(path: Path) -> tuple[list[Any], list[list[Any]]]:
+    table = _read(path)
+    columns = set(table.column_names)
+    if {"user_id", "history"} <= columns:
+        return table["user_id"].to_pylist(), [_history(value, path) for value in table["history"].to_pylist()]
+    if {"user_id", "item_id", "timestamp"} <= columns:
+        return _grouped(table)
+    raise DataError(
+        f"{path}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
+        "item_id and timestamp (a row an event)"
+    )
+
+
+def _grouped(table: pa.Table) -> tuple[list[Any], list[list[Any]]]:
+    order = pc.sort_indices(table.append_column("row", pa.array(range(table.num_rows))), [("timestamp", "ascending"), ("row", "ascending")])
+    histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
+    ordered = table.take(order)
+    for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
+        histories[user].append(item)
+    return list(histories), list(histories.values())
+
+
+def _history(value: Any, path: Path) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, str):  # a csv has no lists: a JSON list, or ids between spaces
+        try:
+            parsed = json.loads(value) if value.startswith("[") else value.split()
+        except json.JSONDecodeError:
+            raise DataError(f"{path}: history {value!r} is no JSON list; write [\"a\", \"b\"], or a b") from None
+        return list(parsed)
+    if value is None:
+        return []
+    return [value]
+
+
+def _read(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of histories")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".jsonl":
+            return pa_json.read_json(path)
+        if path.suffix == ".csv":
+            text = {name: pa.string() for name in ("user_id", "item_id", "history")}
+            return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=text))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    raise ConfigError(f"{path}: histories are read from {', '.join(_SUFFIXES)}")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".parquet":
+        pq.write_table(table, partial)
+    elif path.suffix == ".csv":
+        pa_csv.write_csv(table, partial)
+    else:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+    partial.replace(path)

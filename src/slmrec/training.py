@@ -1,0 +1,277 @@
+"""One training loop for every model: AdamW, warm-up, clipping, the best epoch kept, exact resumption."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from slmrec.config import TrainConfig
+from slmrec.data.batching import collate, shuffled
+from slmrec.data.dataset import Ints, Samples
+from slmrec.errors import TrainingError
+
+MONITORED = "ndcg@10"
+_STATE, _BEST, _LOG = "state.safetensors", "best.safetensors", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """What to train on."""
+
+    samples: Samples
+    max_history_items: int
+    every_position: bool
+
+
+@dataclass
+class Progressed:
+    """Where training stands; all that has to be known to go on, besides weights and optimiser."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Optimiser steps done."""
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the best epoch."""
+    seconds: float = 0.0
+
+
+Validate = Callable[[], dict[str, float]]
+
+
+def fit(
+    loss: nn.Module, data: TrainingSamples, settings: TrainConfig, *, validate: Validate, folder: Path, seed: int, name: str
+) -> Progressed:
+    """Trains the parameters of a loss that require gradients, and leaves those of the best epoch in it.
+
+    After every epoch the state is saved in `folder`; called again with the same arguments, training goes on from
+    there and ends with the same weights, to the last bit on a CPU: whatever is drawn depends on seed and step alone.
+
+    Args:
+        loss: returns `LossTerms` for a batch and owns what is trained.
+        data: the training samples.
+        settings: how to train.
+        validate: metrics on the validation split; the best epoch is that of the highest NDCG@10.
+        folder: for the state and `log.jsonl`.
+        seed: of batches and dropout.
+        name: shown beside the progress bar.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    return _Trainer(loss, data, settings, validate, folder, seed, name).run()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        loss: nn.Module,
+        data: TrainingSamples,
+        settings: TrainConfig,
+        validate: Validate,
+        folder: Path,
+        seed: int,
+        name: str,
+    ) -> None:
+        precision = "bf16" if use_bf16(settings.bf16) else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
+        self.optimizer = torch.optim.AdamW(_groups(self.parameters, settings.weight_decay), lr=settings.learning_rate)
+        self.loss = self.accelerator.prepare_model(loss)
+        self.data, self.settings, self.validate = data, settings, validate
+        self.folder, self.seed, self.name = folder, seed, name
+        self.progressed = Progressed()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> Progressed:
+        self._resume()
+        if not self.progressed.best:
+            self._keep_best(self.validate())  # as initialised: training may make it no better
+        with _progress(self.accelerator.is_main_process) as progress:
+            while not self._finished():
+                self._epoch(progress)
+        for key, value in load_file(self.folder / _BEST).items():
+            self.parameters[key].data.copy_(value)
+        return self.progressed
+
+    def _finished(self) -> bool:
+        done = self.progressed
+        return (
+            done.epoch >= self.settings.num_train_epochs
+            or 0 <= self.settings.max_steps <= done.step
+            or done.epoch - done.best_epoch >= self.settings.early_stopping_patience
+        )
+
+    def _epoch(self, progress: Progress) -> None:
+        start, done = time.perf_counter(), self.progressed
+        steps = list(self._steps(done.epoch))
+        task = progress.add_task(f"{self.name} epoch {done.epoch + 1}", total=len(steps))
+        totals: dict[str, float] = {}
+        self.loss.train()
+        for batches in steps:
+            if 0 <= self.settings.max_steps <= done.step:
+                break
+            for key, value in self._step(batches).items():
+                totals[key] = totals.get(key, 0.0) + value / len(steps)
+            progress.advance(task)
+        progress.remove_task(task)
+        done.epoch += 1
+        metrics = self.validate()
+        done.seconds += time.perf_counter() - start
+        self._record(totals, metrics)
+        if metrics[MONITORED] > done.best[MONITORED]:
+            self._keep_best(metrics)
+        self._save()
+
+    def _steps(self, epoch: int) -> Iterator[list[Ints]]:
+        """This process's batches of an epoch, those of one optimiser step together."""
+        batch_size = self.settings.per_device_train_batch_size
+        lengths = np.minimum(self.data.samples.lengths, self.data.max_history_items)
+        batches = shuffled(lengths, batch_size, self.seed, epoch)
+        own = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.settings.gradient_accumulation_steps
+        shortest = len(batches) // self.accelerator.num_processes  # all processes take equally many steps
+        own = own[: max(shortest, 1)]
+        for at in range(0, len(own), size):
+            yield own[at : at + size]
+
+    def _step(self, batches: list[Ints]) -> dict[str, float]:
+        done, device = self.progressed, self.accelerator.device
+        torch.manual_seed(hash((self.seed, done.step, self.accelerator.process_index)))
+        rate = self.settings.learning_rate * self._schedule(done.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts: dict[str, float] = {}
+        for rows in batches:
+            batch = collate(self.data.samples, rows, self.data.max_history_items, self.data.every_position)
+            batch = batch._replace(
+                items=batch.items.to(device), lengths=batch.lengths.to(device), targets=batch.targets.to(device)
+            )
+            with self.accelerator.autocast():
+                terms = self.loss(batch)
+            if not torch.isfinite(terms.total):
+                self._refuse_non_finite(terms.total, rate)
+            self.accelerator.backward(terms.total / len(batches))
+            for key, value in ({"loss": terms.total} | terms.parts).items():
+                parts[key] = parts.get(key, 0.0) + float(value) / len(batches)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            self._refuse_non_finite(norm, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        done.step += 1
+        return parts
+
+    def _refuse_non_finite(self, value: Tensor, rate: float) -> None:
+        raise TrainingError(
+            f"{self.name}: loss or gradient is {float(value)} at step {self.progressed.step} with learning rate "
+            f"{rate:.2e}; the state before this epoch is kept; lower {self.name}.train.learning_rate or raise "
+            f"{self.name}.train.warmup_steps"
+        )
+
+    def _schedule(self, step: int) -> float:
+        num_batches = math.ceil(len(self.data.samples) / self.settings.per_device_train_batch_size)
+        per_epoch = math.ceil(
+            num_batches / self.accelerator.num_processes / self.settings.gradient_accumulation_steps
+        )
+        total = per_epoch * self.settings.num_train_epochs
+        if self.settings.max_steps >= 0:
+            total = min(total, self.settings.max_steps)
+        return schedule(step, self.settings.warmup_steps, total, self.settings.lr_scheduler_type)
+
+    def _record(self, totals: dict[str, float], metrics: dict[str, float]) -> None:
+        done = self.progressed
+        line = {"epoch": done.epoch, "step": done.step, "seconds": round(done.seconds, 1)}
+        line |= {f"train/{key}": value for key, value in totals.items()}
+        line |= {f"valid/{key}": value for key, value in metrics.items()}
+        with (self.folder / _LOG).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        parts = ", ".join(f"{key} {value:.4f}" for key, value in totals.items())
+        self.accelerator.print(
+            f"{self.name}: epoch {done.epoch}: {parts}; valid NDCG@10 {metrics[MONITORED]:.4f} ({done.seconds:.0f} s)",
+            flush=True,
+        )
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        self.progressed.best, self.progressed.best_epoch = metrics, self.progressed.epoch
+        _save_whole({key: value.detach() for key, value in self.parameters.items()}, self.folder / _BEST, {})
+
+    def _save(self) -> None:
+        tensors = {f"parameter.{key}": value.detach() for key, value in self.parameters.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        _save_whole(tensors, self.folder / _STATE, {"progressed": json.dumps(vars(self.progressed))})
+
+    def _resume(self) -> None:
+        path = self.folder / _STATE
+        if not path.is_file():
+            (self.folder / _LOG).unlink(missing_ok=True)
+            return
+        with safe_open(path, framework="pt") as stream:
+            self.progressed = Progressed(**json.loads(stream.metadata()["progressed"]))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(path).items():
+            kind, rest = key.split(".", 1)
+            if kind == "parameter":
+                self.parameters[rest].data.copy_(value)
+            else:
+                index, entry = rest.split(".", 1)
+                state.setdefault(int(index), {})[entry] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._forget_unsaved_epochs()
+        self.accelerator.print(f"{self.name}: going on after epoch {self.progressed.epoch}", flush=True)
+
+    def _forget_unsaved_epochs(self) -> None:
+        lines = (self.folder / _LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        (self.folder / _LOG).write_text("".join(lines[: self.progressed.epoch]), encoding="utf-8")
+
+
+def schedule(step: int, warmup_steps: int, total_steps: int, kind: str) -> float:
+    """The share of the peak learning rate at a step (from 0).
+
+    >>> [round(schedule(step, 2, 6, "linear"), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[kind]
+
+
+def use_bf16(setting: bool | str) -> bool:
+    """Whether matrix products are done in bfloat16; `auto`: where the hardware has them."""
+    if setting != "auto":
+        return bool(setting)
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def _groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [value for value in parameters.values() if value.dim() > 1]
+    others = [value for value in parameters.values() if value.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def _progress(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, transient=True, disable=not shown)

@@ -1,0 +1,113 @@
+"""Imports point downwards only; the table below is the architecture."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
+
+BASE = {"errors", "types"}
+MIDDLE = {"data", "models", "losses", "metrics", "config"}
+TOOLS = {"training", "evaluation", "baselines", "checkpoint"}
+SERVING = {"recommend", "server"}
+
+# Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    **dict.fromkeys(MIDDLE, BASE),
+    "training": BASE | {"config", "data", "models", "losses", "metrics"},
+    "evaluation": BASE | {"data", "metrics"},
+    "baselines": BASE | {"data", "metrics"},
+    "checkpoint": BASE | {"data", "models"},
+    "recommend": BASE | {"checkpoint", "evaluation", "data"},
+    "server": BASE | {"recommend"},
+    "stages": BASE | MIDDLE | TOOLS | SERVING,
+    "cli": BASE | MIDDLE | TOOLS | SERVING | {"stages"},
+    "__main__": {"cli"},
+    "__init__": {"recommend"},  # deferred: see test_package.py
+}
+
+# Libraries with one home, and those with none.
+MAY_USE: dict[str, set[str]] = {
+    "transformers": {"models"},
+    "peft": {"models"},
+    "accelerate": {"training"},
+    **{name: set() for name in ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")},
+}
+
+
+def place_of(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a file imports, wherever in the file."""
+    package = ("slmrec", *path.relative_to(SOURCE).parent.parts)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def violations(path: Path, source: str) -> list[str]:
+    place = place_of(path)
+    found = []
+    for line, name in imports(path, source):
+        root, _, rest = name.partition(".")
+        if root in MAY_USE and place not in MAY_USE[root]:
+            found.append(f"line {line}: {place} may not use {root}")
+        if root == "slmrec" and rest != "__version__":
+            target = {"": "__init__", "Recommender": "recommend"}.get(rest, rest.split(".")[0])
+            if target not in MAY_IMPORT[place] | {place}:
+                found.append(f"line {line}: {place} may not import {name}")
+    return found
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_imports_follow_the_table(path: Path) -> None:
+    assert place_of(path) in MAY_IMPORT, f"{path.name} has no place yet: add it to MAY_IMPORT in {Path(__file__).name}"
+    assert violations(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_source_was_found() -> None:
+    assert SOURCE / "config.py" in FILES
+
+
+def test_the_table_points_downwards() -> None:
+    TopologicalSorter(MAY_IMPORT).prepare()  # raises CycleError
+    assert set().union(*MAY_IMPORT.values()) <= set(MAY_IMPORT)
+
+
+def test_only_cli_stages_and_training_know_the_config() -> None:
+    assert {place for place, below in MAY_IMPORT.items() if "config" in below} == {"cli", "stages", "training"}
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("losses.py", "from slmrec.metrics import ndcg", ["line 1: losses may not import slmrec.metrics.ndcg"]),
+        ("losses.py", "from slmrec import training", ["line 1: losses may not import slmrec.training"]),
+        ("losses.py", "def f():\n    import slmrec.config", ["line 2: losses may not import slmrec.config"]),
+        ("data/dataset.py", "from ..models import sasrec", ["line 1: data may not import slmrec.models.sasrec"]),
+        ("data/dataset.py", "from slmrec import Recommender", ["line 1: data may not import slmrec.Recommender"]),
+        ("metrics.py", "import slmrec", ["line 1: metrics may not import slmrec"]),
+        ("stages/distill.py", "from transformers import AutoModel", ["line 1: stages may not use transformers"]),
+        ("stages/distill.py", "import slmrec.cli as cli", ["line 1: stages may not import slmrec.cli"]),
+        ("evaluation.py", "import accelerate.utils", ["line 1: evaluation may not use accelerate"]),
+        ("checkpoint.py", "import json, pickle", ["line 1: checkpoint may not use pickle"]),
+        ("data/dataset.py", "from .batching import collate\nfrom ..errors import DataError", []),
+        ("checkpoint.py", "from slmrec import __version__", []),
+    ],
+)
+def test_violations_are_seen(file: str, source: str, expected: list[str]) -> None:
+    assert violations(SOURCE / file, source) == expected
