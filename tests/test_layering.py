@@ -36,7 +36,8 @@ MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
     "accelerate": {"training"},
-    **{name: set() for name in ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")},
+    "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
+    **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }
 
 

@@ -15,7 +15,7 @@ from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError
 from slmrec.evaluation import EncoderScorer, Scorer
-from slmrec.models.folder import Model
+from slmrec.types import SequenceEncoder
 
 ItemId = str | int
 BATCH_USERS = 256
@@ -36,7 +36,7 @@ class Recommendations:
 class Recommender:
     """Recommends next items to histories, oldest item first, in the caller's ids."""
 
-    def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: SequenceEncoder, vocabulary: Vocabulary) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self._scorer: Scorer = EncoderScorer(model)

@@ -88,7 +88,7 @@ class _Trainer:
         precision = "bf16" if use_bf16(settings.bf16) else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
-        self.optimizer = torch.optim.AdamW(_groups(self.parameters, settings.weight_decay), lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True)
         self.loss = self.accelerator.prepare_model(loss)
         self.data, self.settings, self.validate = data, settings, validate
         self.folder, self.seed, self.name = folder, seed, name
@@ -162,9 +162,9 @@ class _Trainer:
             with self.accelerator.autocast():
                 terms = self.loss(batch)
             if not torch.isfinite(terms.total):
-                self._refuse_non_finite(terms.total, rate)
+                self._refuse_non_finite(terms.total.detach(), rate)
             self.accelerator.backward(terms.total / len(batches))
-            for key, value in ({"loss": terms.total} | terms.parts).items():
+            for key, value in ({"loss": terms.total.detach()} | terms.parts).items():
                 parts[key] = parts.get(key, 0.0) + float(value) / len(batches)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):

@@ -1,11 +1,11 @@
 """A made-up shop of which one thing is known that no real log tells: the best possible next-item recommender.
 
 Items come in families with an order, such as the steps of a course. The shop is defined by the probability of every
-item to be bought next, given all that was bought before; nothing else about a user exists. Whoever knows the rule can
-rank no better than by that probability, so what the `Oracle` reaches is the ceiling for every model. The rule:
+item to be bought next, given all that was bought before; nothing else about a user exists. Nobody can
+rank better, on average, than by that probability: what the `Oracle` reaches is the ceiling for every model. The rule:
 
-1. The next item's family is, with probability `alternate`, that of the item before the newest one. Otherwise it is drawn
-   with weights `base[f]` + the number of family f's items bought so far (a Pólya urn: purchases show tastes).
+1. The next item's family is, with probability `alternate`, that of the item before the newest one. Otherwise it is
+   drawn with weights `base[f]` + the number of family f's items bought so far (a Pólya urn: purchases show tastes).
 2. Within the family it is, with probability `follow`, the item after the family's newest bought one, if there is such
    an item and it is unseen; otherwise an unseen item, drawn by popularity.
 
@@ -38,13 +38,16 @@ FAMILY_SKEW = 0.6
 ITEM_SKEW = 0.8
 """The n-th most popular item of a family has a popularity of n to the power of minus this."""
 FOLLOW = 0.7
+"""Probability that a family goes on with the item after its newest bought one."""
 ALTERNATE = 0.5
+"""Probability that the family is that of the item before the newest one: order matters beyond the newest item."""
 MIN_EVENTS, MAX_EVENTS = 5, 25
 MEAN_EXTRA_EVENTS = 7.0
 """Mean of the geometric number of events above the minimum, before it is cut off at the maximum."""
 OPENING = 1_700_000_000
-"""First second in which a user may come, and the log goes on for about a year."""
+"""First second in which a user may come."""
 YEAR_S = 31_536_000
+"""Users come for the first time during one year."""
 
 FAMILIES = """
 Trail running, Sea kayaking, Bread baking, Watercolour painting, Bird watching, Chess openings, Film photography,
@@ -85,7 +88,9 @@ class Shop:
     popularity: Floats
     """(V+1,): weights of the items within their family; 0 for the padding item."""
     follow: float
+    """Probability that a family goes on in its order."""
     alternate: float
+    """Probability that the family is that of the item before the newest one."""
 
     @classmethod
     def generate(cls, seed: int = 0, num_families: int = NUM_FAMILIES) -> "Shop":

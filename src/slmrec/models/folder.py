@@ -26,14 +26,15 @@ _ADAPTER = "adapter_model.safetensors"
 
 def save_model(model: Model, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`; of an adapted model the adapters, as PEFT does, and the heads."""
-    if isinstance(model, SasRec) or model.config.lora is None:
-        model.save_pretrained(folder)
-        return
-    model.save_pretrained(folder, state_dict=own_state_dict(model))
-    save_file(adapter_state_dict(model), folder / _ADAPTER, {"format": "pt"})
-    settings = lora_config(model.config.lora)
-    settings.base_model_name_or_path = model.config.backbone
-    settings.save_pretrained(folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    weights = model.state_dict() if isinstance(model, SasRec) else own_state_dict(model)
+    _write(weights, folder / "model.safetensors")
+    if isinstance(model, DecoderRecommender) and model.config.lora:
+        _write(adapter_state_dict(model), folder / _ADAPTER)
+        settings = lora_config(model.config.lora)
+        settings.base_model_name_or_path = model.config.backbone
+        settings.save_pretrained(folder)
 
 
 def load_model(folder: Path) -> Model:
@@ -85,3 +86,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder is incomplete")
     return load_file(path)
+
+
+def _write(weights: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path, {"format": "pt"})
