@@ -22,14 +22,14 @@ Recorded = Mapping[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def recorded(shared_session: Path) -> Recorded:
-    with np.load(shared_session / "golden" / "reference.npz") as file:
+def recorded(shared: Path) -> Recorded:
+    with np.load(shared / "golden" / "reference.npz") as file:
         return dict(file)
 
 
 @pytest.fixture(scope="module")
-def settings(shared_session: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((shared_session / "golden" / "reference.json").read_text(encoding="utf-8"))
+def settings(shared: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((shared / "golden" / "reference.json").read_text(encoding="utf-8"))
     return content
 
 

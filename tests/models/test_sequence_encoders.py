@@ -1,0 +1,233 @@
+"""What every model owes: a user's vector depends on the user's history alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import slmrec.models.folder
+from slmrec.errors import CheckpointError, ConfigError
+from slmrec.models.backbone import Backbone, choose_layers, random_decoder
+from slmrec.models.decoder import DecoderRecommender, build_decoder, fresh_student, merged_state_dict, student_from
+from slmrec.models.folder import Model, load_model, save_model
+from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.types import Batch
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 11,
+    "initializer_range": 0.3,
+}
+LORA = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+
+
+def sasrec() -> SasRec:
+    torch.manual_seed(0)
+    return SasRec(SasRecConfig(num_items=20, hidden_size=8, max_history_items=6)).eval()
+
+
+def decoder(positions: str = "contiguous", prompt: bool = True, lora: bool = False) -> DecoderRecommender:
+    torch.manual_seed(0)
+    backbone = random_decoder(LLAMA)
+    table = backbone.get_input_embeddings().weight.detach()
+    model = build_decoder(
+        Backbone(backbone, table[: 3 if prompt else 0].clone(), table[3 : 5 if prompt else 3].clone()),
+        (0, 1, 2, 3),
+        torch.cat([torch.zeros(1, 8), torch.randn(20, 8)]),
+        source="random",
+        lora=LORA if lora else None,
+        positions=positions,
+        max_history_items=6,
+        item_dropout=0.0,
+        train_items=False,
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+MODELS = {
+    "sasrec": sasrec,
+    "contiguous": decoder,
+    "right_aligned": lambda: decoder("right_aligned"),
+    "no prompt": lambda: decoder(prompt=False),
+    "lora": lambda: decoder(lora=True),
+}
+
+
+@pytest.fixture(params=MODELS, ids=list(MODELS))
+def model(request: pytest.FixtureRequest) -> Model:
+    return MODELS[request.param]()
+
+
+def batch(*histories: list[int], every_position: bool = False, width: int | None = None) -> Batch:
+    lengths = torch.tensor([len(history) for history in histories])
+    items = torch.zeros(len(histories), width or int(lengths.max()), dtype=torch.long)
+    for row, history in enumerate(histories):
+        items[row, : len(history)] = torch.tensor(history)
+    num = int(lengths.sum()) if every_position else len(histories)
+    return Batch(items, lengths, torch.ones(num, dtype=torch.long), every_position)
+
+
+@torch.no_grad()
+def test_a_users_vector_does_not_depend_on_the_batch(model: Model) -> None:
+    histories = [[1, 2, 3, 4, 5], [6], [7, 8]]
+    together = model.encode(batch(*histories)).users
+    alone = torch.cat([model.encode(batch(history)).users for history in histories])
+    padded = model.encode(batch(*histories, width=6)).users
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, padded, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_order_of_the_history_matters(model: Model) -> None:
+    one, other = (model.encode(batch(history)).users for history in ([1, 2, 3], [2, 1, 3]))
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [sasrec, lambda: decoder(prompt=False)], ids=["sasrec", "decoder"])
+def test_a_position_does_not_see_later_items(build: object) -> None:
+    model = build()  # type: ignore[operator]
+    one = model.encode(batch([1, 2, 3, 4], every_position=True)).users
+    other = model.encode(batch([1, 2, 9, 8], every_position=True)).users
+    torch.testing.assert_close(one[:2], other[:2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one[2:], other[2:], atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_position_ends_with_the_newest(model: Model) -> None:
+    if isinstance(model, DecoderRecommender) and len(model.response):
+        pytest.skip("reads the user vector after the response, not at the items")
+    every = model.encode(batch([1, 2, 3], [4, 5], every_position=True)).users
+    newest = model.encode(batch([1, 2, 3], [4, 5])).users
+    torch.testing.assert_close(every[[2, 4]], newest, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_position_of_the_decoder_is_each_prefix() -> None:
+    model = decoder(prompt=False)
+    every = model.encode(batch([1, 2, 3], every_position=True)).users
+    prefixes = model.encode(batch([1], [1, 2], [1, 2, 3])).users
+    torch.testing.assert_close(every, prefixes, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_position_schemes_differ_and_agree_for_a_full_history() -> None:
+    contiguous, right = decoder(), decoder("right_aligned")
+    full, short = [1, 2, 3, 4, 5, 6], [1, 2]
+    torch.testing.assert_close(contiguous.encode(batch(full)).users, right.encode(batch(full)).users)
+    assert not torch.allclose(contiguous.encode(batch(short)).users, right.encode(batch(short)).users, atol=1e-5)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def base(source: str) -> object:
+        torch.manual_seed(0)
+        return random_decoder(LLAMA)
+
+    monkeypatch.setattr(slmrec.models.folder, "load_decoder", base)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    torch.testing.assert_close(again.encode(batch([1, 2, 3])).users, model.encode(batch([1, 2, 3])).users, rtol=0, atol=0)
+    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
+
+
+def test_an_adapted_model_saves_no_weight_of_its_backbone(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = decoder(lora=True)
+    save_model(model, tmp_path)
+    heads, adapters = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "adapter_model.safetensors")
+    assert not any(name.startswith("decoder.") for name in heads)
+    assert adapters and all("lora_" in name for name in adapters)
+    assert (tmp_path / "adapter_config.json").is_file()
+
+
+def test_auto_model_opens_a_standalone_folder(tmp_path: Path) -> None:
+    model = decoder()
+    save_model(model, tmp_path)
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode(batch([1, 2])).users, model.encode(batch([1, 2])).users)
+
+
+def test_missing_and_mismatched_weights_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_model(sasrec(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if name != "norm.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"norm\.weight"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_a_student_of_all_layers_is_its_teacher_with_adapters_merged() -> None:
+    teacher = decoder(lora=True)
+    student = student_from(teacher, (0, 1, 2, 3), item_dropout=0.0, train_items=False).eval()
+    assert student.config.lora is None and not any("lora_" in name for name in student.state_dict())
+    histories = batch([1, 2, 3], [4])
+    torch.testing.assert_close(student.encode(histories).users, teacher.encode(histories).users, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_keeps_the_chosen_layers_in_order() -> None:
+    teacher = decoder()
+    student = student_from(teacher, (3, 1), item_dropout=0.0, train_items=True)
+    state, taught = student.state_dict(), merged_state_dict(teacher)
+    name = "self_attn.q_proj.weight"
+    assert student.num_layers == 2
+    assert torch.equal(state[f"decoder.layers.0.{name}"], taught[f"decoder.layers.3.{name}"])
+    assert torch.equal(state[f"decoder.layers.1.{name}"], taught[f"decoder.layers.1.{name}"])
+    assert student.item_embeddings.weight.requires_grad
+
+
+def test_a_fresh_student_may_be_narrower() -> None:
+    student = fresh_student(decoder(), 2, {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
+                            item_dropout=0.0, train_items=False)
+    assert (student.hidden_size, student.num_layers, len(student.prefix)) == (8, 2, 0)
+    assert student.eval().encode(batch([1, 2]), num_blocks=2).blocks[1].shape == (1, 8)
+
+
+def test_trainable_parameters_by_name() -> None:
+    adapted = {name for name, value in decoder(lora=True).named_parameters() if value.requires_grad}
+    assert {name.split(".")[0] for name in adapted if "lora_" not in name} == {"input_proj", "score"}
+    full = {name for name, value in decoder().named_parameters() if value.requires_grad}
+    assert "decoder.layers.0.mlp.up_proj.weight" in full and "item_embeddings.weight" not in full
+
+
+def test_blocks_must_divide_the_depth() -> None:
+    with pytest.raises(ConfigError, match="num_blocks is 3.*depth of 4"):
+        decoder().encode(batch([1]), num_blocks=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((8, 4, 1, None), (0, 1, 2, 3)), ((8, 4, 2, None), (0, 2, 4, 6)), ((7, 4, 2, None), (0, 2, 4, 6)), ((8, 1, 1, (5, 2)), (5, 2))],
+)
+def test_choice_of_layers(arguments: tuple[int, int, int, tuple[int, ...] | None], expected: tuple[int, ...]) -> None:
+    assert choose_layers(*arguments, "finetune") == expected
+
+
+def test_a_depth_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"distill.num_layers is 40 but there are 32 layers; choose 1-32"):
+        choose_layers(32, 40, 1, None, "distill")
+    with pytest.raises(ConfigError, match=r"layers is \[0, 9\] but there are 8 layers; choose from 0-7"):
+        choose_layers(8, 1, 1, (0, 9), "finetune")
+    with pytest.raises(ConfigError, match="choose 1-4"):
+        choose_layers(8, 5, 2, None, "finetune")
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no_such_model"):
+        random_decoder({"model_type": "no_such_model"})

@@ -1,0 +1,122 @@
+"""Losses against hand-worked values and naive re-implementations; every distillation term teaches."""
+
+import doctest
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slmrec import losses
+from slmrec.losses import DistillationLoss, NextItemLoss, catalogue_cross_entropy, score_divergence
+from slmrec.types import Batch, Encoded
+
+TERMS = ("ce", "cosine", "norm", "multiple", "kl")
+
+
+class Linear(nn.Module):
+    """A model of two blocks that reads the newest item alone."""
+
+    num_items, max_history_items = 5, 4
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.items = nn.Embedding(6, 3)
+        self.first, self.second, self.score = nn.Linear(3, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def item_vectors(self) -> Tensor:
+        return self.items.weight
+
+    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+        newest = batch.items[torch.arange(len(batch.items)), batch.lengths - 1]
+        first = self.first(self.items(newest)).tanh()
+        second = self.second(first).tanh()
+        return Encoded(self.score(second), (first, second) if num_blocks else ())
+
+
+BATCH = Batch(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([4, 5]), False)
+
+
+def distillation(weights: dict[str, float], online: bool = False, width: int = 4) -> DistillationLoss:
+    return DistillationLoss(
+        Linear(width, 0), Linear(4, 1), widths=(width, 4), item_width=3, num_blocks=2, weights=weights, online=online
+    )
+
+
+def test_examples_of_the_module() -> None:
+    assert doctest.testmod(losses).attempted >= 2
+    assert doctest.testmod(losses).failed == 0
+
+
+def test_cross_entropy_leaves_the_padding_item_out() -> None:
+    users, items = torch.tensor([[1.0]]), torch.tensor([[100.0], [0.0], [0.0]])
+    assert catalogue_cross_entropy(users, items, torch.tensor([1])).item() == pytest.approx(0.693147, abs=1e-5)
+    with_padding = catalogue_cross_entropy(users, items, torch.tensor([1]), include_padding=True)
+    assert with_padding.item() == pytest.approx(100.0, abs=1e-3)
+
+
+def test_score_divergence_is_the_definition() -> None:
+    student, teacher = torch.randn(3, 7), torch.randn(3, 7)
+    p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
+    expected = (p * (p.log() - q.log())).sum(-1).mean() * 4
+    assert score_divergence(student, teacher, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert score_divergence(student, student, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_alone_changes_the_students_gradients(term: str) -> None:
+    loss = distillation({term: 1.0})
+    terms = loss(BATCH)
+    assert list(terms.parts) == [term]
+    terms.total.backward()
+    moved = [value.grad.abs().sum().item() for value in loss.student.parameters() if value.grad is not None]
+    assert sum(moved) > 0
+    assert all(value.grad is None for value in loss.teacher.parameters())
+
+
+@pytest.mark.parametrize("term", TERMS[1:])
+def test_each_term_adds_to_the_gradient_of_cross_entropy(term: str) -> None:
+    def gradient(weights: dict[str, float]) -> Tensor:
+        torch.manual_seed(3)
+        loss = distillation(weights)
+        loss(BATCH).total.backward()
+        return loss.student.first.weight.grad.clone()
+
+    assert not torch.allclose(gradient({"ce": 1.0}), gradient({"ce": 1.0, term: 1.0}))
+
+
+def test_weights_scale_terms_and_zero_leaves_one_out() -> None:
+    single = distillation({"ce": 0.0, "cosine": 1.0, "norm": 0.0, "multiple": 0.0, "kl": 0.0})
+    assert len(single.adapters) == 0
+    assert distillation({"multiple": 1.0}).adapters[0].weight.shape == (3, 4)
+    assert distillation({"cosine": 3.0})(BATCH).total.item() == pytest.approx(3 * single(BATCH).total.item(), rel=1e-5)
+
+
+def test_other_widths_meet_through_a_projection() -> None:
+    loss = distillation({"cosine": 1.0, "norm": 1.0}, width=2)
+    loss(BATCH).total.backward()
+    assert loss.projection.weight.shape == (4, 2)
+    assert loss.projection.weight.grad.abs().sum() > 0
+
+
+def test_offline_teacher_is_frozen_and_stays_in_eval_mode() -> None:
+    loss = distillation({"ce": 1.0, "kl": 1.0}).train()
+    assert not loss.teacher.training and loss.student.training
+    assert not any(value.requires_grad for value in loss.teacher.parameters())
+
+
+def test_online_teacher_learns_from_its_own_cross_entropy_alone() -> None:
+    with_terms = distillation({"ce": 1.0, "cosine": 1.0, "norm": 1.0, "multiple": 1.0, "kl": 1.0}, online=True)
+    terms = with_terms(BATCH)
+    terms.total.backward()
+    alone = NextItemLoss(Linear(4, 1))
+    alone(BATCH).total.backward()
+    assert "teacher_ce" in terms.parts
+    assert torch.allclose(with_terms.teacher.first.weight.grad, alone.model.first.weight.grad)
+
+
+def test_a_teacher_without_states_is_an_error_not_a_missing_term() -> None:
+    loss = distillation({"cosine": 1.0})
+    loss.num_teacher_blocks = 0
+    with pytest.raises(ValueError, match="zip"):
+        loss(BATCH)

