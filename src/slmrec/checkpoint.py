@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import load_file
 from torch import Tensor
 
 from slmrec.data.dataset import Dataset
@@ -45,14 +46,18 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         CheckpointError: a file is missing, or the weights do not fit the architecture.
     """
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: not a model folder (config.json is missing); give the output of a training stage")
+        raise CheckpointError(
+            f"{folder}: not a model folder (config.json is missing); give the output of a training stage"
+        )
     model = load_model(folder)
     try:
         items = pq.read_table(folder / _ITEMS)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: {_ITEMS} is missing, without which items have no ids") from None
     if items.num_rows != model.num_items:
-        raise CheckpointError(f"{folder}: {_ITEMS} has {items.num_rows} rows but the model knows {model.num_items} items")
+        raise CheckpointError(
+            f"{folder}: {_ITEMS} has {items.num_rows} rows but the model knows {model.num_items} items"
+        )
     titles = items["title"].combine_chunks() if "title" in items.column_names else None
     return model, Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
 
@@ -63,8 +68,6 @@ def item_vectors_of(folder: Path) -> Tensor:
     Raises:
         CheckpointError: the folder has none.
     """
-    from safetensors.torch import load_file
-
     path = folder / "item_vectors.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; run the pretrain stage")
@@ -75,9 +78,10 @@ def _card(model: Model, title: str, metrics: dict[str, float]) -> str:
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     backbone = getattr(model.config, "backbone", None)
     base = f"base_model: {backbone}\n" if backbone and backbone != "random" else ""
+    use = 'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([["item id"]])'
     return (
         f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"
         f"# {title}\n\nNext-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
-        f'```python\nfrom slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([["item id"]])\n```\n\n'
+        f"```python\n{use}\n```\n\n"
         f"Validation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
     )

@@ -339,7 +339,9 @@ def _suggestion(location: tuple[Any, ...]) -> str:
     section: Any = Config
     for part in location[:-1]:
         field = section.model_fields.get(part)
-        candidates = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if field] if field else []
+        candidates = (
+            [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if field] if field else []
+        )
         section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)), None)
         if section is None:
             return ""

@@ -44,7 +44,8 @@ def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: SLMRec, the feature norm term.
     """
-    return torch.linalg.vector_norm(student - teacher, dim=-1).mean()
+    distances: Tensor = torch.linalg.vector_norm(student - teacher, dim=-1)
+    return distances.mean()
 
 
 def score_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

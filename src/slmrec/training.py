@@ -52,7 +52,14 @@ Validate = Callable[[], dict[str, float]]
 
 
 def fit(
-    loss: nn.Module, data: TrainingSamples, settings: TrainConfig, *, validate: Validate, folder: Path, seed: int, name: str
+    loss: nn.Module,
+    data: TrainingSamples,
+    settings: TrainConfig,
+    *,
+    validate: Validate,
+    folder: Path,
+    seed: int,
+    name: str,
 ) -> Progressed:
     """Trains the parameters of a loss that require gradients, and leaves those of the best epoch in it.
 
@@ -88,7 +95,9 @@ class _Trainer:
         precision = "bf16" if use_bf16(settings.bf16) else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
-        self.optimizer = torch.optim.AdamW(_groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
+        )
         self.loss = self.accelerator.prepare_model(loss)
         self.data, self.settings, self.validate = data, settings, validate
         self.folder, self.seed, self.name = folder, seed, name
@@ -183,9 +192,7 @@ class _Trainer:
 
     def _schedule(self, step: int) -> float:
         num_batches = math.ceil(len(self.data.samples) / self.settings.per_device_train_batch_size)
-        per_epoch = math.ceil(
-            num_batches / self.accelerator.num_processes / self.settings.gradient_accumulation_steps
-        )
+        per_epoch = math.ceil(num_batches / self.accelerator.num_processes / self.settings.gradient_accumulation_steps)
         total = per_epoch * self.settings.num_train_epochs
         if self.settings.max_steps >= 0:
             total = min(total, self.settings.max_steps)
@@ -256,8 +263,8 @@ def use_bf16(setting: bool | str) -> bool:
     if setting != "auto":
         return bool(setting)
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

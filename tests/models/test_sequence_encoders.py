@@ -136,7 +136,9 @@ def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(slmrec.models.folder, "load_decoder", base)
     save_model(model, tmp_path)
     again = load_model(tmp_path)
-    torch.testing.assert_close(again.encode(batch([1, 2, 3])).users, model.encode(batch([1, 2, 3])).users, rtol=0, atol=0)
+    torch.testing.assert_close(
+        again.encode(batch([1, 2, 3])).users, model.encode(batch([1, 2, 3])).users, rtol=0, atol=0
+    )
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
 
 
@@ -193,8 +195,13 @@ def test_a_student_keeps_the_chosen_layers_in_order() -> None:
 
 
 def test_a_fresh_student_may_be_narrower() -> None:
-    student = fresh_student(decoder(), 2, {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
-                            item_dropout=0.0, train_items=False)
+    student = fresh_student(
+        decoder(),
+        2,
+        {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
+        item_dropout=0.0,
+        train_items=False,
+    )
     assert (student.hidden_size, student.num_layers, len(student.prefix)) == (8, 2, 0)
     assert student.eval().encode(batch([1, 2]), num_blocks=2).blocks[1].shape == (1, 8)
 
@@ -207,13 +214,18 @@ def test_trainable_parameters_by_name() -> None:
 
 
 def test_blocks_must_divide_the_depth() -> None:
-    with pytest.raises(ConfigError, match="num_blocks is 3.*depth of 4"):
+    with pytest.raises(ConfigError, match=r"num_blocks is 3.*depth of 4"):
         decoder().encode(batch([1]), num_blocks=3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((8, 4, 1, None), (0, 1, 2, 3)), ((8, 4, 2, None), (0, 2, 4, 6)), ((7, 4, 2, None), (0, 2, 4, 6)), ((8, 1, 1, (5, 2)), (5, 2))],
+    [
+        ((8, 4, 1, None), (0, 1, 2, 3)),
+        ((8, 4, 2, None), (0, 2, 4, 6)),
+        ((7, 4, 2, None), (0, 2, 4, 6)),
+        ((8, 1, 1, (5, 2)), (5, 2)),
+    ],
 )
 def test_choice_of_layers(arguments: tuple[int, int, int, tuple[int, ...] | None], expected: tuple[int, ...]) -> None:
     assert choose_layers(*arguments, "finetune") == expected

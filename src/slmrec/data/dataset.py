@@ -74,7 +74,9 @@ class Dataset:
         owners = interactions["user"].to_numpy()
         return cls(
             flat=interactions["item"].to_numpy().astype(np.int64),
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(owners - 1, minlength=users.num_rows))]).astype(np.int64),
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(owners - 1, minlength=users.num_rows))]).astype(
+                np.int64
+            ),
             user_ids=users["user_id"].combine_chunks(),
             item_ids=items["item_id"].combine_chunks(),
             titles=items["title"].combine_chunks() if "title" in items.column_names else None,

@@ -100,7 +100,9 @@ def _index(engine: Any, events: Table, name: str) -> tuple[pa.Table, Table]:
 def _with_titles(catalogue: pa.Table, titles: Table) -> pa.Table:
     known = titles.to_pyarrow()
     by_id = dict(zip(known["item_id"].to_pylist(), known["title"].to_pylist(), strict=True))
-    return catalogue.append_column("title", pa.array([by_id.get(str(i)) for i in catalogue["item_id"].to_pylist()], pa.string()))
+    return catalogue.append_column(
+        "title", pa.array([by_id.get(str(i)) for i in catalogue["item_id"].to_pylist()], pa.string())
+    )
 
 
 def _interactions(events: Table, users: Table, items: Table) -> Table:

@@ -71,8 +71,10 @@ def read_titles(engine: Any, path: Path, *, id_col: str, title_col: str) -> Tabl
         numbered = table.select(
             item_id=table[id_col].cast("string"), title=table[title_col].cast("string"), row=ibis.row_number()
         )
-        first = numbered.filter(numbered.title.notnull()).group_by("item_id").aggregate(
-            title=lambda t: t.title.first(order_by=t.row)
+        first = (
+            numbered.filter(numbered.title.notnull())
+            .group_by("item_id")
+            .aggregate(title=lambda t: t.title.first(order_by=t.row))
         )
         return keep(engine, first)
     except duckdb.Error as error:
@@ -180,8 +182,9 @@ def _line_without_items(path: Path) -> DataError:
 
 def _explain(path: Path, error: Exception) -> DataError:
     """What is wrong with a file that the engine cannot read: found by reading it once more, line by line."""
+    number = 0
     try:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(_lines(path), 1):  # noqa: B007 - read by the handler below
             line.decode("utf-8")
     except UnicodeDecodeError as fault:
         return DataError(

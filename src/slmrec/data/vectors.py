@@ -4,10 +4,11 @@ import collections
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -60,7 +61,9 @@ def _pickled(path: Path) -> Tensor:
     try:
         value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})") from None
+        raise DataError(
+            f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})"
+        ) from None
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor):
@@ -68,25 +71,25 @@ def _pickled(path: Path) -> Tensor:
     return value.detach().cpu()
 
 
+def _load_storage(raw: bytes) -> Any:
+    return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+
+
 class _TensorUnpickler(pickle.Unpickler):
     """Builds tensors and arrays; any other name in the file is refused before it is looked up."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-        ("torch.storage", "_load_from_bytes"): lambda raw: _load_storage(raw),
+        ("torch.storage", "_load_from_bytes"): _load_storage,
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return self._ALLOWED[module, name]
-
-
-def _load_storage(raw: bytes) -> Any:
-    return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")

@@ -108,7 +108,9 @@ def drop_token_table(decoder: PreTrainedModel) -> None:
         setattr(decoder.config, token, None)
 
 
-def choose_layers(depth: int, num_layers: int, layer_step: int, layers: tuple[int, ...] | None, where: str) -> tuple[int, ...]:
+def choose_layers(
+    depth: int, num_layers: int, layer_step: int, layers: tuple[int, ...] | None, where: str
+) -> tuple[int, ...]:
     """Which of `depth` layers to keep: the listed ones, or `num_layers` of them, `layer_step` apart.
 
     >>> choose_layers(8, 4, 2, None, "finetune")
@@ -178,8 +180,8 @@ def _dequantise(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not a GGUF decoder: {' '.join(str(error).split())[:300]}") from None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    del model.config.quantization_config  # the weights are float32 now
+    model.hf_quantizer = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -274,7 +274,7 @@ def merged_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
 
 def own_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
     """What belongs to this model alone: everything, or with adapters only the heads and the item vectors."""
-    state = model.state_dict()
+    state: dict[str, Tensor] = model.state_dict()
     if model.config.lora is None:
         return state
     return {name: value for name, value in state.items() if name.startswith(_HEADS)}
@@ -313,7 +313,9 @@ def _alone(
 
 
 def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
-    decoder = random_decoder(settings | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None})
+    decoder = random_decoder(
+        settings | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    )
     drop_token_table(decoder)
     return decoder
 

@@ -54,7 +54,8 @@ def load_model(folder: Path) -> Model:
     if isinstance(model, DecoderRecommender) and model.config.lora:
         wrong = load_adapter(model, _read(folder / _ADAPTER))
         _refuse(folder, wrong)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _decoder(config: DecoderRecommenderConfig) -> DecoderRecommender:

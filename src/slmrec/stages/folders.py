@@ -95,7 +95,9 @@ def finished(folder: Path, name: str) -> Path:
         CheckpointError: it is not.
     """
     if not read_record(folder).get("done"):
-        raise CheckpointError(f"{folder}: no finished {name}; run `slmrec {name}` with the same --config and --output first")
+        raise CheckpointError(
+            f"{folder}: no finished {name}; run `slmrec {name}` with the same --config and --output first"
+        )
     return folder
 
 
@@ -124,7 +126,9 @@ def _sha256(path: Path) -> str:
 
 def _refuse_foreign(target: Path) -> None:
     if target.exists() and not (target.is_dir() and (read_record(target) or not any(target.iterdir()))):
-        raise CheckpointError(f"{target} exists and is no output of slmrec; choose another --output, nothing was changed")
+        raise CheckpointError(
+            f"{target} exists and is no output of slmrec; choose another --output, nothing was changed"
+        )
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -51,7 +51,9 @@ def _histories(path: Path) -> tuple[list[Any], list[list[Any]]]:
 
 
 def _grouped(table: pa.Table) -> tuple[list[Any], list[list[Any]]]:
-    order = pc.sort_indices(table.append_column("row", pa.array(range(table.num_rows))), [("timestamp", "ascending"), ("row", "ascending")])
+    order = pc.sort_indices(
+        table.append_column("row", pa.array(range(table.num_rows))), [("timestamp", "ascending"), ("row", "ascending")]
+    )
     histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
     ordered = table.take(order)
     for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
@@ -66,7 +68,7 @@ def _history(value: Any, path: Path) -> list[Any]:
         try:
             parsed = json.loads(value) if value.startswith("[") else value.split()
         except json.JSONDecodeError:
-            raise DataError(f"{path}: history {value!r} is no JSON list; write [\"a\", \"b\"], or a b") from None
+            raise DataError(f'{path}: history {value!r} is no JSON list; write ["a", "b"], or a b') from None
         return list(parsed)
     if value is None:
         return []

