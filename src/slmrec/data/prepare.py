@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import duckdb
 import ibis
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
-from slmrec.data.sources import Format, connect, keep, read_events, read_titles
+from slmrec.data.files import Format
+from slmrec.data.sources import connect, keep, read_events, read_titles
 from slmrec.errors import DataError
 
 MIN_EVENTS = 3
 """Leave-one-out needs an item to train on, one to validate and one to test."""
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+TABLES = ("interactions", "items", "users")
 
 
 def prepare_dataset(
@@ -34,32 +38,50 @@ def prepare_dataset(
 ) -> dict[str, float]:
     """Writes `interactions`, `items` and `users` (parquet) and `dataset.json` into a folder; the counts.
 
-    Ids are dense from 1 in the order of the caller's ids: numeric if all of a column are integers, else by code
-    point. So the order of the input's rows decides nothing but ties of time.
+    Ids are dense from 1 in the order of the caller's ids: if all of a column are whole numbers, written as such (no
+    leading zeros), they are stored as numbers and ordered by value, else as text, by code point. So the order of the
+    input's rows decides nothing but ties of time.
+
+    Args:
+        input: the file of events: one user a line, or a table.
+        output: an existing folder.
+        format: `auto` goes by the file's name, or by its first line.
+        user_col: the table's column of users.
+        item_col: the table's column of items.
+        time_col: the table's column of times.
+        items: a table of items with titles.
+        items_id_col: its column of ids.
+        title_col: its column of titles; of several titles of an id, the first one counts.
+        short_users: `drop` leaves out users of fewer than three events.
 
     Raises:
         DataError: the input cannot be read, or a user has too few events and `short_users` is `error`.
     """
-    engine = connect()
-    events = read_events(engine, input, format, user_col=user_col, item_col=item_col, time_col=time_col)
-    events, num_dropped = _without_short_users(engine, events, input, short_users)
-    users, user_index = _index(engine, events, "user")
-    catalogue, item_index = _index(engine, events, "item")
-    if items is not None:
-        catalogue = _with_titles(catalogue, read_titles(engine, items, id_col=items_id_col, title_col=title_col))
-    try:
-        interactions = _interactions(events, user_index, item_index).to_pyarrow()
-    except duckdb.Error as error:
-        raise DataError(f"{input}: cannot be prepared ({' '.join(str(error).split())[:200]})") from None
-    tables = {"interactions": interactions, "items": catalogue, "users": users}
-    for name, table in tables.items():
-        pq.write_table(table, output / f"{name}.parquet")
-    counts = _counts(interactions, users.num_rows, catalogue.num_rows) | {"dropped_users": num_dropped}
-    rules = {"order": "timestamp, then input order", "repeats": "kept", "split": "leave_one_out"}
+    with TemporaryDirectory(dir=output, prefix=".spill-") as folder:
+        engine, spill = connect(Path(folder)), Path(folder)
+        events = read_events(engine, spill, input, format, user_col=user_col, item_col=item_col, time_col=time_col)
+        events, num_dropped = _without_short_users(engine, events, input, short_users)
+        users, catalogue = _index(engine, events, "user"), _index(engine, events, "item")
+        _interactions(events, users, catalogue).to_parquet(output / "interactions.parquet")
+        users.select("user", user_id=users.caller_id).order_by("user").to_parquet(output / "users.parquet")
+        titles = read_titles(engine, spill, items, id_col=items_id_col, title_col=title_col) if items else None
+        _items(catalogue, titles).to_parquet(output / "items.parquet")
+        counts = (
+            _counts(events)
+            | {"dropped_users": num_dropped}
+            | ({} if titles is None else _title_counts(catalogue, titles))
+        )
+        engine.disconnect()
     facts = {
-        "fingerprint": _fingerprint(tables),
+        "fingerprint": _fingerprint(output),
         "counts": counts,
-        "rules": rules | {"short_users": short_users, "min_user_events": MIN_EVENTS},
+        "rules": {
+            "order": "timestamp (dates as seconds since 1970-01-01 UTC), then input order",
+            "repeats": "kept",
+            "split": "leave_one_out",
+            "short_users": short_users,
+            "min_user_events": MIN_EVENTS,
+        },
         "sources": [_source(path) for path in (input, items) if path],
     }
     (output / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -82,59 +104,82 @@ def _without_short_users(engine: Any, events: Table, path: Path, short_users: st
         )
     kept = keep(engine, events.semi_join(sizes.filter(sizes["size"] >= MIN_EVENTS), "user_id"))
     if not kept.count().execute():
-        raise DataError(f"{path}: no user has {MIN_EVENTS} events; nothing is left to learn from")
+        raise DataError(f"{path}: no user has {MIN_EVENTS} events, expected one at least; give more data")
     return kept, number
 
 
-def _index(engine: Any, events: Table, name: str) -> tuple[pa.Table, Table]:
-    """The distinct ids of users or items, numbered from 1 in their order; as a table to write and one to join."""
-    column = f"{name}_id"
-    ids = events.select(column).distinct()
-    numeric = bool(ids[column].re_search(_INTEGER).all().execute())
-    key = ids[column].cast("int64") if numeric else ids[column]
-    numbered = keep(engine, ids.mutate(number=ibis.row_number().over(order_by=key) + 1))
-    columns = {name: numbered.number, column: numbered[column].cast("int64") if numeric else numbered[column]}
-    return numbered.select(**columns).order_by(name).to_pyarrow(), numbered.rename({name: "number"})
-
-
-def _with_titles(catalogue: pa.Table, titles: Table) -> pa.Table:
-    known = titles.to_pyarrow()
-    by_id = dict(zip(known["item_id"].to_pylist(), known["title"].to_pylist(), strict=True))
-    return catalogue.append_column(
-        "title", pa.array([by_id.get(str(i)) for i in catalogue["item_id"].to_pylist()], pa.string())
-    )
+def _index(engine: Any, events: Table, name: str) -> Table:
+    """The distinct ids of users or items, as text and as the caller's, numbered from 1 in their order."""
+    ids = events.select(text=events[f"{name}_id"]).distinct()
+    number = ids.text.try_cast("int64")
+    numeric = bool((number.cast("string") == ids.text).fill_null(False).all().execute())
+    ids = ids.mutate(caller_id=number if numeric else ids.text)
+    return keep(engine, ids.mutate(**{name: ibis.row_number().over(order_by=ids.caller_id) + 1}))
 
 
 def _interactions(events: Table, users: Table, items: Table) -> Table:
-    joined = events.join(users, "user_id").join(items, "item_id")
-    position = ibis.row_number().over(group_by=joined.user, order_by=[joined.timestamp, joined.row])
+    joined = events.join(users.select("user", user_id="text"), "user_id")
+    joined = joined.join(items.select("item", item_id="text"), "item_id")
+    order = [joined.timestamp, joined.nanosecond, joined.row]
+    position = ibis.row_number().over(group_by=joined.user, order_by=order)
     return joined.select("user", "item", "timestamp", position=position).order_by(["user", "position"])
 
 
-def _counts(interactions: pa.Table, num_users: int, num_items: int) -> dict[str, float]:
-    sizes = interactions.group_by("user").aggregate([("item", "count")])["item_count"].to_numpy()
+def _items(catalogue: Table, titles: Table | None) -> Table:
+    columns = {"item": catalogue["item"], "item_id": catalogue.caller_id}
+    if titles is None:
+        return catalogue.select(**columns).order_by("item")
+    return (
+        catalogue.left_join(titles, catalogue.text == titles.item_id).select(**columns, title="title").order_by("item")
+    )
+
+
+def _counts(events: Table) -> dict[str, float]:
+    sizes = events.group_by("user_id").aggregate(size=events.count())["size"]
+    lengths = sizes.as_table().aggregate(num=sizes.count(), least=sizes.min(), mean=sizes.mean(), most=sizes.max())
+    found = lengths.to_pyarrow().to_pylist()[0]
     return {
-        "num_users": num_users,
-        "num_items": num_items,
-        "num_events": interactions.num_rows,
-        "shortest_history": int(sizes.min()),
-        "mean_history": round(float(sizes.mean()), 2),
-        "longest_history": int(sizes.max()),
+        "num_users": found["num"],
+        "num_items": int(events.item_id.nunique().execute()),
+        "num_events": int(events.count().execute()),
+        "shortest_history": found["least"],
+        "mean_history": round(found["mean"], 2),
+        "longest_history": found["most"],
     }
 
 
-def _fingerprint(tables: dict[str, pa.Table]) -> str:
+def _title_counts(catalogue: Table, titles: Table) -> dict[str, float]:
+    known = titles.semi_join(catalogue, titles.item_id == catalogue.text)
+    return {
+        "num_titled_items": int(known.title.count().execute()),
+        "num_retitled_items": int((titles.num_titles > 1).sum().execute()),
+    }
+
+
+def _fingerprint(folder: Path) -> str:
     """Of the contents alone: the same data, wherever and whenever prepared, has the same one."""
-    digest = hashlib.sha256()
-    for name, table in tables.items():
-        for column in table.column_names:
-            values = table[column]
-            digest.update(f"{name}.{column}".encode())
-            if pa.types.is_integer(values.type) and not values.null_count:
-                digest.update(values.cast("int64").to_numpy().tobytes())
-            else:
-                digest.update(json.dumps(values.to_pylist()).encode())
-    return digest.hexdigest()
+    digests = [f"{name}.{digest}" for name in TABLES for digest in _column_digests(folder / f"{name}.parquet")]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _column_digests(path: Path) -> list[str]:
+    parts: dict[str, Any] = defaultdict(hashlib.sha256)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                for part, content in _contents(column).items():
+                    parts[f"{name}.{part}"].update(content)
+    return [f"{name}={digest.hexdigest()}" for name, digest in sorted(parts.items())]
+
+
+def _contents(column: pa.Array) -> dict[str, bytes]:
+    """Bytes that, one batch after the other, tell all values of a column; batches may be cut anywhere."""
+    known = column.is_valid().to_numpy(zero_copy_only=False).tobytes()
+    if pa.types.is_integer(column.type):
+        numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+        return {"known": known, "number": numbers.astype("<i8").tobytes()}
+    texts = [text.encode() for text in pc.fill_null(column, "").to_pylist()]
+    return {"known": known, "length": np.array([len(text) for text in texts], "<i8").tobytes(), "text": b"".join(texts)}
 
 
 def _source(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from slmrec.types import Batch
 
 SEED = 0
 NUM_USERS = 2500
-TRAIN = "{learning_rate: 3e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}"
+TRAIN = "{learning_rate: 5e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}"
 
 
 def demo(output: Path, overrides: list[str], force: bool = False) -> None:
@@ -40,9 +40,9 @@ def demo_config(raw: Path, overrides: list[str]) -> Config:
     own = [
         f"prepare.input={raw / 'interactions.csv'}",
         f"prepare.items={raw / 'items.csv'}",
-        "pretrain.train.num_train_epochs=12",
-        "pretrain.train.learning_rate=2e-3",
         "pretrain.dropout=0.2",
+        "pretrain.supervision=every_position",
+        "pretrain.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",
         "finetune.num_layers=4",
         "finetune.lora=null",
         "finetune.prompt=none",

@@ -1,0 +1,46 @@
+"""The README's commands and files exist, and its example runs."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from slmrec.cli import STAGES, _parser
+from slmrec.data.dataset import Dataset
+from slmrec.models.sasrec import SasRec, SasRecConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z]+)\b", README))
+    assert {"demo", "test"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_commands_of_the_readme_parse() -> None:
+    text = re.sub(r"\\\n\s*", " ", README)
+    commands = [line.strip().split("#")[0] for line in text.splitlines() if re.match(r"\s*slmrec [a-z]+ -", line)]
+    assert {command.split()[1] for command in commands} >= set(STAGES) | {"recommend"}
+    for command in commands:
+        _parser().parse_args(command.split()[1:])
+
+
+def test_files_named_in_the_documents_exist() -> None:
+    for document in (README, (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")):
+        for name in set(re.findall(r"`((?:src|configs|docs|tests|examples|benchmarks)/[\w./-]+)`", document)):
+            assert (ROOT / name).exists(), name
+
+
+def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from slmrec.checkpoint import save_recommender
+
+    save_recommender(SasRec(SasRecConfig(num_items=40, hidden_size=8)), tiny_dataset, tmp_path, "tiny", {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["quickstart.py", str(tmp_path), "i01,i02"])
+        runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
+    assert re.search(r"i\d\d", capsys.readouterr().out)
