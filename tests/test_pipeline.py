@@ -144,7 +144,7 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_files(
 
     with monkeypatch.context() as patch:
         if stage == "prepare":
-            patch.setattr(slmrec.data.prepare.pq, "write_table", dying(pq.write_table, "", 1))
+            patch.setattr(slmrec.data.prepare, "_fingerprint", dying(None, "", 0))
         elif stage == "evaluate":
             patch.setattr(slmrec.stages.evaluate, "throughput", dying(None, "", 0))
         else:
@@ -152,6 +152,8 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_files(
         with pytest.raises(KilledError):
             main(["run", "--config", str(config), "--output", str(tmp_path)])
     assert not (tmp_path / stage).exists()
+    (tmp_path / f".{stage}.partial" / "half").mkdir()
+    (tmp_path / f".{stage}.partial" / "half" / "written.parquet").write_bytes(b"PAR1")
     assert main(["run", "--config", str(config), "--output", str(tmp_path)]) == 0
     ours, theirs = contents(tmp_path), contents(finished)
     assert ours.keys() == theirs.keys()
@@ -213,7 +215,7 @@ BAD_INPUT = {
     "no column": (b"user,thing,timestamp\n1,2,3\n", "shop.csv", "'user_id'", "set prepare.user_col"),
     "empty": (b"", "shop.csv", "is empty", "expected"),
     "short user": (b"a x y\n", "shop.txt", "'a' with 2", "set prepare.short_users=drop"),
-    "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "iconv"),
+    "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "UTF-8 text"),
     "NaN time": (
         b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n",
         "shop.csv",

@@ -112,7 +112,7 @@ distinct_times = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=distinct_times, data=st.data())
 def test_shuffled_rows_give_the_same_data_set(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], data: st.DataObject
@@ -208,8 +208,8 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 
 
 def test_titles_join_by_id(tmp_path: Path) -> None:
-    items = write_csv(tmp_path / "items.csv", [(10, "Ten", 0), (99, "Unsold", 0), (2, "Two", 0), (2, "Deux", 0)])
-    items.write_text(items.read_text().replace("user_id,item_id", "item_id,title"), encoding="utf-8")
+    named = [(10, "Ten", 0), (99, "Unsold", 0), (2, "Two", 0), (2, "Deux", 0)]
+    items = write_csv(tmp_path / "items.csv", named, header=("item_id", "title", "price"))
     log = write_csv(tmp_path / "log.csv", [("u", 10, 1), ("u", 3, 2), ("u", 2, 3)])
     folder, counts = prepare(log, items=items)
     assert [(row["item_id"], row["title"]) for row in tables(folder)["items"]] == [(2, "Two"), (3, None), (10, "Ten")]
@@ -228,11 +228,10 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     changes = [
         [("v", "a", 1), ("v", "b", 2), ("v", "c", 3)],
         [("u", "a", 1), ("u", "b", 2), ("u", "d", 3)],
-        [("u", "a", 1), ("u", "bc", 2), ("u", "", 3)],
+        [("u", "ab", 1), ("u", "b", 2), ("u", "c", 3)],
         [("u", "a", 1), ("u", "b", 2), ("u", "c", 4)],
         [("u", "b", 1), ("u", "a", 2), ("u", "c", 3)],
     ]
-    changes[2] = [("u", "ab", 1), ("u", "b", 2), ("u", "c", 3)]
     others = [prepare(write_csv(tmp_path / f"{number}.csv", change))[0] for number, change in enumerate(changes)]
     assert len({facts(folder)["fingerprint"] for folder in same}) == 1
     assert len({facts(folder)["fingerprint"] for folder in (*same, *others)}) == 1 + len(changes)

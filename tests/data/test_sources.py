@@ -105,6 +105,13 @@ def test_tables_of_all_formats_are_the_same(tmp_path: Path, kind: str, packed: b
     assert events(path) == expected
 
 
+@pytest.mark.parametrize("name", ["log[1]", "lo*", "lo?1", "it's", "{log1,log2}"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_names_are_no_wildcards(tmp_path: Path, name: str, kind: str) -> None:
+    write(tmp_path / f"log1.{kind}", "another file")
+    assert len(events(write(tmp_path / f"{name}.{kind}", CONTENTS[kind]))) == len(ROWS)
+
+
 def test_numbers_and_texts_of_json_are_ids(tmp_path: Path) -> None:
     lines = '{"user_id": 12345678901234567, "item_id": "\\u00fc \\"q\\"", "timestamp": 1.7e9}\n\n'
     (event,) = events(write(tmp_path / "log.jsonl", lines))
@@ -120,8 +127,8 @@ def test_columns_are_renamed_and_typed_headers_understood(tmp_path: Path) -> Non
 ids = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=8)
 
 
-@settings(max_examples=25, deadline=None)
-@given(rows=st.lists(st.tuples(ids, ids), min_size=1, max_size=5))
+@settings(max_examples=10, deadline=None)
+@given(rows=st.lists(st.tuples(ids, ids), min_size=1, max_size=20))
 def test_any_id_survives(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("ids")
     text = io.StringIO(newline="")
@@ -233,13 +240,12 @@ def test_events_that_are_refused(tmp_path: Path, name: str, content: "str | pa.T
 
 @pytest.mark.parametrize(
     "text",
-    ["nan", "NaN", "inf", "1288.5", "1.5e0", "1e30", "9223372036854775808", "yesterday", "2014-02-30", "07/23/2014"]
-    + ["2014-07-23 10:00 Europe/Berlin", "2014-07-23 25:00", "infinity", "2014", ""],
+    [
+        *("nan", "NaN", "inf", "infinity", "1288.5", "1.5e0", "1e30", "9223372036854775808", ""),
+        *("yesterday", "2014-02-30", "07/23/2014", "2014-07-23 25:00", "2014-07-23 10:00 Europe/Berlin"),
+    ],
 )
 def test_times_that_are_refused(tmp_path: Path, text: str) -> None:
-    if text == "2014":  # a number, if not the one that was meant
-        assert times(tmp_path, text) == [(2014, 0)]
-        return
     with pytest.raises(DataError) as caught:
         times(tmp_path, "5", text)
     value = repr(text) if text else "None"
@@ -259,7 +265,7 @@ def test_typed_times_that_are_refused(tmp_path: Path, array: list[Any]) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_titles(tmp_path: Path, packed: bool) -> None:
-    text = 'title,item_id\n"Red, ""deep""",007\n,8\nBlue,9\nGreen,9\nGreen,10\nGreen,10\nLate,8\n'.encode()
+    text = b'title,item_id\n"Red, ""deep""",007\n,8\nBlue,9\nGreen,9\nGreen,10\nGreen,10\nLate,8\n'
     found = titles(write(tmp_path / ("items.csv" + ".gz" * packed), gzip.compress(text) if packed else text))
     assert found == {"007": ('Red, "deep"', 1), "8": ("Late", 1), "9": ("Blue", 2), "10": ("Green", 1)}
 

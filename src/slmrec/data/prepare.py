@@ -15,11 +15,17 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
 from slmrec.data.files import Format
-from slmrec.data.sources import connect, keep, read_events, read_titles
+from slmrec.data.sources import connect, keep, read_events, read_titles, value
 from slmrec.errors import DataError
 
 MIN_EVENTS = 3
 """Leave-one-out needs an item to train on, one to validate and one to test."""
+RULES = {
+    "order": "timestamp (dates as seconds since 1970-01-01 UTC), then input order",
+    "repeats": "kept",
+    "split": "leave_one_out",
+    "min_user_events": MIN_EVENTS,
+}
 TABLES = ("interactions", "items", "users")
 
 
@@ -66,22 +72,14 @@ def prepare_dataset(
         users.select("user", user_id=users.caller_id).order_by("user").to_parquet(output / "users.parquet")
         titles = read_titles(engine, spill, items, id_col=items_id_col, title_col=title_col) if items else None
         _items(catalogue, titles).to_parquet(output / "items.parquet")
-        counts = (
-            _counts(events)
-            | {"dropped_users": num_dropped}
-            | ({} if titles is None else _title_counts(catalogue, titles))
-        )
+        counts = _counts(events) | {"dropped_users": num_dropped}
+        if titles is not None:
+            counts |= _title_counts(catalogue, titles)
         engine.disconnect()
     facts = {
         "fingerprint": _fingerprint(output),
         "counts": counts,
-        "rules": {
-            "order": "timestamp (dates as seconds since 1970-01-01 UTC), then input order",
-            "repeats": "kept",
-            "split": "leave_one_out",
-            "short_users": short_users,
-            "min_user_events": MIN_EVENTS,
-        },
+        "rules": RULES | {"short_users": short_users},
         "sources": [_source(path) for path in (input, items) if path],
     }
     (output / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -94,7 +92,7 @@ def _without_short_users(engine: Any, events: Table, path: Path, short_users: st
     examples = short.order_by("user_id").limit(1).to_pyarrow().to_pylist()
     if not examples:
         return events, 0
-    number = int(short.count().execute())
+    number = value(short.count())
     if short_users == "error":
         have = "1 user has" if number == 1 else f"{number} users have"
         raise DataError(
@@ -103,7 +101,7 @@ def _without_short_users(engine: Any, events: Table, path: Path, short_users: st
             "such users out"
         )
     kept = keep(engine, events.semi_join(sizes.filter(sizes["size"] >= MIN_EVENTS), "user_id"))
-    if not kept.count().execute():
+    if not value(kept.count()):
         raise DataError(f"{path}: no user has {MIN_EVENTS} events, expected one at least; give more data")
     return kept, number
 
@@ -112,7 +110,7 @@ def _index(engine: Any, events: Table, name: str) -> Table:
     """The distinct ids of users or items, as text and as the caller's, numbered from 1 in their order."""
     ids = events.select(text=events[f"{name}_id"]).distinct()
     number = ids.text.try_cast("int64")
-    numeric = bool((number.cast("string") == ids.text).fill_null(False).all().execute())
+    numeric = value((number.cast("string") == ids.text).fill_null(False).all())
     ids = ids.mutate(caller_id=number if numeric else ids.text)
     return keep(engine, ids.mutate(**{name: ibis.row_number().over(order_by=ids.caller_id) + 1}))
 
@@ -140,8 +138,8 @@ def _counts(events: Table) -> dict[str, float]:
     found = lengths.to_pyarrow().to_pylist()[0]
     return {
         "num_users": found["num"],
-        "num_items": int(events.item_id.nunique().execute()),
-        "num_events": int(events.count().execute()),
+        "num_items": value(events.item_id.nunique()),
+        "num_events": value(events.count()),
         "shortest_history": found["least"],
         "mean_history": round(found["mean"], 2),
         "longest_history": found["most"],
@@ -151,8 +149,8 @@ def _counts(events: Table) -> dict[str, float]:
 def _title_counts(catalogue: Table, titles: Table) -> dict[str, float]:
     known = titles.semi_join(catalogue, titles.item_id == catalogue.text)
     return {
-        "num_titled_items": int(known.title.count().execute()),
-        "num_retitled_items": int((titles.num_titles > 1).sum().execute()),
+        "num_titled_items": value(known.title.count()),
+        "num_retitled_items": value((titles.num_titles > 1).sum().fill_null(0)),
     }
 
 

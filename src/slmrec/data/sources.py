@@ -6,6 +6,7 @@ dates that are finer than a second, else 0) and `row`. A user's events are in th
 Everything is an Ibis expression, so that the engine can be another one; `connect` is the only place that chooses it.
 """
 
+import glob
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def connect(spill: Path) -> Any:
 def keep(engine: Any, table: Table) -> Table:
     """The table, computed once and kept in the engine."""
     return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=True)
+
+
+def value(scalar: Any) -> Any:
+    """What an expression of one value comes to."""
+    return scalar.to_pyarrow().as_py()
 
 
 def read_events(
@@ -84,7 +90,7 @@ def read_titles(engine: Any, spill: Path, path: Path, *, id_col: str, title_col:
 def _events_of_lines(engine: Any, source: Source) -> Table:
     """Of one user a line; `row` is the place in the line."""
     lines = engine.read_csv(
-        str(source.path),
+        _exactly(source.path),
         header=False,
         auto_detect=False,
         columns={"line": "VARCHAR"},
@@ -139,19 +145,19 @@ def _columns(engine: Any, spill: Path, source: Source, wanted: dict[str, str]) -
 
 def _open_parquet(engine: Any, spill: Path, source: Source) -> Table:
     try:
-        return engine.read_parquet(str(unpacked(source, spill)))
+        return engine.read_parquet(_exactly(unpacked(source, spill)))
     except duckdb.Error as error:
         raise _explain(source, error) from None
 
 
 def _open_jsonl(engine: Any, source: Source, keys: list[str]) -> Table:
     columns, compression = dict.fromkeys(keys, "VARCHAR"), _compression(source)
-    return engine.read_json(str(source.path), format="newline_delimited", columns=columns, compression=compression)
+    return engine.read_json(_exactly(source.path), format="newline_delimited", columns=columns, compression=compression)
 
 
 def _open_csv(engine: Any, source: Source, num_columns: int) -> Table:
     return engine.read_csv(
-        str(source.path),
+        _exactly(source.path),
         header=True,
         auto_detect=False,
         columns={f"column{place}": "VARCHAR" for place in range(num_columns)},
@@ -183,7 +189,7 @@ def _events_of_table(engine: Any, source: Source, table: Table, wanted: dict[str
         row=ibis.row_number() + 1,
     )
     events = _computed(engine, source, raw.mutate(**_times(raw.time)))
-    if not events.count().execute():
+    if not value(events.count()):
         raise DataError(f"{source.path}: has columns but no rows; expected one event a row")
     _refuse_empty(source, events, "user_id", wanted["user_col"])
     _refuse_empty(source, events, "item_id", wanted["item_col"])
@@ -208,8 +214,8 @@ def _whole_number(text: Any) -> Any:
     exact = text.re_replace(r"\.0*$", "")
     digits = ibis.ifelse(exact.re_search(r"^[+-]?[0-9]+$"), exact, None).try_cast("int64")
     power = ibis.ifelse(text.re_search(r"^[+-]?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]+$"), text, None).try_cast("float64")
-    is_whole = (power == power.floor()) & (power.abs() < 2.0**53)
-    return ibis.coalesce(digits, ibis.ifelse(is_whole, power, None).try_cast("int64"))
+    small = ibis.ifelse(power.abs() < 2.0**53, power, None)
+    return ibis.coalesce(digits, ibis.ifelse(small == small.floor(), small, None).try_cast("int64"))
 
 
 def _zone_seconds(zone: Any) -> Any:
@@ -290,6 +296,11 @@ def _csv_fault(message: str) -> str | None:
     if "state machine" in message:
         return "quotes are not closed, or lines end in different ways"
     return None
+
+
+def _exactly(path: Path) -> str:
+    """The path, in which the engine finds no wildcards."""
+    return glob.escape(str(path))
 
 
 def _compression(source: Source) -> str:

@@ -65,6 +65,7 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
     if force or read_record(partial).get("fingerprint") != fingerprint:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
+    _keep_training_only(partial)
     _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
     start = time.perf_counter()
     reset_peak()
@@ -129,6 +130,15 @@ def _refuse_foreign(target: Path) -> None:
         raise CheckpointError(
             f"{target} exists and is no output of slmrec; choose another --output, nothing was changed"
         )
+
+
+def _keep_training_only(partial: Path) -> None:
+    """Of an interrupted stage only the state of its training is of use."""
+    for path in partial.iterdir():
+        if path.is_dir() and path.name != "training":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
