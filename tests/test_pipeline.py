@@ -129,26 +129,24 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_files(
     class KilledError(BaseException):
         pass
 
-    def dying(real: Any, name: str, after: int) -> Any:
-        calls = []
+    def dead(*arguments: Any, **keywords: Any) -> Any:
+        raise KilledError
 
-        def act(*arguments: Any, **keywords: Any) -> Any:
-            own_name = getattr(arguments[0], "name", name)
-            if own_name == name:
-                calls.append(1)
-            if len(calls) > after:
-                raise KilledError
-            return real(*arguments, **keywords)
+    epoch, done = _Trainer._epoch, []
 
-        return act
+    def dies_in_the_second_epoch(trainer: _Trainer, *arguments: Any) -> None:
+        if trainer.name == stage and done:
+            raise KilledError
+        done.extend([stage] * (trainer.name == stage))
+        epoch(trainer, *arguments)
 
     with monkeypatch.context() as patch:
         if stage == "prepare":
-            patch.setattr(slmrec.data.prepare, "_fingerprint", dying(None, "", 0))
+            patch.setattr(slmrec.data.prepare, "_fingerprint", dead)
         elif stage == "evaluate":
-            patch.setattr(slmrec.stages.evaluate, "throughput", dying(None, "", 0))
+            patch.setattr(slmrec.stages.evaluate, "throughput", dead)
         else:
-            patch.setattr(_Trainer, "_epoch", dying(_Trainer._epoch, stage, 1))
+            patch.setattr(_Trainer, "_epoch", dies_in_the_second_epoch)
         with pytest.raises(KilledError):
             main(["run", "--config", str(config), "--output", str(tmp_path)])
     assert not (tmp_path / stage).exists()
