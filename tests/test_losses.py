@@ -120,3 +120,10 @@ def test_a_teacher_without_states_is_an_error_not_a_missing_term() -> None:
     loss.num_teacher_blocks = 0
     with pytest.raises(ValueError, match="zip"):
         loss(BATCH)
+
+
+def test_what_is_frozen_in_an_online_teacher_stays_frozen() -> None:
+    teacher = Linear(4, 1)
+    teacher.items.requires_grad_(False)
+    DistillationLoss(Linear(4, 0), teacher, widths=(4, 4), item_width=3, num_blocks=2, weights={"ce": 1.0}, online=True)
+    assert not teacher.items.weight.requires_grad and teacher.first.weight.requires_grad

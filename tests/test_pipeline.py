@@ -169,6 +169,23 @@ def test_online_distillation_trains_and_keeps_both(output: Path, config: Path, m
     assert main(["evaluate", *arguments]) == 0
 
 
+def test_a_teacher_may_be_brought(
+    finished: Path, output: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(output / "finetune")
+    arguments = ["--config", str(config), "--output", str(output), f"distill.teacher={finished / 'finetune'}"]
+    assert main(["run", *arguments]) == 0
+    assert "finetune" not in [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert not (output / "finetune").exists()
+    ours, theirs = (load_file(folder / "distill" / "model.safetensors") for folder in (output, finished))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_paths_with_the_marks_of_yaml_are_taken_as_they_are(shop_file: Path, tmp_path: Path) -> None:
+    odd = Path(shutil.copy(shop_file, tmp_path / "a #b: [c].txt"))
+    assert main(["prepare", "--input", str(odd), "--output", str(tmp_path / "data")]) == 0
+
+
 def test_a_fresh_narrower_student(output: Path, config: Path) -> None:
     changes = "{hidden_size: 8, num_attention_heads: 2, num_key_value_heads: 2}"
     arguments = [
@@ -217,7 +234,7 @@ BAD_INPUT = {
     "NaN time": (
         b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n",
         "shop.csv",
-        "line 3: timestamp is 'nan'",
+        "row 2 after the header: timestamp is 'nan'",
         "remove the row",
     ),
 }

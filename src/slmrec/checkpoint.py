@@ -1,5 +1,6 @@
 """Model folders: weights, architecture, item vocabulary and a card; nothing else is needed to recommend."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from slmrec.errors import CheckpointError
 from slmrec.models.folder import Model, load_model, save_model
 
 _ITEMS = "items.parquet"
+_HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 class Vocabulary(NamedTuple):
@@ -76,8 +78,9 @@ def item_vectors_of(folder: Path) -> Tensor:
 
 def _card(model: Model, title: str, metrics: dict[str, float]) -> str:
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    backbone = getattr(model.config, "backbone", None)
-    base = f"base_model: {backbone}\n" if backbone and backbone != "random" else ""
+    backbone = str(getattr(model.config, "backbone", None))
+    hub_id = _HUB_IDS.get(backbone, backbone)
+    base = f"base_model: {hub_id}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) else ""
     use = 'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([["item id"]])'
     return (
         f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"

@@ -1,6 +1,7 @@
 """The command line: one command a stage; exit code 0 done, 2 the user's mistake, 1 ours."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _run_stage(options: argparse.Namespace) -> None:
 
     overrides = list(options.overrides)
     if getattr(options, "input", None):
-        overrides.append(f"prepare.input={options.input}")
+        overrides.append(f"prepare.input={json.dumps(options.input)}")
     config = load_config(options.config, overrides)
     from slmrec.stages import evaluate
     from slmrec.stages.folders import run_stage

@@ -22,6 +22,14 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_layers(layers: tuple[int, ...] | None, num_layers: int, section: "type[Section]") -> None:
+    unset = section.model_fields["num_layers"].default
+    _check(
+        layers is None or num_layers in (unset, len(layers)),
+        f"layers lists {len(layers or ())} layers but num_layers is {num_layers}; give one of them",
+    )
+
+
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
@@ -174,7 +182,7 @@ class FinetuneConfig(Section):
     lora: LoraSettings | None = LoraSettings()
     """Adapters on frozen layers; null trains the kept layers themselves."""
     prompt: Literal["alpaca", "none"] | PromptTemplate = "alpaca"
-    """The reference's instruction form, nothing, or a text of your own."""
+    """The reference's instruction form, nothing, or a text of your own; a random backbone has none."""
     positions: Literal["contiguous", "right_aligned"] = "contiguous"
     """`contiguous` numbers the tokens 0, 1, ...; `right_aligned` lets the pads of a short history take up positions."""
     item_table: Literal["frozen", "trained"] = "frozen"
@@ -198,6 +206,13 @@ class FinetuneConfig(Section):
             self.backbone != "random" or self.lora is None,
             "LoRA on random weights teaches nothing: set lora: null, so that all weights train",
         )
+        _check_layers(self.layers, self.num_layers, type(self))
+        _check(
+            self.backbone != "random" or isinstance(self.prompt, str),
+            "a random backbone has no words to prompt with; leave prompt out",
+        )
+        if self.backbone == "random":
+            return self
         has_response = self.prompt == "alpaca" or (isinstance(self.prompt, PromptTemplate) and self.prompt.response)
         _check(
             self.supervision != "every_position" or not has_response,
@@ -220,6 +235,11 @@ class DistillWeights(Section):
     """λ3, multiple supervision."""
     kl: float = Field(0.0, ge=0)
     """λ4, Kullback-Leibler divergence to the teacher's scores."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillWeights":
+        _check(any(self.model_dump().values()), "all weights are 0, so there is nothing to learn; give one a value")
+        return self
 
 
 class DistillConfig(Section):
@@ -254,6 +274,8 @@ class DistillConfig(Section):
     def _consistent(self) -> "DistillConfig":
         _check(self.init == "fresh" or self.backbone_config is None, "backbone_config belongs to init: fresh")
         _check(self.init == "teacher" or self.layers is None, "layers belongs to init: teacher")
+        _check_layers(self.layers, self.num_layers, type(self))
+        _check(self.kl_temperature == 1 or self.weights.kl > 0, "kl_temperature belongs to weights.kl, which is 0")
         return self
 
 
@@ -324,7 +346,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"override {override!r}: {section!r} is not a section")
         values = below
-    values[name] = yaml.safe_load(text)
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"override {override!r}: {text!r} is not a YAML value; quote it, or close its brackets"
+        ) from None
 
 
 def _describe(fault: Any) -> str:

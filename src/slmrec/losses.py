@@ -18,7 +18,7 @@ def catalogue_cross_entropy(users: Tensor, items: Tensor, targets: Tensor, inclu
         targets: (N,) items 1..V.
         include_padding: let the padding item compete, as the reference does.
 
-    Source: SLMRec eq. 2 (the recommendation loss).
+    Source: SLMRec, the recommendation loss.
     """
     if include_padding:
         return F.cross_entropy(users @ items.T, targets)
@@ -89,7 +89,7 @@ class DistillationLoss(nn.Module):
         kl_temperature: softens both score distributions.
         online: the teacher goes on learning from cross-entropy; it is never pulled towards the student.
 
-    Source: SLMRec eq. 3-6.
+    Source: SLMRec, the distillation losses; docs/paper.md names the function of each term.
     """
 
     def __init__(
@@ -120,9 +120,8 @@ class DistillationLoss(nn.Module):
         )
         self.num_teacher_blocks = num_blocks if aligned else 0
         self.num_student_blocks = num_blocks if aligned or "multiple" in self.weights else 0
-        teacher.requires_grad_(online)
         if not online:
-            teacher.eval()
+            teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "DistillationLoss":
         """Training mode for all but a frozen teacher, which keeps answering without dropout."""

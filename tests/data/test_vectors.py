@@ -15,7 +15,7 @@ from slmrec.errors import DataError
 VECTORS = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
 
-@pytest.mark.parametrize("kind", ["npy", "safetensors", "tensor", "array", "parameter"])
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "tensor", "array", "parameter", "named"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_what_is_read(kind: str, padded: bool, tmp_path: Path) -> None:
     vectors = torch.cat([torch.full((1, 3), 9.0), VECTORS]) if padded else VECTORS
@@ -25,7 +25,12 @@ def test_what_is_read(kind: str, padded: bool, tmp_path: Path) -> None:
     elif kind == "safetensors":
         save_file({"any": vectors.contiguous()}, path)
     else:
-        value: Any = {"tensor": vectors, "array": vectors.numpy(), "parameter": torch.nn.Parameter(vectors)}[kind]
+        value: Any = {
+            "tensor": vectors,
+            "array": vectors.numpy(),
+            "parameter": torch.nn.Parameter(vectors),
+            "named": {"item_embedding": vectors},
+        }[kind]
         path.write_bytes(pickle.dumps(value))
     assert torch.equal(read_item_vectors(path, 4), torch.cat([torch.zeros(1, 3), VECTORS]))
 

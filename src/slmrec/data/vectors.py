@@ -64,6 +64,8 @@ def _pickled(path: Path) -> Tensor:
         raise DataError(
             f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})"
         ) from None
+    if isinstance(value, dict) and len(value) == 1:  # the reference's file: one name, one table
+        (value,) = value.values()
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor):

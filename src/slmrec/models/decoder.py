@@ -59,7 +59,7 @@ class DecoderRecommender(PreTrainedModel):
     for, at each item. Pads stand on the right, where a causal decoder cannot see them, so that a user's vector never
     depends on the batch.
 
-    Source: SLMRec section 3.1 (after E4SRec).
+    Source: SLMRec, the LLM-based recommender (after E4SRec).
     """
 
     config_class = DecoderRecommenderConfig

@@ -1,6 +1,7 @@
 """The embedded default: a simulated shop whose best possible recommender is known."""
 
 import importlib.util
+import json
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def demo(output: Path, overrides: list[str], force: bool = False) -> None:
 def demo_config(raw: Path, overrides: list[str]) -> Config:
     """The demo's settings: the pretrained small LLM where its package is installed, else a random decoder."""
     own = [
-        f"prepare.input={raw / 'interactions.csv'}",
-        f"prepare.items={raw / 'items.csv'}",
+        f"prepare.input={json.dumps(str(raw / 'interactions.csv'))}",
+        f"prepare.items={json.dumps(str(raw / 'items.csv'))}",
         "pretrain.dropout=0.2",
         "pretrain.supervision=every_position",
         "pretrain.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",

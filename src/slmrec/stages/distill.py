@@ -69,7 +69,9 @@ def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRec
 
 
 def _check_blocks(settings: DistillConfig, student: DecoderRecommender, teacher: DecoderRecommender) -> None:
-    blocks = settings.num_blocks
+    blocks, weights = settings.num_blocks, settings.weights
+    if not (weights.cosine or weights.norm or weights.multiple):
+        return
     if student.num_layers % blocks or teacher.num_layers % blocks:
         raise ConfigError(
             f"distill.num_blocks is {blocks}, but the student has {student.num_layers} layers and the teacher "
@@ -81,4 +83,8 @@ def _sources(config: Config) -> tuple[str | None, ...]:
     return (config.distill.teacher,)
 
 
-STAGE = Stage("distill", ("prepare", "finetune"), build, _sources)
+def _needs(config: Config) -> tuple[str, ...]:
+    return ("prepare",) if config.distill.teacher else ("prepare", "finetune")
+
+
+STAGE = Stage("distill", _needs, build, _sources)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from slmrec.baselines import LastItemCooccurrence, Popularity
 from slmrec.checkpoint import load_recommender
-from slmrec.config import EvaluateConfig
+from slmrec.config import Config, EvaluateConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.evaluation import EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
@@ -78,10 +78,10 @@ def show(folder: Path) -> None:
 
 
 def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
-    online = task.output / "distill" / "teacher"
+    online, brought = task.output / "distill" / "teacher", task.config.distill.teacher
     folders = {
         "sasrec": task.output / "pretrain",
-        "teacher": online if online.exists() else task.output / "finetune",
+        "teacher": online if online.exists() else Path(brought) if brought else task.output / "finetune",
         "student": task.output / "distill",
     }
     if task.config.pretrain.item_vectors:
@@ -164,4 +164,10 @@ def _table(name: str, protocol: dict[str, Any]) -> Table:
     return table
 
 
-STAGE = Stage("evaluate", ("prepare", "pretrain", "finetune", "distill"), build)
+def needs(config: Config) -> tuple[str, ...]:
+    """The stages before it; a teacher that is brought replaces finetune."""
+    stages = ("prepare", "pretrain", "finetune", "distill")
+    return tuple(stage for stage in stages if stage != "finetune" or config.distill.teacher is None)
+
+
+STAGE = Stage("evaluate", needs, build)

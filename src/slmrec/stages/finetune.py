@@ -61,4 +61,4 @@ def _sources(config: Config) -> tuple[str | None, ...]:
     return (source if "/" in source or source.endswith(".gguf") else None,)
 
 
-STAGE = Stage("finetune", ("prepare", "pretrain"), build, _sources)
+STAGE = Stage("finetune", lambda config: ("prepare", "pretrain"), build, _sources)

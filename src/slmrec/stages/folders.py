@@ -35,7 +35,7 @@ class Stage:
     """A stage: what it reads, and how its folder is built."""
 
     name: str
-    needs: tuple[str, ...]
+    needs: Callable[[Config], tuple[str, ...]]
     build: Callable[[Task], dict[str, float]]
     """Writes into `task.folder` and returns the stage's metrics."""
     sources: Callable[[Config], tuple[str | None, ...]] = lambda config: ()
@@ -103,7 +103,7 @@ def finished(folder: Path, name: str) -> Path:
 
 
 def _fingerprint(stage: Stage, config: Config, output: Path) -> str:
-    upstream = {name: read_record(finished(output / name, name))["fingerprint"] for name in stage.needs}
+    upstream = {name: read_record(finished(output / name, name))["fingerprint"] for name in stage.needs(config)}
     sections = {name: getattr(config, name).model_dump(mode="json") for name in (stage.name, *_also(stage.name))}
     sources = [_sha256(Path(path)) for path in stage.sources(config) if path]
     facts = [__version__, config.seed, sections, upstream, sources]

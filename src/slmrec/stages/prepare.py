@@ -31,4 +31,4 @@ def _sources(config: Config) -> tuple[str | None, ...]:
     return config.prepare.input, config.prepare.items
 
 
-STAGE = Stage("prepare", (), build, _sources)
+STAGE = Stage("prepare", lambda config: (), build, _sources)

@@ -44,4 +44,4 @@ def _sources(config: Config) -> tuple[str | None, ...]:
     return (config.pretrain.item_vectors,)
 
 
-STAGE = Stage("pretrain", ("prepare",), build, _sources)
+STAGE = Stage("pretrain", lambda config: ("prepare",), build, _sources)

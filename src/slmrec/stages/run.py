@@ -11,6 +11,8 @@ STAGES = {stage.name: stage for stage in (prepare.STAGE, pretrain.STAGE, finetun
 
 def run(config: Config, output: Path, force: bool = False, evaluate_stage: Stage = evaluate.STAGE) -> None:
     """Runs what is not yet done, and shows the models side by side."""
-    for stage in (*list(STAGES.values())[:-1], evaluate_stage):
-        folder = run_stage(stage, config, output, force)
-    evaluate.show(folder)
+    wanted = evaluate.needs(config)
+    for name, stage in STAGES.items():
+        if name in wanted:
+            run_stage(stage, config, output, force)
+    evaluate.show(run_stage(evaluate_stage, config, output, force))
