@@ -92,8 +92,8 @@ class _Trainer:
         seed: int,
         name: str,
     ) -> None:
-        precision = "bf16" if use_bf16(settings.bf16) else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.bf16 = use_bf16(settings.bf16)
         self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
             _groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
@@ -168,7 +168,7 @@ class _Trainer:
             batch = batch._replace(
                 items=batch.items.to(device), lengths=batch.lengths.to(device), targets=batch.targets.to(device)
             )
-            with self.accelerator.autocast():
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 terms = self.loss(batch)
             if not torch.isfinite(terms.total):
                 self._refuse_non_finite(terms.total.detach(), rate)
