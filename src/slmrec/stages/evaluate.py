@@ -44,26 +44,8 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
         **extra(dataset),
     }
     ranks = _ranks(task, settings, dataset, scorers)
-    report = {name: {protocol: ranking_metrics(found) for protocol, found in by.items()} for name, by in ranks.items()}
-    samples = dataset.held_out("test")
-    timed = samples.take(samples.users[: settings.timing_users])
-    speeds = throughput(scorers, timed, batch_size=settings.batch_size)
-    facts = {
-        name: {
-            "users_per_second": round(speeds[name], 1),
-            "num_parameters": models[name].num_parameters() if name in models else 0,
-        }
-        for name in scorers
-    }
-    protocols = {
-        protocol: {
-            "settings": _protocol_settings(settings, protocol, task.config.seed),
-            "models": {name: by[protocol] | facts[name] for name, by in report.items()},
-        }
-        for protocol in _names(settings)
-    }
-    primary = PRIMARY if PRIMARY in protocols else next(iter(protocols))
-    content = {"primary": primary, "protocols": protocols}
+    sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
+    content = _report(task, ranks, sizes, _speeds(settings, dataset, scorers))
     (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _write_ranks(task.folder / "per_user.parquet", dataset, ranks)
     return {}
@@ -114,6 +96,26 @@ def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict
                 progress=lambda number, bar=bar: progress.advance(bar, number),  # type: ignore[misc]
             )
     return ranks
+
+
+def _speeds(settings: EvaluateConfig, dataset: Dataset, scorers: dict[str, Scorer]) -> dict[str, float]:
+    samples = dataset.held_out("test")
+    timed = samples.take(samples.users[: settings.timing_users])
+    return throughput(scorers, timed, batch_size=settings.batch_size)
+
+
+def _report(task: Task, ranks: dict[str, Any], sizes: dict[str, int], speeds: dict[str, float]) -> dict[str, Any]:
+    """The content of metrics.json."""
+    protocols = {}
+    for name in _names(task.config.evaluate):
+        models = {
+            model: ranking_metrics(by[name])
+            | {"users_per_second": round(speeds[model], 1), "num_parameters": sizes[model]}
+            for model, by in ranks.items()
+        }
+        settings = _protocol_settings(task.config.evaluate, name, task.config.seed)
+        protocols[name] = {"settings": settings, "models": models}
+    return {"primary": PRIMARY if PRIMARY in protocols else next(iter(protocols)), "protocols": protocols}
 
 
 def _names(settings: EvaluateConfig) -> list[str]:
