@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from slmrec import Recommender
 from slmrec.checkpoint import save_recommender
 from slmrec.data.dataset import Dataset
-from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.errors import CheckpointError, ConfigError, DataError, TrainingError
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.stages.recommend import recommend_file
 
@@ -110,6 +112,66 @@ def test_the_card_names_the_library_and_the_metrics(folder: Path) -> None:
     assert "library_name: slmrec" in card and "| ndcg@10 | 0.5000 |" in card
 
 
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """Of a shop whose items are the numbers 70, 60, ... 10."""
+    torch.manual_seed(0)
+    ids = pa.array([70, 60, 50, 40, 30, 20, 10])
+    data = Dataset(np.arange(1, 8), np.array([0, 7]), pa.array([5]), ids, None, "x")
+    folder = tmp_path_factory.mktemp("numbered")
+    save_recommender(SasRec(SasRecConfig(num_items=7, hidden_size=8)), data, folder, "numbered", {})
+    return Recommender.from_pretrained(folder)
+
+
+def test_numbers_come_out_as_numbers_however_they_went_in(numbered: Recommender) -> None:
+    found = numbered.recommend([[70, 10]], 9, user_ids=[5]).table
+    assert set(found["item_id"].to_pylist()) == {20, 30, 40, 50, 60}
+    assert found["user_id"].to_pylist() == [5] * 5
+    texts = numbered.recommend([["70", "10"]], 9, user_ids=[5])
+    assert texts.table.equals(found) and texts.num_unknown == 0
+
+
+def test_nothing_known_of_padding(numbered: Recommender) -> None:
+    found = numbered.recommend([[0, 70], [None, 70], [70]], 9, filter_seen=False)
+    items = found.table["item_id"].to_pylist()
+    assert items[:7] == items[7:14] == items[14:]
+    assert found.num_unknown == 2
+
+
+def test_nothing_left_is_no_row(numbered: Recommender) -> None:
+    everything = [10, 20, 30, 40, 50, 60, 70]
+    found = numbered.recommend([everything, [70]], 3, user_ids=["full", "not"])
+    assert found.table["user_id"].to_pylist() == ["not"] * 3
+    assert found.fallback_users == ()
+    nobody = numbered.recommend([], 3)
+    assert nobody.table.num_rows == 0 and nobody.table.column_names == ["user_id", "item_id", "score", "rank"]
+
+
+def test_lists_do_not_depend_on_how_users_are_batched(recommender: Recommender, monkeypatch: Any) -> None:
+    sequences = [ITEMS[user % 30 : user % 30 + user % 8] for user in range(23)]
+    whole = recommender.recommend(sequences, 5)
+    monkeypatch.setattr("slmrec.recommend.BATCH_USERS", 3)
+    parts = recommender.recommend(sequences, 5)
+    assert whole.table.drop(["score"]).equals(parts.table.drop(["score"]))
+    assert whole.table["score"].to_pylist() == pytest.approx(parts.table["score"].to_pylist(), rel=1e-5)
+    assert whole.fallback_users == parts.fallback_users == (0, 8, 16)
+
+
+def test_a_text_in_place_of_a_list_is_refused(recommender: Recommender) -> None:
+    for ask in (recommender.recommend, recommender.encode):
+        with pytest.raises(ConfigError, match=r"history 1 is 'i02', expected a list of item ids; give \['i02'\]"):
+            ask([["i01"], "i02"])
+
+
+def test_scores_that_are_not_numbers_are_refused(folder: Path) -> None:
+    broken = Recommender.from_pretrained(folder)
+    assert isinstance(broken.model, SasRec)
+    with torch.no_grad():
+        broken.model.position_embeddings.weight[1] = torch.nan  # the second newest item's
+    with pytest.raises(TrainingError, match=r"scores of user 'b' hold NaN, expected numbers; train the model anew"):
+        broken.recommend([["i01"], ["i01", "i02"]], 3, user_ids=["a", "b"])
+
+
 EVENTS = {"user_id": ["b", "a", "a", "b"], "item_id": ["i03", "i02", "i01", "i04"], "timestamp": [1, 9, 2, 1]}
 HISTORIES = {"user_id": ["b", "a"], "history": [["i03", "i04"], ["i01", "i02"]]}
 
@@ -155,3 +217,62 @@ def test_wrong_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no JSON list"):
         recommend_file(folder, tmp_path / "bad.csv", tmp_path / "out.csv", 3)
     assert not list(tmp_path.glob("out.*"))
+
+
+def answered(folder: Path, tmp_path: Path, name: str, content: str) -> list[dict[str, Any]]:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    recommend_file(folder, tmp_path / name, tmp_path / "out.jsonl", 40)
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def lines_of(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [(10, 9), (10.5, 9.0), ("10", "9"), ("2024-01-10", "2024-01-09"), ("2024-01-09T10:00Z", "2024-01-09T10:00+01:00")],
+)
+def test_times_are_compared_as_what_they_are(times: tuple[Any, Any], folder: Path, tmp_path: Path) -> None:
+    later, earlier = times
+    events = [
+        {"user_id": "u", "item_id": "i01", "timestamp": later, "row": 1},
+        {"user_id": "u", "item_id": "i02", "timestamp": earlier, "row": 2},
+    ]
+    expected = answered(folder, tmp_path, "in.jsonl", lines_of({"user_id": "u", "history": ["i02", "i01"]}))
+    assert answered(folder, tmp_path, "in.jsonl", lines_of(*events)) == expected
+    text = "user_id,item_id,timestamp,row\n" + "".join(",".join(map(str, event.values())) + "\n" for event in events)
+    assert answered(folder, tmp_path, "in.csv", text) == expected
+    opposite = answered(folder, tmp_path, "in.jsonl", lines_of({"user_id": "u", "history": ["i01", "i02"]}))
+    assert opposite != expected
+
+
+def test_ids_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
+    users = ["2024-01-09", "007", 'a,"b"', "日本"]
+    content = lines_of(*({"user_id": user, "history": ["i01"]} for user in users))
+    found = answered(folder, tmp_path, "in.jsonl", content)
+    assert list(dict.fromkeys(row["user_id"] for row in found)) == users
+    text = 'user_id,history\n2024-01-09,i01\n007,i01\n"a,""b""",i01\n日本,i01\n'
+    assert answered(folder, tmp_path, "in.csv", text) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,\n", r"in\.csv: row 2: timestamp is None, expected a wh"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,soon\n", r"row 2: timestamp is 'soon', .*mend it or"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,soon\nu,i02,5\n", r"row 1: timestamp is 'soon', expected"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,2024-01-09\nu,i02,5\n", r"row 2: timestamp is '5', .*one way"),
+        ("in.jsonl", '{"user_id": "u", "history": ["i01"]}\n{"user', r"in\.jsonl: line 2: '\{\"user' is not JSON"),
+        ("in.jsonl", "[1]\n", r"in\.jsonl: line 1: '\[1\]' is not a JSON object; write one JSON object a line"),
+        ("in.jsonl", "", r"in\.jsonl: the file is empty"),
+        ("in.csv", "", r"in\.csv: cannot be read \(Empty CSV file"),
+        ("in.parquet", "no parquet", r"in\.parquet: cannot be read"),
+        ("in.jsonl", lines_of({"user_id": 1, "history": []}, {"user_id": "x", "history": []}), r"cannot be read .*'x'"),
+    ],
+)
+def test_files_that_are_refused(name: str, content: str, message: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        answered(folder, tmp_path, name, content)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.jsonl").exists()

@@ -13,7 +13,7 @@ from torch import Tensor
 from slmrec.checkpoint import Vocabulary, load_recommender
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
-from slmrec.errors import ConfigError
+from slmrec.errors import ConfigError, TrainingError
 from slmrec.evaluation import EncoderScorer, Scorer
 from slmrec.types import SequenceEncoder
 
@@ -72,16 +72,18 @@ class Recommender:
             user_ids: names for the rows of the answer; by default 0, 1, ...
 
         Raises:
-            ConfigError: k is below 1, or a candidate is unknown.
+            ConfigError: k is below 1, a candidate is unknown, or a sequence is a text.
+            TrainingError: the model scores with NaN.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
         users = list(user_ids) if user_ids is not None else list(range(len(sequences)))
-        known = [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
+        known = self._known(sequences)
         best = [np.zeros(0, dtype=np.int64)] * len(known)
         scores = [np.zeros(0, dtype=np.float32)] * len(known)
         allowed = self._allowed(candidates)
         for rows, batch_scores in self._batches(known):
+            _refuse_nan(batch_scores, [users[row] for row in rows])
             for row, values in zip(rows, batch_scores + allowed, strict=True):
                 if filter_seen and known[row]:
                     values[known[row]] = -torch.inf
@@ -98,7 +100,7 @@ class Recommender:
         Raises:
             ConfigError: a history has no known item.
         """
-        known = [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
+        known = self._known(sequences)
         if not all(known):
             raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
         vectors = torch.zeros(len(known), self.model.item_vectors().shape[1])
@@ -114,6 +116,13 @@ class Recommender:
             return None
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
+
+    def _known(self, sequences: Sequence[Sequence[ItemId]]) -> list[list[int]]:
+        """Histories as items, without those that the model does not know."""
+        for number, sequence in enumerate(sequences):
+            if isinstance(sequence, str):  # would be taken for a sequence of letters
+                raise ConfigError(f"history {number} is {sequence!r}, expected a list of item ids; give [{sequence!r}]")
+        return [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
 
     def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor]]:
         """Rows and their scores (B, V+1); rows without history get the popularity of the items."""
@@ -146,6 +155,15 @@ class Recommender:
                 "score": pa.array(np.concatenate([*scores, np.zeros(0, dtype=np.float32)])),
                 "rank": pa.array([rank for size in sizes for rank in range(1, size + 1)], pa.int64()),
             }
+        )
+
+
+def _refuse_nan(scores: Tensor, users: list[Any]) -> None:
+    broken = scores.isnan().any(dim=1).tolist()
+    if any(broken):
+        raise TrainingError(
+            f"scores of user {users[broken.index(True)]!r} hold NaN, expected numbers; train the model anew, with a "
+            "smaller learning rate if it was trained to the end"
         )
 
 

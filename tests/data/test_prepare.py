@@ -260,3 +260,10 @@ def test_reviews_in_json_lines(shared: Path, tmp_path: Path) -> None:
 def test_check_ins_without_a_header_are_no_sequences(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2: user '0' has line 1 already"):
         prepare_dataset(shared / "data" / "other" / "gowalla_checkins.txt.gz", tmp_path)
+
+
+def test_a_download_that_was_cut_off_is_refused(shared: Path, tmp_path: Path) -> None:
+    path = shared / "data" / "amazon2014" / "reviews_Digital_Music_5.truncated.json.gz"
+    with pytest.raises(DataError, match=r"truncated\.json\.gz: the gzip file is cut off or damaged .*download"):
+        prepare_dataset(path, tmp_path, user_col="reviewerID", item_col="asin", time_col="unixReviewTime")
+    assert not list(tmp_path.iterdir())

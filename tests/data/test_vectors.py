@@ -1,5 +1,6 @@
 """Item vectors that users bring, and pickles that may build tensors and nothing else."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def test_what_is_read(kind: str, padded: bool, tmp_path: Path) -> None:
     assert torch.equal(read_item_vectors(path, 4), torch.cat([torch.zeros(1, 3), VECTORS]))
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "value",
+    [VECTORS, VECTORS.numpy(), np.asfortranarray(VECTORS.numpy()), VECTORS.numpy().astype(">f8"), VECTORS.bfloat16()],
+    ids=["tensor", "array", "columns_first", "big_endian", "bfloat16"],
+)
+def test_pickles_of_any_protocol_are_read(value: Any, protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(value, protocol))
+    assert torch.equal(read_item_vectors(tmp_path / "v.pkl", 4), torch.cat([torch.zeros(1, 3), VECTORS]))
+
+
 class Malicious:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -51,6 +63,19 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
     assert not marker.exists()
     pickle.loads((tmp_path / "v.pkl").read_bytes())  # the file does what the test says
     assert marker.exists()
+
+
+def test_a_shell_command_is_refused_unrun(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Command:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch '{marker}'",)
+
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps({"vectors": VECTORS, "more": Command()}))
+    with pytest.raises(DataError, match=r"v\.pkl: only a pickled tensor .*\.system is not allowed"):
+        read_item_vectors(tmp_path / "v.pkl", 4)
+    assert not marker.exists()
 
 
 def test_code_inside_a_tensors_storage_is_refused_unrun(tmp_path: Path) -> None:
@@ -84,3 +109,26 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "word.pkl").write_bytes(pickle.dumps("word"))
     with pytest.raises(DataError, match="holds a str"):
         read_item_vectors(tmp_path / "word.pkl", 4)
+
+
+@pytest.mark.parametrize("kind", [object, str, bool, complex])
+def test_arrays_of_anything_but_numbers_are_refused(kind: type, tmp_path: Path) -> None:
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(VECTORS.numpy().astype(kind)))
+    with pytest.raises(DataError, match=r"v\.pkl: holds an array of .*expected numbers"):
+        read_item_vectors(tmp_path / "v.pkl", 4)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 50, -40, -1])
+def test_pickles_that_are_cut_off_are_refused(kept: int, tmp_path: Path) -> None:
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(VECTORS)[:kept])
+    with pytest.raises(DataError, match=r"v\.pkl: only a pickled tensor"):
+        read_item_vectors(tmp_path / "v.pkl", 4)
+
+
+def test_a_damaged_storage_is_refused(tmp_path: Path) -> None:
+    magic = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
+    content = pickle.dumps(VECTORS)
+    assert content.count(magic) == 1
+    (tmp_path / "v.pkl").write_bytes(content.replace(magic, magic[::-1]))
+    with pytest.raises(DataError, match=r"v\.pkl: only a pickled tensor"):
+        read_item_vectors(tmp_path / "v.pkl", 4)

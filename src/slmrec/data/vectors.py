@@ -4,7 +4,7 @@ import collections
 import io
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slmrec.errors import DataError
+
+_BROKEN_PICKLE = (
+    pickle.UnpicklingError,
+    *(EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError),
+    RuntimeError,  # from a damaged storage
+)
 
 
 def read_item_vectors(path: Path, num_items: int) -> Tensor:
@@ -60,17 +66,29 @@ def _safetensors(path: Path) -> Tensor:
 def _pickled(path: Path) -> Tensor:
     try:
         value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
+    except _BROKEN_PICKLE as error:
         raise DataError(
             f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})"
         ) from None
     if isinstance(value, dict) and len(value) == 1:  # the reference's file: one name, one table
         (value,) = value.values()
     if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiu":
+            raise DataError(f"{path}: holds an array of {value.dtype}; expected numbers")
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor):
         raise DataError(f"{path}: holds a {type(value).__name__}; expected a tensor or array")
     return value.detach().cpu()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, as protocols 0 to 2 write them."""
+    return text.encode(encoding)
+
+
+def _from_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
+    """An array, as protocol 5 writes it."""
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
 
 
 def _load_storage(raw: bytes) -> Any:
@@ -85,10 +103,13 @@ class _TensorUnpickler(pickle.Unpickler):
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
         ("torch.storage", "_load_from_bytes"): _load_storage,
         ("collections", "OrderedDict"): collections.OrderedDict,
+        ("_codecs", "encode"): _encode,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+        ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     }
 
     def find_class(self, module: str, name: str) -> Any:

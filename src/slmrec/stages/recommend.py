@@ -7,13 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from slmrec.data.files import first_bad_json, inspect, lines
 from slmrec.errors import ConfigError, DataError
 from slmrec.recommend import Recommender
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
+_COLUMNS = ("user_id", "history", "item_id", "timestamp")
+_TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
 
 def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: bool = True) -> None:
@@ -22,7 +24,7 @@ def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: 
     Raises:
         CheckpointError: the model folder is incomplete.
         ConfigError: a file is of a kind that is not read or written.
-        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`.
+        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
     """
     if output.suffix not in _SUFFIXES:
         raise ConfigError(f"{output}: recommendations are written as {', '.join(_SUFFIXES)}; choose one of them")
@@ -43,22 +45,49 @@ def _histories(path: Path) -> tuple[list[Any], list[list[Any]]]:
     if {"user_id", "history"} <= columns:
         return table["user_id"].to_pylist(), [_history(value, path) for value in table["history"].to_pylist()]
     if {"user_id", "item_id", "timestamp"} <= columns:
-        return _grouped(table)
+        return _grouped(table, path)
     raise DataError(
         f"{path}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
         "item_id and timestamp (a row an event)"
     )
 
 
-def _grouped(table: pa.Table) -> tuple[list[Any], list[list[Any]]]:
-    order = pc.sort_indices(
-        table.append_column("row", pa.array(range(table.num_rows))), [("timestamp", "ascending"), ("row", "ascending")]
-    )
+def _grouped(table: pa.Table, path: Path) -> tuple[list[Any], list[list[Any]]]:
+    keys = pa.table({"time": _times(table["timestamp"], path), "row": range(table.num_rows)})
+    ordered = table.take(pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]))
     histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
-    ordered = table.take(order)
     for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
         histories[user].append(item)
     return list(histories), list(histories.values())
+
+
+def _times(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    """Numbers or dates, also those that are written as text."""
+    missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
+    if missing >= 0:
+        raise _bad_time(path, missing, column)
+    if not pa.types.is_string(column.type):
+        return column
+    kind = next((kind for kind in _TIME_TYPES if _reads(column[:1], kind)), None)
+    if kind is None or not _reads(column, kind):
+        wrong = (row for row in range(len(column)) if kind is None or not _reads(column[row : row + 1], kind))
+        raise _bad_time(path, next(wrong), column)
+    return column.cast(kind)
+
+
+def _reads(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        texts.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _bad_time(path: Path, row: int, column: pa.ChunkedArray) -> DataError:
+    return DataError(
+        f"{path}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in one way "
+        "throughout; mend it or remove the row"
+    )
 
 
 def _history(value: Any, path: Path) -> list[Any]:
@@ -82,13 +111,24 @@ def _read(path: Path) -> pa.Table:
         if path.suffix == ".parquet":
             return pq.read_table(path)
         if path.suffix == ".jsonl":
-            return pa_json.read_json(path)
+            return _read_jsonl(path)
         if path.suffix == ".csv":
             text = {name: pa.string() for name in ("user_id", "item_id", "history")}
             return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=text))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     raise ConfigError(f"{path}: histories are read from {', '.join(_SUFFIXES)}")
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    """Values as they are written; Arrow's reader takes ids that look like dates for dates."""
+    source = inspect(path, "jsonl", ())
+    fault = first_bad_json(source)
+    if fault:
+        raise DataError(f"{path}: {fault}; write one JSON object a line")
+    rows = [json.loads(line) for line in lines(source) if line.strip()]
+    names = dict.fromkeys(name for row in rows for name in row if name in _COLUMNS)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _write(table: pa.Table, path: Path) -> None:
