@@ -113,9 +113,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [object, str, bool, complex])
 def test_arrays_of_anything_but_numbers_are_refused(kind: type, tmp_path: Path) -> None:
-    (tmp_path / "v.pkl").write_bytes(pickle.dumps(VECTORS.numpy().astype(kind)))
+    array = VECTORS.numpy().astype(kind)
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(array))
     with pytest.raises(DataError, match=r"v\.pkl: holds an array of .*expected numbers"):
         read_item_vectors(tmp_path / "v.pkl", 4)
+    np.save(tmp_path / "v.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=r"v\.npy: (holds|not) an array of .*"):
+        read_item_vectors(tmp_path / "v.npy", 4)
+
+
+def test_another_byte_order_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", VECTORS.numpy().astype(">f4"))
+    assert torch.equal(read_item_vectors(tmp_path / "v.npy", 4)[1:], VECTORS)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 50, -40, -1])

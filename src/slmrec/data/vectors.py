@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy._core.multiarray import _reconstruct
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -48,9 +49,10 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
 
 def _npy(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (ValueError, TypeError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array of numbers ({error})") from None
+    return _tensor(path, array)
 
 
 def _safetensors(path: Path) -> Tensor:
@@ -73,12 +75,16 @@ def _pickled(path: Path) -> Tensor:
     if isinstance(value, dict) and len(value) == 1:  # the reference's file: one name, one table
         (value,) = value.values()
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiu":
-            raise DataError(f"{path}: holds an array of {value.dtype}; expected numbers")
-        value = torch.from_numpy(value)
+        value = _tensor(path, value)
     if not isinstance(value, Tensor):
         raise DataError(f"{path}: holds a {type(value).__name__}; expected a tensor or array")
     return value.detach().cpu()
+
+
+def _tensor(path: Path, array: NDArray[Any]) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: holds an array of {array.dtype}; expected numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _encode(text: str, encoding: str) -> bytes:
