@@ -247,6 +247,11 @@ def test_times_are_compared_as_what_they_are(times: tuple[Any, Any], folder: Pat
     assert opposite != expected
 
 
+def test_ids_that_are_all_dates_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
+    found = answered(folder, tmp_path, "in.jsonl", lines_of({"user_id": "2024-01-09", "history": ["i01"]}))
+    assert {row["user_id"] for row in found} == {"2024-01-09"}
+
+
 def test_ids_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
     users = ["2024-01-09", "007", 'a,"b"', "日本"]
     content = lines_of(*({"user_id": user, "history": ["i01"]} for user in users))

@@ -124,7 +124,7 @@ class _Trainer:
         )
 
     def _epoch(self, progress: Progress) -> None:
-        start, done = time.perf_counter(), self.progressed
+        start, done, before = time.perf_counter(), self.progressed, self.progressed.step
         steps = list(self._steps(done.epoch))
         task = progress.add_task(f"{self.name} epoch {done.epoch + 1}", total=len(steps))
         totals: dict[str, float] = {}
@@ -133,13 +133,13 @@ class _Trainer:
             if 0 <= self.settings.max_steps <= done.step:
                 break
             for key, value in self._step(batches).items():
-                totals[key] = totals.get(key, 0.0) + value / len(steps)
+                totals[key] = totals.get(key, 0.0) + value
             progress.advance(task)
         progress.remove_task(task)
         done.epoch += 1
         metrics = self.validate()
         done.seconds += time.perf_counter() - start
-        self._record(totals, metrics)
+        self._record({key: value / (done.step - before) for key, value in totals.items()}, metrics)
         if metrics[MONITORED] > done.best[MONITORED]:
             self._keep_best(metrics)
         self._save()
