@@ -60,16 +60,15 @@ def score_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Te
 class NextItemLoss(nn.Module):
     """Cross-entropy of a model's next items."""
 
-    def __init__(self, model: nn.Module, include_padding: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.include_padding = include_padding
 
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
         users = encoder.encode(batch).users
-        total = catalogue_cross_entropy(users, encoder.item_vectors(), batch.targets, self.include_padding)
+        total = catalogue_cross_entropy(users, encoder.item_vectors(), batch.targets)
         return LossTerms(total, {"ce": total.detach()})
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -124,9 +124,3 @@ class Dataset:
         ends = np.repeat(last, num) - nth * step
         starts = np.maximum(np.repeat(first, num), ends - max_history_items)
         return Samples(self.flat, starts, ends, np.repeat(users, num))
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """The figures one wants to see of a data set."""
-    events = len(dataset.flat)
-    return {"users": dataset.num_users, "items": dataset.num_items, "events": events}
