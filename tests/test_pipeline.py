@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,6 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-import slmrec.data.prepare
-import slmrec.stages.evaluate
 from slmrec import Recommender
 from slmrec.cli import main
 from slmrec.metrics import ranking_metrics
@@ -122,37 +123,48 @@ def test_a_changed_setting_redoes_its_stage_and_those_after_it(
     assert "distill: done in" in said and "evaluate: done in" in said
 
 
+KILLED_IN = {
+    "prepare": "slmrec.data.prepare._fingerprint = dead",
+    "pretrain": "Trainer._record = dead_after_an_epoch",
+    "finetune": "Trainer._record = dead_after_an_epoch",
+    "distill": "Trainer._record = dead_after_an_epoch",
+    "evaluate": "slmrec.stages.evaluate.throughput = dead",
+}
+KILLING = """
+import os, signal, sys
+import slmrec.cli, slmrec.data.prepare, slmrec.stages.evaluate
+from slmrec.training import _Trainer as Trainer
+
+record = Trainer._record
+
+def dead(*arguments, **keywords):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dead_after_an_epoch(trainer, *arguments):
+    if trainer.name == sys.argv[1] and trainer.progressed.epoch == 2:
+        dead()
+    record(trainer, *arguments)
+
+{patch}
+slmrec.cli.main(sys.argv[2:])
+"""
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_in_a_stage_ends_with_the_same_files(
-    stage: str, finished: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, finished: Path, config: Path, tmp_path: Path
 ) -> None:
-    class KilledError(BaseException):
-        pass
-
-    def dead(*arguments: Any, **keywords: Any) -> Any:
-        raise KilledError
-
-    epoch, done = _Trainer._epoch, []
-
-    def dies_in_the_second_epoch(trainer: _Trainer, *arguments: Any) -> None:
-        if trainer.name == stage and done:
-            raise KilledError
-        done.extend([stage] * (trainer.name == stage))
-        epoch(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        if stage == "prepare":
-            patch.setattr(slmrec.data.prepare, "_fingerprint", dead)
-        elif stage == "evaluate":
-            patch.setattr(slmrec.stages.evaluate, "throughput", dead)
-        else:
-            patch.setattr(_Trainer, "_epoch", dies_in_the_second_epoch)
-        with pytest.raises(KilledError):
-            main(["run", "--config", str(config), "--output", str(tmp_path)])
+    command = ["run", "--config", str(config), "--output", str(tmp_path)]
+    for earlier in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(finished / earlier, tmp_path / earlier)
+    program = KILLING.format(patch=KILLED_IN[stage])
+    arguments = [sys.executable, "-c", program, stage, *command]
+    killed = subprocess.run(arguments, check=False, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / stage).exists()
     (tmp_path / f".{stage}.partial" / "half").mkdir()
     (tmp_path / f".{stage}.partial" / "half" / "written.parquet").write_bytes(b"PAR1")
-    assert main(["run", "--config", str(config), "--output", str(tmp_path)]) == 0
+    assert main(command) == 0
     ours, theirs = contents(tmp_path), contents(finished)
     assert ours.keys() == theirs.keys()
     for name in theirs:
