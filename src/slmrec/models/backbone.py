@@ -44,15 +44,18 @@ def load_backbone(source: str, prefix: str = "", response: str = "") -> Backbone
     """
     folder = resolve(source)
     decoder = load_decoder(source)
-    table = decoder.get_input_embeddings().weight.detach()
     if not prefix and not response:
-        return Backbone(decoder, table[:0].clone(), table[:0].clone())
+        nothing = torch.zeros(0, decoder.config.hidden_size)
+        return Backbone(decoder, nothing, nothing)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     before = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     if before and tokenizer.bos_token_id is not None:
         before = [tokenizer.bos_token_id, *before]
     after = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
-    return Backbone(decoder, table[before].clone(), table[after].clone())
+    embed = decoder.get_input_embeddings()  # called, not indexed: some architectures scale what they look up
+    with torch.no_grad():
+        vectors = [embed(torch.tensor(tokens, dtype=torch.int64)) for tokens in (before, after)]
+    return Backbone(decoder, *vectors)
 
 
 def load_decoder(source: str) -> PreTrainedModel:
@@ -89,7 +92,13 @@ def random_decoder(settings: dict[str, Any]) -> PreTrainedModel:
 
 
 def keep_layers(decoder: PreTrainedModel, layers: tuple[int, ...]) -> None:
-    """Drops all decoder layers but these, in this order, and lets go of the token table."""
+    """Drops all decoder layers but these, in this order, and lets go of the token table.
+
+    Raises:
+        ConfigError: the decoder does not keep its layers as LLaMA does.
+    """
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise ConfigError(f"backbone {type(decoder).__name__}: its layers are not found; choose a LLaMA-like decoder")
     kept = [decoder.layers[index] for index in layers]
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index

@@ -3,6 +3,7 @@
 Teacher and student are both of this class and differ in depth alone.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from slmrec.errors import ConfigError
+from slmrec.models.attention import KeysValues, Recorder, check_attention, use_packed_attention
 from slmrec.models.backbone import Backbone, drop_token_table, keep_layers, random_decoder
+from slmrec.models.packing import Row, pack
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
@@ -79,6 +82,8 @@ class DecoderRecommender(PreTrainedModel):
         self.register_buffer("prefix", torch.zeros(config.num_prefix_tokens, width))
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
+        self._kept_prefix: tuple[Any, list[KeysValues]] | None = None
+        use_packed_attention(self.decoder)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from a backbone, a teacher or a file; parts made new keep PyTorch's initialisation."""
@@ -113,54 +118,112 @@ class DecoderRecommender(PreTrainedModel):
         Raises:
             ConfigError: the depth is not a multiple of the number of blocks.
         """
-        vectors = self._read(batch)
+        per_block = self._layers_per_block(num_blocks) if num_blocks else 0
+        prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
+        row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
+        packing = row.packing(self.longest, prefix)
         output = self.decoder(
-            inputs_embeds=vectors,
-            attention_mask=torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device),
-            position_ids=self._position_ids(batch, vectors.shape[1]),
+            inputs_embeds=self._read(batch, row, prefix is not None)[None],
+            position_ids=row.positions[None],
+            packing=packing,
             use_cache=False,
             output_hidden_states=num_blocks > 0,
         )
-        rows, columns = self._readout(batch)
-        users = self.score(output.last_hidden_state[rows, columns])
+        # With only the newest position read, the last layer has run for those tokens alone.
+        last = output.last_hidden_state[0, row.last_places]
         if not num_blocks:
-            return Encoded(users, ())
-        per_block = self._layers_per_block(num_blocks)
+            return Encoded(self.score(last), ())
         states = output.hidden_states  # embeddings, then one state a layer, the last after the final norm
-        return Encoded(users, tuple(states[per_block * k][rows, columns] for k in range(1, num_blocks + 1)))
+        blocks = [states[per_block * k][0, row.places] for k in range(1, num_blocks)]
+        return Encoded(self.score(last), (*blocks, last))
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
         return self.encode(batch, num_blocks)
 
-    def _read(self, batch: Batch) -> Tensor:
-        """(B, P+L+S, H): prefix, items, response, pads, for each user."""
-        size = len(batch.items)
-        items = self.input_proj(self.item_dropout(self.item_embeddings(batch.items)))
-        prefix = self.prefix.expand(size, -1, -1)
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest user: prefix, history and response."""
+        return len(self.prefix) + self.max_history_items + len(self.response)
+
+    def train(self, mode: bool = True) -> "DecoderRecommender":
+        """As `nn.Module.train`; forgets what was computed for inference."""
+        self._kept_prefix = None
+        super().train(mode)
+        return self
+
+    def new_state(self) -> "UserState":
+        """The state of a user without history, for `append`."""
+        return UserState([], [])
+
+    def append(self, state: "UserState", item: int) -> Tensor:
+        """The user vector (D,) after one more item; updates the state.
+
+        Costs one item and the response, however long the history, until the state holds `max_history_items`: then
+        the oldest item goes, all positions move, and the newest items are read again.
+
+        Raises:
+            ConfigError: positions are right-aligned, so that every new item moves all others.
+        """
+        if self.training:
+            raise ValueError("append is for inference: call eval() first")
+        if self.config.positions != "contiguous":
+            raise ConfigError(f"append needs positions: contiguous, this model has {self.config.positions}; use encode")
+        with torch.inference_mode():
+            if len(state.items) == self.max_history_items:
+                kept = state.items[1:]
+                state.items, state.layers = [], []
+                self._extend(state, kept)
+            return self._extend(state, [item])
+
+    def _extend(self, state: "UserState", items: list[int]) -> Tensor:
+        """The user vector after some more items."""
+        prefix = self._prefix_states()
+        vectors = self._item_inputs(torch.tensor(items, device=self.device))
+        before = [_joined(parts) for parts in zip(*filter(None, (prefix, state.layers)), strict=True)] or None
+        packing = Recorder(self.longest, before)
+        start = len(self.prefix) + len(state.items)
+        output = self.decoder(
+            inputs_embeds=torch.cat([vectors, self.response])[None],
+            position_ids=torch.arange(start, start + len(items) + len(self.response), device=self.device)[None],
+            packing=packing,
+            use_cache=False,
+        )
+        own = [KeysValues(keys[: len(items)], values[: len(items)]) for keys, values in packing.recorded]
+        state.layers = [_joined(parts) for parts in zip(state.layers, own, strict=True)] if state.layers else own
+        state.items = [*state.items, *items]
+        user: Tensor = self.score(output.last_hidden_state[0, -1])
+        return user
+
+    def _item_inputs(self, items: Tensor) -> Tensor:
+        vectors: Tensor = self.input_proj(self.item_dropout(self.item_embeddings(items)))
+        return vectors
+
+    def _read(self, batch: Batch, row: "Row", prefix_known: bool) -> Tensor:
+        """(tokens, H): the prefix unless it is known, then each user's items and response."""
+        items = self._item_inputs(batch.items[row.item_rows, row.item_columns])
+        parts = [items] if prefix_known else [self.prefix.to(items.dtype), items]
         if not len(self.response):
-            return torch.cat([prefix, items], dim=1)
-        vectors = torch.cat([prefix, items, torch.zeros_like(self.response).expand(size, -1, -1)], dim=1)
-        rows = torch.arange(size, device=items.device)[:, None]
-        after = len(self.prefix) + batch.lengths[:, None] + torch.arange(len(self.response), device=items.device)
-        return vectors.index_put((rows, after), self.response.expand(size, -1, -1))
+            return torch.cat(parts)
+        return torch.cat([*parts, self.response.to(items.dtype)])[row.order]
 
-    def _position_ids(self, batch: Batch, width: int) -> Tensor:
-        positions = torch.arange(width, device=batch.items.device).expand(len(batch.items), -1)
+    def _pads(self, batch: Batch) -> Tensor:
+        """(B,) positions that the pads of a user take up."""
         if self.config.positions == "contiguous":
-            return positions
-        pads = (self.config.max_history_items - batch.lengths)[:, None]
-        return torch.where(positions < len(self.prefix), positions, positions + pads)
+            return torch.zeros_like(batch.lengths)
+        return self.config.max_history_items - batch.lengths
 
-    def _readout(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the N read-out positions in the decoder's output."""
-        first = len(self.prefix)
-        if not batch.every_position:
-            rows = torch.arange(len(batch.items), device=batch.items.device)
-            return rows, first + batch.lengths - 1 + len(self.response)
-        columns = torch.arange(batch.items.shape[1], device=batch.items.device)
-        rows, columns = torch.nonzero(columns < batch.lengths[:, None], as_tuple=True)
-        return rows, first + columns
+    def _prefix_states(self) -> list[KeysValues] | None:
+        """Keys and values of the prefix by layer, computed once; None without prefix."""
+        if not len(self.prefix):
+            return None
+        key = _versions(self)
+        if self._kept_prefix is None or self._kept_prefix[0] != key:
+            recorder = Recorder(self.longest)
+            positions = torch.arange(len(self.prefix), device=self.device)[None]
+            self.decoder(inputs_embeds=self.prefix[None], position_ids=positions, packing=recorder, use_cache=False)
+            self._kept_prefix = (key, recorder.recorded)
+        return self._kept_prefix[1]
 
     def _layers_per_block(self, num_blocks: int) -> int:
         if self.num_layers % num_blocks:
@@ -169,6 +232,16 @@ class DecoderRecommender(PreTrainedModel):
                 "choose a common divisor of the depths of teacher and student"
             )
         return self.num_layers // num_blocks
+
+
+@dataclass
+class UserState:
+    """What `DecoderRecommender.append` keeps of a user."""
+
+    items: list[int]
+    """The newest items, oldest first."""
+    layers: list[KeysValues]
+    """Keys and values of the items, by layer."""
 
 
 def build_decoder(
@@ -188,6 +261,7 @@ def build_decoder(
     With `lora` the layers are frozen and get adapters; without, they train. Consumes the backbone: its other layers
     are dropped.
     """
+    check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
     config = DecoderRecommenderConfig(
         decoder=backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type},
@@ -293,6 +367,16 @@ def load_adapter(model: DecoderRecommender, weights: dict[str, Tensor]) -> list[
     for name in own.keys() & given.keys():
         own[name].copy_(given[name])
     return sorted(own.keys() ^ given.keys())
+
+
+def _joined(parts: tuple[KeysValues, ...]) -> KeysValues:
+    keys, values = zip(*parts, strict=True)
+    return KeysValues(torch.cat(keys), torch.cat(values))
+
+
+def _versions(model: nn.Module) -> tuple[Any, ...]:
+    """Changes when a weight, its place, or the precision does."""
+    return (torch.is_autocast_enabled("cpu"), *((value.data_ptr(), value._version) for value in model.parameters()))
 
 
 def _alone(

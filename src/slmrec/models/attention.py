@@ -1,0 +1,372 @@
+"""The engine's attention: one packed row, whose users share the prompt and see nothing of each other.
+
+A batch is one row [prefix; user 1; user 2; ...] without pads. Registered with transformers' attention interface, so
+that any decoder which uses it runs unmodified: the plan of the row travels as the keyword `packing` through the
+decoder into every attention layer, which hands queries, keys and values to `packing.attend`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from slmrec.errors import ConfigError
+
+NAME = "slmrec_packed"
+PADDED_SHARE = 1.25
+"""Segments are attended together, padded to the longest, while that costs at most this much more."""
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+_HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
+
+
+class KeysValues(NamedTuple):
+    """What an attention layer reads, after rotation."""
+
+    keys: Tensor
+    """(tokens, key heads, head width)."""
+    values: Tensor
+    """(tokens, key heads, head width)."""
+
+
+class ScoreRule(NamedTuple):
+    """How a layer turns products of queries and keys into weights."""
+
+    scaling: float
+    softcap: float | None
+    dropout: float
+
+
+class Packing(Protocol):
+    """The plan of a row: which query sees which key."""
+
+    longest: int
+    """Tokens of the longest user whom the model will ever read, prompt included."""
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """(tokens, heads, head width) of the queries (tokens, heads, head width)."""
+
+
+class Group(NamedTuple):
+    """Users of like length, next to each other in the row."""
+
+    start: int
+    """First token, counted from the first user's."""
+    lengths: tuple[int, ...]
+    """Tokens of each user."""
+
+
+def groups_of(lengths: list[int]) -> list[Group]:
+    """Groups of users in ascending order of length, such that padding each to its longest costs little.
+
+    >>> [group.lengths for group in groups_of([2, 2, 5, 6])]
+    [(2, 2), (5, 6)]
+    """
+    groups: list[Group] = []
+    first = start = tokens = 0
+    for index, length in enumerate(lengths):
+        if index > first and length * (index + 1 - first) > PADDED_SHARE * (tokens + length):
+            groups.append(Group(start, tuple(lengths[first:index])))
+            start, first, tokens = start + tokens, index, 0
+        tokens += length
+    groups.append(Group(start, tuple(lengths[first:])))
+    return groups
+
+
+@dataclass
+class PackedRow:
+    """All tokens of a row as queries: [prefix; users], or the users alone over a prefix computed before."""
+
+    groups: list[Group]
+    num_prefix: int
+    longest: int
+    cached_prefix: list[KeysValues] | None = None
+    """Keys and values of the prefix by layer; None: the prefix stands in the row."""
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """The prefix attends to itself; each user to the prefix and to its own tokens, causally."""
+        prefix, users, outputs = self.split(layer, own), own, []
+        if self.cached_prefix is None and self.num_prefix:
+            outputs.append(_attend_group(query[None, : self.num_prefix], _one(prefix), None, rule, None))
+            query, users = query[self.num_prefix :], self.users(own)
+        for group in self.groups:
+            attended = _attend_group(
+                _padded(query, group), _padded_keys(users, group), prefix, rule, _visible(group, query.device)
+            )
+            outputs.append(_unpadded(attended, group))
+        return torch.cat([output.flatten(0, 1) for output in outputs])
+
+    def split(self, layer: int, own: KeysValues) -> KeysValues | None:
+        """Keys and values of the prefix; None without one."""
+        if not self.num_prefix:
+            return None
+        if self.cached_prefix is not None:
+            return self.cached_prefix[layer]
+        return KeysValues(own.keys[: self.num_prefix], own.values[: self.num_prefix])
+
+    def users(self, own: KeysValues) -> KeysValues:
+        """Keys and values of the users' tokens."""
+        skipped = 0 if self.cached_prefix is not None else self.num_prefix
+        return KeysValues(own.keys[skipped:], own.values[skipped:])
+
+
+@dataclass
+class NewestQueries:
+    """Only each user's newest token asks; all tokens answer."""
+
+    row: PackedRow
+    answers: KeysValues
+    """Keys and values of the whole row."""
+
+    @property
+    def longest(self) -> int:
+        """Of the row."""
+        return self.row.longest
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """(B, heads, head width), users in the row's order."""
+        prefix, users, outputs, first = self.row.split(layer, self.answers), self.row.users(self.answers), [], 0
+        for group in self.row.groups:
+            queries = query[first : first + len(group.lengths), None]
+            keys = _padded_keys(users, group)
+            visible = _visible(group, query.device, newest=True)
+            outputs.append(_attend_group(queries, keys, prefix, rule, visible)[:, 0])
+            first += len(group.lengths)
+        return torch.cat(outputs)
+
+
+@dataclass
+class Recorder:
+    """A single segment after what came before it, causally; keeps the new keys and values of every layer."""
+
+    longest: int
+    before: list[KeysValues] | None = None
+    """Keys and values of the tokens before, by layer."""
+    recorded: list[KeysValues] = field(default_factory=list)
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """(tokens, heads, head width)."""
+        self.recorded.append(own)
+        past = self.before[layer] if self.before is not None else None
+        return _attend_group(query[None], _one(own), past, rule, None)[0]
+
+
+class _KeysTakenError(Exception):
+    """Carries a layer's keys and values out of it, so that what the layer would do with them is not computed."""
+
+    def __init__(self, answers: KeysValues) -> None:
+        self.answers = answers
+
+
+@dataclass
+class _TakeKeys:
+    longest: int
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        raise _KeysTakenError(own)
+
+
+@dataclass
+class ReadNewest:
+    """A `PackedRow` whose last layer is computed for the newest token of each user alone; see `read_newest`."""
+
+    row: PackedRow
+    newest: Tensor
+    """(B,) places of the newest tokens in the row."""
+
+    @property
+    def longest(self) -> int:
+        """Of the row."""
+        return self.row.longest
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """As the row."""
+        return self.row.attend(layer, query, own, rule)
+
+
+def read_newest(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """A pre-hook of the last decoder layer: under `ReadNewest` it runs on the newest token of each user alone.
+
+    The layer is entered once with all tokens, up to its keys and values, and then run on the newest tokens over them.
+    """
+    packing = keywords.get("packing")
+    if not isinstance(packing, ReadNewest):
+        return None
+    hidden, *others = arguments
+    try:
+        layer.forward(hidden, *others, **keywords | {"packing": _TakeKeys(packing.longest)})
+    except _KeysTakenError as taken:
+        answers = taken.answers
+    else:
+        raise ConfigError(f"{type(layer).__name__} does not attend through transformers' attention interface")
+    at = packing.newest
+    cosine, sine = keywords["position_embeddings"]
+    fewer = {
+        "packing": NewestQueries(packing.row, answers),
+        "position_embeddings": (cosine[:, at], sine[:, at]),
+        "position_ids": keywords["position_ids"][:, at],
+    }
+    return (hidden[:, at], *others), keywords | fewer
+
+
+def use_packed_attention(decoder: PreTrainedModel) -> None:
+    """Lets a decoder attend through the plan it is given."""
+    decoder.set_attn_implementation(NAME)
+    decoder.layers[-1].register_forward_pre_hook(read_newest, with_kwargs=True)
+
+
+def check_attention(decoder: PreTrainedModel) -> None:
+    """Refuses decoders whose attention is of another kind; what a layer alone knows is checked when it attends.
+
+    Raises:
+        ConfigError: its architecture does not use transformers' attention interface, or has layers of another kind.
+    """
+    name = type(decoder).__name__
+    if not decoder._supports_attention_backend:
+        raise ConfigError(f"backbone {name}: its attention cannot be replaced; choose a LLaMA-like decoder")
+    odd = set(getattr(decoder.config, "layer_types", None) or ()) - _SUPPORTED_LAYERS
+    if not getattr(decoder.config, "is_causal", True) or getattr(decoder.config, "use_bidirectional_attention", None):
+        odd.add("bidirectional")
+    if odd:
+        kinds = ", ".join(sorted(odd))
+        raise ConfigError(f"backbone {name}: it has {kinds} layers; choose a decoder with causal attention in all")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer; query, key, value: (1, heads, tokens, head width)."""
+    name = type(module).__name__
+    if packing is None:
+        raise ConfigError(f"{name} was called without a plan of its row; call DecoderRecommender.encode")
+    unknown = [word for word, setting in others.items() if setting is not None and word not in _HARMLESS]
+    if unknown:
+        raise ConfigError(f"backbone with {name}: {', '.join(unknown)} is not supported; choose another backbone")
+    if sliding_window is not None and sliding_window < packing.longest:
+        raise ConfigError(
+            f"backbone with {name}: its sliding window is {sliding_window} tokens but prompt and history have up to "
+            f"{packing.longest}; lower max_history_items or shorten the prompt"
+        )
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    rule = ScoreRule(scaling, softcap, dropout)
+    return packing.attend(module.layer_idx, query, KeysValues(key, value), rule)[None], None  # type: ignore[arg-type]
+
+
+def _attend_group(
+    query: Tensor, own: KeysValues, before: KeysValues | None, rule: ScoreRule, visible: Tensor | None
+) -> Tensor:
+    """Attention of segments to their own tokens and to tokens that all of them share.
+
+    The shared keys meet the queries of all segments in one product: they are not copied for each.
+
+    Args:
+        query: (B, Q, heads, head width).
+        own: (B, K, key heads, head width); Q <= K, the queries are the newest tokens.
+        before: (shared, key heads, head width), all visible.
+        visible: bool (B or 1, Q, 1, K), or None: causally.
+
+    Returns:
+        (B, Q, heads, head width).
+    """
+    size, num_queries, _, width = query.shape
+    num_keys, key_heads = own.keys.shape[1:3]
+    if visible is None and num_queries > 1:
+        visible = _causal(num_queries, num_keys, query.device)
+    # By key head, then segment, then query: (key heads, B, Q * heads per key head, head width).
+    asked = query.reshape(size, num_queries, key_heads, -1, width).permute(2, 0, 1, 3, 4).flatten(2, 3) * rule.scaling
+    keys, values = (part.permute(2, 0, 1, 3) for part in own)
+    scores = asked @ keys.transpose(2, 3)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if visible is not None:
+        shape = scores.shape
+        scores = scores.view(key_heads, size, num_queries, -1, num_keys).masked_fill(~visible, -torch.inf).view(shape)
+    if before is None:
+        weights = _weights(scores, rule, query.dtype)
+        attended = weights @ values
+    else:
+        shared_keys, shared_values = (part.to(query.dtype).transpose(0, 1) for part in before)
+        shared = asked.flatten(1, 2) @ shared_keys.transpose(1, 2)
+        if rule.softcap is not None:
+            shared = rule.softcap * torch.tanh(shared / rule.softcap)
+        weights = _weights(torch.cat([shared.view(*scores.shape[:3], -1), scores], dim=-1), rule, query.dtype)
+        num_shared = shared.shape[-1]
+        attended = weights[..., num_shared:] @ values
+        attended = attended + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(attended)
+    return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _weights(scores: Tensor, rule: ScoreRule, dtype: torch.dtype) -> Tensor:
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    return F.dropout(weights, rule.dropout) if rule.dropout else weights
+
+
+def _causal(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    asked = torch.arange(num_keys - num_queries, num_keys, device=device)
+    return (torch.arange(num_keys, device=device) <= asked[:, None])[None, :, None, :]
+
+
+def _visible(group: Group, device: torch.device, newest: bool = False) -> Tensor | None:
+    """(B, Q, 1, K) for the newest tokens of users of different lengths; None where causality says all.
+
+    A pad stands after the tokens of its user, where no other query than a pad's sees it.
+    """
+    if not newest or group.lengths[0] == group.lengths[-1]:
+        return None
+    lengths = torch.tensor(group.lengths, device=device)
+    return (torch.arange(group.lengths[-1], device=device) < lengths[:, None])[:, None, None, :]
+
+
+def _one(own: KeysValues | None) -> KeysValues:
+    assert own is not None
+    return KeysValues(own.keys[None], own.values[None])
+
+
+def _padded_keys(users: KeysValues, group: Group) -> KeysValues:
+    return KeysValues(_padded(users.keys, group), _padded(users.values, group))
+
+
+def _padded(tokens: Tensor, group: Group) -> Tensor:
+    """(B, longest, heads, head width): a view if all are equally long."""
+    total, longest = sum(group.lengths), group.lengths[-1]
+    part = tokens[group.start : group.start + total]
+    if group.lengths[0] == longest:
+        return part.view(len(group.lengths), longest, *part.shape[1:])
+    padded = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
+    return padded.index_copy(0, _places(group, part.device), part).view(len(group.lengths), longest, *part.shape[1:])
+
+
+def _unpadded(attended: Tensor, group: Group) -> Tensor:
+    """(1, tokens, heads, head width)."""
+    flat = attended.flatten(0, 1)
+    if group.lengths[0] != group.lengths[-1]:
+        flat = flat[_places(group, flat.device)]
+    return flat[None]
+
+
+def _places(group: Group, device: torch.device) -> Tensor:
+    longest = group.lengths[-1]
+    lengths = torch.tensor(group.lengths, device=device)
+    return torch.nonzero((torch.arange(longest, device=device) < lengths[:, None]).flatten()).squeeze(1)
+
+
+def _no_mask(*arguments: Any, **keywords: Any) -> None:
+    """The plan says what is visible; no mask is built."""
+
+
+_register: Callable[..., None] = AttentionInterface.register
+_register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,254 @@
+"""The packed row against the padded formulation: same outputs and gradients for every supported architecture."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from slmrec.errors import ConfigError
+from slmrec.models.attention import PADDED_SHARE, groups_of
+from slmrec.models.backbone import Backbone, random_decoder
+from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.padded import PaddedEncoder
+from slmrec.types import Batch, Encoded
+
+WIDTH, LAYERS, MAX_HISTORY, NUM_ITEMS = 32, 4, 10, 30
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 8, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {"head_dim": 8},
+    "phi": {"num_key_value_heads": 4},
+    "phi3": {},
+    "smollm3": {},
+    "olmo2": {},
+    "granite": {},
+}
+FORMS = {
+    "prompted": {"prompt": (5, 3), "positions": "contiguous", "every_position": False},
+    "right aligned": {"prompt": (5, 3), "positions": "right_aligned", "every_position": False},
+    "every position": {"prompt": (4, 0), "positions": "contiguous", "every_position": True},
+    "every position, right aligned, no prompt": {
+        "prompt": (0, 0),
+        "positions": "right_aligned",
+        "every_position": True,
+    },
+    "response alone": {"prompt": (0, 2), "positions": "contiguous", "every_position": False},
+}
+
+
+def build(
+    model_type: str = "llama", prompt: tuple[int, int] = (5, 3), positions: Any = "contiguous", **sizes: Any
+) -> DecoderRecommender:
+    torch.manual_seed(0)
+    decoder = random_decoder(SIZES | ARCHITECTURES[model_type] | {"model_type": model_type} | sizes)
+    prefix, response = (0.3 * torch.randn(length, WIDTH) for length in prompt)
+    vectors = torch.randn(NUM_ITEMS + 1, 8)
+    return build_decoder(
+        Backbone(decoder, prefix, response),
+        tuple(range(LAYERS)),
+        vectors,
+        source="random",
+        lora=None,
+        positions=positions,
+        max_history_items=MAX_HISTORY,
+        item_dropout=0.0,
+        train_items=True,
+    ).eval()
+
+
+def batch_of(lengths: list[int], every_position: bool = False) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    items = torch.randint(1, NUM_ITEMS + 1, (len(lengths), max(lengths)), generator=generator)
+    sizes = torch.tensor(lengths)
+    items[torch.arange(max(lengths)) >= sizes[:, None]] = 0
+    num_targets = int(sizes.sum()) if every_position else len(lengths)
+    return Batch(items, sizes, torch.ones(num_targets, dtype=torch.int64), every_position)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    for own, other in zip((found.users, *found.blocks), (expected.users, *expected.blocks), strict=True):
+        assert own.shape == other.shape
+        assert relative(own, other) <= 1e-5
+
+
+def gradients(model: DecoderRecommender, encoded: Encoded) -> dict[str, Tensor]:
+    model.zero_grad()
+    (encoded.users.square().sum() + sum(state.sin().sum() for state in encoded.blocks)).backward()
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_outputs_and_gradients_are_those_of_the_padded_path(model_type: str, form: dict[str, Any]) -> None:
+    model = build(model_type, form["prompt"], form["positions"])
+    batch = batch_of([3, 10, 1, 7, 7, 2, 6], form["every_position"])
+    own, other = model.encode(batch, 2), PaddedEncoder(model, MAX_HISTORY).encode(batch, 2)
+    assert_same(own, other)
+    ours, theirs = gradients(model, own), gradients(model, other)
+    assert ours.keys() == theirs.keys() and len(ours) > 6 * LAYERS
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
+    with torch.no_grad():
+        assert_same(model.encode(batch, 2), other)  # the prefix kept from before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every_position", [False, True])
+def test_a_batch_of_one_and_any_order_give_the_same(every_position: bool) -> None:
+    model = build(prompt=(5, 0))
+    batch = batch_of([4, 1, 9, 4, 10], every_position)
+    whole = model.encode(batch).users
+    parts = torch.split(whole, batch.lengths.tolist() if every_position else 1)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        moved = Batch(batch.items[order], batch.lengths[order], batch.targets, every_position)
+        assert relative(model.encode(moved).users, torch.cat([parts[row] for row in order])) <= 1e-6
+    for row, part in enumerate(parts):
+        alone = Batch(batch.items[row : row + 1], batch.lengths[row : row + 1], batch.targets[:1], every_position)
+        assert relative(model.encode(alone).users, part) <= 1e-6
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_an_appended_event_gives_what_the_whole_history_gives(model_type: str) -> None:
+    model, state = build(model_type), None
+    items = batch_of([MAX_HISTORY + 4]).items[0]
+    state = model.new_state()
+    for seen in range(1, len(items) + 1):
+        appended = model.append(state, int(items[seen - 1]))
+        newest = items[max(0, seen - MAX_HISTORY) : seen]
+        with torch.no_grad():
+            whole = model.encode(Batch(newest[None], torch.tensor([len(newest)]), newest[:1], False)).users[0]
+        assert relative(appended, whole) <= 1e-5
+        assert state.items == newest.tolist()
+
+
+def test_appending_needs_contiguous_positions_and_eval_mode() -> None:
+    model = build(positions="right_aligned")
+    with pytest.raises(ConfigError, match="append needs positions: contiguous, this model has right_aligned"):
+        model.append(model.new_state(), 1)
+    model = build().train()
+    with pytest.raises(ValueError, match="call eval"):
+        model.append(model.new_state(), 1)
+
+
+@torch.no_grad()
+def test_the_prefix_is_computed_once_and_anew_after_a_change() -> None:
+    model, batch = build(), batch_of([3, 5])
+    before = model.encode(batch).users
+    kept = model._kept_prefix
+    model.encode(batch)
+    assert kept is not None and model._kept_prefix is kept
+    model.decoder.layers[0].self_attn.k_proj.weight.mul_(2)
+    after = model.encode(batch).users
+    assert relative(after, before) > 1e-4
+    assert relative(after, PaddedEncoder(model, MAX_HISTORY).encode(batch).users) <= 1e-5
+
+
+def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:
+    model, batch, seen = build(), batch_of([3, 5, 4]), []
+    for layer in (model.decoder.layers[-2], model.decoder.layers[-1]):
+        layer.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    model.encode(batch)
+    assert seen == [5 + 3 + 5 + 4 + 3 * 3, 3]  # prefix, items, responses; then one token a user
+
+
+def test_adapters_train_through_the_packed_row() -> None:
+    decoder = random_decoder(SIZES | {"model_type": "llama"})
+    lora = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "q_proj"]}
+    model = build_decoder(
+        Backbone(decoder, torch.zeros(0, WIDTH), torch.zeros(0, WIDTH)),
+        (0, 1),
+        torch.randn(NUM_ITEMS + 1, 8),
+        source="random",
+        lora=lora,
+        positions="contiguous",
+        max_history_items=MAX_HISTORY,
+        item_dropout=0.0,
+        train_items=False,
+    )
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value)
+    batch = batch_of([3, 10, 1])
+    own, other = model.encode(batch, 2), PaddedEncoder(model, MAX_HISTORY).encode(batch, 2)
+    assert_same(own, other)
+    ours, theirs = gradients(model, own), gradients(model, other)
+    assert any("lora_A" in name for name in ours)
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "message"),
+    [
+        ("mistral", {"sliding_window": 17}, "sliding window is 17 tokens but prompt and history have up to 18"),
+        ("gemma3_text", {"sliding_window": 8}, "sliding window is 8 tokens"),
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux is not supported"),
+    ],
+)
+def test_attention_that_cannot_be_honoured_is_refused_by_name(
+    model_type: str, sizes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, model_type, ARCHITECTURES.get(model_type, {}))
+    with pytest.raises(ConfigError, match=message):
+        build(model_type, **sizes).encode(batch_of([1]))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "message"),
+    [
+        ("bloom", {}, "backbone BloomModel: its attention cannot be replaced"),
+        ("lfm2", {"layer_types": ["full_attention", "conv"] * 2}, "backbone Lfm2Model: it has conv layers"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "it has bidirectional layers"),
+    ],
+)
+def test_other_kinds_of_decoder_are_refused(
+    model_type: str, sizes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, model_type, ARCHITECTURES.get(model_type, {}))
+    with pytest.raises(ConfigError, match=message):
+        build(model_type, **sizes)
+
+
+def test_a_window_that_is_long_enough_is_taken() -> None:
+    model, batch = build("mistral", sliding_window=18), batch_of([10, 2])
+    assert_same(model.encode(batch), PaddedEncoder(model, MAX_HISTORY).encode(batch))
+
+
+def test_a_decoder_is_not_run_without_a_plan() -> None:
+    model = build()
+    with pytest.raises(ConfigError, match="without a plan"):
+        model.decoder(inputs_embeds=torch.zeros(1, 3, WIDTH))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted))
+def test_groups_hold_every_user_and_pad_little(lengths: list[int]) -> None:
+    groups = groups_of(lengths)
+    assert [length for group in groups for length in group.lengths] == lengths
+    start = 0
+    for group in groups:
+        assert group.start == start
+        start += sum(group.lengths)
+        assert max(group.lengths) * len(group.lengths) <= PADDED_SHARE * sum(group.lengths)
