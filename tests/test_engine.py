@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slmrec.errors import ConfigError
-from slmrec.models.attention import PADDED_SHARE, groups_of
+from slmrec.models import flex
+from slmrec.models.attention import PADDED_SHARE, KeysValues, NewestQueries, PackedRow, ScoreRule, groups_of
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.decoder import DecoderRecommender, build_decoder
 from slmrec.models.padded import PaddedEncoder
@@ -252,3 +253,23 @@ def test_groups_hold_every_user_and_pad_little(lengths: list[int]) -> None:
         assert group.start == start
         start += sum(group.lengths)
         assert max(group.lengths) * len(group.lengths) <= PADDED_SHARE * sum(group.lengths)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("num_prefix", [0, 3])
+@pytest.mark.parametrize("cached", [False, True])
+def test_flex_attention_and_groups_agree(num_prefix: int, cached: bool, softcap: float | None) -> None:
+    torch.manual_seed(0)
+    row = PackedRow(groups_of([1, 2, 2, 7]), num_prefix, 20, torch.device("cpu"))
+    everything = KeysValues(torch.randn(num_prefix + 12, 2, 8), torch.randn(num_prefix + 12, 2, 8))
+    query, rule = torch.randn(num_prefix + 12, 4, 8), ScoreRule(0.3, softcap, 0.0)
+    own = everything
+    if cached and num_prefix:
+        row.cached_prefix = [KeysValues(*(part[:num_prefix] for part in everything))]
+        own, query = KeysValues(*(part[num_prefix:] for part in everything)), query[num_prefix:]
+    found = flex.attend(query, row.answers(0, own), row.mask, rule)
+    assert relative(found, row.attend(0, query, own, rule)) <= 1e-6
+    newest = query[torch.tensor([0, 2, 4, 11]) + len(query) - 12]
+    found = flex.attend(newest, row.answers(0, own), row.newest_mask, rule)
+    assert relative(found, NewestQueries(row, own).attend(0, newest, own, rule)) <= 1e-6

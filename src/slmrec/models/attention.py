@@ -7,14 +7,17 @@ decoder into every attention layer, which hands queries, keys and values to `pac
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from slmrec.errors import ConfigError
+from slmrec.models import flex
 
 NAME = "slmrec_packed"
 PADDED_SHARE = 1.25
@@ -83,11 +86,14 @@ class PackedRow:
     groups: list[Group]
     num_prefix: int
     longest: int
+    device: torch.device
     cached_prefix: list[KeysValues] | None = None
     """Keys and values of the prefix by layer; None: the prefix stands in the row."""
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """The prefix attends to itself; each user to the prefix and to its own tokens, causally."""
+        if query.is_cuda and not rule.dropout:
+            return flex.attend(query, self.answers(layer, own), self.mask, rule)
         prefix, users, outputs = self.split(layer, own), own, []
         if self.cached_prefix is None and self.num_prefix:
             outputs.append(_attend_group(query[None, : self.num_prefix], _one(prefix), None, rule, None))
@@ -98,6 +104,34 @@ class PackedRow:
             )
             outputs.append(_unpadded(attended, group))
         return torch.cat([output.flatten(0, 1) for output in outputs])
+
+    def answers(self, layer: int, own: KeysValues) -> KeysValues:
+        """Keys and values of prefix and users."""
+        if self.cached_prefix is None:
+            return own
+        pairs = zip(self.cached_prefix[layer], own, strict=True)
+        return KeysValues(*(torch.cat([before.to(part.dtype), part]) for before, part in pairs))
+
+    @cached_property
+    def segments(self) -> Tensor:
+        """(tokens,) -1 for the prefix, then each user's number in the row."""
+        lengths = torch.tensor([self.num_prefix, *(length for group in self.groups for length in group.lengths)])
+        return torch.repeat_interleave(torch.arange(flex.PREFIX, len(lengths) - 1), lengths)
+
+    @cached_property
+    def mask(self) -> BlockMask:
+        """Of FlexAttention, for all tokens that ask."""
+        asking = slice(self.num_prefix if self.cached_prefix is not None else 0, None)
+        segments = self.segments.to(self.device)
+        return flex.segment_mask(segments[asking], torch.arange(len(segments), device=self.device)[asking], segments)
+
+    @cached_property
+    def newest_mask(self) -> BlockMask:
+        """Of FlexAttention, where only each user's newest token asks."""
+        segments = self.segments.to(self.device)
+        users = torch.arange(int(segments[-1]) + 1, device=self.device)
+        places = torch.searchsorted(segments, users, right=True) - 1
+        return flex.segment_mask(users, places, segments)
 
     def split(self, layer: int, own: KeysValues) -> KeysValues | None:
         """Keys and values of the prefix; None without one."""
@@ -128,6 +162,8 @@ class NewestQueries:
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(B, heads, head width), users in the row's order."""
+        if query.is_cuda and not rule.dropout:
+            return flex.attend(query, self.row.answers(layer, self.answers), self.row.newest_mask, rule)
         prefix, users, outputs, first = self.row.split(layer, self.answers), self.row.users(self.answers), [], 0
         for group in self.row.groups:
             queries = query[first : first + len(group.lengths), None]

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     def packing(self, longest: int, cached_prefix: list[KeysValues] | None) -> PackedRow | ReadNewest:
         """What the attention layers are given."""
-        row = PackedRow(self.groups, self.num_prefix, longest, cached_prefix)
+        row = PackedRow(self.groups, self.num_prefix, longest, self.positions.device, cached_prefix)
         return row if self.newest is None else ReadNewest(row, self.newest)
 
 
