@@ -175,6 +175,19 @@ def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:
     assert seen == [5 + 3 + 5 + 4 + 3 * 3, 3]  # prefix, items, responses; then one token a user
 
 
+@pytest.mark.parametrize("every_position", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(every_position: bool) -> None:
+    model, batch = build(prompt=(5, 0)), batch_of([3, 10, 1], every_position)
+    plain = gradients(model.train(), model.encode(batch, 2))
+    model.decoder.gradient_checkpointing_enable()
+    entered: list[int] = []
+    model.decoder.layers[0].mlp.register_forward_hook(lambda *arguments: entered.append(1))
+    ours = gradients(model, model.encode(batch, 2))
+    assert len(entered) == 2  # forward, and again on the way back
+    for name, value in plain.items():
+        assert relative(ours[name], value) <= 1e-6, name
+
+
 def test_adapters_train_through_the_packed_row() -> None:
     decoder = random_decoder(SIZES | {"model_type": "llama"})
     lora = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "q_proj"]}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from slmrec import losses
-from slmrec.losses import DistillationLoss, NextItemLoss, catalogue_cross_entropy, score_divergence
+from slmrec.catalogue import ItemSampler, sampled_cross_entropy
+from slmrec.losses import DistillationLoss, NextItemLoss
 from slmrec.types import Batch, Encoded
 
 TERMS = ("ce", "cosine", "norm", "multiple", "kl")
@@ -46,21 +47,6 @@ def distillation(weights: dict[str, float], online: bool = False, width: int = 4
 def test_examples_of_the_module() -> None:
     assert doctest.testmod(losses).attempted >= 2
     assert doctest.testmod(losses).failed == 0
-
-
-def test_cross_entropy_leaves_the_padding_item_out() -> None:
-    users, items = torch.tensor([[1.0]]), torch.tensor([[100.0], [0.0], [0.0]])
-    assert catalogue_cross_entropy(users, items, torch.tensor([1])).item() == pytest.approx(0.693147, abs=1e-5)
-    with_padding = catalogue_cross_entropy(users, items, torch.tensor([1]), include_padding=True)
-    assert with_padding.item() == pytest.approx(100.0, abs=1e-3)
-
-
-def test_score_divergence_is_the_definition() -> None:
-    student, teacher = torch.randn(3, 7), torch.randn(3, 7)
-    p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
-    expected = (p * (p.log() - q.log())).sum(-1).mean() * 4
-    assert score_divergence(student, teacher, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert score_divergence(student, student, 2.0).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -127,3 +113,63 @@ def test_what_is_frozen_in_an_online_teacher_stays_frozen() -> None:
     teacher.items.requires_grad_(False)
     DistillationLoss(Linear(4, 0), teacher, widths=(4, 4), item_width=3, num_blocks=2, weights={"ce": 1.0}, online=True)
     assert not teacher.items.weight.requires_grad and teacher.first.weight.requires_grad
+
+
+SAMPLER = ItemSampler(torch.tensor([0, 5, 4, 3, 2, 1]), 0.5)
+
+
+def test_a_sampler_replaces_the_catalogue_by_fresh_draws() -> None:
+    loss = NextItemLoss(Linear(4, 0), SAMPLER, 3)
+    torch.manual_seed(5)
+    found = [loss(BATCH).total.item() for _ in range(2)]
+    torch.manual_seed(5)
+    users, items = loss.model.encode(BATCH).users, loss.model.item_vectors()
+    draws = [SAMPLER.draw(3) for _ in range(2)]
+    expected = [sampled_cross_entropy(users, items, BATCH.targets, drawn, SAMPLER.log_q).item() for drawn in draws]
+    assert found == expected and found[0] != found[1]
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_sampler_serves_every_cross_entropy_of_distillation(online: bool) -> None:
+    drawn = []
+
+    class Recorder(ItemSampler):
+        def draw(self, num: int) -> Tensor:
+            drawn.append(num)
+            return super().draw(num)
+
+    loss = DistillationLoss(
+        Linear(4, 0),
+        Linear(4, 1),
+        widths=(4, 4),
+        item_width=3,
+        num_blocks=2,
+        weights=dict.fromkeys(TERMS, 1.0),
+        online=online,
+        sampler=Recorder(torch.ones(6), 0.0),
+        num_sampled=7,
+    )
+    loss(BATCH).total.backward()
+    assert drawn == [7] * (3 if online else 2)  # the user vector, the one inner block, and a teacher that learns
+    assert loss.student.first.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("sampler", "num_sampled"), [(None, 4), (SAMPLER, 0)])
+def test_a_sampler_and_a_number_of_draws_need_each_other(sampler: ItemSampler | None, num_sampled: int) -> None:
+    with pytest.raises(ValueError, match=f"num_sampled is {num_sampled}: expected items to draw if and only if"):
+        NextItemLoss(Linear(4, 0), sampler, num_sampled)
+
+
+def test_draws_never_hold_the_padding_item() -> None:
+    with pytest.raises(ValueError, match="include_padding with a sampler"):
+        DistillationLoss(
+            Linear(4, 0),
+            Linear(4, 1),
+            widths=(4, 4),
+            item_width=3,
+            num_blocks=2,
+            weights={"ce": 1.0},
+            include_padding=True,
+            sampler=SAMPLER,
+            num_sampled=4,
+        )

@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--output", type=Path, required=True, help=".parquet, .csv or .jsonl to write")
     recommend.add_argument("--k", type=int, default=10, help="items a user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
+    bench = commands.add_parser("bench", help="what the engine gains on this machine, in minutes")
+    bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
+    bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     return parser
 
 
@@ -67,6 +71,10 @@ def _dispatch(options: argparse.Namespace) -> None:
         from slmrec.stages.recommend import recommend_file
 
         recommend_file(options.model, options.input, options.output, options.k, not options.keep_seen)
+    elif options.command == "bench":
+        from slmrec.stages.bench import bench
+
+        bench(options.output, options.data, options.rounds)
     elif options.command == "demo":
         from slmrec.stages.demo import demo
 

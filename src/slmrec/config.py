@@ -85,6 +85,8 @@ class FinetuneTraining(TrainConfig):
     """Passes over the training samples; 0 trains nothing."""
     per_device_train_batch_size: int = Field(256, ge=1)
     """Users (or samples) a step and device."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
 
 
 class DistillTraining(TrainConfig):
@@ -98,6 +100,8 @@ class DistillTraining(TrainConfig):
     """Users (or samples) a step and device."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the learning rate rises from 0."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
 
 
 class PrepareConfig(Section):

@@ -6,23 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slmrec.catalogue import ItemSampler, catalogue_cross_entropy, catalogue_divergence, sampled_cross_entropy
 from slmrec.types import Batch, Encoded, LossTerms, SequenceEncoder
-
-
-def catalogue_cross_entropy(users: Tensor, items: Tensor, targets: Tensor, include_padding: bool = False) -> Tensor:
-    """Mean cross-entropy of the targets over the whole catalogue.
-
-    Args:
-        users: (N, D) user vectors.
-        items: (V+1, D) item vectors, row 0 padding.
-        targets: (N,) items 1..V.
-        include_padding: let the padding item compete, as the reference does.
-
-    Source: SLMRec, the recommendation loss.
-    """
-    if include_padding:
-        return F.cross_entropy(users @ items.T, targets)
-    return F.cross_entropy(users @ items[1:].T, targets - 1)
 
 
 def feature_direction(student: Tensor, teacher: Tensor) -> Tensor:
@@ -48,27 +33,41 @@ def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
     return distances.mean()
 
 
-def score_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) between softened scores (N, V), times temperature squared.
+class _CrossEntropy:
+    """The cross-entropy of next items over the whole catalogue, or over fresh draws where there is a sampler."""
 
-    Source: Hinton et al. 2015; the logit variant that SLMRec's code offers for online distillation.
-    """
-    log_p, log_q = (F.log_softmax(scores / temperature, dim=-1) for scores in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    def __init__(self, sampler: ItemSampler | None, num_sampled: int, include_padding: bool = False) -> None:
+        if (sampler is None) != (num_sampled == 0):
+            raise ValueError(f"num_sampled is {num_sampled}: expected items to draw if and only if there is a sampler")
+        if sampler is not None and include_padding:
+            raise ValueError("include_padding with a sampler: the padding item is never drawn; give one of the two")
+        self.sampler, self.num_sampled, self.include_padding = sampler, num_sampled, include_padding
+
+    def __call__(self, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        if self.sampler is None:
+            return catalogue_cross_entropy(users, items, targets, self.include_padding)
+        return sampled_cross_entropy(users, items, targets, self.sampler.draw(self.num_sampled), self.sampler.log_q)
 
 
 class NextItemLoss(nn.Module):
-    """Cross-entropy of a model's next items."""
+    """Cross-entropy of a model's next items.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the model that learns.
+        sampler: with it, the targets compete with drawn items instead of the whole catalogue.
+        num_sampled: items drawn for each batch, K.
+    """
+
+    def __init__(self, model: nn.Module, sampler: ItemSampler | None = None, num_sampled: int = 0) -> None:
         super().__init__()
         self.model = model
+        self.cross_entropy = _CrossEntropy(sampler, num_sampled)
 
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
         users = encoder.encode(batch).users
-        total = catalogue_cross_entropy(users, encoder.item_vectors(), batch.targets)
+        total = self.cross_entropy(users, encoder.item_vectors(), batch.targets)
         return LossTerms(total, {"ce": total.detach()})
 
 
@@ -87,6 +86,9 @@ class DistillationLoss(nn.Module):
         weights: by term: `ce`, `cosine`, `norm`, `multiple`, `kl`.
         kl_temperature: softens both score distributions.
         online: the teacher goes on learning from cross-entropy; it is never pulled towards the student.
+        include_padding: let the padding item compete in the cross-entropies, as the reference does.
+        sampler: with it, the cross-entropies run over drawn items instead of the whole catalogue.
+        num_sampled: items drawn for each cross-entropy, K.
 
     Source: SLMRec, the distillation losses; docs/paper.md names the function of each term.
     """
@@ -103,12 +105,14 @@ class DistillationLoss(nn.Module):
         kl_temperature: float = 1.0,
         online: bool = False,
         include_padding: bool = False,
+        sampler: ItemSampler | None = None,
+        num_sampled: int = 0,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.num_blocks, self.kl_temperature, self.online = num_blocks, kl_temperature, online
-        self.include_padding = include_padding
+        self.cross_entropy = _CrossEntropy(sampler, num_sampled, include_padding)
         aligned = bool({"cosine", "norm"} & self.weights.keys())
         self.projection: nn.Module = nn.Identity()
         if aligned and widths[0] != widths[1]:
@@ -141,7 +145,7 @@ class DistillationLoss(nn.Module):
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}
         if self.online:
-            own = catalogue_cross_entropy(taught.users, teacher.item_vectors(), batch.targets, self.include_padding)
+            own = self.cross_entropy(taught.users, teacher.item_vectors(), batch.targets)
             total, parts = total + own, parts | {"teacher_ce": own.detach()}
         return LossTerms(total, parts)
 
@@ -153,15 +157,14 @@ class DistillationLoss(nn.Module):
             return torch.stack([distance(self.projection(own), other.detach()) for own, other in pairs]).sum()
 
         def cross_entropy(users: Tensor) -> Tensor:
-            return catalogue_cross_entropy(users, items, targets, self.include_padding)
+            return self.cross_entropy(users, items, targets)
 
         def multiple() -> Tensor:
             pairs = zip(self.adapters, learned.blocks, strict=False)  # the last block is the user vector's own
             return torch.stack([cross_entropy(adapter(state)) for adapter, state in pairs]).sum()
 
         def divergence() -> Tensor:
-            scores = taught.users.detach() @ teacher_items[1:].detach().T
-            return score_divergence(learned.users @ items[1:].T, scores, self.kl_temperature)
+            return catalogue_divergence(learned.users, items, taught.users, teacher_items, self.kl_temperature)
 
         return {
             "ce": lambda: cross_entropy(learned.users),

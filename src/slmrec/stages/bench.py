@@ -64,8 +64,9 @@ def bench(output: Path, data: Path | None, rounds: int) -> dict[str, Any]:
     lengths = lengths_of(data)
     results: dict[str, Any] = {"mean_history_items": float(lengths.mean())}
     for measure in (measure_engine, measure_headline, measure_append):
-        results |= measure(lengths, rounds)
-        print("\n".join(f"{key}: {value:.4g}" for key, value in results.items()), flush=True)
+        found = measure(lengths, rounds)
+        print("\n".join(f"{key}: {value:.4g}" for key, value in found.items()), flush=True)
+        results |= found
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results | hardware(), indent=1) + "\n", encoding="utf-8")
     print(f"bench: written to {output}", flush=True)

@@ -40,6 +40,8 @@ def build(task: Task) -> dict[str, float]:
         item_dropout=settings.item_dropout,
         train_items=settings.item_table == "trained",
     )
+    if settings.train.gradient_checkpointing:
+        model.decoder.gradient_checkpointing_enable()
     loss = NextItemLoss(model)
     metrics = learn(task, "finetune", model, loss, dataset, settings.supervision, settings.train)
     forget_training_state(task)
