@@ -197,7 +197,8 @@ def test_backward_can_be_repeated_but_not_differentiated(loss: Loss, naive: Loss
     value = loss(users, items)
     once, twice = (torch.autograd.grad(value, items, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(once, twice)
-    (slope,) = torch.autograd.grad(loss(users, items), users, create_graph=True)
+    weight = torch.ones((), requires_grad=True)
+    (slope,) = torch.autograd.grad(weight * loss(users, items), users, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -383,13 +384,13 @@ def test_top_k_is_torchs_where_scores_differ(max_scores: int) -> None:
     assert torch.equal(best, expected.indices + 1)
 
 
-@pytest.mark.parametrize("max_scores", [40, 100, 2**23])
+@pytest.mark.parametrize("max_scores", [60, 110, 2**23])
 def test_top_k_never_makes_more_scores_than_allowed(max_scores: int) -> None:
-    users, items = torch.randn(20, 3), torch.randn(51, 3)
+    users, items = torch.randn(20, 1), torch.randn(51, 1)
     excluded = torch.randint(0, 51, (20, 2))
     with Products() as products:
         top_k(users, items, 1, excluded=excluded, max_scores=max_scores)
-    assert products.largest <= max(min(max_scores, 20 * 50), users.numel())
+    assert products.largest == min(20 * (max_scores // 20), 20 * 50)
 
 
 def test_top_k_scores_are_at_least_float32_and_carry_no_gradient() -> None:

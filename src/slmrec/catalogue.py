@@ -267,7 +267,7 @@ def _divergence_from(users: Tensor, items: Tensor) -> _ChunkLoss:
         log_p, p = all_log_p[: len(log_q)], all_p[: len(log_q)]
         _log_softmax(users[rows], items, scores, log_p)
         torch.exp(log_p, out=p)
-        loss = log_p.sub_(log_q).mul_(p).sum()
+        loss: Tensor = log_p.sub_(log_q).mul_(p).sum()
         log_q.exp_().sub_(p)
         return loss
 
@@ -277,7 +277,7 @@ def _divergence_from(users: Tensor, items: Tensor) -> _ChunkLoss:
 def _rank(
     users: Tensor, items: Tensor, k: int, excluded: Tensor | None, allowed: Tensor | None, max_scores: int
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(_products_dtype(users, items), torch.float32)
+    dtype = torch.promote_types(torch.promote_types(users.dtype, items.dtype), torch.float32)
     num_rows, width = len(users), max(1, max_scores // max(1, len(users)))
     users = users.to(dtype)
     buffer = users.new_empty(num_rows * min(width, len(items) - 1))

@@ -133,7 +133,7 @@ def evaluate_scorer(
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
         for rows, batch in by_length(samples, _rows_at_once(scorer, batch_size), scorer.max_history_items):
-            scores = _checked(scorer.score(batch))
+            scores = _checked(scorer.score(batch)).cpu()
             users = samples.users[rows]
             history = collate(samples, rows, int(samples.lengths[rows].max())).items
             drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64))
@@ -160,13 +160,13 @@ def _candidates(
     protocol: RankingProtocol, scores: Tensor, targets: Tensor, history: Tensor, drawn: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The candidates' scores (B, C) under a protocol, and the targets' columns (B,)."""
-    columns = targets[:, None].to(scores.device)
+    columns = targets[:, None]
     if drawn is not None and protocol == "sampled":
-        return scores.gather(1, torch.cat([columns, drawn.to(scores.device)], dim=1)), torch.zeros_like(columns[:, 0])
+        return scores.gather(1, torch.cat([columns, drawn], dim=1)), torch.zeros_like(columns[:, 0])
     if protocol == "full":
         return scores, columns[:, 0]
     # Pads of the history are item 0, which never ranks anyway.
-    others = scores.scatter(1, history.to(scores.device), -torch.inf)
+    others = scores.scatter(1, history, -torch.inf)
     return others.scatter(1, columns, scores.gather(1, columns)), columns[:, 0]
 
 

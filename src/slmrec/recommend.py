@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from slmrec.catalogue import top_k
 from slmrec.checkpoint import Vocabulary, load_recommender
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
-from slmrec.evaluation import EncoderScorer, Scorer
+from slmrec.evaluation import eval_mode
 from slmrec.types import SequenceEncoder
 
 ItemId = str | int
@@ -39,10 +41,11 @@ class Recommender:
     def __init__(self, model: SequenceEncoder, vocabulary: Vocabulary) -> None:
         self.model = model
         self.vocabulary = vocabulary
-        self._scorer: Scorer = EncoderScorer(model)
+        with torch.inference_mode():
+            self._item_vectors = model.item_vectors().float()
         self._item_ids = vocabulary.item_ids.to_pylist()
         self._items = {str(item_id): item for item, item_id in enumerate(self._item_ids, 1)}
-        self._popularity = torch.cat([torch.tensor([-torch.inf]), torch.tensor(vocabulary.counts.to_pylist()).float()])
+        self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Recommender":
@@ -82,14 +85,15 @@ class Recommender:
         best = [np.zeros(0, dtype=np.int64)] * len(known)
         scores = [np.zeros(0, dtype=np.float32)] * len(known)
         allowed = self._allowed(candidates)
-        for rows, batch_scores in self._batches(known):
-            _refuse_nan(batch_scores, [users[row] for row in rows])
-            for row, values in zip(rows, batch_scores + allowed, strict=True):
-                if filter_seen and known[row]:
-                    values[known[row]] = -torch.inf
-                top = values.topk(min(k, len(values) - 1))
-                shown = top.values > -torch.inf
-                best[row], scores[row] = top.indices[shown].numpy(), top.values[shown].numpy()
+        for rows, vectors, items in self._batches(known):
+            seen = _padded([known[row] for row in rows]) if filter_seen else None
+            try:
+                found = top_k(vectors, items, k, excluded=seen, allowed=allowed)
+            except ValueError:
+                raise _nan_error(vectors @ items.T, [users[row] for row in rows]) from None
+            for row, values, places in zip(rows, *found, strict=True):
+                shown = values > -torch.inf
+                best[row], scores[row] = places[shown].numpy(), values[shown].numpy()
         num_unknown = sum(map(len, sequences)) - sum(map(len, known))
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
         return Recommendations(self._table(users, best, scores), num_unknown, fallback)
@@ -124,25 +128,26 @@ class Recommender:
                 raise ConfigError(f"history {number} is {sequence!r}, expected a list of item ids; give [{sequence!r}]")
         return [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
 
-    def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor]]:
-        """Rows and their scores (B, V+1); rows without history get the popularity of the items."""
+    def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor, Tensor]]:
+        """Rows, their user vectors, and the item vectors to rank by; without history the items' popularity ranks."""
         filled = np.array([row for row, history in enumerate(known) if history], dtype=np.int64)
         samples = _samples([known[row] for row in filled])
-        for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
-            yield filled[rows], self._scorer.score(batch).clone()
+        with eval_mode(self.model), torch.inference_mode():
+            for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
+                yield filled[rows], self.model.encode(batch).users.float(), self._item_vectors
         empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)
         if len(empty):
-            yield empty, self._popularity.repeat(len(empty), 1)
+            yield empty, torch.ones(len(empty), 1), self._popularity
 
-    def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor:
-        """(V+1,): 0 where an item may be recommended, else -inf."""
+    def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor | None:
+        """(V+1,): whether an item may be recommended; None if all may."""
         if candidates is None:
-            return torch.zeros(self.model.num_items + 1)
+            return None
         unknown = [candidate for candidate in candidates if str(candidate) not in self._items]
         if unknown:
             raise ConfigError(f"candidate {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
-        allowed = torch.full((self.model.num_items + 1,), -torch.inf)
-        allowed[[self._items[str(candidate)] for candidate in candidates]] = 0
+        allowed = torch.zeros(self.model.num_items + 1, dtype=torch.bool)
+        allowed[[self._items[str(candidate)] for candidate in candidates]] = True
         return allowed
 
     def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
@@ -158,13 +163,17 @@ class Recommender:
         )
 
 
-def _refuse_nan(scores: Tensor, users: list[Any]) -> None:
+def _nan_error(scores: Tensor, users: list[Any]) -> TrainingError:
     broken = scores.isnan().any(dim=1).tolist()
-    if any(broken):
-        raise TrainingError(
-            f"scores of user {users[broken.index(True)]!r} hold NaN, expected numbers; train the model anew, with a "
-            "smaller learning rate if it was trained to the end"
-        )
+    return TrainingError(
+        f"scores of user {users[broken.index(True)]!r} hold NaN, expected numbers; train the model anew, with a "
+        "smaller learning rate if it was trained to the end"
+    )
+
+
+def _padded(histories: list[list[int]]) -> Tensor:
+    """(B, longest), padded with 0."""
+    return pad_sequence([torch.tensor(history, dtype=torch.int64) for history in histories], batch_first=True)
 
 
 def _samples(histories: list[list[int]]) -> Samples:

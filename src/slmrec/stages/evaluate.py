@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -68,9 +69,11 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     }
     if task.config.pretrain.item_vectors:
         del folders["sasrec"]  # the vectors were brought; no SASRec was trained
-    models = {}
+    models: dict[str, Model] = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, folder in folders.items():
-        models[name], vocabulary = load_recommender(folder)
+        model, vocabulary = load_recommender(folder)
+        models[name] = model.to(device)
         if not vocabulary.item_ids.equals(dataset.item_ids):
             raise CheckpointError(
                 f"{folder}: trained on another data set than {task.output / 'prepare'}; train it anew"
