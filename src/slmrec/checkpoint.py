@@ -38,7 +38,7 @@ def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, m
         columns["title"] = dataset.titles
     columns["count"] = pa.array(dataset.train_counts()[1:])
     pq.write_table(pa.table(columns), folder / _ITEMS)
-    (folder / "README.md").write_text(_card(model, title, metrics), encoding="utf-8")
+    (folder / "README.md").write_text(_card(model, title, metrics, dataset.item_ids[0].as_py()), encoding="utf-8")
 
 
 def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
@@ -76,12 +76,12 @@ def item_vectors_of(folder: Path) -> Tensor:
     return load_file(path)["item_vectors"]
 
 
-def _card(model: Model, title: str, metrics: dict[str, float]) -> str:
+def _card(model: Model, title: str, metrics: dict[str, float], item_id: str | int) -> str:
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     backbone = str(getattr(model.config, "backbone", None))
     hub_id = _HUB_IDS.get(backbone, backbone)
     base = f"base_model: {hub_id}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) else ""
-    use = 'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([["item id"]])'
+    use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
     return (
         f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"
         f"# {title}\n\nNext-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"

@@ -16,11 +16,13 @@ STAGES = {
     "evaluate": "all models side by side on the test split",
     "run": "all of the above, what is done is skipped",
 }
+TAKE_INPUT = ("prepare", "run")
+DEFAULTS = "each has its default: the paper's recipe on smollm2-135m"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         _dispatch(options)
     except SlmrecError as error:
@@ -37,16 +39,23 @@ def entry() -> None:
     sys.exit(main())
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # argparse itself would show the usage of `slmrec` alone
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="slmrec", description="Distil an LLM-based sequential recommender.")
     parser.add_argument("--version", action="version", version=f"slmrec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, epilog=_epilog(name))
         command.add_argument("--config", type=Path, help="YAML with the settings of all stages; see configs/")
         command.add_argument("--output", type=Path, required=True, help="folder of the run")
         command.add_argument("--force", action="store_true", help="redo what is done")
-        if name in ("prepare", "run"):
+        if name in TAKE_INPUT:
             command.add_argument("--input", help="file of interactions; the same as prepare.input=FILE")
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the YAML")
     demo = commands.add_parser("demo", help="the whole pipeline on a simulated shop, in minutes")
@@ -55,15 +64,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the demo")
     recommend = commands.add_parser("recommend", help="top-k lists for a file of histories")
     recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-    recommend.add_argument("--input", type=Path, required=True, help=".parquet, .csv or .jsonl of histories or events")
+    recommend.add_argument("--input", type=Path, required=True, help="histories or events; the formats of prepare")
     recommend.add_argument("--output", type=Path, required=True, help=".parquet, .csv or .jsonl to write")
-    recommend.add_argument("--k", type=int, default=10, help="items a user (default 10)")
+    recommend.add_argument("--k", type=int, default=10, help="at most this many items a user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
     bench = commands.add_parser("bench", help="what the engine gains on this machine, in minutes")
     bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
     bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
+
+
+def _epilog(name: str) -> str:
+    data = "--input FILE " if name in TAKE_INPUT else ""
+    bare = {"prepare": "the data set itself is written into the output folder"}.get(name, DEFAULTS)
+    return (
+        f"Example: slmrec {name} --config configs/tiny.yaml {data}--output out/tiny seed=1. All settings are explained "
+        f"in src/slmrec/config.py. Without --config {bare}."
+    )
 
 
 def _dispatch(options: argparse.Namespace) -> None:

@@ -63,6 +63,19 @@ class TrainConfig(Section):
     """Epochs without a better validation NDCG@10 before training stops."""
     bf16: bool | Literal["auto"] = "auto"
     """bfloat16 matrix products: yes, no, or where the hardware has them."""
+    loss: Literal["ce", "sampled_softmax"] = "ce"
+    """Cross-entropy over the whole catalogue, or, for catalogues of millions, over the target and drawn items."""
+    num_sampled: int | None = Field(None, ge=1)
+    """Items drawn a step for `sampled_softmax`, shared by all its positions; give it with that loss, and only then."""
+
+    @model_validator(mode="after")
+    def _sampling_is_whole(self) -> "TrainConfig":
+        _check(
+            (self.loss == "sampled_softmax") == (self.num_sampled is not None),
+            f"loss is {self.loss} and num_sampled is {self.num_sampled}; num_sampled belongs to loss: sampled_softmax, "
+            "which needs it (for example 8192)",
+        )
+        return self
 
 
 class PretrainTraining(TrainConfig):
@@ -253,6 +266,9 @@ class DistillConfig(Section):
     """The teacher's folder; null: the output folder of finetune."""
     mode: Literal["offline", "online"] = "offline"
     """`offline`: the teacher is frozen. `online`: it goes on learning beside the student."""
+    teacher_states: str | None = None
+    """Folder of the stored outputs of the teacher, which runs of the same teacher and data share; null:
+    OUT/teacher_states. Offline only."""
     num_layers: int = Field(4, ge=1)
     """Decoder layers of the student."""
     layers: tuple[int, ...] | None = None
@@ -280,7 +296,20 @@ class DistillConfig(Section):
         _check(self.init == "teacher" or self.layers is None, "layers belongs to init: teacher")
         _check_layers(self.layers, self.num_layers, type(self))
         _check(self.kl_temperature == 1 or self.weights.kl > 0, "kl_temperature belongs to weights.kl, which is 0")
+        _check(
+            self.num_blocks > 1 or not self.weights.multiple,
+            "num_blocks is 1, so weights.multiple has no block to supervise; set distill.weights.multiple=0, or "
+            "num_blocks to 2 or more",
+        )
+        _check(
+            self.mode == "offline" or self.teacher_states is None,
+            "teacher_states belongs to mode: offline; online the teacher's outputs change with every step",
+        )
         return self
+
+
+def _depth(part: FinetuneConfig | DistillConfig) -> int:
+    return len(part.layers) if part.layers else part.num_layers
 
 
 class EvaluateConfig(Section):
@@ -311,6 +340,18 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        distill, weights = self.distill, self.distill.weights
+        if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
+            student, teacher = _depth(distill), _depth(self.finetune)
+            _check(
+                student % distill.num_blocks == teacher % distill.num_blocks == 0,
+                f"distill.num_blocks is {distill.num_blocks}, but the student has {student} layers and the teacher "
+                f"{teacher}; choose a number that divides both",
+            )
+        return self
+
 
 def load_config(path: Path | None, overrides: list[str]) -> Config:
     """The configuration of a YAML file with `key.path=value` overrides; all faults are reported at once.
@@ -324,8 +365,21 @@ def load_config(path: Path | None, overrides: list[str]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        source = str(path) if path else "the command line"
-        raise ConfigError(f"{source}: " + "; ".join(_describe(fault) for fault in error.errors())) from None
+        faults: dict[str, list[str]] = {}
+        for fault in error.errors():
+            faults.setdefault(_origin(fault["loc"], path, overrides), []).append(_describe(fault))
+        raise ConfigError("; ".join(f"{origin}: {'; '.join(found)}" for origin, found in faults.items())) from None
+
+
+def _origin(location: tuple[Any, ...], path: Path | None, overrides: list[str]) -> str:
+    """What gave a faulty value: an override, or the file, or, where settings contradict each other, perhaps both."""
+    where = "".join(f"{part}." for part in location)
+    keys = {f"{override.partition('=')[0]}.": override for override in overrides}
+    named = [override for key, override in keys.items() if where.startswith(key)]
+    if named:
+        return f"override {named[-1]!r}"
+    below = not path or any(key.startswith(where) for key in keys)
+    return " and ".join(([str(path)] if path else []) + (["the command line"] if below else []))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -363,7 +417,9 @@ def _describe(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown key {where!r}{_suggestion(fault['loc'])}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} is {fault['input']!r}: {message}" if fault["type"] != "value_error" else f"{where}: {message}"
+    if fault["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} is {fault['input']!r}: {message}"
 
 
 def _suggestion(location: tuple[Any, ...]) -> str:

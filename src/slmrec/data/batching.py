@@ -23,7 +23,8 @@ def collate(samples: Samples, rows: Ints, max_history_items: int, every_position
     at = np.minimum(starts[:, None] + columns, len(samples.flat) - 1)
     items = np.where(inside, samples.flat[at], 0)
     targets = samples.flat[(at + 1)[inside]] if every_position else samples.flat[ends]
-    return Batch(torch.from_numpy(items), torch.from_numpy(lengths), torch.from_numpy(targets), every_position)
+    tensor = torch.from_numpy
+    return Batch(tensor(items), tensor(lengths), tensor(targets), every_position, tensor(rows))
 
 
 def shuffled(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Ints]:
@@ -41,9 +42,11 @@ def shuffled(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Ints
     return [batches[number] for number in generator.permutation(len(batches))]
 
 
-def by_length(samples: Samples, batch_size: int, max_history_items: int) -> Iterator[tuple[Ints, Batch]]:
+def by_length(
+    samples: Samples, batch_size: int, max_history_items: int, every_position: bool = False
+) -> Iterator[tuple[Ints, Batch]]:
     """Rows and batches of all samples, shortest first: for inference."""
     order = np.argsort(np.minimum(samples.lengths, max_history_items), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, collate(samples, rows, max_history_items)
+        yield rows, collate(samples, rows, max_history_items, every_position)

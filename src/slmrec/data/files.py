@@ -56,7 +56,7 @@ def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
     if not path.exists():
         raise DataError(f"{path}: no such file; set prepare.input (or prepare.items) to the path of one: {FORMATS}")
     gzipped = _starts_with(path, b"\x1f\x8b")
-    kind = format if format != "auto" else _kind_of_name(path) or _kind_of_content(path, columns)
+    kind = format if format != "auto" else kind_of_name(path) or _kind_of_content(path, columns)
     source = Source(path, kind, gzipped)
     _check_parquet(source) if kind == "parquet" else _check_text(source)
     return source
@@ -119,7 +119,12 @@ def _keys(source: Source) -> list[str]:
     return list(names)
 
 
-def _kind_of_name(path: Path) -> Kind | None:
+def kind_of_name(path: Path) -> Kind | None:
+    """The format that a file's name tells, whether or not it is compressed.
+
+    >>> kind_of_name(Path("histories.jsonl.gz"))
+    'jsonl'
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     return _KINDS.get(suffixes[-1]) if suffixes else None
 

@@ -18,6 +18,7 @@ from ibis.expr.types import Column, Table
 from slmrec.data.files import DELIMITERS, Format, Source, first_bad_json, header, inspect, plain_name, unpacked
 from slmrec.errors import DataError
 
+DEFAULT_COLUMNS = {"user_col": "user_id", "item_col": "item_id", "time_col": "timestamp"}
 _MAX_LINE_BYTES = 2**25
 _ZONE = r"Z|UTC|[+-]\d{2}(?::?\d{2})?"
 _DATE = rf"^(\d{{4}}-\d{{1,2}}-\d{{1,2}})(?:[T ](\d{{1,2}}:\d{{2}}(?::\d{{2}}(?:\.(\d{{1,9}}))?)?) ?({_ZONE})?)?$"
@@ -56,17 +57,18 @@ def read_events(
         spill: a folder for temporary files.
         path: the file.
         format: `auto` goes by the name or the first line.
-        user_col: the column of users; like the next two, for tables only.
+        user_col: the column of users; like the next two, for tables only, and refused of another name otherwise.
         item_col: the column of items.
         time_col: the column of times.
 
     Raises:
         DataError: the file cannot be read as events; the message names the file, the line or row, and the value.
     """
-    source = inspect(path, format, (user_col, item_col, time_col))
-    if source.kind == "sequences":
-        return _events_of_lines(engine, source)
     wanted = {"user_col": user_col, "item_col": item_col, "time_col": time_col}
+    source = inspect(path, format, wanted.values())
+    if source.kind == "sequences":
+        _refuse_columns(source, wanted)
+        return _events_of_lines(engine, source)
     return _events_of_table(engine, source, _columns(engine, spill, source, wanted), wanted)
 
 
@@ -85,6 +87,15 @@ def read_titles(engine: Any, spill: Path, path: Path, *, id_col: str, title_col:
     _refuse_empty(source, rows, "item_id", id_col)
     groups = rows.group_by("item_id")
     return keep(engine, groups.aggregate(title=rows.title.first(order_by=rows.row), num_titles=rows.title.nunique()))
+
+
+def _refuse_columns(source: Source, wanted: dict[str, str]) -> None:
+    for option, column in wanted.items():
+        if column != DEFAULT_COLUMNS[option]:
+            raise DataError(
+                f"{source.path}: prepare.{option} is {column!r}, but one user a line has no columns; leave it out, or "
+                "set prepare.format if the file is a table"
+            )
 
 
 def _events_of_lines(engine: Any, source: Source) -> Table:
@@ -175,10 +186,19 @@ def _place(source: Source, names: list[str], option: str, column: str) -> int:
     if not places:
         raise DataError(
             f"{source.path}: no column {column!r}; it has {', '.join(names)}; set prepare.{option} to one of them"
+            + _advice(source, names, option)
         )
     if len(places) > 1:
         raise DataError(f"{source.path}: {len(places)} columns are named {column!r}, expected one; rename the others")
     return places[0]
+
+
+def _advice(source: Source, names: list[str], option: str) -> str:
+    if source.kind in DELIMITERS and any(name[:1].isdigit() for name in names):
+        return "; does the file lack a header? begin it with one"
+    if option == "time_col":
+        return "; if there is no such column, add one that numbers the events in their order"
+    return ""
 
 
 def _events_of_table(engine: Any, source: Source, table: Table, wanted: dict[str, str]) -> Table:

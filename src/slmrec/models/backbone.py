@@ -5,12 +5,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
 
@@ -168,12 +171,11 @@ def _smollm2_file() -> Path:
 
 
 def _dequantised(file: Path) -> Path:
-    stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache_folder() / f"{file.stem}-{key}"
+    target = cache_folder() / f"{file.stem}-{_sha256(file)[:12]}"  # by content: all copies of a file share a folder
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"unpacking {file} into {target} (once)", flush=True)  # noqa: T201 - the only model code that takes minutes
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         _dequantise(file, partial)
@@ -183,6 +185,18 @@ def _dequantised(file: Path) -> Path:
     return target
 
 
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@_without_progress_bars()
 def _dequantise(file: Path, folder: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

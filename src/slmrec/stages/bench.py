@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec import __version__
-from slmrec.data.batching import collate
+from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation import EncoderScorer, throughput
-from slmrec.losses import NextItemLoss
+from slmrec.losses import DistillationLoss, NextItemLoss
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
 from slmrec.models.decoder import DecoderRecommender, build_decoder
 from slmrec.models.padded import PaddedEncoder
 from slmrec.stages.memory import peak_rss_mb, reset_peak
+from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import use_bf16
 from slmrec.types import Batch, LossTerms
 
@@ -63,7 +65,7 @@ def bench(output: Path, data: Path | None, rounds: int) -> dict[str, Any]:
     """
     lengths = lengths_of(data)
     results: dict[str, Any] = {"mean_history_items": float(lengths.mean())}
-    for measure in (measure_engine, measure_headline, measure_append):
+    for measure in (measure_engine, measure_headline, measure_distillation, measure_append):
         found = measure(lengths, rounds)
         print("\n".join(f"{key}: {value:.4g}" for key, value in found.items()), flush=True)
         results |= found
@@ -159,6 +161,64 @@ def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
     return results
 
 
+def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
+    """An epoch of offline distillation from stored teacher states against one of plain training, and the first pass.
+
+    Teacher: 8 layers, student: 4, both of width 512 in float32; cosine and norm terms over 4 blocks.
+    """
+    teacher, student = random_model(2 * STUDENT_LAYERS).eval(), random_model()
+    samples = samples_of(lengths[:2048])
+    wanted: dict[str, Any] = {"num_blocks": 4, "max_history_items": MAX_HISTORY, "every_position": False}
+    key = fingerprint(teacher, samples, **wanted)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "states.safetensors"
+        passes = paired(
+            {
+                "store": lambda: store_teacher_states(teacher, samples, path, fingerprint=key, **wanted),
+                "inference": lambda: read_all(teacher, samples),
+            },
+            rounds,
+        )
+        stored = StoredTeacher.open(path, key, teacher.item_vectors().detach(), samples, **wanted)
+        batches = [batch for _, batch in by_length(samples, 256, MAX_HISTORY)]
+        loss = DistillationLoss(
+            student,
+            stored,
+            widths=(student.hidden_size, teacher.hidden_size),
+            item_width=ITEM_DIM,
+            num_blocks=4,
+            weights={"ce": 1.0, "cosine": 1.0, "norm": 0.1},
+        )
+        steps = {
+            "distill": training_step(student, loss, batches, bf16=False),
+            "plain": training_step(student, NextItemLoss(student), batches, bf16=False),
+        }
+        epochs = {name: _times(step, len(batches)) for name, step in steps.items()}
+        seconds = paired(epochs, rounds)
+    return {
+        "distill_epoch_ratio": seconds["distill"] / seconds["plain"],
+        "distill_epoch_s": seconds["distill"],
+        "distill_plain_epoch_s": seconds["plain"],
+        "teacher_pass_ratio": passes["store"] / passes["inference"],
+        "teacher_pass_s": passes["store"],
+    }
+
+
+def read_all(model: DecoderRecommender, samples: Samples) -> None:
+    """Every sample's user vector, as inference does."""
+    with torch.inference_mode():
+        for _, batch in by_length(samples, 256, MAX_HISTORY):
+            model.encode(batch)
+
+
+def _times(step: Step, number: int) -> Step:
+    def repeated() -> None:
+        for _ in range(number):
+            step()
+
+    return repeated
+
+
 def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
     """Milliseconds to append one event to histories of 10, 100 and 400 items, and to read those whole."""
     model = random_model(max_history_items=512).eval()
@@ -186,10 +246,11 @@ class _PlainLoss(nn.Module):
         return LossTerms(F.cross_entropy(scores, batch.targets - 1), {})
 
 
-def random_model(max_history_items: int = MAX_HISTORY) -> DecoderRecommender:
-    """Four random layers of width 512 behind a prompt; all weights train."""
+def random_model(num_layers: int = STUDENT_LAYERS, max_history_items: int = MAX_HISTORY) -> DecoderRecommender:
+    """Random layers of width 512 behind a prompt; all weights train."""
     torch.manual_seed(0)
-    return _model(random_decoder(LLAMA), STUDENT_LAYERS, None, max_history_items)
+    decoder = random_decoder(LLAMA | {"num_hidden_layers": num_layers})
+    return _model(decoder, num_layers, None, max_history_items)
 
 
 def smollm2_model(num_layers: int | None) -> DecoderRecommender:

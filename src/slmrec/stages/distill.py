@@ -1,8 +1,11 @@
 """The student: fewer layers, taught by the teacher."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.progress import Progress
 
 from slmrec.checkpoint import load_recommender, save_recommender
 from slmrec.config import Config, DistillConfig
@@ -12,7 +15,9 @@ from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import choose_layers
 from slmrec.models.decoder import DecoderRecommender, fresh_student, set_trainable, student_from
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn
+from slmrec.stages.learning import forget_training_state, learn_from, sampling, training_samples
+from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
+from slmrec.training import TrainingSamples
 
 
 def build(task: Task) -> dict[str, float]:
@@ -23,23 +28,15 @@ def build(task: Task) -> dict[str, float]:
     torch.manual_seed(task.config.seed)
     student = _student(settings, teacher)
     _check_blocks(settings, student, teacher)
-    if settings.mode == "online":
-        set_trainable(teacher, task.config.finetune.item_table == "trained")
-    loss = DistillationLoss(
-        student,
-        teacher,
-        widths=(student.hidden_size, teacher.hidden_size),
-        item_width=student.item_vectors().shape[1],
-        num_blocks=settings.num_blocks,
-        weights=settings.weights.model_dump(),
-        kl_temperature=settings.kl_temperature,
-        online=settings.mode == "online",
-    )
-    metrics = learn(task, "distill", student, loss, dataset, task.config.finetune.supervision, settings.train)
-    if settings.mode == "online":
-        save_recommender(teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
+    data = training_samples(dataset, task.config.finetune.supervision, student)
+    loss = _loss(task, student, teacher, data, dataset)
+    sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
+    del teacher  # offline its answers are stored and its weights are of no more use
+    metrics = learn_from(data, task, "distill", student, loss, dataset, settings.train)
+    if isinstance(loss.teacher, DecoderRecommender):
+        save_recommender(loss.teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)
-    return metrics | {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
+    return metrics | sizes
 
 
 def load_teacher(folder: Path, dataset: Dataset) -> DecoderRecommender:
@@ -57,6 +54,61 @@ def load_teacher(folder: Path, dataset: Dataset) -> DecoderRecommender:
             "other ids); give a teacher of this data, or run finetune on it"
         )
     return model
+
+
+def _loss(
+    task: Task, student: DecoderRecommender, teacher: DecoderRecommender, data: TrainingSamples, dataset: Dataset
+) -> DistillationLoss:
+    settings = task.config.distill
+    online = settings.mode == "online"
+    if settings.train.gradient_checkpointing:
+        student.decoder.gradient_checkpointing_enable()
+    if online:
+        set_trainable(teacher, task.config.finetune.item_table == "trained")
+    return DistillationLoss(
+        student,
+        teacher if online else _stored(task, teacher, data),
+        widths=(student.hidden_size, teacher.hidden_size),
+        item_width=student.item_vectors().shape[1],
+        num_blocks=settings.num_blocks,
+        weights=settings.weights.model_dump(),
+        kl_temperature=settings.kl_temperature,
+        online=online,
+        **sampling(dataset, settings.train),
+    )
+
+
+def _stored(task: Task, teacher: DecoderRecommender, data: TrainingSamples) -> StoredTeacher:
+    """The teacher's answers to all training samples, computed unless an earlier run has."""
+    settings = task.config.distill
+    compared = settings.weights.cosine or settings.weights.norm
+    wanted: dict[str, Any] = {
+        "num_blocks": settings.num_blocks if compared else 0,
+        "max_history_items": data.max_history_items,
+        "every_position": data.every_position,
+    }
+    key = fingerprint(teacher, data.samples, **wanted)
+    folder = Path(settings.teacher_states) if settings.teacher_states else task.output / "teacher_states"
+    path = folder / f"{key}.safetensors"
+    if path.exists():
+        print(f"distill: the teacher's outputs taken from {path}", flush=True)
+    else:
+        _store(teacher, data, path, wanted | {"fingerprint": key})
+    return StoredTeacher.open(path, key, teacher.item_vectors().cpu(), data.samples, **wanted)
+
+
+def _store(teacher: DecoderRecommender, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
+    start = time.perf_counter()
+    on_device: Any = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("distill: the teacher's outputs", total=len(data.samples))
+        store_teacher_states(
+            on_device, data.samples, path, progress=lambda number: progress.advance(bar, number), **wanted
+        )
+    seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
+    print(
+        f"distill: the teacher's outputs computed once in {seconds:.0f} s, stored in {path} ({size:.1f} MB)", flush=True
+    )
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRecommender:

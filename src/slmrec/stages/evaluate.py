@@ -24,7 +24,7 @@ from slmrec.models.folder import Model
 from slmrec.stages.folders import Stage, Task
 
 PRIMARY = "full_history_excluded"
-SHOWN = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
+SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
 Extra = Callable[[Dataset], dict[str, Scorer]]
 
 
@@ -89,6 +89,7 @@ def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict
     ranks = {}
     with Progress(transient=True) as progress:
         for name, scorer in scorers.items():
+            print(f"evaluate: {name} ranks the test items of {len(samples)} users", flush=True)
             bar = progress.add_task(f"evaluate {name}", total=len(samples))
             ranks[name] = evaluate_scorer(
                 scorer,
@@ -104,6 +105,7 @@ def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict
 def _speeds(settings: EvaluateConfig, dataset: Dataset, scorers: dict[str, Scorer]) -> dict[str, float]:
     samples = dataset.held_out("test")
     timed = samples.take(samples.users[: settings.timing_users])
+    print(f"evaluate: the speed of all models over {len(timed)} users", flush=True)
     return throughput(scorers, timed, batch_size=settings.batch_size)
 
 

@@ -9,7 +9,7 @@ from slmrec.losses import NextItemLoss
 from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
 from slmrec.models.decoder import build_decoder
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn
+from slmrec.stages.learning import forget_training_state, learn, sampling
 
 ALPACA = PromptTemplate(
     prefix=(
@@ -42,7 +42,7 @@ def build(task: Task) -> dict[str, float]:
     )
     if settings.train.gradient_checkpointing:
         model.decoder.gradient_checkpointing_enable()
-    loss = NextItemLoss(model)
+    loss = NextItemLoss(model, **sampling(dataset, settings.train))
     metrics = learn(task, "finetune", model, loss, dataset, settings.supervision, settings.train)
     forget_training_state(task)
     return metrics | {"num_layers": model.num_layers}

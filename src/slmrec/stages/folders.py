@@ -17,6 +17,8 @@ from slmrec.errors import CheckpointError
 from slmrec.stages.memory import peak_rss_mb, reset_peak
 
 ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
+_PLACES = {"teacher_states"}
+"""Settings that say where something is kept and change no result: moving it redoes no stage."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
         target: write here instead of `output/NAME`.
 
     Raises:
-        CheckpointError: a stage before it has not been run.
+        CheckpointError: a stage before it has not been run, or not anew after one before that was redone.
     """
     target = target or output / stage.name
-    fingerprint = _fingerprint(stage, config, output)
+    upstream = {name: _current(output, name) for name in stage.needs(config)}
+    fingerprint = _fingerprint(stage, config, upstream)
     if not force and read_record(target).get("fingerprint") == fingerprint:
         print(f"{stage.name}: done before and unchanged, nothing to do ({target}; --force redoes it)", flush=True)
         return target
@@ -73,7 +76,8 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
     facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
     if not (partial / "metrics.json").exists():
         _write_json(partial / "metrics.json", metrics | facts)
-    _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": True, "version": __version__} | facts)
+    record = {"fingerprint": fingerprint, "upstream": upstream, "done": True, "version": __version__}
+    _write_json(partial / "stage.json", record | facts)
     (partial / "config.yaml").write_text(_dump(config), encoding="utf-8")
     _put_in_place(partial, target)
     print(f"{stage.name}: done in {facts['wall_s']:.0f} s, written to {target}", flush=True)
@@ -96,15 +100,31 @@ def finished(folder: Path, name: str) -> Path:
         CheckpointError: it is not.
     """
     if not read_record(folder).get("done"):
+        if (folder.parent / "dataset.json").is_file():
+            raise CheckpointError(
+                f"{folder.parent} is itself a data set, made by prepare without --config; begin a pipeline with "
+                "`slmrec run --config FILE --input FILE --output ANOTHER`"
+            )
         raise CheckpointError(
             f"{folder}: no finished {name}; run `slmrec {name}` with the same --config and --output first"
         )
     return folder
 
 
-def _fingerprint(stage: Stage, config: Config, output: Path) -> str:
-    upstream = {name: read_record(finished(output / name, name))["fingerprint"] for name in stage.needs(config)}
-    sections = {name: getattr(config, name).model_dump(mode="json") for name in (stage.name, *_also(stage.name))}
+def _current(output: Path, name: str) -> str:
+    """The fingerprint of a finished stage, all of whose own upstream is still what it was made from."""
+    record = read_record(finished(output / name, name))
+    for earlier, fingerprint in record.get("upstream", {}).items():
+        if (output / earlier).exists() and _current(output, earlier) != fingerprint:
+            raise CheckpointError(
+                f"{output / name} was made from an earlier {earlier}; run `slmrec run`, or `slmrec {name}` first"
+            )
+    return str(record["fingerprint"])
+
+
+def _fingerprint(stage: Stage, config: Config, upstream: dict[str, str]) -> str:
+    names = (stage.name, *_also(stage.name))
+    sections = {name: getattr(config, name).model_dump(mode="json", exclude=_PLACES) for name in names}
     sources = [_sha256(Path(path)) for path in stage.sources(config) if path]
     facts = [__version__, config.seed, sections, upstream, sources]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

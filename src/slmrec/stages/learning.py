@@ -1,19 +1,51 @@
-"""What the three training stages share: validate, fit, save."""
+"""What the three training stages share: choose samples, validate, fit, save."""
 
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from slmrec.catalogue import ItemSampler
 from slmrec.checkpoint import save_recommender
 from slmrec.config import TrainConfig
 from slmrec.data.dataset import Dataset
+from slmrec.errors import DataError
 from slmrec.evaluation import validate
 from slmrec.models.folder import Model
 from slmrec.stages.folders import Task
 from slmrec.training import TrainingSamples, fit
 
 EVAL_BATCH = 256
+SAMPLING_EXPONENT = 0.75
+"""Between uniform (0) and by popularity (1)."""
+
+
+def training_samples(dataset: Dataset, supervision: str, model: Model) -> TrainingSamples:
+    """What a model trains on, given which positions of a history are samples.
+
+    Raises:
+        DataError: no history is long enough to train on.
+    """
+    samples = dataset.train(supervision, model.max_history_items)
+    if not len(samples):
+        raise DataError(
+            f"none of the {dataset.num_users} users has the 4 events that a training sample takes (the last two are "
+            "held out); give longer histories"
+        )
+    return TrainingSamples(
+        samples=samples,
+        max_history_items=model.max_history_items,
+        every_position=supervision == "every_position",
+    )
+
+
+def sampling(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
+    """What the losses are told of sampling: nothing, or how items are drawn, by the counts of the train split."""
+    if settings.num_sampled is None:
+        return {}
+    counts = torch.from_numpy(dataset.train_counts())
+    return {"sampler": ItemSampler(counts, SAMPLING_EXPONENT), "num_sampled": settings.num_sampled}
 
 
 def learn(
@@ -25,17 +57,25 @@ def learn(
     supervision: str,
     settings: TrainConfig,
 ) -> dict[str, float]:
+    """As `learn_from`, from the samples of a supervision."""
+    return learn_from(training_samples(dataset, supervision, model), task, name, model, loss, dataset, settings)
+
+
+def learn_from(
+    data: TrainingSamples,
+    task: Task,
+    name: str,
+    model: Model,
+    loss: nn.Module,
+    dataset: Dataset,
+    settings: TrainConfig,
+) -> dict[str, float]:
     """Trains a model inside its loss, writes its folder, and returns the metrics of its best epoch on validation."""
     seed = task.config.seed
     held_out = dataset.held_out("valid")
     if 0 < settings.eval_max_users < len(held_out):
         rows = np.random.default_rng(seed).choice(len(held_out), settings.eval_max_users, replace=False)
         held_out = held_out.take(rows)
-    data = TrainingSamples(
-        samples=dataset.train(supervision, model.max_history_items),
-        max_history_items=model.max_history_items,
-        every_position=supervision == "every_position",
-    )
     done = fit(
         loss,
         data,

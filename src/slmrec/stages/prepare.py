@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from slmrec.config import Config
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError
@@ -12,7 +14,7 @@ def build(task: Task) -> dict[str, float]:
     """Writes the data set; its counts."""
     settings = task.config.prepare
     if settings.input is None:
-        raise ConfigError("prepare.input is not set; give --input FILE, or prepare.input=FILE")
+        raise ConfigError(f"prepare.input is not set; give --input FILE{_before(task.output)}, or prepare.input=FILE")
     return prepare_dataset(
         Path(settings.input),
         task.folder,
@@ -25,6 +27,13 @@ def build(task: Task) -> dict[str, float]:
         title_col=settings.title_col,
         short_users=settings.short_users,
     )
+
+
+def _before(output: Path) -> str:
+    path = output / "prepare" / "config.yaml"
+    if not path.is_file():
+        return ""
+    return f" (the same as before: {yaml.safe_load(path.read_text(encoding='utf-8'))['prepare']['input']})"
 
 
 def _sources(config: Config) -> tuple[str | None, ...]:

@@ -11,7 +11,7 @@ from slmrec.data.vectors import read_item_vectors
 from slmrec.losses import NextItemLoss
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn
+from slmrec.stages.learning import forget_training_state, learn, sampling
 
 
 def build(task: Task) -> dict[str, float]:
@@ -33,7 +33,7 @@ def build(task: Task) -> dict[str, float]:
             max_history_items=settings.max_history_items,
         )
     )
-    loss = NextItemLoss(model)
+    loss = NextItemLoss(model, **sampling(dataset, settings.train))
     metrics = learn(task, "pretrain", model, loss, dataset, settings.supervision, settings.train)
     save_file({"item_vectors": model.item_vectors().detach().cpu()}, task.folder / "item_vectors.safetensors")
     forget_training_state(task)

@@ -1,7 +1,9 @@
 """Histories from a file, recommendations into a file."""
 
 import json
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -9,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from slmrec.data.files import first_bad_json, inspect, lines
+from slmrec.data.files import DELIMITERS, Source, first_bad_json, inspect, kind_of_name, lines, unpacked
 from slmrec.errors import ConfigError, DataError
 from slmrec.recommend import Recommender
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
+_READ = ".parquet, .csv, .tsv, .jsonl or .txt (one user a line), each plain or .gz"
 _COLUMNS = ("user_id", "history", "item_id", "timestamp")
 _TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
@@ -28,27 +31,51 @@ def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: 
     """
     if output.suffix not in _SUFFIXES:
         raise ConfigError(f"{output}: recommendations are written as {', '.join(_SUFFIXES)}; choose one of them")
-    users, histories = _histories(input)
-    found = Recommender.from_pretrained(model).recommend(histories, k, filter_seen=filter_seen, user_ids=users)
+    source = _source(input)
+    recommender = Recommender.from_pretrained(model)
+    users, histories = _histories(source, _id_pattern(recommender))
+    found = recommender.recommend(histories, k, filter_seen=filter_seen, user_ids=users)
     _write(found.table, output)
     notes = [f"recommend: {found.table.num_rows} rows for {len(users)} users written to {output}"]
     if found.num_unknown:
-        notes.append(f"{found.num_unknown} unknown items left out")
+        notes.append(f"{found.num_unknown} unknown items left out, the first one {found.first_unknown!r}")
     if found.fallback_users:
         notes.append(f"{len(found.fallback_users)} users without a known item got the most popular ones")
+    if found.table.num_rows < k * len(users):
+        notes.append(f"fewer than {k} a user where no more items are left")
     print("; ".join(notes), flush=True)
 
 
-def _histories(path: Path) -> tuple[list[Any], list[list[Any]]]:
-    table = _read(path)
+def _source(path: Path) -> Source:
+    kind = kind_of_name(path)
+    if kind is None:
+        raise ConfigError(f"{path}: histories are read from {_READ}; name the file so, or convert it")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of histories")
+    return inspect(path, kind, ())
+
+
+def _id_pattern(recommender: Recommender) -> str:
+    """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
+    has_commas = any("," in str(item_id) for item_id in recommender.vocabulary.item_ids.to_pylist())
+    return r"\S+" if has_commas else r"[^\s,]+"
+
+
+def _histories(source: Source, id_pattern: str) -> tuple[list[Any], list[list[Any]]]:
+    path = source.path
+    if source.kind == "sequences":
+        words = [re.findall(r"[^ \t\n]+", line) for line in lines(source) if line.strip()]
+        return [user for user, *_ in words], [items for _, *items in words]
+    table = _read(source)
     columns = set(table.column_names)
     if {"user_id", "history"} <= columns:
-        return table["user_id"].to_pylist(), [_history(value, path) for value in table["history"].to_pylist()]
+        histories = [_history(value, path, id_pattern) for value in table["history"].to_pylist()]
+        return table["user_id"].to_pylist(), histories
     if {"user_id", "item_id", "timestamp"} <= columns:
         return _grouped(table, path)
     raise DataError(
         f"{path}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
-        "item_id and timestamp (a row an event)"
+        "item_id and timestamp (a row an event); rename the columns"
     )
 
 
@@ -90,12 +117,12 @@ def _bad_time(path: Path, row: int, column: pa.ChunkedArray) -> DataError:
     )
 
 
-def _history(value: Any, path: Path) -> list[Any]:
+def _history(value: Any, path: Path, id_pattern: str) -> list[Any]:
     if isinstance(value, list):
         return value
-    if isinstance(value, str):  # a csv has no lists: a JSON list, or ids between spaces
+    if isinstance(value, str):  # a csv has no lists: a JSON list, or ids between spaces or commas
         try:
-            parsed = json.loads(value) if value.startswith("[") else value.split()
+            parsed = json.loads(value) if value.startswith("[") else re.findall(id_pattern, value)
         except json.JSONDecodeError:
             raise DataError(f'{path}: history {value!r} is no JSON list; write ["a", "b"], or a b') from None
         return list(parsed)
@@ -104,28 +131,31 @@ def _history(value: Any, path: Path) -> list[Any]:
     return [value]
 
 
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of histories")
+def _read(source: Source) -> pa.Table:
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".jsonl":
-            return _read_jsonl(path)
-        if path.suffix == ".csv":
-            text = {name: pa.string() for name in ("user_id", "item_id", "history")}
-            return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=text))
+        if source.kind == "jsonl":
+            return _read_jsonl(source)
+        with TemporaryDirectory() as folder:
+            path = unpacked(source, Path(folder))
+            return pq.read_table(path) if source.kind == "parquet" else _read_csv(path, DELIMITERS[source.kind])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    raise ConfigError(f"{path}: histories are read from {', '.join(_SUFFIXES)}")
+        raise DataError(f"{source.path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
-def _read_jsonl(path: Path) -> pa.Table:
+def _read_csv(path: Path, delimiter: str) -> pa.Table:
+    text = {name: pa.string() for name in ("user_id", "item_id", "history")}
+    return pa_csv.read_csv(
+        path,
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter),
+        convert_options=pa_csv.ConvertOptions(column_types=text),
+    )
+
+
+def _read_jsonl(source: Source) -> pa.Table:
     """Values as they are written; Arrow's reader takes ids that look like dates for dates."""
-    source = inspect(path, "jsonl", ())
     fault = first_bad_json(source)
     if fault:
-        raise DataError(f"{path}: {fault}; write one JSON object a line")
+        raise DataError(f"{source.path}: {fault}; write one JSON object a line")
     rows = [json.loads(line) for line in lines(source) if line.strip()]
     names = dict.fromkeys(name for row in rows for name in row if name in _COLUMNS)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
