@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -53,19 +54,22 @@ LLAMA = {
 }
 """Four layers of width 512, in LLaMA's proportions."""
 Step = Callable[[], None]
+Measure = Callable[[Ints, int], dict[str, float]]
 
 
-def bench(output: Path, data: Path | None, rounds: int) -> dict[str, Any]:
+def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure, ...] = ()) -> dict[str, Any]:
     """Measures, prints and writes one flat JSON object.
 
     Args:
         output: the JSON file.
         data: a data-set folder of prepare, whose history lengths are taken; None: lengths like those of Amazon Beauty.
         rounds: paired runs of each comparison.
+        measures: what to measure; all by default.
     """
+    measures = measures or (measure_engine, measure_headline, measure_distillation, measure_append)
     lengths = lengths_of(data)
     results: dict[str, Any] = {"mean_history_items": float(lengths.mean())}
-    for measure in (measure_engine, measure_headline, measure_distillation, measure_append):
+    for measure in measures:
         found = measure(lengths, rounds)
         print("\n".join(f"{key}: {value:.4g}" for key, value in found.items()), flush=True)
         results |= found
@@ -171,10 +175,12 @@ def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
     wanted: dict[str, Any] = {"num_blocks": 4, "max_history_items": MAX_HISTORY, "every_position": False}
     key = fingerprint(teacher, samples, **wanted)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "states.safetensors"
+        paths = (Path(folder) / f"{number}.safetensors" for number in count())
+        path = next(paths)
+        store_teacher_states(teacher, samples, path, fingerprint=key, **wanted)
         passes = paired(
             {
-                "store": lambda: store_teacher_states(teacher, samples, path, fingerprint=key, **wanted),
+                "store": lambda: store_teacher_states(teacher, samples, next(paths), fingerprint=key, **wanted),
                 "inference": lambda: read_all(teacher, samples),
             },
             rounds,

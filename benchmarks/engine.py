@@ -1,0 +1,20 @@
+"""The packed row against padded rows, stored teacher states, and one appended event.
+
+Writes benchmarks/results/engine.json.
+
+Run: python benchmarks/engine.py [a data-set folder of prepare, whose history lengths are taken]
+"""
+
+import sys
+from pathlib import Path
+
+from slmrec.stages import bench
+
+if __name__ == "__main__":
+    data = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    bench.bench(
+        Path(__file__).parent / "results" / "engine.json",
+        data,
+        3,
+        (bench.measure_engine, bench.measure_distillation, bench.measure_append),
+    )

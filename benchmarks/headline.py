@@ -1,0 +1,15 @@
+"""A student of 4 layers in the engine against all 30 layers of SmolLM2-135M, padded.
+
+Writes benchmarks/results/headline.json.
+
+Run: python benchmarks/headline.py [a data-set folder of prepare, whose history lengths are taken]
+"""
+
+import sys
+from pathlib import Path
+
+from slmrec.stages import bench
+
+if __name__ == "__main__":
+    data = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    bench.bench(Path(__file__).parent / "results" / "headline.json", data, 3, (bench.measure_headline,))
