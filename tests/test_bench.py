@@ -56,8 +56,8 @@ def test_the_products_of_a_step_are_all_counted() -> None:
     products = bench.products_of(model, batch)
     tokens, users, width = bench.PROMPT[0] + 4 * (5 + bench.PROMPT[1]), 4, 16
     up = [product for product in products if product == (tokens, width, 24)]
-    assert len(up) == 2 * 3  # gate and up, forward, in all layers but the last
-    assert products.count((users, width, 24)) == 2  # in the last, for the newest tokens alone
+    assert len(up) == 3 * 3  # gate and up, and the gradient of down's input, in all layers but the last
+    assert products.count((users, width, 24)) == 3  # in the last, for the newest tokens alone
     assert products.count((24, tokens, width)) == 2 * 3  # gradients of their weights
     assert (users, bench.ITEM_DIM, 50) in products and (50, users, bench.ITEM_DIM) in products
 
@@ -65,6 +65,7 @@ def test_the_products_of_a_step_are_all_counted() -> None:
 def test_lengths_come_from_the_data_or_are_like_beautys(tiny_dataset: Dataset, shop_file: Path, tmp_path: Path) -> None:
     from slmrec.data.prepare import prepare_dataset
 
+    (tmp_path / "data").mkdir()
     prepare_dataset(shop_file, tmp_path / "data")
     lengths = bench.lengths_of(tmp_path / "data")
     assert lengths.tolist() == tiny_dataset.held_out("test").lengths.tolist()
