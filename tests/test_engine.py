@@ -181,7 +181,7 @@ def test_gradient_checkpointing_changes_no_gradient(every_position: bool) -> Non
     plain = gradients(model.train(), model.encode(batch, 2))
     model.decoder.gradient_checkpointing_enable()
     entered: list[int] = []
-    model.decoder.layers[0].mlp.register_forward_hook(lambda *arguments: entered.append(1))
+    model.decoder.layers[0].input_layernorm.register_forward_hook(lambda *arguments: entered.append(1))
     ours = gradients(model, model.encode(batch, 2))
     assert len(entered) == 2  # forward, and again on the way back
     for name, value in plain.items():
