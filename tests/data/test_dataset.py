@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmrec.data.batching import by_length, collate, shuffled
@@ -23,6 +23,7 @@ def dataset(sizes: list[int]) -> Dataset:
     return Dataset(np.arange(1, total + 1), offsets, pa.array(range(len(sizes))), ids, None, "x")
 
 
+@settings(deadline=None)  # the first call also imports what it needs
 @given(SIZES, st.sampled_from(["last_position", "every_position", "every_prefix"]), st.integers(1, 6))
 def test_held_out_items_are_in_no_training_sample(sizes: list[int], supervision: str, max_history: int) -> None:
     data = dataset(sizes)
