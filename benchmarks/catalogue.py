@@ -6,7 +6,6 @@ given; time and memory are of one forward and backward pass, item vectors includ
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -58,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     error = run("error", ERROR_ITEMS, ERROR_POSITIONS)
     return {
-        "hardware": run("hardware") | {"cpu": cpu_model(), "python": platform.python_version(), "commit": commit()},
+        "hardware": run("hardware") | {"commit": commit()},
         "width": WIDTH,
         "dtype": "float32",
         "large": large | {"full_scores_gb": arguments.large_items * arguments.large_positions * 4 / 1e9},
@@ -123,10 +122,10 @@ def error(num_items: int, num_positions: int) -> dict[str, dict[str, float]]:
 
 
 def hardware() -> dict[str, Any]:
-    """What torch says about itself."""
-    import torch
+    """What this runs on."""
+    from slmrec.stages import bench
 
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return bench.hardware()
 
 
 JOBS: dict[str, Callable[..., Any]] = {"memory": memory, "times": times, "error": error, "hardware": hardware}
@@ -179,14 +178,6 @@ def peak_gb() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def cpu_model() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def commit() -> str:

@@ -104,3 +104,16 @@ def test_a_fault_names_where_it_came_from(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["pretrain.train.loss=sampled_softmax"], "loss is sampled_softmax and num_sampled is None"),
+        (["finetune.train.num_sampled=8"], "loss is ce and num_sampled is 8; num_sampled belongs to loss"),
+        (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),
+    ],
+)
+def test_settings_of_training_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)

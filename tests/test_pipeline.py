@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -276,8 +277,6 @@ def test_a_fresh_narrower_student(output: Path, config: Path) -> None:
 
 
 def test_item_vectors_may_be_brought(config: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
     override = f"pretrain.item_vectors={tmp_path / 'vectors.npy'}"
     assert main(["run", "--config", str(config), "--output", str(tmp_path / "run"), override]) == 0
@@ -445,3 +444,20 @@ def test_a_folder_of_something_else_is_not_overwritten(
     error = refused(["prepare", "--input", str(shop_file), "--output", str(tmp_path)], capsys)
     assert "no output of slmrec" in error
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_sampled_softmax_and_gradient_checkpointing_train(output: Path, config: Path, finished: Path) -> None:
+    sampled = [
+        f"{stage}.train.{key}"
+        for stage in ("pretrain", "finetune", "distill")
+        for key in ("loss=sampled_softmax", "num_sampled=8")
+    ]
+    checkpointing = [f"{stage}.train.gradient_checkpointing=true" for stage in ("finetune", "distill")]
+    command = ["run", "--config", str(config), "--output", str(output)]
+    assert main([*command, *checkpointing]) == 0
+    for stage in ("finetune", "distill"):
+        ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (output, finished))
+        assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)  # only memory differs
+    assert main([*command, *sampled]) == 0
+    ours, theirs = (load_file(folder / "pretrain" / "model.safetensors") for folder in (output, finished))
+    assert any((ours[name] != theirs[name]).any() for name in theirs)

@@ -89,7 +89,14 @@ class PretrainTraining(TrainConfig):
     """What the learning rate does after the warm-up."""
 
 
-class FinetuneTraining(TrainConfig):
+class DecoderTraining(TrainConfig):
+    """How a decoder is trained."""
+
+    gradient_checkpointing: bool = False
+    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
+
+
+class FinetuneTraining(DecoderTraining):
     """Defaults for the teacher. Source: SLMRec's published run script."""
 
     learning_rate: float = Field(1e-3, gt=0)
@@ -98,11 +105,9 @@ class FinetuneTraining(TrainConfig):
     """Passes over the training samples; 0 trains nothing."""
     per_device_train_batch_size: int = Field(256, ge=1)
     """Users (or samples) a step and device."""
-    gradient_checkpointing: bool = False
-    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
 
 
-class DistillTraining(TrainConfig):
+class DistillTraining(DecoderTraining):
     """Defaults for the student. Source: SLMRec's published run script."""
 
     learning_rate: float = Field(1e-3, gt=0)
@@ -113,8 +118,6 @@ class DistillTraining(TrainConfig):
     """Users (or samples) a step and device."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the learning rate rises from 0."""
-    gradient_checkpointing: bool = False
-    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
 
 
 class PrepareConfig(Section):

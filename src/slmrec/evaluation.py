@@ -71,7 +71,7 @@ class EncoderScorer:
     def score(self, batch: Batch) -> Tensor:
         """(B, V+1) scores on the model's device; column 0 is -inf."""
         with eval_mode(self._model), torch.inference_mode():
-            users = self._model.encode(_to(batch, self._item_vectors.device)).users
+            users = self._model.encode(batch.to(self._item_vectors.device)).users
             scores = users.float() @ self._item_vectors.T
             scores[:, 0] = -torch.inf
         return scores
@@ -90,12 +90,6 @@ def eval_mode(model: SequenceEncoder) -> Iterator[None]:
     finally:
         for part, training in modes:  # Outer parts come first, inner ones have the last word.
             part.train(training)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return batch._replace(
-        items=batch.items.to(device), lengths=batch.lengths.to(device), targets=batch.targets.to(device)
-    )
 
 
 def evaluate_scorer(

@@ -94,13 +94,13 @@ def store_teacher_states(
     device = teacher.item_vectors().device
     places = _Places(samples, max_history_items, every_position)
     with eval_mode(teacher), torch.inference_mode():
-        first = _to(collate(samples, np.zeros(1, np.int64), max_history_items), device)
+        first = collate(samples, np.zeros(1, np.int64), max_history_items).to(device)
         shapes = _shapes_of(teacher.encode(first, num_blocks), places.total)
         with _written_whole(path, shapes, fingerprint) as stored:
             if stored is None:
                 return
             for rows, batch in by_length(samples, batch_size, max_history_items, every_position):
-                encoded, at = teacher.encode(_to(batch, device), num_blocks), places.of(rows)
+                encoded, at = teacher.encode(batch.to(device), num_blocks), places.of(rows)
                 for target, values in zip(stored, (*encoded.blocks, encoded.users), strict=True):
                     target[at] = values.float().cpu().numpy()
                 if progress:
@@ -218,12 +218,6 @@ class _Places:
         before = np.cumsum(counts) - counts
         at: Ints = np.repeat(self._starts[rows] - before, counts) + np.arange(counts.sum())
         return at
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return batch._replace(
-        items=batch.items.to(device), lengths=batch.lengths.to(device), targets=batch.targets.to(device)
-    )
 
 
 def _shapes_of(encoded: Encoded, total: int) -> Shapes:

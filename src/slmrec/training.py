@@ -164,10 +164,7 @@ class _Trainer:
             group["lr"] = rate
         parts: dict[str, float] = {}
         for rows in batches:
-            batch = collate(self.data.samples, rows, self.data.max_history_items, self.data.every_position)
-            batch = batch._replace(
-                items=batch.items.to(device), lengths=batch.lengths.to(device), targets=batch.targets.to(device)
-            )
+            batch = collate(self.data.samples, rows, self.data.max_history_items, self.data.every_position).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 terms = self.loss(batch)
             if not torch.isfinite(terms.total):

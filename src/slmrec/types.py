@@ -10,6 +10,7 @@ Items are internal indices 1..V; 0 is padding. The caller's own ids live in the 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -26,6 +27,12 @@ class Batch(NamedTuple):
     """Whether every item position is read out (N = sum of lengths) or only the newest (N = B)."""
     rows: "Tensor | None" = None
     """(B,) int64: which samples these are; None where nobody asks."""
+
+    def to(self, device: "torch.device") -> "Batch":
+        """The same on a device; `rows` stay, since what they number is not on it."""
+        return self._replace(
+            items=self.items.to(device), lengths=self.lengths.to(device), targets=self.targets.to(device)
+        )
 
 
 class Encoded(NamedTuple):

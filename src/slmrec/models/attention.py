@@ -89,19 +89,20 @@ class PackedRow:
     device: torch.device
     cached_prefix: list[KeysValues] | None = None
     """Keys and values of the prefix by layer; None: the prefix stands in the row."""
+    newest: Tensor | None = None
+    """(B,) places of the users' newest tokens, if the last layer is to run for these alone; see `read_newest`."""
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """The prefix attends to itself; each user to the prefix and to its own tokens, causally."""
         if query.is_cuda and not rule.dropout:
             return flex.attend(query, self.answers(layer, own), self.mask, rule)
-        prefix, users, outputs = self.split(layer, own), own, []
-        if self.cached_prefix is None and self.num_prefix:
-            outputs.append(_attend_group(query[None, : self.num_prefix], _one(prefix), None, rule, None))
-            query, users = query[self.num_prefix :], self.users(own)
+        prefix, users, outputs = self.split(layer, own), self.users(own), []
+        if prefix is not None and self.cached_prefix is None:
+            outputs.append(_attend_group(query[None, : self.num_prefix], _one(prefix), None, rule))
+            query = query[self.num_prefix :]
         for group in self.groups:
-            attended = _attend_group(
-                _padded(query, group), _padded_keys(users, group), prefix, rule, _visible(group, query.device)
-            )
+            # A pad stands after the tokens of its user, where only pads see it.
+            attended = _attend_group(_padded(query, group), _padded_keys(users, group), prefix, rule)
             outputs.append(_unpadded(attended, group))
         return torch.cat([output.flatten(0, 1) for output in outputs])
 
@@ -116,22 +117,21 @@ class PackedRow:
     def segments(self) -> Tensor:
         """(tokens,) -1 for the prefix, then each user's number in the row."""
         lengths = torch.tensor([self.num_prefix, *(length for group in self.groups for length in group.lengths)])
-        return torch.repeat_interleave(torch.arange(flex.PREFIX, len(lengths) - 1), lengths)
+        return torch.repeat_interleave(torch.arange(flex.PREFIX, len(lengths) - 1), lengths).to(self.device)
 
     @cached_property
     def mask(self) -> BlockMask:
         """Of FlexAttention, for all tokens that ask."""
         asking = slice(self.num_prefix if self.cached_prefix is not None else 0, None)
-        segments = self.segments.to(self.device)
-        return flex.segment_mask(segments[asking], torch.arange(len(segments), device=self.device)[asking], segments)
+        places = torch.arange(len(self.segments), device=self.device)
+        return flex.segment_mask(self.segments[asking], places[asking], self.segments)
 
     @cached_property
     def newest_mask(self) -> BlockMask:
         """Of FlexAttention, where only each user's newest token asks."""
-        segments = self.segments.to(self.device)
-        users = torch.arange(int(segments[-1]) + 1, device=self.device)
-        places = torch.searchsorted(segments, users, right=True) - 1
-        return flex.segment_mask(users, places, segments)
+        users = torch.arange(int(self.segments[-1]) + 1, device=self.device)
+        places = torch.searchsorted(self.segments, users, right=True) - 1
+        return flex.segment_mask(users, places, self.segments)
 
     def split(self, layer: int, own: KeysValues) -> KeysValues | None:
         """Keys and values of the prefix; None without one."""
@@ -168,8 +168,7 @@ class NewestQueries:
         for group in self.row.groups:
             queries = query[first : first + len(group.lengths), None]
             keys = _padded_keys(users, group)
-            visible = _visible(group, query.device, newest=True)
-            outputs.append(_attend_group(queries, keys, prefix, rule, visible)[:, 0])
+            outputs.append(_attend_group(queries, keys, prefix, rule, _not_pads(group, query.device))[:, 0])
             first += len(group.lengths)
         return torch.cat(outputs)
 
@@ -187,7 +186,7 @@ class Recorder:
         """(tokens, heads, head width)."""
         self.recorded.append(own)
         past = self.before[layer] if self.before is not None else None
-        return _attend_group(query[None], _one(own), past, rule, None)[0]
+        return _attend_group(query[None], _one(own), past, rule)[0]
 
 
 class _KeysTakenError(Exception):
@@ -205,43 +204,25 @@ class _TakeKeys:
         raise _KeysTakenError(own)
 
 
-@dataclass
-class ReadNewest:
-    """A `PackedRow` whose last layer is computed for the newest token of each user alone; see `read_newest`."""
-
-    row: PackedRow
-    newest: Tensor
-    """(B,) places of the newest tokens in the row."""
-
-    @property
-    def longest(self) -> int:
-        """Of the row."""
-        return self.row.longest
-
-    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
-        """As the row."""
-        return self.row.attend(layer, query, own, rule)
-
-
 def read_newest(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """A pre-hook of the last decoder layer: under `ReadNewest` it runs on the newest token of each user alone.
+    """A pre-hook of the last decoder layer, which then runs on the newest token of each user alone, if so planned.
 
     The layer is entered once with all tokens, up to its keys and values, and then run on the newest tokens over them.
     """
-    packing = keywords.get("packing")
-    if not isinstance(packing, ReadNewest):
+    row = keywords.get("packing")
+    if not isinstance(row, PackedRow) or row.newest is None:
         return None
     hidden, *others = arguments
     try:
-        layer.forward(hidden, *others, **keywords | {"packing": _TakeKeys(packing.longest)})
+        layer.forward(hidden, *others, **keywords | {"packing": _TakeKeys(row.longest)})
     except _KeysTakenError as taken:
         answers = taken.answers
     else:
         raise ConfigError(f"{type(layer).__name__} does not attend through transformers' attention interface")
-    at = packing.newest
+    at = row.newest
     cosine, sine = keywords["position_embeddings"]
     fewer = {
-        "packing": NewestQueries(packing.row, answers),
+        "packing": NewestQueries(row, answers),
         "position_embeddings": (cosine[:, at], sine[:, at]),
         "position_ids": keywords["position_ids"][:, at],
     }
@@ -302,7 +283,7 @@ def _attend(
 
 
 def _attend_group(
-    query: Tensor, own: KeysValues, before: KeysValues | None, rule: ScoreRule, visible: Tensor | None
+    query: Tensor, own: KeysValues, before: KeysValues | None, rule: ScoreRule, visible: Tensor | None = None
 ) -> Tensor:
     """Attention of segments to their own tokens and to tokens that all of them share.
 
@@ -324,9 +305,7 @@ def _attend_group(
     # By key head, then segment, then query: (key heads, B, Q * heads per key head, head width).
     asked = query.reshape(size, num_queries, key_heads, -1, width).permute(2, 0, 1, 3, 4).flatten(2, 3) * rule.scaling
     keys, values = (part.permute(2, 0, 1, 3) for part in own)
-    scores = asked @ keys.transpose(2, 3)
-    if rule.softcap is not None:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = _capped(asked @ keys.transpose(2, 3), rule)
     if visible is not None:
         shape = scores.shape
         scores = scores.view(key_heads, size, num_queries, -1, num_keys).masked_fill(~visible, -torch.inf).view(shape)
@@ -335,14 +314,16 @@ def _attend_group(
         attended = weights @ values
     else:
         shared_keys, shared_values = (part.to(query.dtype).transpose(0, 1) for part in before)
-        shared = asked.flatten(1, 2) @ shared_keys.transpose(1, 2)
-        if rule.softcap is not None:
-            shared = rule.softcap * torch.tanh(shared / rule.softcap)
+        shared = _capped(asked.flatten(1, 2) @ shared_keys.transpose(1, 2), rule)
         weights = _weights(torch.cat([shared.view(*scores.shape[:3], -1), scores], dim=-1), rule, query.dtype)
         num_shared = shared.shape[-1]
         attended = weights[..., num_shared:] @ values
         attended = attended + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(attended)
     return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _capped(scores: Tensor, rule: ScoreRule) -> Tensor:
+    return scores if rule.softcap is None else rule.softcap * torch.tanh(scores / rule.softcap)
 
 
 def _weights(scores: Tensor, rule: ScoreRule, dtype: torch.dtype) -> Tensor:
@@ -355,19 +336,15 @@ def _causal(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     return (torch.arange(num_keys, device=device) <= asked[:, None])[None, :, None, :]
 
 
-def _visible(group: Group, device: torch.device, newest: bool = False) -> Tensor | None:
-    """(B, Q, 1, K) for the newest tokens of users of different lengths; None where causality says all.
-
-    A pad stands after the tokens of its user, where no other query than a pad's sees it.
-    """
-    if not newest or group.lengths[0] == group.lengths[-1]:
+def _not_pads(group: Group, device: torch.device) -> Tensor | None:
+    """(B, 1, 1, K): the keys that are tokens of their user; None if all are."""
+    if group.lengths[0] == group.lengths[-1]:
         return None
     lengths = torch.tensor(group.lengths, device=device)
     return (torch.arange(group.lengths[-1], device=device) < lengths[:, None])[:, None, None, :]
 
 
-def _one(own: KeysValues | None) -> KeysValues:
-    assert own is not None
+def _one(own: KeysValues) -> KeysValues:
     return KeysValues(own.keys[None], own.values[None])
 
 

@@ -374,9 +374,12 @@ def _joined(parts: tuple[KeysValues, ...]) -> KeysValues:
     return KeysValues(torch.cat(keys), torch.cat(values))
 
 
-def _versions(model: nn.Module) -> tuple[Any, ...]:
+def _versions(model: DecoderRecommender) -> tuple[Any, ...]:
     """Changes when a weight, its place, or the precision does."""
-    return (torch.is_autocast_enabled("cpu"), *((value.data_ptr(), value._version) for value in model.parameters()))
+    return (
+        torch.is_autocast_enabled(model.prefix.device.type),
+        *((value.data_ptr(), value._version) for value in model.parameters()),
+    )
 
 
 def _alone(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slmrec.models.attention import Group, KeysValues, PackedRow, ReadNewest, groups_of
+from slmrec.models.attention import Group, KeysValues, PackedRow, groups_of
 from slmrec.types import Batch
 
 
@@ -29,10 +29,9 @@ class Row(NamedTuple):
     groups: list[Group]
     num_prefix: int
 
-    def packing(self, longest: int, cached_prefix: list[KeysValues] | None) -> PackedRow | ReadNewest:
+    def packing(self, longest: int, cached_prefix: list[KeysValues] | None) -> PackedRow:
         """What the attention layers are given."""
-        row = PackedRow(self.groups, self.num_prefix, longest, self.positions.device, cached_prefix)
-        return row if self.newest is None else ReadNewest(row, self.newest)
+        return PackedRow(self.groups, self.num_prefix, longest, self.positions.device, cached_prefix, self.newest)
 
 
 def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, pads: Tensor) -> Row:

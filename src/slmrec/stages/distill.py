@@ -15,7 +15,7 @@ from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import choose_layers
 from slmrec.models.decoder import DecoderRecommender, fresh_student, set_trainable, student_from
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn_from, sampling, training_samples
+from slmrec.stages.learning import forget_training_state, learn, sampling, training_samples
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import TrainingSamples
 
@@ -32,7 +32,7 @@ def build(task: Task) -> dict[str, float]:
     loss = _loss(task, student, teacher, data, dataset)
     sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its answers are stored and its weights are of no more use
-    metrics = learn_from(data, task, "distill", student, loss, dataset, settings.train)
+    metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
     if isinstance(loss.teacher, DecoderRecommender):
         save_recommender(loss.teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)

@@ -9,7 +9,7 @@ from slmrec.losses import NextItemLoss
 from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
 from slmrec.models.decoder import build_decoder
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn, sampling
+from slmrec.stages.learning import forget_training_state, learn, sampling, training_samples
 
 ALPACA = PromptTemplate(
     prefix=(
@@ -43,7 +43,8 @@ def build(task: Task) -> dict[str, float]:
     if settings.train.gradient_checkpointing:
         model.decoder.gradient_checkpointing_enable()
     loss = NextItemLoss(model, **sampling(dataset, settings.train))
-    metrics = learn(task, "finetune", model, loss, dataset, settings.supervision, settings.train)
+    data = training_samples(dataset, settings.supervision, model)
+    metrics = learn(task, "finetune", model, loss, data, dataset, settings.train)
     forget_training_state(task)
     return metrics | {"num_layers": model.num_layers}
 

@@ -53,20 +53,7 @@ def learn(
     name: str,
     model: Model,
     loss: nn.Module,
-    dataset: Dataset,
-    supervision: str,
-    settings: TrainConfig,
-) -> dict[str, float]:
-    """As `learn_from`, from the samples of a supervision."""
-    return learn_from(training_samples(dataset, supervision, model), task, name, model, loss, dataset, settings)
-
-
-def learn_from(
     data: TrainingSamples,
-    task: Task,
-    name: str,
-    model: Model,
-    loss: nn.Module,
     dataset: Dataset,
     settings: TrainConfig,
 ) -> dict[str, float]:
