@@ -39,16 +39,20 @@ class FixedScorer:
 
     def __init__(self, scores):
         self.scores = torch.tensor([-torch.inf, *scores])
-        self.batch_sizes = []
+        self.batch_sizes, self.block_sizes = [], []
 
     @property
     def num_items(self):
         return len(self.scores) - 1
 
-    def score(self, batch):
+    def read(self, batch):
         self.batch_sizes.append(len(batch.items))
         assert batch.items.shape[1] <= self.max_history_items
-        return self.scores.repeat(len(batch.items), 1)
+        return batch.lengths
+
+    def score(self, users):
+        self.block_sizes.append(len(users))
+        return self.scores.repeat(len(users), 1)
 
 
 class MeanEncoder(nn.Module):
@@ -163,9 +167,9 @@ def test_tie_seed_alone_decides_among_ties():
 
 def test_nan_names_users_of_the_data_set_and_not_rows_of_the_batch():
     class Broken(FixedScorer):
-        def score(self, batch):
-            scores = super().score(batch)
-            scores[batch.lengths == 2, 1] = torch.nan
+        def score(self, users):
+            scores = super().score(users)
+            scores[users == 2, 1] = torch.nan
             return scores
 
     samples = dataset_of([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4]], 4).held_out("test").take(np.array([2, 1]))
@@ -179,7 +183,8 @@ def test_padding_never_ranks():
         model.table.weight[0] = 100.0
     samples = dataset_of([[1, 2, 3], [4, 5, 6, 1]], 6).held_out("test")
     batch = next(evaluation.by_length(samples, 2, 4))[1]
-    assert EncoderScorer(model).score(batch)[:, 0].isneginf().all()
+    scorer = EncoderScorer(model)
+    assert scorer.score(scorer.read(batch))[:, 0].isneginf().all()
     assert evaluate(EncoderScorer(model), samples)["full"].max() <= 5
 
 
@@ -196,11 +201,16 @@ def test_sampled_and_negatives_come_together(protocols, negatives):
         evaluate(FixedScorer([1.0, 2, 3]), dataset_of([[1, 2, 3]], 3).held_out("test"), protocols, negatives=negatives)
 
 
-def test_large_catalogue_gets_smaller_batches(monkeypatch):
+def test_large_catalogue_is_ranked_in_blocks_and_read_in_whole_batches(monkeypatch):
+    samples = random_dataset(7, 20).held_out("test")
+    expected = evaluate(EncoderScorer(MeanEncoder(20)), samples, batch_size=100)
     monkeypatch.setattr(evaluation, "MAX_SCORES", 3 * 21)
     scorer = FixedScorer([0.0] * 20)
-    evaluate(scorer, random_dataset(7, 20).held_out("test"), batch_size=100)
-    assert scorer.batch_sizes == [3, 3, 1]
+    evaluate(scorer, samples, batch_size=100)
+    assert scorer.batch_sizes == [7]
+    assert scorer.block_sizes == [3, 3, 1]
+    in_blocks = evaluate(EncoderScorer(MeanEncoder(20)), samples, batch_size=100)
+    assert in_blocks["full"].tolist() == expected["full"].tolist()
 
 
 def test_progress_counts_the_users():

@@ -27,9 +27,13 @@ class Popularity:
         """V."""
         return len(self._scores) - 1
 
-    def score(self, batch: Batch) -> Tensor:
-        """(B, V+1), the same for every user; column 0 is -inf."""
-        return self._scores.repeat(len(batch.items), 1)
+    def read(self, batch: Batch) -> Tensor:
+        """(B,) nothing that matters."""
+        return batch.lengths
+
+    def score(self, users: Tensor) -> Tensor:
+        """(b, V+1), the same for every user; column 0 is -inf."""
+        return self._scores.repeat(len(users), 1)
 
 
 class LastItemCooccurrence:
@@ -55,10 +59,13 @@ class LastItemCooccurrence:
         """V."""
         return self._num_items
 
-    def score(self, batch: Batch) -> Tensor:
-        """(B, V+1); column 0 is -inf."""
-        newest = batch.items[torch.arange(len(batch.items)), batch.lengths - 1].tolist()
-        scores = np.stack([self._counts(item) for item in newest]) + self._popularity
+    def read(self, batch: Batch) -> Tensor:
+        """(B,) the newest item of each history."""
+        return batch.items[torch.arange(len(batch.items)), batch.lengths - 1]
+
+    def score(self, users: Tensor) -> Tensor:
+        """(b, V+1) for newest items; column 0 is -inf."""
+        scores = np.stack([self._counts(item) for item in users.tolist()]) + self._popularity
         scores[:, 0] = -np.inf
         return torch.from_numpy(scores)
 

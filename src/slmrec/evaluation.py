@@ -18,7 +18,7 @@ from slmrec.metrics import ranking_metrics, ranks_of_targets, tie_draws
 from slmrec.types import Batch, SequenceEncoder
 
 MAX_SCORES = 8 * 2**20
-"""Scores (float32) of a batch, 32 MiB, and as much again without the history; large catalogues get smaller batches."""
+"""Scores (float32) at once, 32 MiB, and as much again without the history: a batch is ranked in blocks of its rows."""
 TOP_K = 10
 """Items that a timed model recommends to each user."""
 TIE_SEED = 0
@@ -43,8 +43,11 @@ class Scorer(Protocol):
     def max_history_items(self) -> int:
         """The newest items of a history that it wants to see."""
 
-    def score(self, batch: Batch) -> Tensor:
-        """(B, V+1) float32 scores; column 0 is -inf, so that padding never ranks."""
+    def read(self, batch: Batch) -> Tensor:
+        """(B, ...) what it makes of the histories; a user a row."""
+
+    def score(self, users: Tensor) -> Tensor:
+        """(b, V+1) float32 scores for some rows of what `read` gave; column 0 is -inf, so that padding never ranks."""
 
 
 class EncoderScorer:
@@ -68,11 +71,15 @@ class EncoderScorer:
         """The longest history that the model reads."""
         return self._model.max_history_items
 
-    def score(self, batch: Batch) -> Tensor:
-        """(B, V+1) scores on the model's device; column 0 is -inf."""
+    def read(self, batch: Batch) -> Tensor:
+        """(B, D) user vectors on the model's device."""
         with eval_mode(self._model), torch.inference_mode():
-            users = self._model.encode(batch.to(self._item_vectors.device)).users
-            scores = users.float() @ self._item_vectors.T
+            return self._model.encode(batch.to(self._item_vectors.device)).users.float()
+
+    def score(self, users: Tensor) -> Tensor:
+        """(b, V+1); column 0 is -inf."""
+        with torch.inference_mode():
+            scores = users @ self._item_vectors.T
             scores[:, 0] = -torch.inf
         return scores
 
@@ -107,7 +114,7 @@ def evaluate_scorer(
     Args:
         scorer: reads the newest `scorer.max_history_items` items of a sample; its whole history is excluded.
         samples: one a user, as from `Dataset.held_out`.
-        batch_size: users scored at once, fewer if the scores would need more than 64 MiB.
+        batch_size: users read at once; they are ranked in blocks whose scores need at most 64 MiB.
         protocols: rankings wanted.
         negatives: (U, K) of `draw_negatives`; given if and only if `sampled` is wanted.
         tie_seed: breaks ties; the same seed breaks them alike for every scorer.
@@ -126,13 +133,14 @@ def evaluate_scorer(
     ranks = {protocol_name(protocol, num_negatives): np.empty(len(samples), np.int64) for protocol in protocols}
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
-        for rows, batch in by_length(samples, _rows_at_once(scorer, batch_size), scorer.max_history_items):
-            scores = _checked(scorer.score(batch)).cpu()
+        for rows, scores in _scored(scorer, samples, batch_size):
             users = samples.users[rows]
-            history = collate(samples, rows, int(samples.lengths[rows].max())).items
-            drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64))
+            whole = collate(samples, rows, int(samples.lengths[rows].max())).to(scores.device)
+            drawn = None
+            if negatives is not None:
+                drawn = torch.from_numpy(negatives[users].astype(np.int64)).to(scores.device)
             for protocol in protocols:
-                candidates, columns = _candidates(protocol, scores, batch.targets, history, drawn)
+                candidates, columns = _candidates(protocol, _checked(scores), whole.targets, whole.items, drawn)
                 name = protocol_name(protocol, num_negatives)
                 ranks[name][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
             if progress:
@@ -140,8 +148,16 @@ def evaluate_scorer(
     return ranks
 
 
-def _rows_at_once(scorer: Scorer, batch_size: int) -> int:
-    return max(1, min(batch_size, MAX_SCORES // (scorer.num_items + 1)))
+def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple[Ints, Tensor]]:
+    """Rows of the samples and their scores, block by block; the batches they are read in do not depend on V."""
+    for rows, batch in by_length(samples, batch_size, scorer.max_history_items):
+        read, block = scorer.read(batch), _rows_at_once(scorer)
+        for at in range(0, len(rows), block):
+            yield rows[at : at + block], scorer.score(read[at : at + block])
+
+
+def _rows_at_once(scorer: Scorer) -> int:
+    return max(1, MAX_SCORES // (scorer.num_items + 1))
 
 
 def _checked(scores: Tensor) -> Tensor:
@@ -180,7 +196,7 @@ def validate(model: SequenceEncoder, samples: Samples, batch_size: int) -> dict[
     Args:
         model: comes back in the mode it was in.
         samples: of the validation split, all or some; the same ones give comparable numbers.
-        batch_size: users scored at once, fewer if the catalogue is large.
+        batch_size: users read at once.
 
     Raises:
         TrainingError: a user's scores are not finite.
@@ -227,7 +243,10 @@ def throughput(
     The scorers take turns within each round, so that noise of the machine hits all alike; the median round counts.
     Building the batches is not timed, and each scorer has a batch to warm up.
     """
-    batches = {name: _batches(scorer, samples, batch_size) for name, scorer in scorers.items()}
+    batches = {
+        name: [batch for _, batch in by_length(samples, batch_size, scorer.max_history_items)]
+        for name, scorer in scorers.items()
+    }
     for name, scorer in scorers.items():
         _seconds(scorer, batches[name][-1:])
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
@@ -237,14 +256,11 @@ def throughput(
     return {name: len(samples) / median(values) for name, values in seconds.items()}
 
 
-def _batches(scorer: Scorer, samples: Samples, batch_size: int) -> list[Batch]:
-    return [batch for _, batch in by_length(samples, _rows_at_once(scorer, batch_size), scorer.max_history_items)]
-
-
 def _seconds(scorer: Scorer, batches: list[Batch]) -> float:
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            # Fetching the result waits for an accelerator to finish.
-            scorer.score(batch).topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
+            for users in torch.split(scorer.read(batch), _rows_at_once(scorer)):
+                # Fetching the result waits for an accelerator to finish.
+                scorer.score(users).topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
     return time.perf_counter() - start

@@ -75,11 +75,12 @@ class _OracleScorer:
     def __init__(self, oracle: Oracle, num_items: int) -> None:
         self._oracle, self.num_items = oracle, num_items
 
-    def score(self, batch: Batch) -> Tensor:
-        scores = torch.from_numpy(np.asarray(self._oracle.scores(batch.items.numpy(), batch.lengths.numpy())))
-        scores = scores.float()
-        scores[:, 0] = -torch.inf
-        return scores
+    def read(self, batch: Batch) -> Tensor:
+        """(B, V+1): the shop is small, so all its scores are made at once."""
+        return torch.from_numpy(np.asarray(self._oracle.scores(batch.items.numpy(), batch.lengths.numpy()))).float()
+
+    def score(self, users: Tensor) -> Tensor:
+        return users.index_fill(1, torch.tensor([0]), -torch.inf)
 
 
 def _oracle(shop: Shop, dataset: Dataset) -> dict[str, Scorer]:
