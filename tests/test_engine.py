@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,8 +13,9 @@ from slmrec.errors import ConfigError
 from slmrec.models import flex
 from slmrec.models.attention import PADDED_SHARE, KeysValues, NewestQueries, PackedRow, ScoreRule, groups_of
 from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.decoder import DecoderRecommender, build_decoder, compile_layers
 from slmrec.models.padded import PaddedEncoder
+from slmrec.stages.bench import random_batches, random_model
 from slmrec.types import Batch, Encoded
 
 WIDTH, LAYERS, MAX_HISTORY, NUM_ITEMS = 32, 4, 10, 30
@@ -286,3 +288,23 @@ def test_flex_attention_and_groups_agree(num_prefix: int, cached: bool, softcap:
     newest = query[torch.tensor([0, 2, 4, 11]) + len(query) - 12]
     found = flex.attend(newest, row.answers(0, own), row.newest_mask, rule)
     assert relative(found, NewestQueries(row, own).attend(0, newest, own, rule)) <= 1e-6
+
+
+def test_compiled_layers_give_the_same_numbers() -> None:
+    model = random_model()
+    batch = next(iter(random_batches(np.array([3, 5, 2]), 4)))
+    expected = model.encode(batch).users
+    compile_layers(model)
+    compiled = model.decoder.layers[0].mlp._compiled_call_impl
+    assert compiled is not None
+    torch.testing.assert_close(model.encode(batch).users, expected, rtol=1e-4, atol=1e-5)
+    assert "_orig_mod" not in "".join(model.state_dict())
+
+
+def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ConfigError, match=r"cannot compile here \(no compiler\); install a C\+\+ compiler"):
+        compile_layers(random_model())

@@ -94,6 +94,8 @@ class DecoderTraining(TrainConfig):
 
     gradient_checkpointing: bool = False
     """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the layers' norms and MLPs: half a minute at the start for a share of each step; takes a C++ compiler."""
 
 
 class FinetuneTraining(DecoderTraining):
@@ -201,6 +203,9 @@ class FinetuneConfig(Section):
     """Keep exactly these layers (from 0) instead."""
     lora: LoraSettings | None = LoraSettings()
     """Adapters on frozen layers; null trains the kept layers themselves."""
+    quantization_config: dict[str, Any] | None = None
+    """Keep the frozen layers in 4 or 8 bits, in transformers' names: `{load_in_4bit: true, bnb_4bit_quant_type: nf4}`
+    (QLoRA) or `{load_in_8bit: true}`; takes slmrec[quantization]."""
     prompt: Literal["alpaca", "none"] | PromptTemplate = "alpaca"
     """The reference's instruction form, nothing, or a text of your own; a random backbone has none."""
     positions: Literal["contiguous", "right_aligned"] = "contiguous"
@@ -225,6 +230,10 @@ class FinetuneConfig(Section):
         _check(
             self.backbone != "random" or self.lora is None,
             "LoRA on random weights teaches nothing: set lora: null, so that all weights train",
+        )
+        _check(
+            self.quantization_config is None or self.lora is not None,
+            "quantization_config is for layers that stay as they are; give lora as well, or leave it out",
         )
         _check_layers(self.layers, self.num_layers, type(self))
         _check(

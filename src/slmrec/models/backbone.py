@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
@@ -34,19 +35,23 @@ class Backbone(NamedTuple):
     """(S, H) vectors of the tokens after them."""
 
 
-def load_backbone(source: str, prefix: str = "", response: str = "") -> Backbone:
+def load_backbone(
+    source: str, prefix: str = "", response: str = "", quantization: dict[str, Any] | None = None
+) -> Backbone:
     """A pretrained decoder in float32, with the token vectors of its prompt.
 
     Args:
         source: a hub id, a local folder, a .gguf file, or `smollm2-135m`.
         prefix: text before the items; a start token is put before it if the tokenizer has one.
         response: text after the items.
+        quantization: as in `load_decoder`.
 
     Raises:
         CheckpointError: the source cannot be found, or is not a decoder.
+        ConfigError: it cannot be quantised so.
     """
     folder = resolve(source)
-    decoder = load_decoder(source)
+    decoder = load_decoder(source, quantization)
     if not prefix and not response:
         nothing = torch.zeros(0, decoder.config.hidden_size)
         return Backbone(decoder, nothing, nothing)
@@ -57,24 +62,55 @@ def load_backbone(source: str, prefix: str = "", response: str = "") -> Backbone
     after = tokenizer(response, add_special_tokens=False)["input_ids"] if response else []
     embed = decoder.get_input_embeddings()  # called, not indexed: some architectures scale what they look up
     with torch.no_grad():
-        vectors = [embed(torch.tensor(tokens, dtype=torch.int64)) for tokens in (before, after)]
+        vectors = [
+            embed(torch.tensor(tokens, dtype=torch.int64, device=decoder.device)).cpu() for tokens in (before, after)
+        ]
     return Backbone(decoder, *vectors)
 
 
-def load_decoder(source: str) -> PreTrainedModel:
+def load_decoder(source: str, quantization: dict[str, Any] | None = None) -> PreTrainedModel:
     """The decoder alone, without its output head, in float32.
+
+    Args:
+        source: as in `load_backbone`.
+        quantization: transformers' `quantization_config`: its linear maps are kept in fewer bits, on the device where
+            the library puts them.
 
     Raises:
         CheckpointError: the source cannot be found, or is not a decoder.
+        ConfigError: it cannot be quantised so.
     """
+    folder, settings = resolve(source), {"quantization_config": _quantization(quantization)} if quantization else {}
     try:
-        return AutoModel.from_pretrained(resolve(source), dtype=torch.float32)
+        with _without_progress_bars():
+            return AutoModel.from_pretrained(folder, dtype=torch.float32, **settings)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"finetune.backbone is {source!r}, which cannot be loaded ({reason}); give a hub id that can be reached, "
             f"a local folder, a .gguf file, or {SMOLLM2!r}"
         ) from None
+
+
+def _quantization(settings: dict[str, Any]) -> BitsAndBytesConfig:
+    unknown = sorted(settings.keys() - signature(BitsAndBytesConfig).parameters.keys())  # which it would ignore
+    if unknown:
+        raise _quantization_error(settings, f"{unknown[0]} is no setting of transformers' BitsAndBytesConfig")
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        raise _quantization_error(settings, "neither load_in_4bit nor load_in_8bit is true")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise _quantization_error(settings, "bitsandbytes is not installed; run: pip install 'slmrec[quantization]'")
+    try:
+        return BitsAndBytesConfig(**settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _quantization_error(settings, error) from None
+
+
+def _quantization_error(settings: dict[str, Any], reason: object) -> ConfigError:
+    return ConfigError(
+        f"finetune.quantization_config is {settings!r}: {' '.join(str(reason).split())[:300]}; for example "
+        "{load_in_4bit: true, bnb_4bit_quant_type: nf4}"
+    )
 
 
 def random_decoder(settings: dict[str, Any]) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -39,6 +40,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         backbone: str | None = None,
         layers: tuple[int, ...] = (),
         lora: dict[str, Any] | None = None,
+        quantization: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.decoder = decoder or {}
@@ -52,6 +54,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         self.backbone = backbone
         self.layers = list(layers)
         self.lora = lora
+        self.quantization = quantization
         super().__init__(**kwargs)
 
 
@@ -255,6 +258,7 @@ def build_decoder(
     max_history_items: int,
     item_dropout: float,
     train_items: bool,
+    quantization: dict[str, Any] | None = None,
 ) -> DecoderRecommender:
     """A recommender from some layers of a backbone and given item vectors (V+1, D).
 
@@ -263,8 +267,10 @@ def build_decoder(
     """
     check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
+    architecture = backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type}
+    architecture.pop("quantization_config", None)  # a student is not quantised; how the backbone was is kept apart
     config = DecoderRecommenderConfig(
-        decoder=backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type},
+        decoder=architecture,
         num_items=len(item_vectors) - 1,
         item_dim=item_vectors.shape[1],
         num_prefix_tokens=len(backbone.prefix),
@@ -275,6 +281,7 @@ def build_decoder(
         backbone=source,
         layers=layers,
         lora=lora,
+        quantization=quantization,
     )
     model = DecoderRecommender(config, backbone.decoder)
     model.prefix.copy_(backbone.prefix)
@@ -291,6 +298,25 @@ def set_trainable(model: DecoderRecommender, train_items: bool) -> None:
         frozen = model.config.lora is not None and name.startswith("decoder.") and "lora_" not in name
         parameter.requires_grad_(not frozen)
     model.item_embeddings.requires_grad_(train_items)
+
+
+def compile_layers(model: DecoderRecommender) -> None:
+    """Compiles the norms and the MLP of every layer; attention has a plan of its own for every row and stays as it is.
+
+    Raises:
+        ConfigError: this machine cannot compile.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=model.device))
+    except Exception as error:  # what is raised depends on what is missing
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"torch_compile is true, but torch cannot compile here ({reason}); install a C++ compiler or set it false"
+        ) from None
+    for layer in model.decoder.layers:
+        for part in layer.children():
+            if part is not layer.self_attn:
+                part.compile(dynamic=True)
 
 
 def student_from(
@@ -335,11 +361,16 @@ def fresh_student(
 
 
 def merged_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
-    """All weights, adapters merged into the layers they adapt."""
+    """All weights in full precision, adapters merged into the layers they adapt."""
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if "lora_" not in name:
             state[name.replace(".base_layer.", ".")] = value.detach().clone()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+            plain = name.removesuffix(".base_layer")
+            state = {key: value for key, value in state.items() if not key.startswith(f"{plain}.")}  # its scales too
+            state[f"{plain}.weight"] = dequantize_module_weight(module).detach().clone()
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             state[f"{name}.weight"] += module.get_delta_weight("default").detach()

@@ -61,7 +61,7 @@ def load_model(folder: Path) -> Model:
 def _decoder(config: DecoderRecommenderConfig) -> DecoderRecommender:
     if config.lora is None:
         return DecoderRecommender(config)
-    decoder = load_decoder(str(config.backbone))
+    decoder = load_decoder(str(config.backbone), config.quantization)
     keep_layers(decoder, tuple(config.layers))
     model = DecoderRecommender(config, decoder)
     set_trainable(model, train_items=False)

@@ -132,6 +132,17 @@ def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
     return results
 
 
+def measure_all_users(lengths: Ints, rounds: int) -> dict[str, float]:
+    """Inference of the model of `measure_engine` over all users, in turns, batches of 256, in float32."""
+    users = throughput(_scorers(random_model()), samples_of(lengths), batch_size=256, rounds=rounds)
+    return {
+        "infer_all_users": float(len(lengths)),
+        "infer_all_speedup": users["packed"] / users["padded"],
+        "infer_all_packed_users_per_s": users["packed"],
+        "infer_all_padded_users_per_s": users["padded"],
+    }
+
+
 def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
     """A student of 4 layers in the engine against all 30 of SmolLM2-135M padded, both with LoRA, per user.
 
@@ -385,14 +396,14 @@ def share_of_products(model: DecoderRecommender, batch: Batch, step: Step, round
     }
 
 
-def products_of(model: DecoderRecommender, batch: Batch) -> list[Product]:
-    """The products of a training step: forward, gradient of the input, gradient of the weight."""
+def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) -> list[Product]:
+    """The products of a training step (forward, gradient of the input, gradient of the weight) or of inference."""
     found: list[Product] = []
 
     def forward(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(Product(inputs[0].numel() // module.in_features, module.in_features, module.out_features))
 
-    def backward(module: nn.Linear, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+    def back(module: nn.Linear, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
         rows = outputs[0].numel() // module.out_features
         found.append(Product(rows, module.out_features, module.in_features))
         found.append(Product(module.out_features, rows, module.in_features))
@@ -400,18 +411,20 @@ def products_of(model: DecoderRecommender, batch: Batch) -> list[Product]:
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            hooks += [module.register_forward_hook(forward), module.register_full_backward_hook(backward)]  # type: ignore[arg-type]
-    NextItemLoss(model)(batch).total.backward()
-    model.zero_grad(set_to_none=True)
+            hooks += [module.register_forward_hook(forward), module.register_full_backward_hook(back)]  # type: ignore[arg-type]
+    if backward:
+        NextItemLoss(model)(batch).total.backward()
+        model.zero_grad(set_to_none=True)
+    else:
+        with torch.inference_mode():
+            model.eval().encode(batch)
     for hook in hooks:
         hook.remove()
     num_users = len(batch.targets)
-    return [
-        *found,
-        Product(num_users, ITEM_DIM, NUM_ITEMS),
-        Product(num_users, NUM_ITEMS, ITEM_DIM),
-        Product(NUM_ITEMS, num_users, ITEM_DIM),
-    ]
+    found.append(Product(num_users, ITEM_DIM, NUM_ITEMS))
+    if backward:
+        found += [Product(num_users, NUM_ITEMS, ITEM_DIM), Product(NUM_ITEMS, num_users, ITEM_DIM)]
+    return found
 
 
 def _scorers(model: DecoderRecommender) -> dict[str, EncoderScorer]:

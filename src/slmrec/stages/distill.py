@@ -15,7 +15,7 @@ from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import choose_layers
 from slmrec.models.decoder import DecoderRecommender, fresh_student, set_trainable, student_from
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn, sampling, training_samples
+from slmrec.stages.learning import adjust_decoder, forget_training_state, learn, sampling, training_samples
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import TrainingSamples
 
@@ -61,8 +61,7 @@ def _loss(
 ) -> DistillationLoss:
     settings = task.config.distill
     online = settings.mode == "online"
-    if settings.train.gradient_checkpointing:
-        student.decoder.gradient_checkpointing_enable()
+    adjust_decoder(student, settings.train)
     if online:
         set_trainable(teacher, task.config.finetune.item_table == "trained")
     return DistillationLoss(

@@ -9,7 +9,7 @@ from slmrec.losses import NextItemLoss
 from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
 from slmrec.models.decoder import build_decoder
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn, sampling, training_samples
+from slmrec.stages.learning import adjust_decoder, forget_training_state, learn, sampling, training_samples
 
 ALPACA = PromptTemplate(
     prefix=(
@@ -39,9 +39,9 @@ def build(task: Task) -> dict[str, float]:
         max_history_items=settings.max_history_items,
         item_dropout=settings.item_dropout,
         train_items=settings.item_table == "trained",
+        quantization=settings.quantization_config,
     )
-    if settings.train.gradient_checkpointing:
-        model.decoder.gradient_checkpointing_enable()
+    adjust_decoder(model, settings.train)
     loss = NextItemLoss(model, **sampling(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model)
     metrics = learn(task, "finetune", model, loss, data, dataset, settings.train)
@@ -56,7 +56,7 @@ def _backbone(settings: FinetuneConfig) -> Backbone:
         return Backbone(decoder, nothing, nothing)  # random weights have no words to prompt with
     named = {"alpaca": ALPACA, "none": PromptTemplate()}
     prompt = named[settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
-    return load_backbone(settings.backbone, prompt.prefix, prompt.response)
+    return load_backbone(settings.backbone, prompt.prefix, prompt.response, settings.quantization_config)
 
 
 def _sources(config: Config) -> tuple[str | None, ...]:

@@ -8,10 +8,11 @@ from torch import nn
 
 from slmrec.catalogue import ItemSampler
 from slmrec.checkpoint import save_recommender
-from slmrec.config import TrainConfig
+from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
 from slmrec.evaluation import validate
+from slmrec.models.decoder import DecoderRecommender, compile_layers
 from slmrec.models.folder import Model
 from slmrec.stages.folders import Task
 from slmrec.training import TrainingSamples, fit
@@ -46,6 +47,14 @@ def sampling(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
         return {}
     counts = torch.from_numpy(dataset.train_counts())
     return {"sampler": ItemSampler(counts, SAMPLING_EXPONENT), "num_sampled": settings.num_sampled}
+
+
+def adjust_decoder(model: DecoderRecommender, settings: DecoderTraining) -> None:
+    """Saves memory or time in training, as asked; the numbers stay the same up to rounding."""
+    if settings.gradient_checkpointing:
+        model.decoder.gradient_checkpointing_enable()
+    if settings.torch_compile:
+        compile_layers(model)
 
 
 def learn(

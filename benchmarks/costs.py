@@ -1,0 +1,92 @@
+"""Where the time of one training step and of one inference batch goes, and the floor below which it cannot fall.
+
+Four layers of width 512 behind the prompt, 256 users, float32. The floor is counted: a machine that only multiplied the
+engine's matrices at the rate measured here, and one that only moved each product's operands and result once.
+
+Writes benchmarks/results/costs.json.
+
+Run: python benchmarks/costs.py [a data-set folder of prepare, whose history lengths are taken]
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from slmrec.losses import NextItemLoss
+from slmrec.stages import bench
+
+BATCH_SIZE = 256
+KINDS = {
+    "products of the layers and of the catalogue": ("mm", "addmm"),
+    "products of attention": ("bmm", "baddbmm"),
+    "multiplications and additions (norms, gates, rotary positions, residuals)": (
+        *("mul", "add", "sub", "div", "neg", "pow", "mean", "sum", "rsqrt", "silu", "silu_backward"),
+    ),
+    "copies (rows to groups and back, joins, gradients set to zero)": (
+        *("copy", "cat", "index", "index_select", "index_copy", "_index_put_impl", "fill", "masked_fill", "clone"),
+    ),
+    "softmax": ("_softmax", "_log_softmax", "_softmax_backward_data", "exp"),
+    "AdamW": ("_fused_adamw",),
+}
+
+
+def shares_of(step: bench.Step) -> dict[str, float]:
+    """Share of the operators' own time by kind; the profiler runs after two steps to warm up."""
+    step(), step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    kind_of = {name: kind for kind, names in KINDS.items() for name in names}
+    times: dict[str, float] = defaultdict(float)
+    for operator in profiled.key_averages():
+        name = operator.key.removeprefix("aten::").rstrip("_")
+        times[kind_of.get(name, "other")] += operator.self_cpu_time_total
+    total = sum(times.values())
+    return {kind: value / total for kind, value in sorted(times.items(), key=lambda entry: -entry[1])}
+
+
+def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> dict[str, float]:
+    """Per user: what the products take at least, and what the step takes."""
+    operands = {product: (torch.randn(product[:2]), torch.randn(product[1:])) for product in set(products)}
+    source = torch.zeros(2**26)  # 256 MiB: beyond every cache
+    target = torch.zeros_like(source)
+
+    def multiply() -> None:
+        for product in products:
+            torch.mm(*operands[product])
+
+    seconds = bench.paired({"products": multiply, "copy": lambda: target.copy_(source), "step": step}, rounds)
+    operations = 2 * sum(rows * inner * columns for rows, inner, columns in products)
+    moved = 4 * sum(rows * inner + inner * columns + rows * columns for rows, inner, columns in products)
+    bytes_per_s = 2 * source.nbytes / seconds["copy"]
+    return {
+        "mflop_per_user": operations / BATCH_SIZE / 1e6,
+        "mbyte_per_user": moved / BATCH_SIZE / 1e6,
+        "gflop_per_s_of_products": operations / seconds["products"] / 1e9,
+        "gbyte_per_s_of_copies": bytes_per_s / 1e9,
+        "floor_ms_per_user_products": seconds["products"] / BATCH_SIZE * 1e3,
+        "floor_ms_per_user_bytes": moved / bytes_per_s / BATCH_SIZE * 1e3,
+        "measured_ms_per_user": seconds["step"] / BATCH_SIZE * 1e3,
+    }
+
+
+def main(data: Path | None) -> None:
+    """Measures, prints and writes."""
+    model = bench.random_model()
+    batches = bench.random_batches(bench.lengths_of(data), BATCH_SIZE)
+    results = {}
+    training = bench.training_step(model, NextItemLoss(model), batches, bf16=False)
+    results["training"] = shares_of(training) | floor_of(bench.products_of(model, batches[0]), training, rounds=5)
+    inference = bench.inference_step(model, batches, bf16=False)
+    products = bench.products_of(model, batches[0], backward=False)
+    results["inference"] = shares_of(inference) | floor_of(products, inference, rounds=5)
+    path = Path(__file__).parent / "results" / "costs.json"
+    path.write_text(json.dumps(results | bench.hardware(), indent=1) + "\n", encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
