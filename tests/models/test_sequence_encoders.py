@@ -129,7 +129,7 @@ def test_position_schemes_differ_and_agree_for_a_full_history() -> None:
 
 @torch.no_grad()
 def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def base(source: str) -> object:
+    def base(source: str, quantization: object = None) -> object:
         torch.manual_seed(0)
         return random_decoder(LLAMA)
 
