@@ -12,12 +12,15 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from slmrec.losses import NextItemLoss
+from slmrec.models.decoder import compile_layers
 from slmrec.stages import bench
+from slmrec.types import Batch
 
 BATCH_SIZE = 256
 KINDS = {
@@ -50,22 +53,17 @@ def shares_of(step: bench.Step) -> dict[str, float]:
 
 def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> dict[str, float]:
     """Per user: what the products take at least, and what the step takes."""
-    operands = {product: (torch.randn(product[:2]), torch.randn(product[1:])) for product in set(products)}
     source = torch.zeros(2**26)  # 256 MiB: beyond every cache
     target = torch.zeros_like(source)
 
-    def multiply() -> None:
-        for product in products:
-            torch.mm(*operands[product])
-
-    seconds = bench.paired({"products": multiply, "copy": lambda: target.copy_(source), "step": step}, rounds)
-    operations = 2 * sum(rows * inner * columns for rows, inner, columns in products)
+    steps = {"products": bench.bare(products, torch.float32), "copy": lambda: target.copy_(source), "step": step}
+    seconds = bench.paired(steps, rounds)
     moved = 4 * sum(rows * inner + inner * columns + rows * columns for rows, inner, columns in products)
     bytes_per_s = 2 * source.nbytes / seconds["copy"]
     return {
-        "mflop_per_user": operations / BATCH_SIZE / 1e6,
+        "mflop_per_user": bench.flop(products) / BATCH_SIZE / 1e6,
         "mbyte_per_user": moved / BATCH_SIZE / 1e6,
-        "gflop_per_s_of_products": operations / seconds["products"] / 1e9,
+        "gflop_per_s_of_products": bench.flop(products) / seconds["products"] / 1e9,
         "gbyte_per_s_of_copies": bytes_per_s / 1e9,
         "floor_ms_per_user_products": seconds["products"] / BATCH_SIZE * 1e3,
         "floor_ms_per_user_bytes": moved / bytes_per_s / BATCH_SIZE * 1e3,
@@ -73,16 +71,40 @@ def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> di
     }
 
 
+def tried(batches: list[Batch], rounds: int) -> dict[str, float]:
+    """What bfloat16 and `torch_compile` give: rate of the products, seconds of a training step and of inference."""
+    results = {}
+    products = bench.products_of(bench.random_model(), batches[0])
+    for name, bf16 in (("float32", False), ("bfloat16", True)):
+        bare = bench.bare(products, torch.bfloat16 if bf16 else torch.float32)
+        results[f"gflop_per_s_{name}"] = bench.flop(products) / bench.paired({"": bare}, rounds)[""] / 1e9
+        plain, compiled = bench.random_model(), bench.random_model()
+        compile_layers(compiled)
+        models = {"plain": plain, "compiled": compiled}
+        training = {
+            kind: bench.training_step(model, NextItemLoss(model), batches, bf16) for kind, model in models.items()
+        }
+        start_up = {kind: bench.timed(step) for kind, step in training.items()}
+        results[f"compile_s_{name}"] = start_up["compiled"] - start_up["plain"]
+        for kind, seconds in bench.paired(training, rounds).items():
+            results[f"train_s_{name}_{kind}"] = seconds
+        inference = {kind: bench.inference_step(model, batches, bf16) for kind, model in models.items()}
+        for kind, seconds in bench.paired(inference, rounds).items():
+            results[f"infer_s_{name}_{kind}"] = seconds
+    return results
+
+
 def main(data: Path | None) -> None:
     """Measures, prints and writes."""
     model = bench.random_model()
     batches = bench.random_batches(bench.lengths_of(data), BATCH_SIZE)
-    results = {}
+    results: dict[str, Any] = {}
     training = bench.training_step(model, NextItemLoss(model), batches, bf16=False)
     results["training"] = shares_of(training) | floor_of(bench.products_of(model, batches[0]), training, rounds=5)
     inference = bench.inference_step(model, batches, bf16=False)
     products = bench.products_of(model, batches[0], backward=False)
     results["inference"] = shares_of(inference) | floor_of(products, inference, rounds=5)
+    results["tried"] = tried(batches, rounds=5)
     path = Path(__file__).parent / "results" / "costs.json"
     path.write_text(json.dumps(results | bench.hardware(), indent=1) + "\n", encoding="utf-8")
     print(path.read_text(encoding="utf-8"))

@@ -59,6 +59,7 @@ def test_all_faults_are_reported_together() -> None:
         (["distill.num_blocks=3"], r"^the command line: distill\.num_blocks is 3, but the student has 4 layers"),
         (["finetune.layers=[0, 1, 2, 3, 4, 5]"], r"num_blocks is 4, .* 4 layers and the teacher 6; choose a number th"),
         (["distill.mode=online", "distill.teacher_states=/tmp"], "teacher_states belongs to mode: offline"),
+        (["finetune.lora=null", "finetune.quantization_config={load_in_4bit: true}"], "give lora as well"),
         (["finetune.layers=[0, 3]", "finetune.num_layers=3"], "lists 2 layers but num_layers is 3"),
         (["finetune.layers=[0"], "is not a YAML value"),
         (

@@ -134,13 +134,11 @@ def evaluate_scorer(
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
         for rows, scores in _scored(scorer, samples, batch_size):
-            users = samples.users[rows]
-            whole = collate(samples, rows, int(samples.lengths[rows].max())).to(scores.device)
-            drawn = None
-            if negatives is not None:
-                drawn = torch.from_numpy(negatives[users].astype(np.int64)).to(scores.device)
+            users, device = samples.users[rows], scores.device
+            whole = collate(samples, rows, int(samples.lengths[rows].max())).to(device)
+            drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64)).to(device)
             for protocol in protocols:
-                candidates, columns = _candidates(protocol, _checked(scores), whole.targets, whole.items, drawn)
+                candidates, columns = _candidates(protocol, scores, whole.targets, whole.items, drawn)
                 name = protocol_name(protocol, num_negatives)
                 ranks[name][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
             if progress:
@@ -153,7 +151,7 @@ def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple
     for rows, batch in by_length(samples, batch_size, scorer.max_history_items):
         read, block = scorer.read(batch), _rows_at_once(scorer)
         for at in range(0, len(rows), block):
-            yield rows[at : at + block], scorer.score(read[at : at + block])
+            yield rows[at : at + block], _checked(scorer.score(read[at : at + block]))
 
 
 def _rows_at_once(scorer: Scorer) -> int:

@@ -65,6 +65,7 @@ def test_the_layers_are_kept_in_few_bits_and_the_student_in_all(source, quantiza
     expected = users_of(teacher)
     # The quantised products also round what goes in, which the student does not.
     torch.testing.assert_close(users_of(student), expected, rtol=close, atol=close)
+    assert teacher.num_parameters() == student.num_parameters() + 2 * 3 * 2 * (64 + 128)  # and the adapters
     exact = users_of(teacher_of(source, None))
     assert 1e-4 < (expected - exact).abs().max() < 0.3
 

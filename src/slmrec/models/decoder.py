@@ -86,6 +86,7 @@ class DecoderRecommender(PreTrainedModel):
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
         self._kept_prefix: tuple[Any, list[KeysValues]] | None = None
+        self.is_loaded_in_4bit = getattr(self.decoder, "is_loaded_in_4bit", False)  # num_parameters asks
         use_packed_attention(self.decoder)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -361,16 +362,21 @@ def fresh_student(
 
 
 def merged_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
-    """All weights in full precision, adapters merged into the layers they adapt."""
+    """All weights in float32, adapters merged into the layers they adapt."""
+    quantised = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    }
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        if "lora_" not in name:
+        # The scales of a quantised layer are kept as its own entries, or below those of its weight.
+        if "lora_" not in name and not name.startswith(tuple(f"{layer}." for layer in quantised)):
             state[name.replace(".base_layer.", ".")] = value.detach().clone()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
-            plain = name.removesuffix(".base_layer")
-            state = {key: value for key, value in state.items() if not key.startswith(f"{plain}.")}  # its scales too
-            state[f"{plain}.weight"] = dequantize_module_weight(module).detach().clone()
+    for name, module in quantised.items():
+        state[f"{name.removesuffix('.base_layer')}.weight"] = dequantize_module_weight(module).detach().float()
+        if module.bias is not None:
+            state[f"{name.removesuffix('.base_layer')}.bias"] = module.bias.detach().clone()
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             state[f"{name}.weight"] += module.get_delta_weight("default").detach()

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from slmrec import __version__
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
-from slmrec.evaluation import EncoderScorer, throughput
+from slmrec.evaluation import EncoderScorer, eval_mode, throughput
 from slmrec.losses import DistillationLoss, NextItemLoss
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
 from slmrec.models.decoder import DecoderRecommender, build_decoder
@@ -381,19 +381,30 @@ class Product(NamedTuple):
 def share_of_products(model: DecoderRecommender, batch: Batch, step: Step, rounds: int) -> dict[str, float]:
     """How much of a training step its bare matrix products would take, measured one by one on the same shapes."""
     products = products_of(model, batch)
-    operands = {product: (torch.randn(product[:2]), torch.randn(product[1:])) for product in set(products)}
+    seconds = paired({"bare": bare(products, torch.float32), "step": step}, rounds)
+    return {
+        "train_share_of_matmul": seconds["bare"] / seconds["step"],
+        "train_step_gflop": flop(products) / 1e9,
+        "matmul_gflop_per_s": flop(products) / seconds["bare"] / 1e9,
+    }
 
-    def bare() -> None:
+
+def flop(products: list[Product]) -> int:
+    """Floating-point operations, two for a multiplication and its addition."""
+    return 2 * sum(rows * inner * columns for rows, inner, columns in products)
+
+
+def bare(products: list[Product], dtype: torch.dtype) -> Step:
+    """The products one after the other, and nothing else."""
+    operands = {
+        product: (torch.randn(product[:2]).to(dtype), torch.randn(product[1:]).to(dtype)) for product in set(products)
+    }
+
+    def multiply() -> None:
         for product in products:
             torch.mm(*operands[product])
 
-    seconds = paired({"bare": bare, "step": step}, rounds)
-    floating = 2 * sum(rows * inner * columns for rows, inner, columns in products)
-    return {
-        "train_share_of_matmul": seconds["bare"] / seconds["step"],
-        "train_step_gflop": floating / 1e9,
-        "matmul_gflop_per_s": floating / seconds["bare"] / 1e9,
-    }
+    return multiply
 
 
 def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) -> list[Product]:
@@ -408,6 +419,12 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         found.append(Product(rows, module.out_features, module.in_features))
         found.append(Product(module.out_features, rows, module.in_features))
 
+    def read() -> None:
+        with eval_mode(model), torch.inference_mode():
+            model.encode(batch)
+
+    if not backward:
+        read()  # The prompt is computed once, and not counted.
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -416,8 +433,7 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         NextItemLoss(model)(batch).total.backward()
         model.zero_grad(set_to_none=True)
     else:
-        with torch.inference_mode():
-            model.eval().encode(batch)
+        read()
     for hook in hooks:
         hook.remove()
     num_users = len(batch.targets)
