@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 
 from slmrec.losses import NextItemLoss
@@ -73,6 +74,7 @@ def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> di
 
 def tried(batches: list[Batch], rounds: int) -> dict[str, float]:
     """What bfloat16 and `torch_compile` give: rate of the products, seconds of a training step and of inference."""
+    torch._inductor.config.force_disable_caches = True  # what a first run pays
     results = {}
     products = bench.products_of(bench.random_model(), batches[0])
     for name, bf16 in (("float32", False), ("bfloat16", True)):

@@ -95,7 +95,7 @@ class DecoderTraining(TrainConfig):
     gradient_checkpointing: bool = False
     """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
     torch_compile: bool = False
-    """Compile the layers' norms and MLPs: half a minute at the start for a share of each step; takes a C++ compiler."""
+    """Compile the layers' norms and MLPs: some seconds at the start for a share of each step; takes a C++ compiler."""
 
 
 class FinetuneTraining(DecoderTraining):
