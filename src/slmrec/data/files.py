@@ -1,122 +1,205 @@
-"""Files before they are tables: which format, compressed or not, and whether they are whole, readable text."""
+"""Files before they are tables: which parts, which format, compressed or not, and whether they are whole, readable."""
 
+import ast
 import codecs
 import csv
 import gzip
 import io
 import itertools
 import json
+import tempfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
+
+import pyarrow as pa
 
 from slmrec.errors import DataError
 
-Kind = Literal["sequences", "csv", "tsv", "parquet", "jsonl"]
-Format = Literal["auto", "sequences", "csv", "tsv", "parquet", "jsonl"]
+Kind = Literal["sequences", "csv", "tsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"]
+Format = Literal["auto", "sequences", "csv", "tsv", "dat", "parquet", "jsonl", "reference"]
+Compression = Literal["none", "gzip", "zstd"]
 
-FORMATS = "one user a line (.txt), .csv, .tsv, .parquet or .jsonl, each plain or .gz"
-DELIMITERS = {"csv": ",", "tsv": "\t"}
+FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz or .zst"
+DELIMITERS = {"csv": ",", "tsv": "\t", "ssv": " ", "psv": "|", "dat": "::"}
 _KINDS: dict[str, Kind] = {
     ".txt": "sequences",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".inter": "tsv",
+    ".item": "tsv",
+    ".dat": "dat",
     ".parquet": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+_PACKED = {".gz", ".zst"}
+_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK_BYTES = 2**20
+_LINES_TO_LOOK_AT = 200
 _LINES_FOR_KEYS = 1000
 """The keys of json lines are those of the first lines; a key may be missing from some of them."""
+_BROKEN_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 class Source(NamedTuple):
-    """A file that was looked at: it exists, its format is known, and its text can be read to the end."""
+    """A file, or a folder of parts, that was looked at: the format is known, and its text can be read to the end."""
 
     path: Path
+    """As it was given."""
     kind: Kind
-    gzipped: bool
+    files: tuple[Path, ...]
+    """The parts to read, in the order of their names; one, for a file."""
+    names: tuple[Path, ...]
+    """What to call them: `files` may be copies, unpacked or rewritten."""
+    compression: Compression
+    encoding: str = "utf-8"
 
 
 def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
-    """The file as a source, after it was read once, in blocks, to see that it is whole.
+    """The file or folder as a source, after it was read once, in blocks, to see that it is whole.
 
     Args:
-        path: the file.
-        format: `auto` goes by the name, and if that does not tell, by the first line.
-        columns: the columns that will be asked for; a first line that has one of them is a header.
+        path: the file, or a folder of parts of one format; names that begin with `.` or `_` are no parts.
+        format: `auto` goes by the content, and where that may be several things, by the name.
+        columns: names that columns may have; a first line that has one of them is a header.
 
     Raises:
-        DataError: there is no such file, its format is unknown, or it is empty, cut off, or not UTF-8.
+        DataError: there is no such file, its format cannot be told, or it is empty, cut off or no text.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; give one file: {FORMATS}")
-    if not path.exists():
+    files = _parts(path)
+    kinds = [cast(Kind, format) if format != "auto" else _kind_of(file, columns) for file in files]
+    packed = [compression_of(file) for file in files]
+    for file, kind, compression in zip(files, kinds, packed, strict=True):
+        if (kind, compression) != (kinds[0], packed[0]):
+            raise DataError(
+                f"{path}: its parts differ: {files[0].name} is {kinds[0]} ({packed[0]}), {file.name} is {kind} "
+                f"({compression}); put parts of one kind into a folder of their own"
+            )
+    source = Source(path, kinds[0], files, files, packed[0])
+    return _checked(source)
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    if path.is_file():
+        return (path,)
+    if not path.is_dir():
         raise DataError(f"{path}: no such file; set prepare.input (or prepare.items) to the path of one: {FORMATS}")
-    gzipped = _starts_with(path, b"\x1f\x8b")
-    kind = format if format != "auto" else kind_of_name(path) or _kind_of_content(path, columns)
-    source = Source(path, kind, gzipped)
-    _check_parquet(source) if kind == "parquet" else _check_text(source)
-    return source
+    inside = (file for file in path.rglob("*") if file.is_file())
+    found = tuple(sorted(file for file in inside if not _hidden(file.relative_to(path))))
+    if not found:
+        raise DataError(f"{path}: the folder is empty; give a file, or a folder of parts: {FORMATS}")
+    return found
 
 
-def lines(source: Source) -> Iterator[str]:
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def lines(file: Path) -> Iterator[str]:
     """The lines of a text file, without a byte-order mark."""
-    with _open(source.path) as stream:
-        yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
+    with _open(file) as stream:
+        yield from io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=None)
 
 
-def header(source: Source) -> list[str]:
-    """The names of the columns of a csv, tsv or json lines file.
+def records(source: Source, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table that is text, each with the number of its first line.
 
     Raises:
-        DataError: the first lines have no names.
+        DataError: quotes are not closed.
     """
-    if source.kind == "jsonl":
-        return _keys(source)
-    with _open(source.path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    delimiter = DELIMITERS[source.kind]
+    with _open(file) as stream:
+        text = io.TextIOWrapper(stream, encoding=_with_mark(source.encoding), newline="")
+        if source.kind not in {"csv", "tsv"}:
+            yield from ((number, line.rstrip("\r\n").split(delimiter)) for number, line in enumerate(text, 1))
+            return
+        reader, line = csv.reader(text, delimiter=delimiter), 1
         try:
-            return next(csv.reader(text, delimiter=DELIMITERS[source.kind]))
+            for row in reader:
+                yield line, row
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{source.path}: line 1: no names of columns ({error}); begin with a header") from None
+            raise DataError(f"{file}: line {line}: no row of a table ({error}); mend it") from None
 
 
-def unpacked(source: Source, folder: Path) -> Path:
-    """The file itself, or its unpacked copy in a folder."""
-    if not source.gzipped:
-        return source.path
-    copy = folder / f"unpacked.{source.kind}"
-    with copy.open("wb") as stream:
-        stream.writelines(_blocks(source.path))
-    return copy
+def _with_mark(encoding: str) -> str:
+    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
-def first_bad_json(source: Source) -> str | None:
-    """What is wrong with the first line that is no JSON object, with its number; nothing if all are."""
-    for number, line in enumerate(lines(source), 1):
-        try:
-            value = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError) as error:
-            return f"line {number}: {_shown(line)} is not JSON ({getattr(error, 'msg', error)})"
-        if not isinstance(value, dict):
-            return f"line {number}: {_shown(line)} is not a JSON object"
-    return None
+def keys(source: Source) -> list[str]:
+    """The keys of the objects of json lines.
 
-
-def _keys(source: Source) -> list[str]:
+    Raises:
+        DataError: the first line is no object.
+    """
     names: dict[str, None] = {}
-    for line in itertools.islice(lines(source), _LINES_FOR_KEYS):
+    for line in itertools.islice(lines(source.files[0]), _LINES_FOR_KEYS):
         try:
             names |= dict.fromkeys(json.loads(line) if line.strip() else ())
         except (ValueError, TypeError, RecursionError):
-            break
-    fault = None if names else first_bad_json(source)
-    if fault:
-        raise DataError(f"{source.path}: {fault}; write one JSON object a line")
+            continue
+    if not names:
+        fault = next((fault for fault in map(json_fault, lines(source.files[0])) if fault), "no object")
+        raise DataError(f"{source.path}: line 1: {fault}; write one JSON object a line")
     return list(names)
+
+
+def json_fault(line: str) -> str | None:
+    """What is wrong with a line of json lines; nothing if it is an object, or blank."""
+    try:
+        value = json.loads(line) if line.strip() else {}
+    except (ValueError, RecursionError) as error:
+        return f"{shown(line)} is not JSON ({getattr(error, 'msg', error)})"
+    return None if isinstance(value, dict) else f"{shown(line)} is not a JSON object"
+
+
+def unpacked(source: Source, folder: Path) -> Source:
+    """The same, unpacked into a folder if it is compressed."""
+    if source.compression == "none":
+        return source
+    copies = _copies(source, folder)
+    for file, copy in zip(source.files, copies, strict=True):
+        with copy.open("wb") as stream:
+            stream.writelines(_blocks(file))
+    return source._replace(files=copies, compression="none")
+
+
+def rewritten(source: Source, folder: Path) -> Source:
+    """The same as json lines, if the lines are Python literals (Amazon 2014); read, never run.
+
+    A line that is no literal stays as it is, and so is told as a line that is not JSON.
+    """
+    if source.kind != "literal":
+        return source
+    copies = _copies(source, folder)
+    for file, copy in zip(source.files, copies, strict=True):
+        with copy.open("w", encoding="utf-8") as stream:
+            stream.writelines(map(_as_json, lines(file)))
+    return source._replace(kind="jsonl", files=copies, compression="none")
+
+
+def _copies(source: Source, folder: Path) -> tuple[Path, ...]:
+    below = Path(tempfile.mkdtemp(dir=folder))
+    return tuple(below / f"{number:06d}" for number in range(len(source.files)))
+
+
+def _as_json(line: str) -> str:
+    try:
+        return json.dumps(ast.literal_eval(line.strip()), ensure_ascii=False) + "\n" if line.strip() else "\n"
+    except _BROKEN_LITERAL:
+        return line
+
+
+def list_cell(text: str) -> list[Any] | None:
+    """The list that a cell of the reference's table holds; nothing if it is none."""
+    try:
+        value = ast.literal_eval(text)
+    except _BROKEN_LITERAL:
+        return None
+    return value if isinstance(value, list) else None
 
 
 def kind_of_name(path: Path) -> Kind | None:
@@ -125,24 +208,82 @@ def kind_of_name(path: Path) -> Kind | None:
     >>> kind_of_name(Path("histories.jsonl.gz"))
     'jsonl'
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
     return _KINDS.get(suffixes[-1]) if suffixes else None
 
 
-def _kind_of_content(path: Path, columns: Collection[str]) -> Kind:
-    first = next(_blocks(path), b"")[:_BLOCK_BYTES]
-    if first.startswith(b"PAR1"):
+def compression_of(file: Path) -> Compression:
+    """How a file is compressed, by its first bytes."""
+    with file.open("rb") as stream:
+        first = stream.read(4)
+    return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "none")
+
+
+def _kind_of(file: Path, columns: Collection[str]) -> Kind:
+    head = next(_blocks(file), b"")
+    if head.startswith(b"PAR1"):
         return "parquet"
-    line = first.decode("utf-8-sig", errors="replace").lstrip().partition("\n")[0].rstrip()
-    if line.startswith("{"):
-        return "jsonl"
+    first_lines = head.decode("utf-8-sig", errors="replace").split("\n")[:_LINES_TO_LOOK_AT]
+    whole = [line.rstrip("\r") for line in first_lines if line.strip()]
+    return _kind_of_lines(whole[:-1] or whole, columns, kind_of_name(file)) or _unknown_kind(file, whole)
+
+
+def _kind_of_lines(text: Sequence[str], columns: Collection[str], by_name: Kind | None) -> Kind | None:
+    first = text[0] if text else ""
+    if first.lstrip().startswith("{"):
+        return _kind_of_objects(first)
+    if by_name in {"jsonl", "parquet"} or not first:
+        return by_name
+    if "::" in first and by_name != "csv":
+        return "dat"
+    kind = _kind_of_table(text, columns, by_name)
+    if kind == "csv" and _has_lists(text, columns):
+        return "reference"
+    return kind
+
+
+def _kind_of_objects(first: str) -> Kind:
+    return "literal" if json_fault(first) and _as_json(first) != first else "jsonl"
+
+
+def _kind_of_table(text: Sequence[str], columns: Collection[str], by_name: Kind | None) -> Kind | None:
+    if by_name in ("csv", "tsv"):
+        other: Kind = "tsv" if by_name == "csv" else "csv"
+        swapped = DELIMITERS[by_name] not in text[0] and DELIMITERS[other] in text[0]
+        return other if swapped else by_name
     for kind, delimiter in DELIMITERS.items():
-        if {plain_name(name.strip('"')) for name in line.split(delimiter)} & set(columns):
+        if _header_names(text[0], delimiter) & set(columns):
             return cast(Kind, kind)
-    if len(line.split()) > 1 and "," not in line:
-        return "sequences"
+    events = (kind for kind, delimiter in DELIMITERS.items() if looks_like_events(text, delimiter))
+    kind_of_events = cast(Kind | None, next(events, None))
+    if kind_of_events or text[0].count("|") > 1:
+        return kind_of_events or "psv"
+    return "sequences" if len(text[0].split()) > 1 and "," not in text[0] else by_name
+
+
+def looks_like_events(text: Sequence[str], delimiter: str) -> bool:
+    """Whether lines are rows of a table of two to four columns in which the first one's values come again."""
+    rows = [line.strip(" ").split(delimiter) for line in text]
+    widths = {len(row) for row in rows}
+    return len(widths) == 1 and 2 <= len(rows[0]) <= 4 and 0 < len({row[0] for row in rows}) < len(rows)
+
+
+def _header_names(line: str, delimiter: str) -> set[str]:
+    return {plain_name(name.strip().strip('"')) for name in line.split(delimiter)}
+
+
+def _has_lists(text: Sequence[str], columns: Collection[str]) -> bool:
+    names, *rows = csv.reader(io.StringIO("\n".join(text[:2])))
+    cells = dict(zip(names, rows[0], strict=False)) if rows else {}
+    return any(cell.startswith("[") for name, cell in cells.items() if plain_name(name) in columns)
+
+
+def _unknown_kind(file: Path, text: Sequence[str]) -> Kind:
+    if not text:
+        raise DataError(f"{file}: the file is empty; expected {FORMATS}")
     raise DataError(
-        f"{path}: neither the name nor the first line, {_shown(line)}, tells the format; set prepare.format ({FORMATS})"
+        f"{file}: neither the name nor the first line, {shown(text[0])}, tells the format; set prepare.format "
+        f"({FORMATS})"
     )
 
 
@@ -156,59 +297,99 @@ def plain_name(column: str) -> str:
     return name if kind in {"token", "float", "token_seq", "float_seq"} else column
 
 
-def _check_parquet(source: Source) -> None:
-    size = sum(map(len, _blocks(source.path))) if source.gzipped else source.path.stat().st_size
+def _checked(source: Source) -> Source:
+    if source.kind == "parquet":
+        for file in source.files:
+            _check_parquet(source, file)
+        return source
+    encodings = [_check_text(source, file) for file in source.files]
+    return source._replace(encoding="latin-1") if "latin-1" in encodings else source
+
+
+def _check_parquet(source: Source, file: Path) -> None:
+    size = file.stat().st_size if source.compression == "none" else sum(map(len, _blocks(file)))
     if not size:
-        raise DataError(f"{source.path}: the file is empty; expected a parquet file with events")
+        raise DataError(f"{file}: the file is empty; expected a parquet file with events")
 
 
-def _check_text(source: Source) -> None:
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=False)
+def _check_text(source: Source, file: Path) -> str:
+    """Reads a file to its end; its encoding."""
     line, has_text = 1, False
-    for block in itertools.chain(_blocks(source.path), [b""]):
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            line += error.object[: error.start].count(b"\n")
-            raise _unreadable(source, line, error.object[error.start : error.start + 1], "UTF-8") from None
-        if "\0" in text:
-            raise _unreadable(source, line + text[: text.index("\0")].count("\n"), b"\0", "text")
-        line += text.count("\n")
-        has_text = has_text or (bool(text) and not text.isspace() and text != "\ufeff")
+    ends = io.IncrementalNewlineDecoder(None, translate=False)
+    try:
+        for text in _decoded(file):
+            if "\0" in text:
+                raise _unreadable(file, line + text[: text.index("\0")].count("\n"), b"\0", "text")
+            if source.kind == "sequences":
+                ends.decode(text)
+            line += text.count("\n")
+            has_text = has_text or (bool(text) and not text.isspace() and text != "\ufeff")
+    except UnicodeDecodeError as error:
+        if source.kind in ("dat", "psv"):
+            return "latin-1"  # as MovieLens, whose fields stand between :: or |
+        line += error.object[: error.start].count(b"\n")
+        raise _unreadable(file, line, error.object[error.start : error.start + 1], "UTF-8") from None
     if not has_text:
-        raise DataError(f"{source.path}: the file is empty; expected {FORMATS}")
-    if source.kind == "sequences" and isinstance(decoder.newlines, tuple):
-        ends = " and ".join(map(repr, decoder.newlines))
-        raise DataError(f"{source.path}: lines end in {ends}; expected one kind of line end; convert it with dos2unix")
+        raise DataError(f"{file}: the file is empty; expected {FORMATS}")
+    if isinstance(ends.newlines, tuple):
+        kinds = " and ".join(map(repr, ends.newlines))
+        raise DataError(f"{file}: lines end in {kinds}; expected one kind of line end; convert it with dos2unix")
+    return "utf-8"
 
 
-def _unreadable(source: Source, line: int, byte: bytes, expected: str) -> DataError:
+def _decoded(file: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for block in itertools.chain(_blocks(file), [b""]):
+        yield decoder.decode(block, final=not block)
+
+
+def _unreadable(file: Path, line: int, byte: bytes, expected: str) -> DataError:
     return DataError(
-        f"{source.path}: line {line}: byte {byte!r} is not {expected}; save the file as UTF-8 text, or set "
+        f"{file}: line {line}: byte {byte!r} is not {expected}; save the file as UTF-8 text, or set "
         "prepare.format if it is no text"
     )
 
 
-def _starts_with(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(magic)) == magic
+def _open(file: Path) -> IO[bytes]:
+    compression = compression_of(file)
+    if compression == "gzip":
+        return cast(IO[bytes], gzip.open(file))
+    if compression == "zstd":
+        return io.BufferedReader(cast(io.RawIOBase, _ZstdFile(file)))
+    return file.open("rb")
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if _starts_with(path, b"\x1f\x8b") else path.open("rb")
+class _ZstdFile(io.RawIOBase):
+    def __init__(self, file: Path) -> None:
+        self._stream = pa.input_stream(str(file), compression="zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(file: Path) -> Iterator[bytes]:
     try:
-        with _open(path) as stream:
+        with _open(file) as stream:
             while block := stream.read(_BLOCK_BYTES):
                 yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise DataError(
-            f"{path}: the gzip file is cut off or damaged ({error}); copy or download the whole file again"
+            f"{file}: the compressed file is cut off or damaged ({error}); copy or download the whole file again"
         ) from None
 
 
-def _shown(line: str) -> str:
+def shown(line: str) -> str:
+    """A line, short enough for a message."""
     text = line.strip()
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

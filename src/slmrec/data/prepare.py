@@ -1,46 +1,52 @@
-"""From events to the data-set folder: dense ids, histories in time order, and what was counted."""
+"""From a log to the data-set folder: dense ids, histories in order, and what was counted."""
 
 import hashlib
+import html
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ibis.common.exceptions import OperationNotDefinedError
 from ibis.expr.types import Table
 
-from slmrec.data.files import Format
-from slmrec.data.sources import connect, keep, read_events, read_titles, value
-from slmrec.errors import DataError
+from slmrec.data import rejects
+from slmrec.data.dataset import Dataset
+from slmrec.data.describe import split_facts
+from slmrec.data.engine import batches, connect, is_duckdb, keep, value
+from slmrec.data.histories import write_histories
+from slmrec.data.items import ItemsReading, one_row_an_item, read_items
+from slmrec.data.rejects import Reject
+from slmrec.data.rules import Rules, apply_rules, cut_times
+from slmrec.data.sources import Events, Reading, read_events
+from slmrec.errors import ConfigError
 
-MIN_EVENTS = 3
-"""Leave-one-out needs an item to train on, one to validate and one to test."""
-RULES = {
-    "order": "timestamp (dates as seconds since 1970-01-01 UTC), then input order",
-    "repeats": "kept",
-    "split": "leave_one_out",
-    "min_user_events": MIN_EVENTS,
-}
-TABLES = ("interactions", "items", "users")
+ROWS_AT_ONCE = 2**20
+"""Of a part of a table, and of a row group of the files."""
+_DIGESTED = {"interactions": ("user", "item", "timestamp"), "items": ("item_id", "title"), "users": ("user_id",)}
+
+Say = Callable[[str], None]
 
 
 def prepare_dataset(
-    input: Path,
+    input: str,
     output: Path,
     *,
-    format: Format = "auto",
-    user_col: str = "user_id",
-    item_col: str = "item_id",
-    time_col: str = "timestamp",
-    items: Path | None = None,
-    items_id_col: str = "item_id",
-    title_col: str = "title",
-    short_users: Literal["error", "drop"] = "error",
+    reading: Reading,
+    rules: Rules,
+    items: ItemsReading | None,
+    engine: str,
+    memory_limit: str,
+    say: Say = lambda text: None,
 ) -> dict[str, float]:
     """Writes `interactions`, `items` and `users` (parquet) and `dataset.json` into a folder; the counts.
 
@@ -49,125 +55,178 @@ def prepare_dataset(
     input's rows decides nothing but ties of time.
 
     Args:
-        input: the file of events: one user a line, or a table.
+        input: the log: a file, a folder of parts, or, for another engine than DuckDB, Parquet or the name of a table.
         output: an existing folder.
-        format: `auto` goes by the file's name, or by its first line.
-        user_col: the table's column of users.
-        item_col: the table's column of items.
-        time_col: the table's column of times.
-        items: a table of items with titles.
-        items_id_col: its column of ids.
-        title_col: its column of titles; of several titles of an id, the first one counts.
-        short_users: `drop` leaves out users of fewer than three events.
+        reading: how the log is read.
+        rules: which events stay.
+        items: the table of items.
+        engine: of `engine.connect`.
+        memory_limit: of `engine.connect`.
+        say: is told how it goes.
 
     Raises:
-        DataError: the input cannot be read, or a user has too few events and `short_users` is `error`.
+        ConfigError: the engine is not there, or cannot do what the settings ask for.
+        DataError: the input cannot be read, or no event is left.
     """
     with TemporaryDirectory(dir=output, prefix=".spill-") as folder:
-        engine, spill = connect(Path(folder)), Path(folder)
-        events = read_events(engine, spill, input, format, user_col=user_col, item_col=item_col, time_col=time_col)
-        events, num_dropped = _without_short_users(engine, events, input, short_users)
-        users, catalogue = _index(engine, events, "user"), _index(engine, events, "item")
-        _interactions(events, users, catalogue).to_parquet(output / "interactions.parquet")
-        users.select("user", user_id=users.caller_id).order_by("user").to_parquet(output / "users.parquet")
-        titles = read_titles(engine, spill, items, id_col=items_id_col, title_col=title_col) if items else None
-        _items(catalogue, titles).to_parquet(output / "items.parquet")
-        counts = _counts(events) | {"dropped_users": num_dropped}
-        if titles is not None:
-            counts |= _title_counts(catalogue, titles)
-        engine.disconnect()
-    facts = {
-        "fingerprint": _fingerprint(output),
-        "counts": counts,
-        "rules": RULES | {"short_users": short_users},
-        "sources": [_source(path) for path in (input, items) if path],
+        spill = Path(folder)
+        connection = connect(engine, spill, memory_limit)
+        say(f"reading {input}")
+        try:
+            log = read_events(connection, spill, input, reading)
+            facts = _write_events(connection, output, log, rules, say)
+        except OperationNotDefinedError as error:
+            raise ConfigError(
+                f"prepare.engine is {engine!r}, which cannot do this ({error}); use duckdb or spark"
+            ) from None
+        local = connection if is_duckdb(connection) else connect("duckdb", spill, memory_limit)
+        counts, item_rejects = _write_items(local, spill, output / "items.parquet", log, items)
+        local.disconnect()
+    rejected = [*log.rejects, *item_rejects]
+    if rejected:
+        pq.write_table(rejects.table(rejected), output / "rejected.parquet")
+    facts["counts"] |= counts
+    facts["rejected"] = rejects.counts(rejected)
+    facts["sources"] = [_source(Path(path)) for path in (input, items and items.path) if path]
+    facts["fingerprint"] = _fingerprint(output)
+    _write_json(output / "dataset.json", facts)  # the histories are cut by its rules
+    write_histories(output)
+    facts["counts"] |= _counts(Dataset.load(output)) | split_facts(output)
+    _write_json(output / "dataset.json", facts)
+    return dict(facts["counts"])
+
+
+def _write_events(engine: Any, output: Path, log: Events, rules: Rules, say: Say) -> dict[str, Any]:
+    """Writes `interactions`, `users`, and `items` without what is known of them; facts of dataset.json."""
+    num_read = value(log.table.count())
+    say(f"{num_read:,} events read, {len(log.rejects):,} rows rejected")
+    order = [*(["timestamp", "nanosecond"] if rules.order == "time" else []), *log.ties]
+    events, removed = apply_rules(engine, log.table, order, rules)
+    users, items = _index(engine, events, "user"), _index(engine, events, "item")
+    say(f"{value(events.count()):,} events stay; writing them in order")
+    _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_AT_ONCE))
+    _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_AT_ONCE))
+    ordered = _ordered(events, users, items, order)
+    _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_AT_ONCE)))
+    periods = cut_times(events, rules) if rules.split == "temporal" else {}
+    dropped = {
+        f"num_dropped_{name}s": value(log.table[f"{name}_id"].nunique()) - value(index.count())
+        for name, index in (("user", users), ("item", items))
     }
-    (output / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return counts
-
-
-def _without_short_users(engine: Any, events: Table, path: Path, short_users: str) -> tuple[Table, int]:
-    sizes = events.group_by("user_id").aggregate(size=events.count())
-    short = sizes.filter(sizes["size"] < MIN_EVENTS)
-    examples = short.order_by("user_id").limit(1).to_pyarrow().to_pylist()
-    if not examples:
-        return events, 0
-    number = value(short.count())
-    if short_users == "error":
-        have = "1 user has" if number == 1 else f"{number} users have"
-        raise DataError(
-            f"{path}: {have} fewer than {MIN_EVENTS} events (for example {examples[0]['user_id']!r} with "
-            f"{examples[0]['size']}), but leave-one-out needs {MIN_EVENTS}; set prepare.short_users=drop to leave "
-            "such users out"
-        )
-    kept = keep(engine, events.semi_join(sizes.filter(sizes["size"] >= MIN_EVENTS), "user_id"))
-    if not value(kept.count()):
-        raise DataError(f"{path}: no user has {MIN_EVENTS} events, expected one at least; give more data")
-    return kept, number
+    counts = {"num_read_events": num_read, "num_rejected_rows": len(log.rejects)} | dropped
+    return {
+        "counts": counts | {f"num_removed_by_{rule}": number for rule, number in removed.items()},
+        "rules": asdict(rules) | periods | {"ties": list(log.ties)},
+        "layout": log.layout,
+    }
 
 
 def _index(engine: Any, events: Table, name: str) -> Table:
-    """The distinct ids of users or items, as text and as the caller's, numbered from 1 in their order."""
-    ids = events.select(text=events[f"{name}_id"]).distinct()
-    number = ids.text.try_cast("int64")
-    numeric = value((number.cast("string") == ids.text).fill_null(False).all())
-    ids = ids.mutate(caller_id=number if numeric else ids.text)
+    """The distinct ids of users or items, as they came (`key`) and as the caller's, numbered from 1 in their order."""
+    ids = events.select(key=events[f"{name}_id"]).distinct()
+    caller_id = ids.key
+    if ids.key.type().is_string():
+        number = ids.key.try_cast("int64")
+        if value((number.cast("string") == ids.key).fill_null(False).all()):
+            caller_id = number
+    ids = ids.mutate(caller_id=caller_id)
     return keep(engine, ids.mutate(**{name: ibis.row_number().over(order_by=ids.caller_id) + 1}))
 
 
-def _interactions(events: Table, users: Table, items: Table) -> Table:
-    joined = events.join(users.select("user", user_id="text"), "user_id")
-    joined = joined.join(items.select("item", item_id="text"), "item_id")
-    order = [joined.timestamp, joined.nanosecond, joined.row]
-    position = ibis.row_number().over(group_by=joined.user, order_by=order)
-    return joined.select("user", "item", "timestamp", position=position).order_by(["user", "position"])
+def _ids(index: Table, name: str) -> Table:
+    return index.select(**{name: index[name].cast("int64"), f"{name}_id": index.caller_id}).order_by(name)
 
 
-def _items(catalogue: Table, titles: Table | None) -> Table:
-    columns = {"item": catalogue["item"], "item_id": catalogue.caller_id}
-    if titles is None:
-        return catalogue.select(**columns).order_by("item")
-    return (
-        catalogue.left_join(titles, catalogue.text == titles.item_id).select(**columns, title="title").order_by("item")
-    )
+def _ordered(events: Table, users: Table, items: Table, order: list[str]) -> Table:
+    joined = events.join(users.select("user", user_id="key"), "user_id")
+    joined = joined.join(items.select("item", item_id="key"), "item_id")
+    numbers = {name: joined[name].cast("int64") for name in ("user", "item")}  # an engine may number in 32 bits
+    return joined.order_by(["user", *order]).select(**numbers, timestamp=joined.timestamp)
 
 
-def _counts(events: Table) -> dict[str, float]:
-    sizes = events.group_by("user_id").aggregate(size=events.count())["size"]
-    lengths = sizes.as_table().aggregate(num=sizes.count(), least=sizes.min(), mean=sizes.mean(), most=sizes.max())
-    found = lengths.to_pyarrow().to_pylist()[0]
+def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Events, sorted by user, with their place in the user's history."""
+    last_user, next_position = 0, 0
+    for part in parts:
+        users = part["user"].to_numpy()
+        firsts = np.flatnonzero(np.diff(users, prepend=0))  # users are numbered from 1
+        lengths = np.diff(firsts, append=len(users))
+        positions = np.arange(len(users)) - np.repeat(firsts, lengths)
+        if len(users) and users[0] == last_user:
+            positions[: lengths[0]] += next_position
+        if len(users):
+            last_user, next_position = users[-1], positions[-1] + 1
+        yield part.append_column("position", pa.array(positions))
+
+
+def _write_items(
+    engine: Any, spill: Path, path: Path, log: Events, reading: ItemsReading | None
+) -> tuple[dict[str, float], list[Reject]]:
+    """Adds what is known of the items to their table; counts, and rows of no use."""
+    if reading is not None:
+        rows, rejected = read_items(engine, spill, reading)
+    elif log.titles is not None:
+        titles = log.titles.rename(text="item_id").to_pyarrow()
+        rows, rejected = engine.create_table("titles", titles), []
+    else:
+        return {}, []
+    items = engine.read_parquet(str(path))
+    items = keep(engine, items.mutate(text=items.item_id.cast("string")))
+    known = keep(engine, one_row_an_item(rows, items))
+    joined = items.left_join(known, "text").order_by("item").drop("text", "text_right", "num_titles")
+    partial = path.with_suffix(".partial")
+    _write_table(partial, map(_with_readable_titles, batches(engine, joined, ROWS_AT_ONCE)))
+    partial.replace(path)
+    counts = {"num_retitled_items": value((known.num_titles > 1).sum().fill_null(0))}
+    if "title" in known.columns:
+        counts["num_titled_items"] = value(known.title.count())
+    return counts, rejected
+
+
+def _with_readable_titles(part: pa.Table) -> pa.Table:
+    """HTML's entities (`&amp;`) as the characters they stand for."""
+    if "title" not in part.column_names:
+        return part
+    titles = part["title"]
+    if pc.any(pc.match_substring(titles, "&")).as_py():
+        titles = pa.array([title and html.unescape(title) for title in titles.to_pylist()], pa.string())
+    return part.set_column(part.column_names.index("title"), "title", titles)
+
+
+def _write_table(path: Path, parts: Iterator[pa.Table]) -> None:
+    first = next(parts)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for part in chain([first], parts):
+            writer.write_table(part, row_group_size=ROWS_AT_ONCE)
+
+
+def _counts(dataset: Dataset) -> dict[str, float]:
+    lengths = np.diff(dataset.offsets)
     return {
-        "num_users": found["num"],
-        "num_items": value(events.item_id.nunique()),
-        "num_events": value(events.count()),
-        "shortest_history": found["least"],
-        "mean_history": round(found["mean"], 2),
-        "longest_history": found["most"],
-    }
-
-
-def _title_counts(catalogue: Table, titles: Table) -> dict[str, float]:
-    known = titles.semi_join(catalogue, titles.item_id == catalogue.text)
-    return {
-        "num_titled_items": value(known.title.count()),
-        "num_retitled_items": value((titles.num_titles > 1).sum().fill_null(0)),
+        "num_users": dataset.num_users,
+        "num_items": dataset.num_items,
+        "num_events": len(dataset.flat),
+        "shortest_history": int(lengths.min()),
+        "mean_history": round(float(lengths.mean()), 2),
+        "longest_history": int(lengths.max()),
     }
 
 
 def _fingerprint(folder: Path) -> str:
     """Of the contents alone: the same data, wherever and whenever prepared, has the same one."""
-    digests = [f"{name}.{digest}" for name in TABLES for digest in _column_digests(folder / f"{name}.parquet")]
+    digests = [f"{name}.{digest}" for name in _DIGESTED for digest in _column_digests(folder, name)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _column_digests(path: Path) -> list[str]:
+def _column_digests(folder: Path, name: str) -> list[str]:
     parts: dict[str, Any] = defaultdict(hashlib.sha256)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    with pq.ParquetFile(folder / f"{name}.parquet") as file:
+        columns = [column for column in _DIGESTED[name] if column in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=columns):
+            for column_name, column in zip(batch.schema.names, batch.columns, strict=True):
                 for part, content in _contents(column).items():
-                    parts[f"{name}.{part}"].update(content)
-    return [f"{name}={digest.hexdigest()}" for name, digest in sorted(parts.items())]
+                    parts[f"{column_name}.{part}"].update(content)
+    return [f"{column}={digest.hexdigest()}" for column, digest in sorted(parts.items())]
 
 
 def _contents(column: pa.Array) -> dict[str, bytes]:
@@ -176,11 +235,21 @@ def _contents(column: pa.Array) -> dict[str, bytes]:
     if pa.types.is_integer(column.type):
         numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
         return {"known": known, "number": numbers.astype("<i8").tobytes()}
-    texts = [text.encode() for text in pc.fill_null(column, "").to_pylist()]
-    return {"known": known, "length": np.array([len(text) for text in texts], "<i8").tobytes(), "text": b"".join(texts)}
+    texts = pc.fill_null(column, "").cast(pa.large_binary())
+    lengths = pc.binary_length(texts).to_numpy().astype("<i8").tobytes()
+    return {"known": known, "length": lengths, "text": b"".join(texts.to_pylist())}
 
 
 def _source(path: Path) -> dict[str, Any]:
+    """What was read; of a folder, the files in it; of a table of an engine, its name alone."""
+    if path.is_dir():
+        return {"folder": path.name, "files": [_source(file) for file in sorted(path.rglob("*")) if file.is_file()]}
+    if not path.is_file():
+        return {"table": str(path)}
     with path.open("rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum}
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

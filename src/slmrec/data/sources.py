@@ -1,53 +1,64 @@
-"""Raw files as tables of events, and of items' titles.
+"""Raw logs as tables of events, whatever they look like.
 
-A table of events has `user_id` and `item_id` (text, as given), `timestamp` (whole number or null), `nanosecond` (of
-dates that are finer than a second, else 0) and `row`. A user's events are in the order of these last three.
+A table of events has `user_id` and `item_id` (text, or whole numbers where the file has types), `timestamp` (whole
+number or null), `nanosecond` (of dates that are finer than a second, else 0), `rating` (where a rule needs it) and the
+columns that `Events.ties` names, in whose order events of the same time are.
 
-Everything is an Ibis expression, so that the engine can be another one; `connect` is the only place that chooses it.
+Everything is an Ibis expression; what only the embedded engine can do (files that are no Parquet, the order of rows,
+which line is wrong) is asked of it alone.
 """
 
-import glob
-import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import duckdb
 import ibis
 from ibis.expr.types import Column, Table
 
-from slmrec.data.files import DELIMITERS, Format, Source, first_bad_json, header, inspect, plain_name, unpacked
-from slmrec.errors import DataError
+from slmrec.data.engine import is_duckdb, keep, value
+from slmrec.data.files import Format, Source, inspect, rewritten, unpacked
+from slmrec.data.layouts import KNOWN, missing, place
+from slmrec.data.per_user import Histories, read_lines_of_users, read_lists
+from slmrec.data.rejects import OnBadRow, Reject, settled
+from slmrec.data.tables import Fault, faults_of, good_rows, is_empty, open_table, reject
+from slmrec.data.times import parsed_times, why_no_time
+from slmrec.errors import ConfigError, DataError
 
-DEFAULT_COLUMNS = {"user_col": "user_id", "item_col": "item_id", "time_col": "timestamp"}
-_MAX_LINE_BYTES = 2**25
-_ZONE = r"Z|UTC|[+-]\d{2}(?::?\d{2})?"
-_DATE = rf"^(\d{{4}}-\d{{1,2}}-\d{{1,2}})(?:[T ](\d{{1,2}}:\d{{2}}(?::\d{{2}}(?:\.(\d{{1,9}}))?)?) ?({_ZONE})?)?$"
-"""Day, time of the day, digits of the fraction of a second, zone."""
-
-
-def connect(spill: Path) -> Any:
-    """The engine: DuckDB, embedded.
-
-    Args:
-        spill: the folder for what does not fit in memory.
-    """
-    return ibis.duckdb.connect(temp_directory=str(spill))
+_SUFFIXES_OF_PARQUET = (".parquet", ".pq")
 
 
-def keep(engine: Any, table: Table) -> Table:
-    """The table, computed once and kept in the engine."""
-    return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=True)
+@dataclass(frozen=True)
+class Reading:
+    """How a log is read; the settings of `prepare` of the same names."""
+
+    format: Format
+    columns: tuple[str, ...] | None
+    user_col: str | None
+    item_col: str | None
+    time_col: str | None
+    rating_col: str | None
+    tie_col: str | None
+    order: Literal["time", "file"]
+    on_bad_row: OnBadRow
+    needs_rating: bool
+    """Whether a rule asks for ratings."""
 
 
-def value(scalar: Any) -> Any:
-    """What an expression of one value comes to."""
-    return scalar.to_pyarrow().as_py()
+class Events(NamedTuple):
+    """A log that was read."""
+
+    table: Table
+    ties: tuple[str, ...]
+    """Columns of the table: the order of events of the same time."""
+    layout: dict[str, str]
+    """What was found: the format, and the column of each setting."""
+    rejects: list[Reject]
+    titles: Table | None = None
+    """`item_id`, `title`, `row`, where the log itself has titles."""
 
 
-def read_events(
-    engine: Any, spill: Path, path: Path, format: Format = "auto", *, user_col: str, item_col: str, time_col: str
-) -> Table:
-    """The events of a file.
+def read_events(engine: Any, spill: Path, input: str, reading: Reading) -> Events:
+    """The events of a log.
 
     Whole numbers are timestamps as they are, in whatever unit; dates become seconds since 1970-01-01 UTC, and a date
     without a zone is UTC.
@@ -55,273 +66,149 @@ def read_events(
     Args:
         engine: from `connect`.
         spill: a folder for temporary files.
-        path: the file.
-        format: `auto` goes by the name or the first line.
-        user_col: the column of users; like the next two, for tables only, and refused of another name otherwise.
-        item_col: the column of items.
-        time_col: the column of times.
+        input: a file, or a folder of parts; for another engine than the embedded one, Parquet or the name of a table.
+        reading: how to read it.
 
     Raises:
-        DataError: the file cannot be read as events; the message names the file, the line or row, and the value.
+        ConfigError: the engine cannot do what the settings ask for.
+        DataError: the log cannot be read as events; the message names the file, the line or row, and the value.
     """
-    wanted = {"user_col": user_col, "item_col": item_col, "time_col": time_col}
-    source = inspect(path, format, wanted.values())
+    if not is_duckdb(engine):
+        return _events_where_they_live(engine, input, reading)
+    named = (reading.user_col, reading.item_col, reading.time_col, *(reading.columns or ()))
+    source = inspect(Path(input), reading.format, KNOWN | {name for name in named if name})
     if source.kind == "sequences":
-        _refuse_columns(source, wanted)
-        return _events_of_lines(engine, source)
-    return _events_of_table(engine, source, _columns(engine, spill, source, wanted), wanted)
+        _refuse_columns(source, reading)
+        return _ordered(source, read_lines_of_users(engine, source, reading.on_bad_row))
+    if source.kind == "reference":
+        columns = {"user_col": reading.user_col, "item_col": reading.item_col, "title_col": None}
+        return _ordered(source, read_lists(engine, spill, source, columns, reading.on_bad_row))
+    return _events_of_table(engine, spill, source, reading)
 
 
-def read_titles(engine: Any, spill: Path, path: Path, *, id_col: str, title_col: str) -> Table:
-    """`item_id`, `title` (the first one of the id, or null) and `num_titles` (different ones) of a table of items.
-
-    Raises:
-        DataError: the file cannot be read, or has no such columns, or an id is missing.
-    """
-    source = inspect(path, "auto", (id_col, title_col))
-    if source.kind == "sequences":
-        raise DataError(f"{path}: is no table; expected one of items (.csv, .tsv, .parquet or .jsonl, plain or .gz)")
-    table = _columns(engine, spill, source, {"items_id_col": id_col, "title_col": title_col})
-    item_id, title = _id(source, id_col, table.items_id_col), table.title_col.cast("string").nullif("")
-    rows = _computed(engine, source, table.select(item_id=item_id, title=title, row=ibis.row_number() + 1))
-    _refuse_empty(source, rows, "item_id", id_col)
-    groups = rows.group_by("item_id")
-    return keep(engine, groups.aggregate(title=rows.title.first(order_by=rows.row), num_titles=rows.title.nunique()))
-
-
-def _refuse_columns(source: Source, wanted: dict[str, str]) -> None:
-    for option, column in wanted.items():
-        if column != DEFAULT_COLUMNS[option]:
+def _refuse_columns(source: Source, reading: Reading) -> None:
+    for setting in ("user_col", "item_col", "time_col", "rating_col", "tie_col", "columns"):
+        column = getattr(reading, setting)
+        if column:
             raise DataError(
-                f"{source.path}: prepare.{option} is {column!r}, but one user a line has no columns; leave it out, or "
+                f"{source.path}: prepare.{setting} is {column!r}, but one user a line has no columns; leave it out, or "
                 "set prepare.format if the file is a table"
             )
 
 
-def _events_of_lines(engine: Any, source: Source) -> Table:
-    """Of one user a line; `row` is the place in the line."""
-    lines = engine.read_csv(
-        _exactly(source.path),
-        header=False,
-        auto_detect=False,
-        columns={"line": "VARCHAR"},
-        delim="",
-        quote="",
-        escape="",
-        comment="",
-        strict_mode=False,
-        null_padding=True,
-        max_line_size=_MAX_LINE_BYTES,
-        compression=_compression(source),
-    )
-    words = lines.line.fill_null("").re_replace(r"[ \t]+", " ").strip().split(" ")
-    users = lines.select(user_id=words[0], item_id=words[1:], line=ibis.row_number() + 1)
-    users = _computed(engine, source, users)
-    _refuse_lines(source, users)
-    events = users.unnest("item_id", offset="row")
-    nothing = ibis.null().cast("int64")
-    return keep(engine, events.select("user_id", "item_id", timestamp=nothing, nanosecond=0, row=events["row"]))
+def _ordered(source: Source, histories: Histories) -> Events:
+    """Events that have an order and no times."""
+    if not value(histories.events.count()):
+        raise DataError(f"{source.path}: no events; expected items of users")
+    table = histories.events.mutate(timestamp=ibis.literal(None, "int64"), nanosecond=ibis.literal(0, "int64"))
+    layout = {"format": source.kind} | histories.layout
+    return Events(table, ("row",), layout, histories.rejects, histories.titles)
 
 
-def _refuse_lines(source: Source, users: Table) -> None:
-    last = users.filter(users.user_id != "").line.max()  # blank lines at the end do no harm
-    bare = _first(users.filter((users.item_id.length() == 0) & (users.line <= last.as_scalar())), "line")
-    if bare:
-        raise DataError(
-            f"{source.path}: line {bare['line']}: {bare['user_id']!r} has no items, expected `user item item ...`; "
-            "remove the line, or set prepare.format if the file is a table"
-        )
-    earlier = users.line.min().over(group_by=users.user_id)
-    named = users.filter(users.user_id != "").mutate(earlier=earlier)
-    again = _first(named.filter(named.line > named.earlier), "line")
-    if again:
-        raise DataError(
-            f"{source.path}: line {again['line']}: user {again['user_id']!r} has line {again['earlier']} already, "
-            "expected one line a user; join the lines, or, if each is one event, add a header and set prepare.format"
-        )
-
-
-def _columns(engine: Any, spill: Path, source: Source, wanted: dict[str, str]) -> Table:
-    """The wanted columns, named by their options; text, but for parquet, which has types."""
-    table = _open_parquet(engine, spill, source) if source.kind == "parquet" else None
-    names = header(source) if table is None else list(table.columns)
-    places = {option: _place(source, names, option, column) for option, column in wanted.items()}
-    if source.kind == "jsonl":
-        table = _open_jsonl(engine, source, [names[place] for place in places.values()])
-        return table.select(**{option: table[names[place]] for option, place in places.items()})
-    if table is None:
-        table = _open_csv(engine, source, len(names))
-    return table.select(**{option: table[place] for option, place in places.items()})
-
-
-def _open_parquet(engine: Any, spill: Path, source: Source) -> Table:
-    try:
-        return engine.read_parquet(_exactly(unpacked(source, spill)))
-    except duckdb.Error as error:
-        raise _explain(source, error) from None
-
-
-def _open_jsonl(engine: Any, source: Source, keys: list[str]) -> Table:
-    columns, compression = dict.fromkeys(keys, "VARCHAR"), _compression(source)
-    return engine.read_json(_exactly(source.path), format="newline_delimited", columns=columns, compression=compression)
-
-
-def _open_csv(engine: Any, source: Source, num_columns: int) -> Table:
-    return engine.read_csv(
-        _exactly(source.path),
-        header=True,
-        auto_detect=False,
-        columns={f"column{place}": "VARCHAR" for place in range(num_columns)},
-        delim=DELIMITERS[source.kind],
-        quote='"',
-        escape='"',
-        comment="",
-        compression=_compression(source),
-    )
-
-
-def _place(source: Source, names: list[str], option: str, column: str) -> int:
-    exact = [place for place, name in enumerate(names) if name == column]
-    places = exact or [place for place, name in enumerate(names) if plain_name(name) == column]
-    if not places:
-        raise DataError(
-            f"{source.path}: no column {column!r}; it has {', '.join(names)}; set prepare.{option} to one of them"
-            + _advice(source, names, option)
-        )
-    if len(places) > 1:
-        raise DataError(f"{source.path}: {len(places)} columns are named {column!r}, expected one; rename the others")
-    return places[0]
-
-
-def _advice(source: Source, names: list[str], option: str) -> str:
-    if source.kind in DELIMITERS and any(name[:1].isdigit() for name in names):
-        return "; does the file lack a header? begin it with one"
-    if option == "time_col":
-        return "; if there is no such column, add one that numbers the events in their order"
-    return ""
-
-
-def _events_of_table(engine: Any, source: Source, table: Table, wanted: dict[str, str]) -> Table:
-    raw = table.select(
-        user_id=_id(source, wanted["user_col"], table.user_col),
-        item_id=_id(source, wanted["item_col"], table.item_col),
-        time=table.time_col.cast("string").strip(),
-        row=ibis.row_number() + 1,
-    )
-    events = _computed(engine, source, raw.mutate(**_times(raw.time)))
-    if not value(events.count()):
+def _events_of_table(engine: Any, spill: Path, source: Source, reading: Reading) -> Events:
+    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
+    opened = open_table(engine, source, reading.columns, reading.on_bad_row)
+    layout = _layout(source.path, opened.head.names, reading)
+    raw = {setting: opened.column(name) for setting, name in layout.items()}
+    columns, faults = _parsed(source.path, raw, layout)
+    table, rejects = good_rows(opened, columns, faults)
+    if not value(table.count()):
         raise DataError(f"{source.path}: has columns but no rows; expected one event a row")
-    _refuse_empty(source, events, "user_id", wanted["user_col"])
-    _refuse_empty(source, events, "item_id", wanted["item_col"])
-    _refuse_times(source, events, wanted["time_col"])
-    return events.select("user_id", "item_id", "timestamp", "nanosecond", "row")
+    ties = ("tie", "row") if reading.tie_col else ("row",)
+    return Events(table, ties, {"format": source.kind} | layout, rejects)
 
 
-def _times(text: Any) -> dict[str, Any]:
-    """Numbers as they are, dates as seconds and nanoseconds; anything else is null."""
-    number = _whole_number(text)
-    day, clock, fraction, zone = (text.re_extract(_DATE, group) for group in (1, 2, 3, 4))
-    moment = day.concat(" ", clock.re_replace(r"\..*$", "")).strip().try_cast("timestamp")
-    return {
-        "timestamp": ibis.coalesce(number, moment.epoch_seconds().cast("int64") - _zone_seconds(zone)),
-        "nanosecond": fraction.rpad(9, "0").cast("int64"),
-        "is_date": number.isnull(),
-    }
+def _layout(path: Path | str, names: list[str], reading: Reading) -> dict[str, str]:
+    """The name of the column of each setting, for those columns that there are."""
+    needed = {"user_col": True, "item_col": True, "time_col": reading.order == "time"}
+    if reading.needs_rating:
+        needed["rating_col"] = True
+    layout = {}
+    for setting, is_needed in needed.items():
+        wanted = getattr(reading, setting)
+        at = place(path, names, setting, wanted)
+        if at is not None:
+            layout[setting] = names[at]
+        elif is_needed:
+            raise missing(path, names, setting, wanted)
+    if reading.tie_col:
+        layout["tie_col"] = names[place(path, names, "tie_col", reading.tie_col) or 0]
+    return layout
 
 
-def _whole_number(text: Any) -> Any:
-    """Exact for whole numbers, with or without `.0`; null for numbers that are no whole ones."""
-    exact = text.re_replace(r"\.0*$", "")
-    digits = ibis.ifelse(exact.re_search(r"^[+-]?[0-9]+$"), exact, None).try_cast("int64")
-    power = ibis.ifelse(text.re_search(r"^[+-]?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]+$"), text, None).try_cast("float64")
-    small = ibis.ifelse(power.abs() < 2.0**53, power, None)
-    return ibis.coalesce(digits, ibis.ifelse(small == small.floor(), small, None).try_cast("int64"))
+def _parsed(path: Path | str, raw: dict[str, Column], layout: dict[str, str]) -> tuple[dict[str, Any], list[Fault]]:
+    """The columns of events, and what may be wrong with them."""
+    user, item = (_id(path, layout[setting], raw[setting]) for setting in ("user_col", "item_col"))
+    columns: dict[str, Any] = {"user_id": user, "item_id": item}
+    faults = [
+        Fault(is_empty(ids), layout[setting], ids, lambda _: "expected an id")
+        for setting, ids in (("user_col", user), ("item_col", item))
+    ]
+    columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
+    if "time_col" in layout:
+        times = parsed_times(raw["time_col"])
+        columns |= {"timestamp": times.timestamp, "nanosecond": times.nanosecond}
+        expected = lambda text: why_no_time(text, times)  # noqa: E731
+        faults.append(Fault(times.timestamp.isnull(), layout["time_col"], raw["time_col"], expected))
+    if "rating_col" in layout:
+        rating = columns["rating"] = raw["rating_col"].try_cast("float64")
+        faults.append(
+            Fault(
+                rating.isnull() | rating.isnan(), layout["rating_col"], raw["rating_col"], lambda _: "expected a number"
+            )
+        )
+    if "tie_col" in layout:
+        columns["tie"] = raw["tie_col"]
+    return columns, faults
 
 
-def _zone_seconds(zone: Any) -> Any:
-    """How far a zone such as +02:00 is ahead of UTC."""
-    hours = zone.re_extract(r"^[+-](\d{2})", 1).try_cast("int64").fill_null(0)
-    minutes = zone.re_extract(r"^[+-]\d{2}:?(\d{2})$", 1).try_cast("int64").fill_null(0)
-    return ibis.ifelse(zone.startswith("-"), -1, 1) * (hours * 3600 + minutes * 60)
-
-
-def _id(source: Source, name: str, ids: Column) -> Column:
-    """As text."""
+def _id(path: Path | str, name: str, ids: Column) -> Column:
+    """Whole numbers or text."""
     kind = ids.type()
-    if not (kind.is_string() or kind.is_integer()):
+    if kind.is_integer():
+        return ids.cast("int64")
+    if not kind.is_string():
         raise DataError(
-            f"{source.path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "
+            f"{path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "
             "column (missing ids turn whole numbers into float64)"
         )
-    return ids.cast("string")
+    return ids
 
 
-def _refuse_empty(source: Source, rows: Table, column: str, name: str) -> None:
-    bad = _first(rows.filter(rows[column].isnull() | (rows[column] == "")), "row")
-    if bad:
-        where = _row(source, bad["row"])
-        raise DataError(
-            f"{source.path}: {where}: {name} is {bad[column]!r}, expected an id; fill it in or remove the row"
+def _events_where_they_live(engine: Any, input: str, reading: Reading) -> Events:
+    """Of an engine that has no order of rows: events of the same time are in the order of `tie_col`, or the items'."""
+    table = _table_of(engine, input)
+    if reading.order == "file" and not reading.tie_col:
+        raise ConfigError(
+            f"prepare.order is file, but the rows of {input} have no order in the engine {engine.name}; set "
+            "prepare.tie_col to the column that numbers them"
         )
+    layout = _layout(input, list(table.columns), reading)
+    columns, faults = _parsed(input, {setting: table[name] for setting, name in layout.items()}, layout)
+    stored = keep(engine, table.select(**columns, **faults_of(faults)))
+    faulty = stored.filter(stored.fault.notnull()).select("fault", "value")
+    found = (faulty if reading.on_bad_row == "skip" else faulty.limit(1)).to_pyarrow().to_pylist()
+    rejects = [reject(Path(input), 0, faults[row["fault"]], row["value"], "a row, number") for row in found]
+    good = stored.filter(stored.fault.isnull()).drop("fault", "value")
+    if not value(good.count()):
+        raise DataError(f"{input}: has no rows; expected one event a row")
+    ties = ("tie",) if reading.tie_col else ("item_id",)
+    return Events(good, ties, {"format": f"{engine.name} table"} | layout, settled(rejects, reading.on_bad_row))
 
 
-def _refuse_times(source: Source, events: Table, name: str) -> None:
-    bad = _first(events.filter(events.timestamp.isnull()), "row")
-    if bad:
-        raise DataError(
-            f"{source.path}: {_row(source, bad['row'])}: {name} is {bad['time']!r}, expected a whole number or a date "
-            "such as 2014-07-23T10:00:00Z; mend it or remove the row"
+def _table_of(engine: Any, input: str) -> Table:
+    path = Path(input)
+    if path.is_file() and path.suffix not in _SUFFIXES_OF_PARQUET:
+        raise ConfigError(
+            f"{input}: the engine {engine.name} reads Parquet and its own tables; leave prepare.engine out, or write "
+            "the log as Parquet"
         )
-    first = _first(events, "row")
-    other = _first(events.filter(events.is_date != first["is_date"]), "row")
-    if other:
-        kinds = ("a date", "a number") if other["is_date"] else ("a number", "a date")
-        raise DataError(
-            f"{source.path}: {_row(source, other['row'])}: {name} is {other['time']!r}, {kinds[0]}, but the first one "
-            f"is {first['time']!r}, {kinds[1]}; write all of them in one way"
-        )
-
-
-def _row(source: Source, number: int) -> str:
-    return f"row {number} after the header" if source.kind in DELIMITERS else f"row {number}"
-
-
-def _first(table: Table, order: str) -> dict[str, Any]:
-    """The first row; empty if there is none."""
-    rows = table.order_by(order).limit(1).to_pyarrow().to_pylist()
-    return dict(rows[0]) if rows else {}
-
-
-def _computed(engine: Any, source: Source, table: Table) -> Table:
-    """`keep`, when the table comes from a file."""
+    if path.suffix in _SUFFIXES_OF_PARQUET or path.is_dir():
+        return engine.read_parquet(input)
+    *database, name = input.split(".")
     try:
-        return keep(engine, table)
-    except duckdb.Error as error:
-        raise _explain(source, error) from None
-
-
-def _explain(source: Source, error: Exception) -> DataError:
-    """What is wrong with a file that the engine cannot read."""
-    fault = first_bad_json(source) if source.kind == "jsonl" else _csv_fault(str(error))
-    reason = fault or f"cannot be read ({str(error).splitlines()[0][:200]})"
-    return DataError(f"{source.path}: {reason}; expected {source.kind}, mend it or set prepare.format")
-
-
-def _csv_fault(message: str) -> str | None:
-    found = re.search(
-        r"CSV Error on Line: (\d+)\nOriginal Line: (.*)\n(?:.*\n)*?\n*((?:Expected|Value|Maximum).*)", message
-    )
-    if found:
-        return f"line {found[1]}: {found[2][:60]!r}: {found[3].rstrip('. ')}"
-    if "state machine" in message:
-        return "quotes are not closed, or lines end in different ways"
-    return None
-
-
-def _exactly(path: Path) -> str:
-    """The path, in which the engine finds no wildcards."""
-    return glob.escape(str(path))
-
-
-def _compression(source: Source) -> str:
-    return "gzip" if source.gzipped else "none"
+        return engine.table(name, database=tuple(database) or None)
+    except ibis.common.exceptions.IbisError as error:
+        raise DataError(
+            f"{input}: no Parquet file or folder, and no table of the engine {engine.name} ({error})"
+        ) from None

@@ -1,11 +1,16 @@
 """Raw logs to the data-set folder."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from slmrec.config import Config
+from slmrec.config import Config, PrepareConfig
+from slmrec.data.items import ItemsReading
 from slmrec.data.prepare import prepare_dataset
+from slmrec.data.rules import Rules
+from slmrec.data.sources import Reading
 from slmrec.errors import ConfigError
 from slmrec.stages.folders import Stage, Task
 
@@ -15,18 +20,48 @@ def build(task: Task) -> dict[str, float]:
     settings = task.config.prepare
     if settings.input is None:
         raise ConfigError(f"prepare.input is not set; give --input FILE{_before(task.output)}, or prepare.input=FILE")
-    return prepare_dataset(
-        Path(settings.input),
-        task.folder,
-        format=settings.format,
-        user_col=settings.user_col,
-        item_col=settings.item_col,
-        time_col=settings.time_col,
-        items=Path(settings.items) if settings.items else None,
-        items_id_col=settings.items_id_col,
-        title_col=settings.title_col,
-        short_users=settings.short_users,
-    )
+    counts = prepare_dataset(settings.input, task.folder, **arguments(settings), say=_say)
+    _tell(settings, counts)
+    return counts
+
+
+def arguments(settings: PrepareConfig) -> dict[str, Any]:
+    """What `prepare_dataset` is to be given for settings of `prepare`."""
+    chosen = settings.model_dump()
+    reading = {field.name: chosen[field.name] for field in fields(Reading) if field.name in chosen}
+    rules = {field.name: chosen[field.name] for field in fields(Rules)}
+    items = {name: chosen[name] for name in ItemsReading._fields if name in chosen}
+    return {
+        "reading": Reading(**reading, needs_rating=settings.min_rating is not None),
+        "rules": Rules(**rules),
+        "items": ItemsReading(path=Path(settings.items), **items) if settings.items else None,
+        "engine": settings.engine,
+        "memory_limit": settings.memory_limit,
+    }
+
+
+def _say(text: str) -> None:
+    print(f"prepare: {text}", flush=True)
+
+
+def _tell(settings: PrepareConfig, counts: dict[str, float]) -> None:
+    """What a user has to know of what was left out, and of the split."""
+    for setting in ("user", "item"):
+        number = counts[f"num_dropped_{setting}s"]
+        if number:
+            least = getattr(settings, f"min_{setting}_events")
+            _say(f"{number:,} {setting}s left out (prepare.min_{setting}_events is {least})")
+    if counts["num_rejected_rows"]:
+        _say(f"{counts['num_rejected_rows']:,} rows were no events: see rejected.parquet, and dataset.json for reasons")
+    leaked = counts.get("num_test_before_last_train")
+    if settings.split == "leave_one_out" and leaked:
+        _say(
+            f"leave_one_out looks into the future: {leaked:,} of {counts['num_test_targets']:,} test events precede "
+            "the last training event; prepare.split=temporal does not"
+        )
+    cold = counts["num_cold_test_targets"]
+    if cold:
+        _say(f"{cold:,} test events are of items that occur in no training event")
 
 
 def _before(output: Path) -> str:

@@ -4,14 +4,14 @@ import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from slmrec.data.files import DELIMITERS, Source, first_bad_json, inspect, kind_of_name, lines, unpacked
+from slmrec.data.files import DELIMITERS, Format, Source, inspect, json_fault, kind_of_name, lines, unpacked
 from slmrec.errors import ConfigError, DataError
 from slmrec.recommend import Recommender
 
@@ -52,7 +52,7 @@ def _source(path: Path) -> Source:
         raise ConfigError(f"{path}: histories are read from {_READ}; name the file so, or convert it")
     if not path.is_file():
         raise DataError(f"{path}: no such file of histories")
-    return inspect(path, kind, ())
+    return inspect(path, cast(Format, kind), ())
 
 
 def _id_pattern(recommender: Recommender) -> str:
@@ -64,7 +64,7 @@ def _id_pattern(recommender: Recommender) -> str:
 def _histories(source: Source, id_pattern: str) -> tuple[list[Any], list[list[Any]]]:
     path = source.path
     if source.kind == "sequences":
-        words = [re.findall(r"[^ \t\n]+", line) for line in lines(source) if line.strip()]
+        words = [re.findall(r"[^ \t\n]+", line) for line in lines(path) if line.strip()]
         return [user for user, *_ in words], [items for _, *items in words]
     table = _read(source)
     columns = set(table.column_names)
@@ -136,7 +136,7 @@ def _read(source: Source) -> pa.Table:
         if source.kind == "jsonl":
             return _read_jsonl(source)
         with TemporaryDirectory() as folder:
-            path = unpacked(source, Path(folder))
+            (path,) = unpacked(source, Path(folder)).files
             return pq.read_table(path) if source.kind == "parquet" else _read_csv(path, DELIMITERS[source.kind])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{source.path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
@@ -153,10 +153,11 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
 
 def _read_jsonl(source: Source) -> pa.Table:
     """Values as they are written; Arrow's reader takes ids that look like dates for dates."""
-    fault = first_bad_json(source)
-    if fault:
-        raise DataError(f"{source.path}: {fault}; write one JSON object a line")
-    rows = [json.loads(line) for line in lines(source) if line.strip()]
+    for number, line in enumerate(lines(source.path), 1):
+        fault = json_fault(line)
+        if fault:
+            raise DataError(f"{source.path}: line {number}: {fault}; write one JSON object a line")
+    rows = [json.loads(line) for line in lines(source.path) if line.strip()]
     names = dict.fromkeys(name for row in rows for name in row if name in _COLUMNS)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 

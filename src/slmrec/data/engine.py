@@ -1,0 +1,115 @@
+"""Where tables are computed: DuckDB, embedded, or another engine that Ibis speaks to. The only place that chooses."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+from ibis.expr.types import Table
+
+from slmrec.errors import ConfigError, DataError
+
+
+def connect(name: str, spill: Path, memory_limit: str) -> Any:
+    """The engine of a name.
+
+    Args:
+        name: `duckdb`; `spark` (the running session, or a new local one); or a connection URL of another Ibis backend,
+            such as `bigquery://project/dataset`.
+        spill: the folder for what does not fit in memory.
+        memory_limit: how much memory DuckDB may take, for example `4GB`; of a new local Spark, its driver's.
+
+    Raises:
+        ConfigError: there is no such engine, or what it needs is not installed.
+    """
+    if name == "duckdb":
+        return _duckdb(spill, memory_limit)
+    try:
+        return _spark(memory_limit) if name == "spark" else ibis.connect(name)
+    except ImportError as error:
+        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install the Ibis backend"
+        raise ConfigError(f"prepare.engine is {name!r}: {error}; {extra}") from None
+    except (ValueError, ibis.common.exceptions.IbisError) as error:
+        raise ConfigError(
+            f"prepare.engine is {name!r}: {_one_line(error)}; expected duckdb, spark, or the connection URL of an Ibis "
+            "backend"
+        ) from None
+
+
+def _duckdb(spill: Path, memory_limit: str) -> Any:
+    settings = {"temp_directory": str(spill / "duckdb"), "memory_limit": memory_limit}
+    try:
+        return ibis.duckdb.connect(spill / "prepare.duckdb", **settings)
+    except duckdb.Error as error:
+        raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {_one_line(error)}; give it as 4GB") from None
+
+
+def _spark(memory_limit: str) -> Any:
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is None:
+        amount = re.sub(r"i?B$", "", memory_limit.strip()).lower().replace(" ", "")
+        settings = {
+            "spark.driver.memory": amount,
+            "spark.ui.enabled": "false",
+            "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),  # 200 by default, for a cluster
+        }
+        session = SparkSession.builder.config(map=settings).getOrCreate()
+    session.conf.set("spark.sql.session.timeZone", "UTC")
+    return ibis.pyspark.connect(session)
+
+
+def is_duckdb(engine: Any) -> bool:
+    """Whether the engine is the embedded one, which reads any file and knows the order of its rows."""
+    return bool(engine.name == "duckdb")
+
+
+def keep(engine: Any, table: Table) -> Table:
+    """The table, computed once and kept in the engine, in the order of its rows where the engine has one."""
+    if not is_duckdb(engine):
+        return table.cache()
+    return engine.create_table(ibis.util.gen_name("slmrec"), table)
+
+
+def value(scalar: Any) -> Any:
+    """What an expression of one value comes to."""
+    return scalar.to_pyarrow().as_py()
+
+
+def first_row(table: Table) -> dict[str, Any]:
+    """The first row; empty if there is none."""
+    found = table.limit(1).to_pyarrow().to_pylist()
+    return dict(found[0]) if found else {}
+
+
+def batches(engine: Any, table: Table, rows: int) -> Iterator[pa.Table]:
+    """A table as it comes out of the engine, in parts of exactly `rows` rows; the last one may be shorter, or empty."""
+    schema = pa.schema([(field.name, field.type) for field in table.schema().to_pyarrow()])
+    if is_duckdb(engine):
+        reader = engine.con.sql(ibis.to_sql(table, dialect="duckdb")).to_arrow_reader(rows)
+    else:
+        reader = table.to_pyarrow_batches(chunk_size=rows)
+    waiting = schema.empty_table()
+    for batch in reader:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(schema)])
+        while waiting.num_rows >= rows:
+            yield waiting.slice(0, rows).combine_chunks()
+            waiting = waiting.slice(rows)
+    yield waiting.combine_chunks()
+
+
+def explain(error: Exception, what: str) -> DataError:
+    """An engine's error, in one line."""
+    text = _one_line(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return DataError(f"{what}: {text}; raise prepare.memory_limit, or free space on the disk")
+    return DataError(f"{what}: cannot be read ({text[:200]})")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

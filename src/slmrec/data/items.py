@@ -1,0 +1,76 @@
+"""What is known of items: a table with their titles and whatever else it has."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ibis
+from ibis.expr.types import Table
+
+from slmrec.data.files import inspect, rewritten, unpacked
+from slmrec.data.layouts import KNOWN, missing, place
+from slmrec.data.rejects import OnBadRow, Reject
+from slmrec.data.tables import Fault, good_rows, is_empty, open_table
+from slmrec.errors import DataError
+
+_OWN = {"item", "item_id", "title", "num_titles", "text", "row", "file"}
+"""Columns of another meaning: those of the table get an underscore."""
+_MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
+"""Titles that are scraped pieces of a page."""
+
+
+class ItemsReading(NamedTuple):
+    """Which table of items, and how it is read; the settings of `prepare`."""
+
+    path: Path
+    items_id_col: str | None
+    title_col: str | None
+    on_bad_row: OnBadRow
+
+
+def read_items(engine: Any, spill: Path, reading: ItemsReading) -> tuple[Table, list[Reject]]:
+    """The rows of a table of items: `text` (the id), `row`, perhaps `title`, and all other columns.
+
+    Args:
+        engine: the embedded one.
+        spill: a folder for temporary files.
+        reading: the table.
+
+    Raises:
+        DataError: the file cannot be read, or has no such columns, or an id is missing and `on_bad_row` is `error`.
+    """
+    path = reading.path
+    names = {name for name in (reading.items_id_col, reading.title_col) if name}
+    source = inspect(path, "auto", KNOWN | names)
+    if source.kind in {"sequences", "reference"}:
+        raise DataError(f"{path}: is no table; expected one of items (.csv, .tsv, .dat, .parquet or .jsonl)")
+    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
+    opened = open_table(engine, source, None, reading.on_bad_row)
+    id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col)
+    title_at = place(path, opened.head.names, "title_col", reading.title_col)
+    if id_at is None:
+        raise missing(path, opened.head.names, "items_id_col", None)
+    columns = {"text": opened.column(opened.head.names[id_at]).cast("string")}
+    if title_at is not None:
+        columns["title"] = opened.column(opened.head.names[title_at]).cast("string").nullif("")
+    for at, name in enumerate(opened.head.names):
+        if at not in (id_at, title_at):
+            columns[name + "_" * (name in _OWN)] = opened.column(name)
+    fault = Fault(is_empty(columns["text"]), opened.head.names[id_at], columns["text"], lambda _: "expected an id")
+    return good_rows(opened, columns, [fault])
+
+
+def one_row_an_item(rows: Table, catalogue: Table) -> Table:
+    """The rows of the items of a catalogue (`text`), the first one of each; and `num_titles`, different ones.
+
+    Of the titles the first one counts that is there, and that is no scraped markup.
+    """
+    wanted = rows.semi_join(catalogue, "text")
+    first = wanted.mutate(nth=ibis.row_number().over(group_by="text", order_by="row"))
+    firsts = first.filter(first.nth == 0).drop("nth", "row")
+    if "title" not in rows.columns:
+        return firsts.mutate(num_titles=0)
+    usable = wanted.filter(wanted.title.notnull() & ~wanted.title.re_search(_MARKUP))
+    titles = usable.group_by("text").aggregate(
+        title=usable.title.first(order_by=usable.row), num_titles=usable.title.nunique()
+    )
+    return firsts.drop("title").left_join(titles, "text").drop("text_right")
