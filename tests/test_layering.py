@@ -38,6 +38,7 @@ MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
     "accelerate": {"training"},
+    "urllib": {"data"},  # fetch.py: nothing else speaks to the network
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }
@@ -107,6 +108,7 @@ def test_only_cli_stages_and_training_know_the_config() -> None:
         ("stages/distill.py", "from transformers import AutoModel", ["line 1: stages may not use transformers"]),
         ("stages/distill.py", "import slmrec.cli as cli", ["line 1: stages may not import slmrec.cli"]),
         ("evaluation.py", "import accelerate.utils", ["line 1: evaluation may not use accelerate"]),
+        ("stages/fetch.py", "import urllib.request", ["line 1: stages may not use urllib"]),
         ("checkpoint.py", "import json, pickle", ["line 1: checkpoint may not use pickle"]),
         ("data/dataset.py", "from .batching import collate\nfrom ..errors import DataError", []),
         ("checkpoint.py", "from slmrec import __version__", []),
