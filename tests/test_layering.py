@@ -38,6 +38,8 @@ MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
     "accelerate": {"training"},
+    "duckdb": {"data"},
+    "matplotlib": {"stages"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }
