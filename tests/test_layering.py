@@ -39,6 +39,8 @@ MAY_USE: dict[str, set[str]] = {
     "peft": {"models"},
     "accelerate": {"training"},
     "urllib": {"data"},  # fetch.py: nothing else speaks to the network
+    "duckdb": {"data"},
+    "matplotlib": {"stages"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }
