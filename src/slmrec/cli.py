@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from slmrec import __version__
 from slmrec.errors import SlmrecError
@@ -18,6 +19,17 @@ STAGES = {
 }
 TAKE_INPUT = ("prepare", "run")
 DEFAULTS = "each has its default: the paper's recipe on smollm2-135m"
+FORMATS = """
+formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
+  Amazon reviews 2014, 2018 and 2023   json lines (2014 also as Python literals), and files of ratings alone
+  MovieLens 100K, 1M, 20M and newer    u.data, ratings.dat, ratings.csv
+  RecBole                              .inter
+  one user a line                      user item item ...
+  the reference's processed csv        a row a user, with lists of items and titles
+  any table                            csv, tsv, parquet or json lines with user, item and time
+--items FILE takes the metadata of the same (meta_*.json, u.item, movies.dat, movies.csv, .item), or any table of items.
+Other names of columns: prepare.user_col=NAME and so on; a table without header: prepare.columns=[...].
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,12 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"slmrec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
-        command = commands.add_parser(name, help=text, description=text, epilog=_epilog(name))
+        command = _add(commands, name, text, epilog=_epilog(name))
         command.add_argument("--config", type=Path, help="YAML with the settings of all stages; see configs/")
         command.add_argument("--output", type=Path, required=True, help="folder of the run")
         command.add_argument("--force", action="store_true", help="redo what is done")
         if name in TAKE_INPUT:
-            command.add_argument("--input", help="file of interactions; the same as prepare.input=FILE")
+            _add_data_options(command)
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the YAML")
     demo = commands.add_parser("demo", help="the whole pipeline on a simulated shop, in minutes")
     demo.add_argument("--output", type=Path, required=True, help="folder of the run")
@@ -72,18 +84,51 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
     bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
+    _add_data_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
 
 
+def _add(commands: Any, name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return added
+
+
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input", help="the log, a file or folder; the same as prepare.input=FILE")
+    command.add_argument("--items", help="a table of items with titles; the same as prepare.items=FILE")
+    command.add_argument(
+        "--on-bad-row", choices=("error", "skip"), help="rows that are no events; the same as prepare.on_bad_row=..."
+    )
+
+
+def _add_data_commands(commands: Any) -> None:
+    text = "look at, check and download data"
+    inner = _add(commands, "data", text).add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    describe = _add(inner, "describe", "what is in a prepared data set: counts, distributions, split, leakage")
+    describe.add_argument("folder", type=Path, help="folder of a data set, or of a run")
+    describe.add_argument("--output", type=Path, help="the picture to write (default: FOLDER/describe.png)")
+    validate = _add(inner, "validate", "whether a log can be prepared, and all that is wrong with it", epilog=FORMATS)
+    validate.add_argument("file", help="the log, a file or folder")
+    validate.add_argument("overrides", nargs="*", metavar="prepare.key=value", help="how it is read")
+    fetch = _add(inner, "fetch", "download a public data set")
+    fetch.add_argument("name", nargs="?", help="which one; without a name, a list of them")
+    fetch.add_argument("--output", type=Path, default=Path("data"), help="folder to download into (default: data)")
+    for command in inner.choices.values():
+        command.set_defaults(parser=command)
+
+
 def _epilog(name: str) -> str:
     data = "--input FILE " if name in TAKE_INPUT else ""
     bare = {"prepare": "the data set itself is written into the output folder"}.get(name, DEFAULTS)
-    return (
-        f"Example: slmrec {name} --config configs/tiny.yaml {data}--output out/tiny seed=1. All settings are explained "
-        f"in src/slmrec/config.py. Without --config {bare}."
+    example = (
+        f"Example: slmrec {name} --config configs/tiny.yaml {data}--output out/tiny seed=1\n"
+        f"All settings are explained in src/slmrec/config.py. Without --config {bare}."
     )
+    return f"{example}\n{FORMATS}" if name == "prepare" else example
 
 
 def _dispatch(options: argparse.Namespace) -> None:
@@ -99,16 +144,33 @@ def _dispatch(options: argparse.Namespace) -> None:
         from slmrec.stages.demo import demo
 
         demo(options.output, options.overrides, options.force)
+    elif options.command == "data":
+        _run_data_command(options)
     else:
         _run_stage(options)
+
+
+def _run_data_command(options: argparse.Namespace) -> None:
+    if options.data_command == "describe":
+        from slmrec.stages.describe import describe
+
+        describe(options.folder, options.output)
+    elif options.data_command == "fetch":
+        from slmrec.stages.fetch import fetch, list_datasets
+
+        fetch(options.name, options.output) if options.name else list_datasets()
+    else:
+        from slmrec.stages.validate import validate
+
+        validate(options.file, options.overrides)
 
 
 def _run_stage(options: argparse.Namespace) -> None:
     from slmrec.config import load_config
 
-    overrides = list(options.overrides)
-    if getattr(options, "input", None):
-        overrides.append(f"prepare.input={json.dumps(options.input)}")
+    given = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
+    named = [f"prepare.{name}={json.dumps(text)}" for name, text in given.items() if text]
+    overrides = [*options.overrides, *named]
     config = load_config(options.config, overrides)
     from slmrec.stages import evaluate
     from slmrec.stages.folders import run_stage

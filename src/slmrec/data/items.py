@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import ibis
 from ibis.expr.types import Table
 
-from slmrec.data.files import inspect, rewritten, unpacked
+from slmrec.data.files import Source, inspect, rewritten, unpacked
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.rejects import OnBadRow, Reject
-from slmrec.data.tables import Fault, good_rows, is_empty, open_table
+from slmrec.data.tables import Fault, faults_told, good_rows, is_empty, open_table
 from slmrec.errors import DataError
 
 _OWN = {"item", "item_id", "title", "num_titles", "text", "row", "file"}
@@ -43,6 +43,12 @@ def read_items(engine: Any, spill: Path, reading: ItemsReading) -> tuple[Table, 
     source = inspect(path, "auto", KNOWN | names)
     if source.kind in {"sequences", "reference"}:
         raise DataError(f"{path}: is no table; expected one of items (.csv, .tsv, .dat, .parquet or .jsonl)")
+    with faults_told(source):
+        return _rows_of_items(engine, spill, source, reading)
+
+
+def _rows_of_items(engine: Any, spill: Path, source: Source, reading: ItemsReading) -> tuple[Table, list[Reject]]:
+    path = reading.path
     source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
     opened = open_table(engine, source, None, reading.on_bad_row)
     id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col)

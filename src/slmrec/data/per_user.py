@@ -13,7 +13,7 @@ from slmrec.data.engine import keep
 from slmrec.data.files import Source, list_cell, records
 from slmrec.data.layouts import header, missing, place
 from slmrec.data.rejects import OnBadRow, Reject, settled
-from slmrec.data.tables import computed, read_lines
+from slmrec.data.tables import read_lines
 
 _ROWS_AT_ONCE = 10_000
 _SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("title", pa.string())])
@@ -37,7 +37,7 @@ def read_lines_of_users(engine: Any, source: Source, on_bad_row: OnBadRow) -> Hi
         DataError: a user has no items or another line already, and `on_bad_row` is `error`.
     """
     words = read_lines(engine, source).line.fill_null("").re_replace(r"[ \t]+", " ").strip().split(" ")
-    lines = computed(engine, source, words.name("words").as_table())
+    lines = keep(engine, words.name("words").as_table())
     users = lines.select(user_id=lines.words[0], item_id=lines.words[1:], line=lines.rowid() + 1)
     last = users.filter(users.user_id != "").line.max()  # blank lines at the end do no harm
     users = users.filter(users.line <= last.as_scalar())

@@ -20,7 +20,7 @@ from slmrec.data.files import Format, Source, inspect, rewritten, unpacked
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.per_user import Histories, read_lines_of_users, read_lists
 from slmrec.data.rejects import OnBadRow, Reject, settled
-from slmrec.data.tables import Fault, faults_of, good_rows, is_empty, open_table, reject
+from slmrec.data.tables import Fault, faults_of, faults_told, good_rows, is_empty, open_table, reject
 from slmrec.data.times import parsed_times, why_no_time
 from slmrec.errors import ConfigError, DataError
 
@@ -77,6 +77,11 @@ def read_events(engine: Any, spill: Path, input: str, reading: Reading) -> Event
         return _events_where_they_live(engine, input, reading)
     named = (reading.user_col, reading.item_col, reading.time_col, *(reading.columns or ()))
     source = inspect(Path(input), reading.format, KNOWN | {name for name in named if name})
+    with faults_told(source):
+        return _events_of_file(engine, spill, source, reading)
+
+
+def _events_of_file(engine: Any, spill: Path, source: Source, reading: Reading) -> Events:
     if source.kind == "sequences":
         _refuse_columns(source, reading)
         return _ordered(source, read_lines_of_users(engine, source, reading.on_bad_row))

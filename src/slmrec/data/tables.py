@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def good_rows(opened: Opened, columns: dict[str, Any], faults: Sequence[Fault]) 
         blank = Fault(is_empty(line.strip()), None, line, None)
         faults = [blank, Fault(~opened.table.is_object, None, line, lambda _: "not a JSON object"), *faults]
     marked = opened.table.select(**columns, file=file, **faults_of(faults))
-    stored = computed(opened.engine, opened.source, marked)
+    stored = keep(opened.engine, marked)
     rows = stored.mutate(row=stored.rowid())
     rejects = settled(_rejects(opened, rows, faults), opened.on_bad_row)
     return rows.filter(rows.fault.isnull()).drop("fault", "value", "file"), rejects
@@ -128,10 +129,11 @@ def read_lines(engine: Any, source: Source) -> Table:
     return lines
 
 
-def computed(engine: Any, source: Source, table: Table) -> Table:
-    """`keep`, when the table comes from a file."""
+@contextmanager
+def faults_told(source: Source) -> Iterator[None]:
+    """The engine's errors about a file as one line."""
     try:
-        return keep(engine, table)
+        yield
     except duckdb.Error as error:
         fault = _csv_fault(str(error))
         if fault is None:
@@ -142,10 +144,7 @@ def computed(engine: Any, source: Source, table: Table) -> Table:
 
 
 def _open_parquet(engine: Any, source: Source) -> Table:
-    try:
-        table: Table = engine.read_parquet(_paths(source.files), **_file_names(source))
-    except duckdb.Error as error:
-        raise explain(error, str(source.path)) from None
+    table: Table = engine.read_parquet(_paths(source.files), **_file_names(source))
     return table
 
 

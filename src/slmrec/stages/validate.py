@@ -1,0 +1,84 @@
+"""Whether a log can be prepared, and all that is wrong with it."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from slmrec.config import load_config
+from slmrec.data.engine import connect, value
+from slmrec.data.rejects import Reject, counts
+from slmrec.data.sources import Events, read_events
+from slmrec.errors import DataError
+from slmrec.stages.prepare import arguments
+
+_SHOWN = 10
+"""Faulty rows that are shown."""
+
+
+def validate(file: str, overrides: list[str]) -> None:
+    """Reads a log as `prepare` would, and prints what was found; nothing is written.
+
+    Args:
+        file: the log.
+        overrides: `prepare.key=value`, how it is read.
+
+    Raises:
+        DataError: it cannot be read, or has rows that are no events.
+    """
+    given = [*overrides, f"prepare.input={json.dumps(file)}", 'prepare.on_bad_row="skip"']
+    settings = load_config(None, given).prepare
+    with TemporaryDirectory(prefix="slmrec-") as folder:
+        engine = connect(settings.engine, Path(folder), settings.memory_limit)
+        log = read_events(engine, Path(folder), file, arguments(settings)["reading"])
+        _show(file, log, settings.min_user_events)
+    if log.rejects:
+        raise DataError(
+            f"{file}: {len(log.rejects):,} rows are no events; mend them, or prepare with --on-bad-row skip, which "
+            "leaves them out"
+        )
+    print(f"{file}: all rows are events")
+
+
+def _show(file: str, log: Events, min_user_events: int) -> None:
+    console = Console()
+    table = Table("", "", title=file, show_header=False)
+    for name, text in (log.layout | _facts(log, min_user_events)).items():
+        table.add_row(name, text if isinstance(text, str) else f"{text:,}")
+    console.print(table)
+    if log.rejects:
+        console.print(_faults(log.rejects))
+
+
+def _facts(log: Events, min_user_events: int) -> dict[str, Any]:
+    events = log.table
+    users = events.group_by("user_id").aggregate(size=events.count())
+    times = {name: value(getattr(events.timestamp, name)()) for name in ("min", "max")}
+    distinct = events.select("user_id", "item_id", "timestamp", "nanosecond").distinct()
+    number = value(events.count())
+    facts = {
+        "events": number,
+        "users": value(users.count()),
+        f"users of fewer than {min_user_events} events": value((users["size"] < min_user_events).sum().fill_null(0)),
+        "items": value(events.item_id.nunique()),
+        "events that are there before (same user, item and time)": number - value(distinct.count()),
+    }
+    if times["min"] is None:
+        return facts | {"times": "none"}
+    return facts | {"first time": str(times["min"]), "last time": str(times["max"])}
+
+
+def _faults(rejects: list[Reject]) -> Table:
+    table = Table("file", "line", "column", "value", "what", title="rows that are no events")
+    for reject in rejects[:_SHOWN]:
+        value_ = repr(reject.value)
+        shown = value_ if len(value_) <= 40 else f"{value_[:37]}..."
+        table.add_row(reject.file.name, str(reject.line), reject.column or "", shown, reject.reason)
+    if len(rejects) > _SHOWN:
+        table.add_row("...", "", "", "", "")
+    for reason, number in counts(rejects).items():
+        table.add_row("in all", f"{number:,}", "", "", reason)
+    return table
