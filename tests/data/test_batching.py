@@ -14,7 +14,7 @@ def samples_of(histories: list[list[int]]) -> Samples:
     """Each history without its last item, which comes next."""
     ends = np.cumsum([len(history) for history in histories]) - 1
     starts = ends - np.array([len(history) - 1 for history in histories])
-    return Samples(np.concatenate(histories), starts, ends, np.arange(len(histories)))
+    return Samples.of(np.concatenate(histories), starts, ends, np.arange(len(histories)))
 
 
 @given(HISTORIES, st.integers(1, 6), st.booleans(), st.data())
