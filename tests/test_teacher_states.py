@@ -152,6 +152,8 @@ def test_the_fingerprint_knows_teacher_data_and_settings() -> None:
     ]
     assert len(set(found)) == len(found)
     assert key() == found[0]
+    narrow = Samples(samples.flat.astype(np.int32), samples.num, samples.spans)
+    assert key(samples=narrow) == found[0]  # the same items, however they are stored
 
 
 def cut(path: Path) -> None:
