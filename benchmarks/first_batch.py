@@ -1,7 +1,8 @@
 """From opening a prepared data set to the first training batch: seconds and peak memory, whatever its size.
 
 Writes a prepared data set of random events (10 million users, 100 million events unless told otherwise), then measures
-in a fresh process for each supervision, and once for a split by time. Writes benchmarks/results/first_batch.json.
+in a fresh process for each supervision, and once for a split by time. The files, just written, are in the system's
+cache; the peak is of the whole process, imports and mapped pages included. Writes benchmarks/results/first_batch.json.
 
 Run: python benchmarks/first_batch.py [--folder WHERE_TO_KEEP_THE_DATA]
 """
