@@ -15,9 +15,8 @@ def dataset_of(histories, num_items):
     return Dataset(
         flat=np.concatenate(histories).astype(np.int64),
         offsets=np.cumsum([0, *map(len, histories)]),
-        user_ids=pa.array([f"u{user}" for user in range(len(histories))]),
-        item_ids=pa.array([f"i{item}" for item in range(1, num_items + 1)]),
-        titles=None,
+        users=pa.table({"user_id": [f"u{user}" for user in range(len(histories))]}),
+        items=pa.table({"item_id": [f"i{item}" for item in range(1, num_items + 1)]}),
         fingerprint="test",
     )
 

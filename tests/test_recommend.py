@@ -118,8 +118,8 @@ def test_the_card_names_the_library_and_the_metrics(folder: Path) -> None:
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     """Of a shop whose items are the numbers 70, 60, ... 10."""
     torch.manual_seed(0)
-    ids = pa.array([70, 60, 50, 40, 30, 20, 10])
-    data = Dataset(np.arange(1, 8), np.array([0, 7]), pa.array([5]), ids, None, "x")
+    users, items = pa.table({"user_id": [5]}), pa.table({"item_id": [70, 60, 50, 40, 30, 20, 10]})
+    data = Dataset(np.arange(1, 8), np.array([0, 7]), users, items, "x")
     folder = tmp_path_factory.mktemp("numbered")
     save_recommender(SasRec(SasRecConfig(num_items=7, hidden_size=8)), data, folder, "numbered", {})
     return Recommender.from_pretrained(folder)

@@ -60,7 +60,7 @@ def some_samples() -> Samples:
     lengths = np.array([3, 9, 1, 6, 2, 8, 4, 7, 1, 5, 3])
     ends = np.cumsum(lengths + 1) - 1
     flat = np.random.default_rng(0).integers(1, NUM_ITEMS + 1, ends[-1] + 1)
-    return Samples(flat, ends - lengths, ends, np.arange(len(lengths)))
+    return Samples.of(flat, ends - lengths, ends, np.arange(len(lengths)))
 
 
 def settings(every_position: bool = False, num_blocks: int = 2) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_stored_is_what_the_teacher_says_whatever_the_rows(tmp_path: Path, every
 def test_the_file_is_safetensors_and_mapped_not_read(tmp_path: Path) -> None:
     teacher, path = a_teacher(), tmp_path / "states.safetensors"
     store(path, teacher, **settings(True))
-    tensors, num_read = load_file(path), int(np.minimum(some_samples().lengths, MAX_HISTORY).sum())
+    tensors, num_read = load_file(path), int(some_samples().clipped_lengths(MAX_HISTORY).sum())
     assert {name: value.shape for name, value in tensors.items()} == {
         "blocks": (2, num_read, HIDDEN),
         "users": (num_read, WIDTH),
@@ -144,7 +144,7 @@ def test_the_fingerprint_knows_teacher_data_and_settings() -> None:
         key(other),
         key(deeper),
         key(half),
-        key(samples=Samples(moved, samples.starts, samples.ends, samples.users)),
+        key(samples=Samples(moved, samples.num, samples.spans)),
         key(samples=samples.take(np.arange(10))),
         key(samples=samples.take(np.arange(11)[::-1])),
         *(key(**{name: value}) for name, value in (("num_blocks", 4), ("max_history_items", 5))),
@@ -152,6 +152,8 @@ def test_the_fingerprint_knows_teacher_data_and_settings() -> None:
     ]
     assert len(set(found)) == len(found)
     assert key() == found[0]
+    narrow = Samples(samples.flat.astype(np.int32), samples.num, samples.spans)
+    assert key(samples=narrow) == found[0]  # the same items, however they are stored
 
 
 def cut(path: Path) -> None:

@@ -29,7 +29,7 @@ SETTINGS = TrainConfig(
 def samples() -> TrainingSamples:
     flat = np.tile(np.arange(1, 9), 4)
     ends = np.arange(3, 31, 2)
-    return TrainingSamples(Samples(flat, ends - 3, ends, np.arange(len(ends))), 5, False)
+    return TrainingSamples(Samples.of(flat, ends - 3, ends, np.arange(len(ends))), 5, False)
 
 
 def model() -> SasRec:
@@ -100,7 +100,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         own = SasRec(SasRecConfig(num_items=8, hidden_size=8, dropout=0.0, max_history_items=5))
         flat = np.tile(np.arange(1, 9), 4)
         ends = np.arange(3, 19, 1)
-        data = TrainingSamples(Samples(flat, ends - 3, ends, np.arange(len(ends))), 5, False)
+        data = TrainingSamples(Samples.of(flat, ends - 3, ends, np.arange(len(ends))), 5, False)
         settings = SETTINGS.model_copy(
             update={
                 "per_device_train_batch_size": size,

@@ -8,9 +8,6 @@ from torch import Tensor
 from slmrec.data.dataset import Dataset, Ints
 from slmrec.types import Batch
 
-NUM_HELD_OUT = 2
-"""Events at the end of each user's history that are not in the train split."""
-
 
 class Popularity:
     """Scores an item by how often it occurs in the train split; the history does not matter."""
@@ -79,9 +76,9 @@ class LastItemCooccurrence:
 
 def _distinct_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     """Users and items of the distinct train events, sorted by user."""
-    inside = _spans(dataset.offsets[:-1], dataset.offsets[1:] - NUM_HELD_OUT)
-    owners = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets) - NUM_HELD_OUT)
-    users, items = np.divmod(np.unique(owners * (dataset.num_items + 1) + dataset.flat[inside]), dataset.num_items + 1)
+    base = dataset.num_items + 1
+    pairs = [np.unique(users * base + items) for users, items in dataset.train_events()]  # each of other users
+    users, items = np.divmod(np.concatenate(pairs), base)
     return users, items
 
 

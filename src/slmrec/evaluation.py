@@ -134,8 +134,8 @@ def evaluate_scorer(
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
         for rows, scores in _scored(scorer, samples, batch_size):
-            users, device = samples.users[rows], scores.device
-            whole = collate(samples, rows, int(samples.lengths[rows].max())).to(device)
+            users, device = samples.spans(rows)[2], scores.device
+            whole = collate(samples, rows, int(samples.lengths(rows).max())).to(device)
             drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64)).to(device)
             for protocol in protocols:
                 candidates, columns = _candidates(protocol, scores, whole.targets, whole.items, drawn)
@@ -204,17 +204,23 @@ def validate(model: SequenceEncoder, samples: Samples, batch_size: int) -> dict[
     return ranking_metrics(ranks["full"])
 
 
-def draw_negatives(dataset: Dataset, num_negatives: int, seed: int) -> NDArray[np.int32]:
+def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints | None = None) -> NDArray[np.int32]:
     """(U, K) items that each user never interacted with, drawn uniformly and without replacement.
 
     Items of the whole sequence are left out, held-out ones included. The same data and seed give the same negatives.
+
+    Args:
+        dataset: the histories.
+        num_negatives: K.
+        seed: of the draws.
+        users: those to draw for, by default all; the rows of the others are 0.
 
     Raises:
         DataError: a user has fewer than `num_negatives` such items.
     """
     generator = np.random.default_rng(seed)
-    negatives = np.empty((dataset.num_users, num_negatives), dtype=np.int32)
-    for user in range(dataset.num_users):
+    negatives = np.zeros((dataset.num_users, num_negatives), dtype=np.int32)
+    for user in range(dataset.num_users) if users is None else users:
         seen = np.unique(dataset.flat[dataset.offsets[user] : dataset.offsets[user + 1]])
         num_free = dataset.num_items - len(seen)
         if num_free < num_negatives:

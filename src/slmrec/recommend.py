@@ -187,4 +187,4 @@ def _samples(histories: list[list[int]]) -> Samples:
     ends = np.cumsum([len(history) for history in histories], dtype=np.int64)
     starts = ends - np.array([len(history) for history in histories], dtype=np.int64)
     flat = np.array([item for history in histories for item in history] + [0], dtype=np.int64)  # a target for the last
-    return Samples(flat, starts, ends, np.arange(len(histories)))
+    return Samples.of(flat, starts, ends, np.arange(len(histories)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from slmrec import __version__
 from slmrec.data.batching import by_length, collate
-from slmrec.data.dataset import Ints, Samples
+from slmrec.data.dataset import CHUNK, Ints, Items, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation import eval_mode
 from slmrec.types import Batch, Encoded, SequenceEncoder
@@ -52,12 +52,19 @@ def fingerprint(
     config: Any = getattr(teacher, "config", None)
     facts = [VERSION, __version__, num_blocks, max_history_items, every_position, len(samples), len(samples.flat)]
     digest = hashlib.sha256(json.dumps([*facts, config and config.to_json_string()]).encode())
-    for array in (samples.flat, samples.starts, samples.ends):
-        digest.update(np.ascontiguousarray(array).data)
+    for array in _arrays(samples):
+        digest.update(np.ascontiguousarray(array, "<i8").data)
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _arrays(samples: Samples) -> Iterator[Items]:
+    """The items, then the starts, then the ends of all samples, a chunk at a time."""
+    yield from (samples.flat[at : at + CHUNK] for at in range(0, len(samples.flat), CHUNK))
+    yield from (samples.spans(rows)[0] for rows in samples.chunks())
+    yield from (samples.spans(rows)[1] for rows in samples.chunks())
 
 
 def store_teacher_states(
@@ -207,14 +214,14 @@ class _Places:
     """Where in the file the read-outs of each sample stand."""
 
     def __init__(self, samples: Samples, max_history_items: int, every_position: bool) -> None:
-        lengths = np.minimum(samples.lengths, max_history_items)
+        lengths = samples.clipped_lengths(max_history_items)
         self._counts = lengths if every_position else np.ones_like(lengths)
-        self._starts = np.cumsum(self._counts) - self._counts
+        self._starts = np.cumsum(self._counts, dtype=np.int64) - self._counts
         self.total = int(self._counts.sum())
 
     def of(self, rows: Ints) -> Ints:
         """(N,) rows of the file, in row-major order."""
-        counts = self._counts[rows]
+        counts = self._counts[rows].astype(np.int64)
         before = np.cumsum(counts) - counts
         at: Ints = np.repeat(self._starts[rows] - before, counts) + np.arange(counts.sum())
         return at

@@ -5,10 +5,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -125,11 +125,10 @@ class _Trainer:
 
     def _epoch(self, progress: Progress) -> None:
         start, done, before = time.perf_counter(), self.progressed, self.progressed.step
-        steps = list(self._steps(done.epoch))
-        task = progress.add_task(f"{self.name} epoch {done.epoch + 1}", total=len(steps))
+        task = progress.add_task(f"{self.name} epoch {done.epoch + 1}", total=self._steps_per_epoch())
         totals: dict[str, float] = {}
         self.loss.train()
-        for batches in steps:
+        for batches in self._steps(done.epoch):
             if 0 <= self.settings.max_steps <= done.step:
                 break
             for key, value in self._step(batches).items():
@@ -147,14 +146,20 @@ class _Trainer:
     def _steps(self, epoch: int) -> Iterator[list[Ints]]:
         """This process's batches of an epoch, those of one optimiser step together."""
         batch_size = self.settings.per_device_train_batch_size
-        lengths = np.minimum(self.data.samples.lengths, self.data.max_history_items)
-        batches = shuffled(lengths, batch_size, self.seed, epoch)
-        own = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = self.settings.gradient_accumulation_steps
-        shortest = len(batches) // self.accelerator.num_processes  # all processes take equally many steps
-        own = own[: max(shortest, 1)]
-        for at in range(0, len(own), size):
-            yield own[at : at + size]
+        batches = shuffled(self.data.samples, batch_size, self.data.max_history_items, self.seed, epoch)
+        own = islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes)
+        own = islice(own, self._batches_per_epoch())
+        while together := list(islice(own, self.settings.gradient_accumulation_steps)):
+            yield together
+
+    def _batches_per_epoch(self) -> int:
+        """Of one process; all take equally many."""
+        num_batches = math.ceil(len(self.data.samples) / self.settings.per_device_train_batch_size)
+        num_processes: int = self.accelerator.num_processes
+        return max(1, num_batches // num_processes)
+
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(self._batches_per_epoch() / self.settings.gradient_accumulation_steps)
 
     def _step(self, batches: list[Ints]) -> dict[str, float]:
         done, device = self.progressed, self.accelerator.device
@@ -188,9 +193,7 @@ class _Trainer:
         )
 
     def _schedule(self, step: int) -> float:
-        num_batches = math.ceil(len(self.data.samples) / self.settings.per_device_train_batch_size)
-        per_epoch = math.ceil(num_batches / self.accelerator.num_processes / self.settings.gradient_accumulation_steps)
-        total = per_epoch * self.settings.num_train_epochs
+        total = self._steps_per_epoch() * self.settings.num_train_epochs
         if self.settings.max_steps >= 0:
             total = min(total, self.settings.max_steps)
         return schedule(step, self.settings.warmup_steps, total, self.settings.lr_scheduler_type)

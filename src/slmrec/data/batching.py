@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from slmrec.data.dataset import Ints, Samples
+from slmrec.data.permutation import NUM_ROUNDS, permuted
 from slmrec.types import Batch
 
 POOL_BATCHES = 50
@@ -15,38 +15,40 @@ POOL_BATCHES = 50
 
 def collate(samples: Samples, rows: Ints, max_history_items: int, every_position: bool = False) -> Batch:
     """The batch of some samples: the newest items of each, oldest first, padded with 0 on the right to the longest."""
-    ends = samples.ends[rows]
-    starts = np.maximum(samples.starts[rows], ends - max_history_items)
+    starts, ends, _ = samples.spans(rows)
+    starts = np.maximum(starts, ends - max_history_items)
     lengths = ends - starts
     columns = np.arange(lengths.max())
     inside = columns < lengths[:, None]
     at = np.minimum(starts[:, None] + columns, len(samples.flat) - 1)
-    items = np.where(inside, samples.flat[at], 0)
-    targets = samples.flat[(at + 1)[inside]] if every_position else samples.flat[ends]
+    items = np.where(inside, samples.flat[at], 0).astype(np.int64)
+    targets = samples.flat[(at + 1)[inside] if every_position else ends].astype(np.int64)
     tensor = torch.from_numpy
     return Batch(tensor(items), tensor(lengths), tensor(targets), every_position, tensor(rows))
 
 
-def shuffled(lengths: Ints, batch_size: int, seed: int, epoch: int) -> list[Ints]:
-    """Rows of each batch of one epoch: shuffled, then sorted by length within pools, then the batches shuffled.
+def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: int, epoch: int) -> Iterator[Ints]:
+    """Rows of each batch of one epoch: shuffled, then sorted by length within pools, whose batches are shuffled.
 
-    Few pads, and batches that are still nearly independent draws. The same seed and epoch give the same batches.
+    Few pads, and batches that are still nearly independent draws. The same seed and epoch give the same batches. No
+    more than a pool is held in memory. Of ceil(samples / batch_size) batches one may be shorter, in the last pool.
     """
     generator = np.random.default_rng((seed, epoch))
-    order = generator.permutation(len(lengths))
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), batch_size * POOL_BATCHES):
-        pool = order[start : start + batch_size * POOL_BATCHES]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    return [batches[number] for number in generator.permutation(len(batches))]
+    keys = generator.integers(0, 2**64, NUM_ROUNDS, np.uint64)
+    size = batch_size * POOL_BATCHES
+    for start in range(0, len(samples), size):
+        pool = permuted(np.arange(start, min(start + size, len(samples))), len(samples), keys)
+        lengths = np.minimum(samples.lengths(pool), max_history_items)
+        pool = pool[np.argsort(lengths, kind="stable")]
+        for at in batch_size * generator.permutation(-(-len(pool) // batch_size)):
+            yield pool[at : at + batch_size]
 
 
 def by_length(
     samples: Samples, batch_size: int, max_history_items: int, every_position: bool = False
 ) -> Iterator[tuple[Ints, Batch]]:
     """Rows and batches of all samples, shortest first: for inference."""
-    order = np.argsort(np.minimum(samples.lengths, max_history_items), kind="stable")
+    order = np.argsort(samples.clipped_lengths(max_history_items), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, collate(samples, rows, max_history_items, every_position)

@@ -82,7 +82,7 @@ def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure,
 def lengths_of(data: Path | None) -> Ints:
     """History lengths at test time, the newest `MAX_HISTORY` items of each."""
     if data is not None:
-        return np.minimum(Dataset.load(data).held_out("test").lengths, MAX_HISTORY)
+        return Dataset.load(data).held_out("test").clipped_lengths(MAX_HISTORY).astype(np.int64)
     # Amazon Beauty: at least 4 items before the test item, 7.9 on average.
     drawn = 3 + np.random.default_rng(0).geometric(1 / 4.9, 20_000)
     return np.minimum(drawn, MAX_HISTORY)
@@ -296,7 +296,7 @@ def samples_of(lengths: Ints) -> Samples:
     """Samples of random items with these lengths."""
     ends = np.cumsum(lengths + 1) - 1
     flat = np.random.default_rng(1).integers(1, NUM_ITEMS + 1, int(ends[-1]) + 1)
-    return Samples(flat, ends - lengths, ends, np.arange(len(lengths)))
+    return Samples.of(flat, ends - lengths, ends, np.arange(len(lengths)))
 
 
 def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:

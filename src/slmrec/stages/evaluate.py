@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 from slmrec.baselines import LastItemCooccurrence, Popularity
 from slmrec.checkpoint import load_recommender
 from slmrec.config import Config, EvaluateConfig
-from slmrec.data.dataset import Dataset
+from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation import EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
 from slmrec.metrics import ranking_metrics
@@ -44,11 +45,12 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
         **{name: EncoderScorer(model) for name, model in models.items()},
         **extra(dataset),
     }
-    ranks = _ranks(task, settings, dataset, scorers)
+    samples = dataset.held_out("test")
+    ranks = _ranks(task, dataset, samples, scorers)
     sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
-    content = _report(task, ranks, sizes, _speeds(settings, dataset, scorers))
+    content = _report(task, dataset, ranks, sizes, _speeds(settings, samples, scorers))
     (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _write_ranks(task.folder / "per_user.parquet", dataset, ranks)
+    _write_ranks(task.folder / "per_user.parquet", dataset.user_ids.take(pa.array(samples.users())), ranks)
     return {}
 
 
@@ -81,10 +83,10 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     return models
 
 
-def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict[str, Scorer]) -> dict[str, Any]:
-    samples, negatives = dataset.held_out("test"), None
+def _ranks(task: Task, dataset: Dataset, samples: Samples, scorers: dict[str, Scorer]) -> dict[str, Any]:
+    settings, negatives = task.config.evaluate, None
     if "sampled" in settings.protocols:
-        negatives = draw_negatives(dataset, settings.num_negatives, task.config.seed)
+        negatives = draw_negatives(dataset, settings.num_negatives, task.config.seed, samples.users())
         save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
     ranks = {}
     with Progress(transient=True) as progress:
@@ -102,14 +104,15 @@ def _ranks(task: Task, settings: EvaluateConfig, dataset: Dataset, scorers: dict
     return ranks
 
 
-def _speeds(settings: EvaluateConfig, dataset: Dataset, scorers: dict[str, Scorer]) -> dict[str, float]:
-    samples = dataset.held_out("test")
-    timed = samples.take(samples.users[: settings.timing_users])
+def _speeds(settings: EvaluateConfig, samples: Samples, scorers: dict[str, Scorer]) -> dict[str, float]:
+    timed = samples.take(np.arange(min(settings.timing_users, len(samples))))
     print(f"evaluate: the speed of all models over {len(timed)} users", flush=True)
     return throughput(scorers, timed, batch_size=settings.batch_size)
 
 
-def _report(task: Task, ranks: dict[str, Any], sizes: dict[str, int], speeds: dict[str, float]) -> dict[str, Any]:
+def _report(
+    task: Task, dataset: Dataset, ranks: dict[str, Any], sizes: dict[str, int], speeds: dict[str, float]
+) -> dict[str, Any]:
     """The content of metrics.json."""
     protocols = {}
     for name in _names(task.config.evaluate):
@@ -118,7 +121,7 @@ def _report(task: Task, ranks: dict[str, Any], sizes: dict[str, int], speeds: di
             | {"users_per_second": round(speeds[model], 1), "num_parameters": sizes[model]}
             for model, by in ranks.items()
         }
-        settings = _protocol_settings(task.config.evaluate, name, task.config.seed)
+        settings = _protocol_settings(task.config.evaluate, name, dataset.split_rule, task.config.seed)
         protocols[name] = {"settings": settings, "models": models}
     return {"primary": PRIMARY if PRIMARY in protocols else next(iter(protocols)), "protocols": protocols}
 
@@ -127,10 +130,10 @@ def _names(settings: EvaluateConfig) -> list[str]:
     return [protocol_name(protocol, settings.num_negatives) for protocol in settings.protocols]
 
 
-def _protocol_settings(settings: EvaluateConfig, protocol: str, seed: int) -> dict[str, Any]:
+def _protocol_settings(settings: EvaluateConfig, protocol: str, split_rule: str, seed: int) -> dict[str, Any]:
     sampled = protocol.startswith("sampled")
     return {
-        "split": "leave_one_out, test",
+        "split": f"{split_rule}, test",
         "eval_mode": "sampled" if sampled else "full",
         "exclude_history": protocol != "full",
         "num_negatives": settings.num_negatives if sampled else None,
@@ -139,13 +142,13 @@ def _protocol_settings(settings: EvaluateConfig, protocol: str, seed: int) -> di
     }
 
 
-def _write_ranks(path: Path, dataset: Dataset, ranks: dict[str, Any]) -> None:
+def _write_ranks(path: Path, user_ids: pa.Array, ranks: dict[str, Any]) -> None:
     tables = [
         pa.table(
             {
-                "user_id": dataset.user_ids,
-                "model": pa.array([model] * dataset.num_users),
-                "protocol": pa.array([protocol] * dataset.num_users),
+                "user_id": user_ids,
+                "model": pa.repeat(model, len(user_ids)),
+                "protocol": pa.repeat(protocol, len(user_ids)),
                 "rank": pa.array(found),
             }
         )

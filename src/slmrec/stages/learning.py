@@ -30,10 +30,11 @@ def training_samples(dataset: Dataset, supervision: str, model: Model) -> Traini
     """
     samples = dataset.train(supervision, model.max_history_items)
     if not len(samples):
-        raise DataError(
-            f"none of the {dataset.num_users} users has the 4 events that a training sample takes (the last two are "
-            "held out); give longer histories"
-        )
+        events = {
+            "leave_one_out": "4 events that a training sample takes (the last two are held out)",
+            "temporal": "2 events before the time of validation that a training sample takes",
+        }[dataset.split_rule]
+        raise DataError(f"none of the {dataset.num_users} users has the {events}; give longer histories")
     return TrainingSamples(
         samples=samples,
         max_history_items=model.max_history_items,
