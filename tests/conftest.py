@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from slmrec import prepare
 from slmrec.data.dataset import Dataset
-from slmrec.data.prepare import prepare_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,5 +33,5 @@ def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_dataset(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The same, prepared."""
     folder = tmp_path_factory.mktemp("tiny_dataset")
-    prepare_dataset(shop_file, folder)
+    prepare(shop_file, folder)
     return Dataset.load(folder)

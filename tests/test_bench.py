@@ -63,10 +63,10 @@ def test_the_products_of_a_step_are_all_counted() -> None:
 
 
 def test_lengths_come_from_the_data_or_are_like_beautys(tiny_dataset: Dataset, shop_file: Path, tmp_path: Path) -> None:
-    from slmrec.data.prepare import prepare_dataset
+    from slmrec import prepare
 
     (tmp_path / "data").mkdir()
-    prepare_dataset(shop_file, tmp_path / "data")
+    prepare(shop_file, tmp_path / "data")
     lengths = bench.lengths_of(tmp_path / "data")
     assert lengths.tolist() == tiny_dataset.held_out("test").clipped_lengths(bench.MAX_HISTORY).tolist()
     usual = bench.lengths_of(None)

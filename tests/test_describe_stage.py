@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slmrec.data.prepare import prepare_dataset
+from slmrec import prepare
 from slmrec.errors import DataError
 from slmrec.stages.describe import describe
 
@@ -28,14 +28,14 @@ def timed(tmp_path: Path) -> Path:
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     folder = tmp_path / "data"
     folder.mkdir()
-    prepare_dataset(tmp_path / "log.parquet", folder)
+    prepare(tmp_path / "log.parquet", folder)
     return folder
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """The rows of the printed table: value by name."""
     text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines() if not line.startswith("picture: ")) <= WIDTH
+    assert max(len(line) for line in text.splitlines() if not line.startswith(("picture: ", "prepare: "))) <= WIDTH
     rows = [line.strip("│").split("│") for line in text.splitlines() if line.startswith("│")]
     return {name.strip(): value.strip() for name, value in rows} | {"text": text}
 
@@ -69,8 +69,7 @@ def test_the_text_has_the_figures(timed: Path, capsys: pytest.CaptureFixture[str
 def test_the_leak_of_leave_one_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     early, late = ([f"{user},{item},{start + item}" for item in range(4)] for user, start in (("a", 0), ("b", 99)))
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *early, *late]), encoding="utf-8")
-    prepare_dataset(tmp_path / "log.csv", tmp_path)
-    describe(tmp_path)
+    describe(prepare(tmp_path / "log.csv", tmp_path / "data"))
     text = " ".join(capsys.readouterr().out.split())
     assert (
         "leave-one-out looks into the future: 1 of 2 test events (50 %) are older than the newest train event" in text
@@ -95,13 +94,12 @@ def test_the_picture_is_a_png(
 
 
 def test_no_times(shop_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_dataset(shop_file, tmp_path)
-    describe(tmp_path)
+    describe(prepare(shop_file, tmp_path / "data"))
     found = lines(capsys)
     assert (found["users"], found["items"], found["times"]) == ("80", "40", "no times")
     assert "duplicates (same user, item and time)" not in found
     assert "Without times nobody can tell whether training looks into the future." in found["text"]
-    assert (tmp_path / "describe.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "data" / "describe.png").read_bytes().startswith(PNG)
 
 
 def test_without_matplotlib_the_text_is_all(
@@ -132,6 +130,5 @@ def test_a_folder_that_is_no_data_set_is_left_alone(tmp_path: Path) -> None:
 def test_seconds_are_shown_of_short_spans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"u,{item},{1_700_000_000 + item}" for item in range(5)]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
-    prepare_dataset(tmp_path / "log.csv", tmp_path)
-    describe(tmp_path)
+    describe(prepare(tmp_path / "log.csv", tmp_path / "data"))
     assert lines(capsys)["last event (UTC)"] == "2023-11-14 22:13:24"

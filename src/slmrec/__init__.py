@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slmrec.recommend import Recommender
+    from slmrec.stages.prepare import prepare
 
 __version__ = "0.1.0"
-__all__ = ["Recommender", "__version__"]
+__all__ = ["Recommender", "__version__", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from slmrec.recommend import Recommender
 
         return Recommender
+    if name == "prepare":
+        from slmrec.stages.prepare import prepare
+
+        return prepare
     raise AttributeError(f"module 'slmrec' has no attribute {name!r}")

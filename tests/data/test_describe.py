@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmrec import prepare
 from slmrec.data.describe import Bin, date, describe, split_facts, time_unit
-from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import DataError
 
 Event = tuple[int, int | None]
@@ -270,8 +270,8 @@ def test_dates_before_1970() -> None:
 
 
 def test_a_prepared_shop_and_its_run(shop_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "prepare").mkdir()
-    counts = prepare_dataset(shop_file, tmp_path / "prepare")
+    folder = prepare(shop_file, tmp_path / "prepare")
+    counts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["counts"]
     found = describe(tmp_path / "prepare")
     assert describe(tmp_path) == found
     assert found.histories.shortest == counts["shortest_history"]
@@ -331,7 +331,7 @@ def test_a_column_is_missing(tmp_path: Path) -> None:
     ],
 )
 def test_beauty(shared: Path, tmp_path: Path, file: str, expected: tuple[Any, ...]) -> None:
-    prepare_dataset(shared / "data" / file, tmp_path)
+    prepare(shared / "data" / file, tmp_path)
     found = describe(tmp_path)
     days = found.times and (date(found.times.first, found.times.unit), date(found.times.last, found.times.unit))
     assert (found.num_users, found.num_items, found.num_events, days) == expected

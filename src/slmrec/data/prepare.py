@@ -220,7 +220,7 @@ def _fingerprint(folder: Path) -> str:
 
 def _column_digests(folder: Path, name: str) -> list[str]:
     parts: dict[str, Any] = defaultdict(hashlib.sha256)
-    with pq.ParquetFile(folder / f"{name}.parquet") as file:
+    with pq.ParquetFile(folder / f"{name}.parquet", pre_buffer=False) as file:  # buffered ahead, all of it would stay
         columns = [column for column in _DIGESTED[name] if column in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             for column_name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -186,7 +186,9 @@ def _draw(found: Description, path: Path) -> None:
     figure = Figure(figsize=(10, 7 if found.times else 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{found.num_users:,} users, {found.num_items:,} items, {found.num_events:,} events")
-    axes = figure.subplot_mosaic([["users", "items"], ["times", "times"]] if found.times else [["users", "items"]])
+    axes: dict[str, Any] = figure.subplot_mosaic(
+        [["users", "items"], ["times", "times"]] if found.times else [["users", "items"]]
+    )
     _draw_powers(axes["users"], found.histories.bins, "events of a user", "users", BLUE)
     _draw_powers(axes["items"], found.popularity.bins, "events of an item", "items", ORANGE)
     if found.times:

@@ -17,8 +17,8 @@ from slmrec.errors import CheckpointError
 from slmrec.stages.memory import peak_rss_mb, reset_peak
 
 ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
-_PLACES = {"teacher_states"}
-"""Settings that say where something is kept and change no result: moving it redoes no stage."""
+_PLACES = {"teacher_states", "input", "items"}
+"""Settings that say where something is kept: moving it redoes no stage, changing what is in it does."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ def _also(name: str) -> tuple[str, ...]:
 
 def _sha256(path: Path) -> str:
     if path.is_dir():
-        return " ".join(_sha256(file) for file in sorted(path.iterdir()) if file.is_file())
+        return " ".join(_sha256(file) for file in sorted(path.rglob("*")) if file.is_file())
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        return "missing"  # the stage itself says what is missing, and what to do
+        return f"no file: {path}"  # the stage says what to do, or it is a table of an engine
 
 
 def _refuse_foreign(target: Path) -> None:

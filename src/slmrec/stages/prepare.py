@@ -1,18 +1,22 @@
 """Raw logs to the data-set folder."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
-from slmrec.config import Config, PrepareConfig
+from slmrec.config import Config, PrepareConfig, load_config
 from slmrec.data.items import ItemsReading
 from slmrec.data.prepare import prepare_dataset
 from slmrec.data.rules import Rules
 from slmrec.data.sources import Reading
 from slmrec.errors import ConfigError
-from slmrec.stages.folders import Stage, Task
+from slmrec.stages.folders import Stage, Task, run_stage
 
 
 def build(task: Task) -> dict[str, float]:
@@ -23,6 +27,39 @@ def build(task: Task) -> dict[str, float]:
     counts = prepare_dataset(settings.input, task.folder, **arguments(settings), say=_say)
     _tell(settings, counts)
     return counts
+
+
+def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:
+    """Prepares a data set from Python; its folder.
+
+    Args:
+        log: the path of a file or folder, or a table of events (pandas, polars, Arrow, whatever exports Arrow data).
+        output: the data set's folder; one that is there is replaced when the new one is whole.
+        items: likewise, what is known of items.
+        settings: those of `prepare`, such as `min_user_events=5`.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        DataError: the log cannot be read, or no event is left.
+
+    Example:
+        prepare(events, "data/shop", items=products, item_col="sku", min_item_events=5)
+    """
+    with TemporaryDirectory(prefix="slmrec-") as folder:
+        given = {"input": _as_file(log, Path(folder) / "log.parquet")}
+        if items is not None:
+            given["items"] = _as_file(items, Path(folder) / "items.parquet")
+        overrides = [f"prepare.{name}={json.dumps(value)}" for name, value in (settings | given).items()]
+        return run_stage(STAGE, load_config(None, overrides), Path(output), target=Path(output))
+
+
+def _as_file(table: Any, path: Path) -> str:
+    if isinstance(table, str | Path):
+        return str(table)
+    from_pandas = type(table).__module__.startswith("pandas")
+    arrow = pa.Table.from_pandas(table, preserve_index=False) if from_pandas else pa.table(table)
+    pq.write_table(arrow, path)
+    return str(path)
 
 
 def arguments(settings: PrepareConfig) -> dict[str, Any]:
