@@ -1,6 +1,7 @@
 """The command line: one command a stage; exit code 0 done, 2 the user's mistake, 1 ours."""
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -172,15 +173,15 @@ def _run_stage(options: argparse.Namespace) -> None:
     named = [f"prepare.{name}={json.dumps(text)}" for name, text in given.items() if text]
     overrides = [*options.overrides, *named]
     config = load_config(options.config, overrides)
-    from slmrec.stages import evaluate
     from slmrec.stages.folders import run_stage
-    from slmrec.stages.run import STAGES as ALL
-    from slmrec.stages.run import run
 
     if options.command == "run":
+        from slmrec.stages.run import run
+
         run(config, options.output, options.force)
         return
+    stage = importlib.import_module(f"slmrec.stages.{options.command}")  # alone: preparing data needs no torch
     target = options.output if options.command == "prepare" and options.config is None else None
-    folder = run_stage(ALL[options.command], config, options.output, options.force, target)
+    folder = run_stage(stage.STAGE, config, options.output, options.force, target)
     if options.command == "evaluate":
-        evaluate.show(folder)
+        stage.show(folder)
