@@ -32,7 +32,7 @@ def parsed_times(column: Column) -> Times:
     kind = column.type()
     nothing = ibis.literal(0, "int64")
     if kind.is_integer():
-        return Times(column.cast("int64"), nothing, "number", None)
+        return Times(column.try_cast("int64"), nothing, "number", None)  # unsigned ones may be too large
     if kind.is_floating():
         return Times(_whole_float(column), nothing, "number", None)
     text = column.cast("string").strip()
