@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -25,6 +26,8 @@ _BLOCK_BYTES = 2**20
 _LINES_TO_LOOK_AT = 200
 _LINES_FOR_KEYS = 1000
 """The keys of json lines are those of the first lines; a key may be missing from some of them."""
+_NO_UNICODE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can hold and the engine cannot."""
 
 
 class Source(NamedTuple):
@@ -97,7 +100,7 @@ def keys(source: Source) -> list[str]:
     first = list(itertools.islice(lines(source.files[0]), _LINES_FOR_KEYS))
     for line in first:
         if line.strip() and not json_fault(line):
-            names |= dict.fromkeys(json.loads(line))
+            names |= dict.fromkeys(name for name in json.loads(line) if not _NO_UNICODE.search(name))
     if not names:
         told = ((number, fault) for number, line in enumerate(first, 1) if (fault := json_fault(line)))
         number, fault = next(told, (1, "the objects have no keys"))
@@ -191,7 +194,7 @@ def _check_text(source: Source, file: Path) -> str:
             if source.kind == "sequences":
                 ends.decode(text)
             line += text.count("\n")
-            has_text = has_text or (bool(text) and not text.isspace() and text != "\ufeff")
+            has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
     except UnicodeDecodeError as error:
         if source.kind in ("dat", "psv"):
             collections.deque(_blocks(file), maxlen=0)  # it may be cut off

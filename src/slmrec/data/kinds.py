@@ -52,7 +52,8 @@ def kind_of_lines(text: Sequence[str], columns: Collection[str], by_name: Kind |
         columns: names that columns may have; a first line that has one of them is a header.
         by_name: of `kind_of_name`.
     """
-    if most(line.lstrip().startswith("{") for line in text):
+    objects = [line.lstrip().startswith("{") for line in text]
+    if any(objects[:1]) or most(objects):
         return _kind_of_objects(text)
     if by_name in {"jsonl", "parquet"} or not text:
         return by_name
@@ -74,17 +75,18 @@ def _kind_of_objects(text: Sequence[str]) -> Kind:
 
 
 def _kind_of_table(text: Sequence[str], columns: Collection[str], by_name: Kind | None) -> Kind | None:
+    for kind, delimiter in DELIMITERS.items():
+        if _header_names(text[0], delimiter) & set(columns):
+            return cast(Kind, kind)
+    if DELIMITERS.get(by_name or "", "\0") not in text[0] and most(line.count("|") > 1 for line in text):
+        return "psv"
     if by_name in ("csv", "tsv"):
         other: Kind = "tsv" if by_name == "csv" else "csv"
         swapped = DELIMITERS[by_name] not in text[0] and DELIMITERS[other] in text[0]
         return other if swapped else by_name
-    for kind, delimiter in DELIMITERS.items():
-        if _header_names(text[0], delimiter) & set(columns):
-            return cast(Kind, kind)
     events = (kind for kind, delimiter in DELIMITERS.items() if looks_like_events(text, delimiter))
-    kind_of_events = cast(Kind | None, next(events, None))
-    if kind_of_events or most(line.count("|") > 1 for line in text):
-        return kind_of_events or "psv"
+    if kind_of_events := cast(Kind | None, next(events, None)):
+        return kind_of_events
     return "sequences" if len(text[0].split()) > 1 and "," not in text[0] else by_name
 
 
@@ -173,3 +175,8 @@ def shown(line: str) -> str:
     """A line, short enough for a message."""
     text = line.strip()
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def printable(name: str) -> str:
+    """A name of a column, in a message of one line."""
+    return name if name.isprintable() else repr(name)

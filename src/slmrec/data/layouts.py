@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmrec.data.files import Source, keys
-from slmrec.data.kinds import delimiter_of, is_time, looks_like_events, most, most_alike, number, plain_name, shown
+from slmrec.data.kinds import (
+    delimiter_of,
+    is_time,
+    looks_like_events,
+    most,
+    most_alike,
+    number,
+    plain_name,
+    printable,
+    shown,
+)
 from slmrec.data.records import records
 from slmrec.errors import DataError
 
@@ -138,12 +148,10 @@ def _is_rating(cell: str) -> bool:
 
 def _pair(rows: Sequence[Sequence[str]]) -> list[str] | None:
     """Which of the first two columns is the user's; Amazon has it both ways."""
-    if most(number(row[0]) is not None for row in rows):
-        return ["user_id", "item_id"]
     for names, user, item in ((["user_id", "item_id"], 0, 1), (["item_id", "user_id"], 1, 0)):
         if most(bool(_REVIEWER.fullmatch(row[user]) and _ASIN.fullmatch(row[item])) for row in rows):
             return names
-    return None
+    return ["user_id", "item_id"] if most(number(row[0]) is not None for row in rows) else None
 
 
 def place(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> int | None:
@@ -170,6 +178,5 @@ def missing(path: Path | str, names: Sequence[str], setting: str, column: str | 
     hint = "; without times, set prepare.order=file to take the order of the file" if setting == "time_col" else ""
     if setting in {"user_col", "item_col"} and not column:
         hint = ", or, if these are values of a file without header, prepare.columns to the names"
-    return DataError(
-        f"{path}: no column {wanted}; it has {', '.join(names)}; set prepare.{setting} to one of them{hint}"
-    )
+    found = ", ".join(map(printable, names))
+    return DataError(f"{path}: no column {wanted}; it has {found}; set prepare.{setting} to one of them{hint}")

@@ -27,12 +27,16 @@ def literal(text: str) -> Any:
     """
     if not _TOKENS.fullmatch(text):
         raise ValueError("no Python literal")
-    if max(accumulate(_STEP[bracket] for bracket in _BRACKETS.sub("", text)), default=0) > _DEEPEST:
+    if sum(map(text.count, "[({")) > _DEEPEST and _depth(text) > _DEEPEST:
         raise ValueError(f"brackets nest deeper than {_DEEPEST}")
     try:
         return ast.literal_eval(text.strip())
     except _BROKEN as error:
         raise ValueError(str(error)) from None
+
+
+def _depth(text: str) -> int:
+    return max(accumulate((_STEP[bracket] for bracket in _BRACKETS.sub("", text)), initial=0))
 
 
 def as_json(line: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from slmrec.data.files import Source
-from slmrec.data.kinds import shown
+from slmrec.data.kinds import printable, shown
 from slmrec.data.records import records
 from slmrec.errors import DataError
 
@@ -32,7 +32,7 @@ class Reject(NamedTuple):
 
     def what(self) -> str:
         """Where it is, and what is wrong, on one line."""
-        value = shown(self.value or "") if self.column is None else f"{self.column} is {self.value!r}"
+        value = shown(self.value or "") if self.column is None else f"{printable(self.column)} is {self.value!r}"
         return f"{self.file}: {self.unit} {self.line}: {value}: {self.reason}"
 
     def error(self) -> DataError:

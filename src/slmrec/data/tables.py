@@ -17,6 +17,7 @@ from slmrec.data.kinds import DELIMITERS, QUOTED, object_fault
 from slmrec.data.layouts import Header, header
 from slmrec.data.records import records
 from slmrec.data.rejects import OnBadRow, Reject, line_numbers, settled
+from slmrec.errors import DataError
 
 _MAX_LINE_BYTES = 2**25
 _FILE = "slmrec_file"
@@ -108,14 +109,20 @@ def _without_bad_lines(opened: Opened, spill: Path) -> Opened:
         with copy.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             for record in records(source, file):
-                fault = record.fault or _wrong_width(record.cells, len(opened.head.names))
+                cells = _cells(record.cells, len(opened.head.names))
+                fault = record.fault or _wrong_width(cells, len(opened.head.names))
                 if fault:
                     left_out.append(Reject(file, record.line, None, record.text, fault))
-                elif record.cells:
-                    writer.writerow(record.cells)
+                elif cells:
+                    writer.writerow(cells)
     settled(left_out, opened.on_bad_row)
     read = source._replace(kind="csv", files=copies, compression="none", encoding="utf-8")
     return opened._replace(read=read, table=_open_text(opened.engine, read, opened.head), left_out=left_out)
+
+
+def _cells(cells: list[str], expected: int) -> list[str]:
+    """Without empty ones behind the last column, as the engine has it."""
+    return cells if any(cells[expected:]) else cells[:expected]
 
 
 def _wrong_width(cells: Sequence[str], expected: int) -> str | None:
@@ -192,6 +199,8 @@ def faults_told(source: Source) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
+        if "Maximum line size" in str(error):
+            raise DataError(f"{source.path}: a line is too long; split it, or set prepare.format") from None
         raise explain(error, str(source.path)) from None
 
 
