@@ -1,5 +1,7 @@
 """Raw files for tests, and reading them."""
 
+import atexit
+import functools
 import gzip
 import io
 import tempfile
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ibis.expr.types import Table
 
 from slmrec.data.engine import connect
 from slmrec.data.items import ItemsReading, read_items
@@ -70,25 +73,28 @@ def write(path: Path, content: Content) -> Path:
     return path
 
 
+@functools.cache
+def spill() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="slmrec-tests-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@functools.cache
+def engine() -> Any:
+    """One for all: to connect takes longer than to read."""
+    return connect("duckdb", spill(), "1GB")
+
+
 def read(path: Path, **options: Any) -> Log:
     """All events, in the order of the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = connect("duckdb", Path(folder), "1GB")
-        events = read_events(engine, Path(folder), str(path), Reading(**(DEFAULTS | options)))
-        rows = events.table.order_by(list(events.ties)).to_pyarrow().to_pylist()
-        titles = None if events.titles is None else events.titles.order_by("row").to_pyarrow().to_pylist()
-        engine.disconnect()
+    events = read_events(engine(), spill(), str(path), Reading(**(DEFAULTS | options)))
+    rows = events.table.order_by(list(events.ties)).to_pyarrow().to_pylist()
+    titles = None if events.titles is None else events.titles.order_by("row").to_pyarrow().to_pylist()
     return Log(rows, events.rejects, events.layout, titles)
 
 
-def read_rows_of_items(path: Path, **options: Any) -> tuple[list[dict[str, Any]], list[Reject]]:
-    """All rows of a table of items, in the order of the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = connect("duckdb", Path(folder), "1GB")
-        reading = ItemsReading(
-            **({"items_id_col": None, "title_col": None, "on_bad_row": "error"} | options), path=path
-        )
-        table, rejects = read_items(engine, Path(folder), reading)
-        rows = table.order_by("row").to_pyarrow().to_pylist()
-        engine.disconnect()
-    return rows, rejects
+def items_of(path: Path, **options: Any) -> tuple[Table, list[Reject]]:
+    """The rows of a table of items."""
+    settings = {"items_id_col": None, "title_col": None, "on_bad_row": "error"} | options
+    return read_items(engine(), spill(), ItemsReading(path=path, **settings))

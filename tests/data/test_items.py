@@ -1,29 +1,29 @@
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from logs import PACKINGS, read, read_rows_of_items, write
+from logs import PACKINGS, items_of, read, write
 
-from slmrec.data.engine import connect
-from slmrec.data.items import ItemsReading, one_row_an_item, read_items
+from slmrec.data.items import one_row_an_item
+from slmrec.data.rejects import Reject
 from slmrec.errors import DataError
 
 
 def known_and_rows(path: Path, ids: list[str] | None, **options: Any) -> tuple[dict[str, dict[str, Any]], int]:
-    settings = {"items_id_col": None, "title_col": None, "on_bad_row": "error"} | options
-    with tempfile.TemporaryDirectory() as folder:
-        engine = connect("duckdb", Path(folder), "1GB")
-        rows, _ = read_items(engine, Path(folder), ItemsReading(path=path, **settings))
-        catalogue = rows.select("text").distinct()
-        if ids is not None:
-            catalogue = catalogue.filter(catalogue.text.isin(ids))
-        found = one_row_an_item(rows, catalogue).to_pyarrow().to_pylist()
-        num_rows = rows.count().to_pyarrow().as_py()
-        engine.disconnect()
+    rows, _ = items_of(path, **options)
+    catalogue = rows.select("text").distinct()
+    if ids is not None:
+        catalogue = catalogue.filter(catalogue.text.isin(ids))
+    found = one_row_an_item(rows, catalogue).to_pyarrow().to_pylist()
     assert len(found) == len({row["text"] for row in found})
-    return {row.pop("text"): row for row in found}, num_rows
+    return {row.pop("text"): row for row in found}, rows.count().to_pyarrow().as_py()
+
+
+def all_rows(path: Path, **options: Any) -> tuple[list[dict[str, Any]], list[Reject]]:
+    """In the order of the file."""
+    table, rejects = items_of(path, **options)
+    return table.order_by("row").to_pyarrow().to_pylist(), rejects
 
 
 def known(path: Path, ids: list[str] | None = None, **options: Any) -> dict[str, dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_movielens(tmp_path: Path) -> None:
 
 def test_all_columns_are_kept_under_names_of_their_own(tmp_path: Path) -> None:
     text = ",item_id,title,Title,text,text_,value,fault,file,row,nth,item,brand\n" + ",".join("0123456789abc") + "\n"
-    (row,), _ = read_rows_of_items(write(tmp_path / "items.csv", text))
+    (row,), _ = all_rows(write(tmp_path / "items.csv", text))
     assert row == {
         "text": "1",
         "title": "2",
@@ -117,7 +117,7 @@ def test_all_columns_are_kept_under_names_of_their_own(tmp_path: Path) -> None:
 
 def test_keys_that_are_no_unicode_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "items.jsonl", '{"item_id": 1, "title": "A"}\n{"item_id": 2, "\\ud800": 1}\n')
-    rows, rejects = read_rows_of_items(path, on_bad_row="skip")
+    rows, rejects = all_rows(path, on_bad_row="skip")
     assert ([row["text"] for row in rows], [reject.line for reject in rejects]) == (["1"], [2])
 
 
@@ -155,7 +155,7 @@ def test_python_literals_are_read_and_never_run(tmp_path: Path) -> None:
     path = write(tmp_path / "meta", f"{{'asin': 'a', 'title': \"It's\", 'price': 9.5}}\n{bad}\n{{'asin': 'b'}}\n")
     with pytest.raises(DataError, match=r"meta: line 2: .*not JSON"):
         titles(path)
-    rows, rejects = read_rows_of_items(path, on_bad_row="skip")
+    rows, rejects = all_rows(path, on_bad_row="skip")
     assert [(row["text"], row["title"]) for row in rows] == [("a", "It's"), ("b", None)]
     assert [(reject.line, reject.value) for reject in rejects] == [(2, bad)]
     assert not trap.exists()
