@@ -1,12 +1,12 @@
 """Files before they are tables: which parts, which format, compressed or not, and whether they are whole, readable."""
 
-import ast
 import codecs
-import csv
+import collections
 import gzip
 import io
 import itertools
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -15,33 +15,19 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 
+from slmrec.data.kinds import FORMATS, Format, Kind, json_fault, kind_of_lines, kind_of_name, shown
+from slmrec.data.literals import as_json
 from slmrec.errors import DataError
 
-Kind = Literal["sequences", "csv", "tsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"]
-Format = Literal["auto", "sequences", "csv", "tsv", "dat", "parquet", "jsonl", "reference"]
 Compression = Literal["none", "gzip", "zstd"]
 
-FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz or .zst"
-DELIMITERS = {"csv": ",", "tsv": "\t", "ssv": " ", "psv": "|", "dat": "::"}
-_KINDS: dict[str, Kind] = {
-    ".txt": "sequences",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".inter": "tsv",
-    ".item": "tsv",
-    ".dat": "dat",
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-}
-_PACKED = {".gz", ".zst"}
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK_BYTES = 2**20
 _LINES_TO_LOOK_AT = 200
 _LINES_FOR_KEYS = 1000
 """The keys of json lines are those of the first lines; a key may be missing from some of them."""
-_BROKEN_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+_NO_UNICODE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can hold and the engine cannot."""
 
 
 class Source(NamedTuple):
@@ -100,67 +86,33 @@ def _hidden(path: Path) -> bool:
 
 def lines(file: Path) -> Iterator[str]:
     """The lines of a text file, without a byte-order mark."""
-    with _open(file) as stream:
+    with open_file(file) as stream:
         yield from io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=None)
-
-
-def records(source: Source, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table that is text, each with the number of its first line.
-
-    Raises:
-        DataError: quotes are not closed.
-    """
-    delimiter = DELIMITERS[source.kind]
-    with _open(file) as stream:
-        text = io.TextIOWrapper(stream, encoding=_with_mark(source.encoding), newline="")
-        if source.kind not in {"csv", "tsv"}:
-            yield from ((number, line.rstrip("\r\n").split(delimiter)) for number, line in enumerate(text, 1))
-            return
-        reader, line = csv.reader(text, delimiter=delimiter), 1
-        try:
-            for row in reader:
-                yield line, row
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(f"{file}: line {line}: no row of a table ({error}); mend it") from None
-
-
-def _with_mark(encoding: str) -> str:
-    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
 def keys(source: Source) -> list[str]:
     """The keys of the objects of json lines.
 
     Raises:
-        DataError: the first line is no object.
+        DataError: none of the first lines is an object.
     """
     names: dict[str, None] = {}
-    for line in itertools.islice(lines(source.files[0]), _LINES_FOR_KEYS):
-        try:
-            names |= dict.fromkeys(json.loads(line) if line.strip() else ())
-        except (ValueError, TypeError, RecursionError):
-            continue
+    first = list(itertools.islice(lines(source.files[0]), _LINES_FOR_KEYS))
+    for line in first:
+        if line.strip() and not json_fault(line):
+            names |= dict.fromkeys(name for name in json.loads(line) if not _NO_UNICODE.search(name))
     if not names:
-        fault = next((fault for fault in map(json_fault, lines(source.files[0])) if fault), "no object")
-        raise DataError(f"{source.path}: line 1: {fault}; write one JSON object a line")
+        told = ((number, fault) for number, line in enumerate(first, 1) if (fault := json_fault(line)))
+        number, fault = next(told, (1, "the objects have no keys"))
+        raise DataError(f"{source.names[0]}: line {number}: {fault}; write one JSON object a line")
     return list(names)
-
-
-def json_fault(line: str) -> str | None:
-    """What is wrong with a line of json lines; nothing if it is an object, or blank."""
-    try:
-        value = json.loads(line) if line.strip() else {}
-    except (ValueError, RecursionError) as error:
-        return f"{shown(line)} is not JSON ({getattr(error, 'msg', error)})"
-    return None if isinstance(value, dict) else f"{shown(line)} is not a JSON object"
 
 
 def unpacked(source: Source, folder: Path) -> Source:
     """The same, unpacked into a folder if it is compressed."""
     if source.compression == "none":
         return source
-    copies = _copies(source, folder)
+    copies = copies_of(source, folder)
     for file, copy in zip(source.files, copies, strict=True):
         with copy.open("wb") as stream:
             stream.writelines(_blocks(file))
@@ -174,42 +126,17 @@ def rewritten(source: Source, folder: Path) -> Source:
     """
     if source.kind != "literal":
         return source
-    copies = _copies(source, folder)
+    copies = copies_of(source, folder)
     for file, copy in zip(source.files, copies, strict=True):
         with copy.open("w", encoding="utf-8") as stream:
-            stream.writelines(map(_as_json, lines(file)))
+            stream.writelines(map(as_json, lines(file)))
     return source._replace(kind="jsonl", files=copies, compression="none")
 
 
-def _copies(source: Source, folder: Path) -> tuple[Path, ...]:
+def copies_of(source: Source, folder: Path) -> tuple[Path, ...]:
+    """Where to write what is made of the files."""
     below = Path(tempfile.mkdtemp(dir=folder))
     return tuple(below / f"{number:06d}" for number in range(len(source.files)))
-
-
-def _as_json(line: str) -> str:
-    try:
-        return json.dumps(ast.literal_eval(line.strip()), ensure_ascii=False) + "\n" if line.strip() else "\n"
-    except _BROKEN_LITERAL:
-        return line
-
-
-def list_cell(text: str) -> list[Any] | None:
-    """The list that a cell of the reference's table holds; nothing if it is none."""
-    try:
-        value = ast.literal_eval(text)
-    except _BROKEN_LITERAL:
-        return None
-    return value if isinstance(value, list) else None
-
-
-def kind_of_name(path: Path) -> Kind | None:
-    """The format that a file's name tells, whether or not it is compressed.
-
-    >>> kind_of_name(Path("histories.jsonl.gz"))
-    'jsonl'
-    """
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
-    return _KINDS.get(suffixes[-1]) if suffixes else None
 
 
 def compression_of(file: Path) -> Compression:
@@ -223,78 +150,22 @@ def _kind_of(file: Path, columns: Collection[str]) -> Kind:
     head = next(_blocks(file), b"")
     if head.startswith(b"PAR1"):
         return "parquet"
-    first_lines = head.decode("utf-8-sig", errors="replace").split("\n")[:_LINES_TO_LOOK_AT]
-    whole = [line.rstrip("\r") for line in first_lines if line.strip()]
-    return _kind_of_lines(whole[:-1] or whole, columns, kind_of_name(file)) or _unknown_kind(file, whole)
-
-
-def _kind_of_lines(text: Sequence[str], columns: Collection[str], by_name: Kind | None) -> Kind | None:
-    first = text[0] if text else ""
-    if first.lstrip().startswith("{"):
-        return _kind_of_objects(first)
-    if by_name in {"jsonl", "parquet"} or not first:
-        return by_name
-    if "::" in first and by_name != "csv":
-        return "dat"
-    kind = _kind_of_table(text, columns, by_name)
-    if kind == "csv" and _has_lists(text, columns):
-        return "reference"
-    return kind
-
-
-def _kind_of_objects(first: str) -> Kind:
-    return "literal" if json_fault(first) and _as_json(first) != first else "jsonl"
-
-
-def _kind_of_table(text: Sequence[str], columns: Collection[str], by_name: Kind | None) -> Kind | None:
-    if by_name in ("csv", "tsv"):
-        other: Kind = "tsv" if by_name == "csv" else "csv"
-        swapped = DELIMITERS[by_name] not in text[0] and DELIMITERS[other] in text[0]
-        return other if swapped else by_name
-    for kind, delimiter in DELIMITERS.items():
-        if _header_names(text[0], delimiter) & set(columns):
-            return cast(Kind, kind)
-    events = (kind for kind, delimiter in DELIMITERS.items() if looks_like_events(text, delimiter))
-    kind_of_events = cast(Kind | None, next(events, None))
-    if kind_of_events or text[0].count("|") > 1:
-        return kind_of_events or "psv"
-    return "sequences" if len(text[0].split()) > 1 and "," not in text[0] else by_name
-
-
-def looks_like_events(text: Sequence[str], delimiter: str) -> bool:
-    """Whether lines are rows of a table of two to four columns in which the first one's values come again."""
-    rows = [line.strip(" ").split(delimiter) for line in text]
-    widths = {len(row) for row in rows}
-    return len(widths) == 1 and 2 <= len(rows[0]) <= 4 and 0 < len({row[0] for row in rows}) < len(rows)
-
-
-def _header_names(line: str, delimiter: str) -> set[str]:
-    return {plain_name(name.strip().strip('"')) for name in line.split(delimiter)}
-
-
-def _has_lists(text: Sequence[str], columns: Collection[str]) -> bool:
-    names, *rows = csv.reader(io.StringIO("\n".join(text[:2])))
-    cells = dict(zip(names, rows[0], strict=False)) if rows else {}
-    return any(cell.startswith("[") for name, cell in cells.items() if plain_name(name) in columns)
+    text = head.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if len(head) == _BLOCK_BYTES and len(text) > 1:
+        text.pop()  # it may be cut off
+    filled = [line for line in text[:_LINES_TO_LOOK_AT] if line.strip()]
+    return kind_of_lines(filled, columns, kind_of_name(file)) or _unknown_kind(file, filled)
 
 
 def _unknown_kind(file: Path, text: Sequence[str]) -> Kind:
     if not text:
         raise DataError(f"{file}: the file is empty; expected {FORMATS}")
+    if any("\0" in line for line in text):
+        raise _unreadable(file, 1, b"\0", "text")
     raise DataError(
         f"{file}: neither the name nor the first line, {shown(text[0])}, tells the format; set prepare.format "
         f"({FORMATS})"
     )
-
-
-def plain_name(column: str) -> str:
-    """The name of a column, without the type that some headers write behind it.
-
-    >>> plain_name("user_id:token")
-    'user_id'
-    """
-    name, _, kind = column.partition(":")
-    return name if kind in {"token", "float", "token_seq", "float_seq"} else column
 
 
 def _checked(source: Source) -> Source:
@@ -323,9 +194,10 @@ def _check_text(source: Source, file: Path) -> str:
             if source.kind == "sequences":
                 ends.decode(text)
             line += text.count("\n")
-            has_text = has_text or (bool(text) and not text.isspace() and text != "\ufeff")
+            has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
     except UnicodeDecodeError as error:
         if source.kind in ("dat", "psv"):
+            collections.deque(_blocks(file), maxlen=0)  # it may be cut off
             return "latin-1"  # as MovieLens, whose fields stand between :: or |
         line += error.object[: error.start].count(b"\n")
         raise _unreadable(file, line, error.object[error.start : error.start + 1], "UTF-8") from None
@@ -350,7 +222,8 @@ def _unreadable(file: Path, line: int, byte: bytes, expected: str) -> DataError:
     )
 
 
-def _open(file: Path) -> IO[bytes]:
+def open_file(file: Path) -> IO[bytes]:
+    """A file's content, unpacked as it is read."""
     compression = compression_of(file)
     if compression == "gzip":
         return cast(IO[bytes], gzip.open(file))
@@ -378,7 +251,7 @@ class _ZstdFile(io.RawIOBase):
 
 def _blocks(file: Path) -> Iterator[bytes]:
     try:
-        with _open(file) as stream:
+        with open_file(file) as stream:
             while block := stream.read(_BLOCK_BYTES):
                 yield block
     except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError) as error:
@@ -387,9 +260,3 @@ def _blocks(file: Path) -> Iterator[bytes]:
         raise DataError(
             f"{file}: the compressed file is cut off or damaged ({error}); copy or download the whole file again"
         ) from None
-
-
-def shown(line: str) -> str:
-    """A line, short enough for a message."""
-    text = line.strip()
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import ibis
 from ibis.expr.types import Table
 
-from slmrec.data.files import Source, inspect, rewritten, unpacked
+from slmrec.data.files import inspect
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.rejects import OnBadRow, Reject
-from slmrec.data.tables import Fault, faults_told, good_rows, is_empty, open_table
+from slmrec.data.tables import Fault, Opened, good_rows, is_empty, with_table
 from slmrec.errors import DataError
 
-_OWN = {"item", "item_id", "title", "num_titles", "text", "row", "file"}
+_OWN = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
 """Columns of another meaning: those of the table get an underscore."""
 _MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
 """Titles that are scraped pieces of a page."""
@@ -43,14 +43,11 @@ def read_items(engine: Any, spill: Path, reading: ItemsReading) -> tuple[Table, 
     source = inspect(path, "auto", KNOWN | names)
     if source.kind in {"sequences", "reference"}:
         raise DataError(f"{path}: is no table; expected one of items (.csv, .tsv, .dat, .parquet or .jsonl)")
-    with faults_told(source):
-        return _rows_of_items(engine, spill, source, reading)
+    return with_table(engine, spill, source, None, reading.on_bad_row, lambda opened: _rows_of_items(opened, reading))
 
 
-def _rows_of_items(engine: Any, spill: Path, source: Source, reading: ItemsReading) -> tuple[Table, list[Reject]]:
+def _rows_of_items(opened: Opened, reading: ItemsReading) -> tuple[Table, list[Reject]]:
     path = reading.path
-    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
-    opened = open_table(engine, source, None, reading.on_bad_row)
     id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col)
     title_at = place(path, opened.head.names, "title_col", reading.title_col)
     if id_at is None:
@@ -58,11 +55,22 @@ def _rows_of_items(engine: Any, spill: Path, source: Source, reading: ItemsReadi
     columns = {"text": opened.column(opened.head.names[id_at]).cast("string")}
     if title_at is not None:
         columns["title"] = opened.column(opened.head.names[title_at]).cast("string").nullif("")
-    for at, name in enumerate(opened.head.names):
-        if at not in (id_at, title_at):
-            columns[name + "_" * (name in _OWN)] = opened.column(name)
+    others = [name for at, name in enumerate(opened.head.names) if at not in (id_at, title_at)]
+    columns |= {new: opened.column(name) for name, new in zip(others, _new_names(others), strict=True)}
     fault = Fault(is_empty(columns["text"]), opened.head.names[id_at], columns["text"], lambda _: "expected an id")
     return good_rows(opened, columns, [fault])
+
+
+def _new_names(names: list[str]) -> list[str]:
+    """Names that differ from one another, whatever their case, and from those of another meaning."""
+    taken, new = set(_OWN), []
+    for name in names:
+        free = name or "unnamed"
+        while free.lower() in taken:
+            free += "_"
+        taken.add(free.lower())
+        new.append(free)
+    return new
 
 
 def one_row_an_item(rows: Table, catalogue: Table) -> Table:
@@ -79,4 +87,5 @@ def one_row_an_item(rows: Table, catalogue: Table) -> Table:
     titles = usable.group_by("text").aggregate(
         title=usable.title.first(order_by=usable.row), num_titles=usable.title.nunique()
     )
-    return firsts.drop("title").left_join(titles, "text").drop("text_right")
+    joined = firsts.drop("title").left_join(titles, "text").drop("text_right")
+    return joined.mutate(num_titles=joined.num_titles.fill_null(0))

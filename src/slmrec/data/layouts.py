@@ -6,7 +6,19 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from slmrec.data.files import DELIMITERS, Source, keys, looks_like_events, plain_name, records
+from slmrec.data.files import Source, keys
+from slmrec.data.kinds import (
+    delimiter_of,
+    is_time,
+    looks_like_events,
+    most,
+    most_alike,
+    number,
+    plain_name,
+    printable,
+    shown,
+)
+from slmrec.data.records import records
 from slmrec.errors import DataError
 
 NAMES = {
@@ -30,8 +42,6 @@ _GENRES = (
 _MOVIELENS_100K = ["item_id", "title", "release_date", "video_release_date", "imdb_url", *_GENRES]
 _ASIN = re.compile(r"(B0[0-9A-Z]{8}|[0-9]{9}[0-9X])")
 _REVIEWER = re.compile(r"A[0-9A-Z]{8,}")
-_FIRST_SECOND = 1e8
-"""Numbers from here on are times: the spring of 1973, in seconds."""
 _HIGHEST_RATING = 100
 _ROWS_TO_LOOK_AT = 200
 
@@ -56,67 +66,92 @@ def header(source: Source, columns: Sequence[str] | None) -> Header:
     """
     if source.kind == "jsonl":
         return Header(keys(source), in_file=False)
-    rows = [row for _, row in islice(records(source, source.files[0]), _ROWS_TO_LOOK_AT) if row]
+    parts = [_first_rows(source, file) for file in source.names]
+    rows = parts[0]
     if columns is not None:
         if len(columns) != len(rows[0]):
             raise DataError(
-                f"{source.path}: line 1 has {len(rows[0])} columns, but prepare.columns names {len(columns)}; name all "
-                "of them, in order"
+                f"{source.names[0]}: line 1 has {len(rows[0])} columns, but prepare.columns names {len(columns)}; name "
+                "all of them, in order"
             )
         return Header(list(columns), in_file=False)
-    if not any(_number(cell) is not None for cell in rows[0]):
+    if _is_header(rows[0]):
+        _check_headers(source, parts)
         return Header(rows[0], in_file=True)
     names = _names(source, rows)
     if names is None:
         raise DataError(
-            f"{source.path}: line 1 is {DELIMITERS[source.kind].join(rows[0])[:60]!r}: no header, and what the columns "
+            f"{source.path}: line 1 is {_line(source, rows[0])}: no header, and what the columns "
             "are cannot be told; set prepare.columns, for example to [user_id, item_id, rating, timestamp]"
         )
     return Header(names, in_file=False)
 
 
-def _names(source: Source, rows: Sequence[Sequence[str]]) -> list[str] | None:
-    width = len(rows[0])
+def _first_rows(source: Source, file: Path) -> list[list[str]]:
+    rows = [record.cells for record in islice(records(source, file), _ROWS_TO_LOOK_AT) if not record.fault]
+    if not any(rows):
+        raise DataError(
+            f"{file}: its first lines are no rows of a table ({source.kind}); mend it, or set prepare.format"
+        )
+    return list(filter(None, rows))
+
+
+def _check_headers(source: Source, parts: Sequence[Sequence[Sequence[str]]]) -> None:
+    for file, rows in zip(source.names, parts, strict=True):
+        if rows[0] != parts[0][0]:
+            raise DataError(
+                f"{file}: line 1 is {_line(source, rows[0])}, but that of {source.names[0].name} is "
+                f"{_line(source, parts[0][0])}; give all parts the same header"
+            )
+        first = next(records(source, file))
+        if first.cells != rows[0]:
+            raise DataError(f"{file}: line 1 is {shown(first.text)}, expected the names of the columns; remove it")
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    return any(plain_name(cell) in KNOWN for cell in row) or all(number(cell) is None for cell in row)
+
+
+def _line(source: Source, row: Sequence[str]) -> str:
+    return shown(delimiter_of(source.kind).join(row))
+
+
+def _names(source: Source, rows: Sequence[list[str]]) -> list[str] | None:
+    alike = most_alike(rows)
+    width = len(alike[0])
     if source.kind == "psv" and width == len(_MOVIELENS_100K):
         return _MOVIELENS_100K
     if source.kind == "dat" and width == 3:
         return ["item_id", "title", "genres"]
-    delimiter = DELIMITERS[source.kind]
+    delimiter = delimiter_of(source.kind)
     if not looks_like_events([delimiter.join(row) for row in rows], delimiter):
         return None
-    return _event_names(rows)
+    return _event_names(alike)
 
 
 def _event_names(rows: Sequence[Sequence[str]]) -> list[str] | None:
     """Of MovieLens' u.data and ratings.dat, check-ins, Amazon's files of ratings alone, and pairs of user and item."""
     pair = _pair(rows)
-    last = [_number(row[-1]) for row in rows]
     if pair is None or len(rows[0]) == 2:
         return pair
-    if not all(number is not None and abs(number) >= _FIRST_SECOND for number in last):
+    if not most(is_time(row[-1]) for row in rows):
         return None
     if len(rows[0]) == 3:
         return [*pair, "timestamp"]
-    ratings = [_number(row[2]) for row in rows]
-    are_ratings = all(number is not None and abs(number) <= _HIGHEST_RATING for number in ratings)
-    return [*pair, "rating", "timestamp"] if are_ratings else None
+    return [*pair, "rating", "timestamp"] if most(_is_rating(row[2]) for row in rows) else None
+
+
+def _is_rating(cell: str) -> bool:
+    rating = number(cell)
+    return rating is not None and abs(rating) <= _HIGHEST_RATING
 
 
 def _pair(rows: Sequence[Sequence[str]]) -> list[str] | None:
     """Which of the first two columns is the user's; Amazon has it both ways."""
-    if all(_number(row[0]) is not None for row in rows):
-        return ["user_id", "item_id"]
     for names, user, item in ((["user_id", "item_id"], 0, 1), (["item_id", "user_id"], 1, 0)):
-        if all(_REVIEWER.fullmatch(row[user]) and _ASIN.fullmatch(row[item]) for row in rows):
+        if most(bool(_REVIEWER.fullmatch(row[user]) and _ASIN.fullmatch(row[item])) for row in rows):
             return names
-    return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return ["user_id", "item_id"] if most(number(row[0]) is not None for row in rows) else None
 
 
 def place(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> int | None:
@@ -141,6 +176,7 @@ def missing(path: Path | str, names: Sequence[str], setting: str, column: str | 
     """The error of a column that is needed and not there."""
     wanted = repr(column) if column else " or ".join(map(repr, NAMES[setting]))
     hint = "; without times, set prepare.order=file to take the order of the file" if setting == "time_col" else ""
-    return DataError(
-        f"{path}: no column {wanted}; it has {', '.join(names)}; set prepare.{setting} to one of them{hint}"
-    )
+    if setting in {"user_col", "item_col"} and not column:
+        hint = ", or, if these are values of a file without header, prepare.columns to the names"
+    found = ", ".join(map(printable, names))
+    return DataError(f"{path}: no column {wanted}; it has {found}; set prepare.{setting} to one of them{hint}")

@@ -1,5 +1,6 @@
 """Logs that have one user a row: `user item item ...` a line, and the reference's table with its lists."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -10,10 +11,12 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
 from slmrec.data.engine import keep
-from slmrec.data.files import Source, list_cell, records
+from slmrec.data.files import Source
 from slmrec.data.layouts import header, missing, place
+from slmrec.data.literals import list_cell
+from slmrec.data.records import records
 from slmrec.data.rejects import OnBadRow, Reject, settled
-from slmrec.data.tables import read_lines
+from slmrec.data.tables import file_of, first_rows, read_lines
 
 _ROWS_AT_ONCE = 10_000
 _SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("title", pa.string())])
@@ -36,29 +39,42 @@ def read_lines_of_users(engine: Any, source: Source, on_bad_row: OnBadRow) -> Hi
     Raises:
         DataError: a user has no items or another line already, and `on_bad_row` is `error`.
     """
-    words = read_lines(engine, source).line.fill_null("").re_replace(r"[ \t]+", " ").strip().split(" ")
-    lines = keep(engine, words.name("words").as_table())
-    users = lines.select(user_id=lines.words[0], item_id=lines.words[1:], line=lines.rowid() + 1)
-    last = users.filter(users.user_id != "").line.max()  # blank lines at the end do no harm
-    users = users.filter(users.line <= last.as_scalar())
-    users = keep(engine, users.mutate(earlier=users.line.min().over(group_by=users.user_id)))
+    lines = read_lines(engine, source)
+    words = lines.line.fill_null("").re_replace(r"[ \t]+", " ").strip().split(" ")
+    kept = keep(engine, lines.select(words=words, file=file_of(lines)))
+    users = kept.select("file", user_id=kept.words[0], item_id=kept.words[1:], row=kept.rowid())
+    firsts = first_rows(users)
+    last = users.row.max(where=users.user_id != "").over(group_by=users.file)
+    users = users.mutate(last=last).filter(lambda user: user.row <= user.last)  # blank lines at the end do no harm
+    users = keep(engine, users.mutate(earlier=users.row.min().over(group_by=users.user_id)))
     bare = users.item_id.length() == 0
-    faulty = users.filter(bare | (users.line > users.earlier)).order_by("line")
-    rejects = settled(list(_rejected_lines(source, faulty)), on_bad_row)
-    good = users.filter(~bare & (users.line == users.earlier))
+    faulty = users.filter(bare | (users.row > users.earlier)).order_by("row")
+    rejects = settled([_rejected_line(source, firsts, row) for row in faulty.to_pyarrow().to_pylist()], on_bad_row)
+    good = users.filter(~bare & (users.row == users.earlier))
     return Histories(keep(engine, good.select("user_id", "item_id").unnest("item_id", offset="row")), rejects, None, {})
 
 
-def _rejected_lines(source: Source, faulty: Table) -> Iterator[Reject]:
-    for row in faulty.to_pyarrow().to_pylist():
-        if row["item_id"]:
-            reason = (
-                f"the user has line {row['earlier']} already, expected one line a user (join them, or, if each is one "
-                "event, set prepare.format and prepare.columns)"
-            )
-        else:
-            reason = "no items, expected `user item item ...` (set prepare.format if the file is a table)"
-        yield Reject(source.path, row["line"], "user", row["user_id"], reason)
+def _rejected_line(source: Source, firsts: dict[str | None, int], row: dict[str, Any]) -> Reject:
+    file, line = _place(source, firsts, row["row"])
+    if row["item_id"]:
+        earlier_file, earlier = _place(source, firsts, row["earlier"])
+        where = f"line {earlier}" if earlier_file == file else f"line {earlier} of {earlier_file.name}"
+        reason = (
+            f"the user has {where} already, expected one line a user (join them, or, if each is one event, set "
+            "prepare.format and prepare.columns)"
+        )
+    else:
+        reason = "no items, expected `user item item ...` (set prepare.format if the file is a table)"
+    return Reject(file, line, "user", row["user_id"], reason)
+
+
+def _place(source: Source, firsts: dict[str | None, int], row: int) -> tuple[Path, int]:
+    """The file and the line of a row."""
+    starts = sorted(firsts.values())
+    at = bisect_right(starts, row) - 1
+    keys = {str(file): name for file, name in zip(source.files, source.names, strict=True)}
+    file = next(file for file, first in firsts.items() if first == starts[at])
+    return keys.get(file or "", source.path), row - starts[at] + 1
 
 
 def read_lists(
@@ -99,8 +115,12 @@ def _rows_of_lists(
 ) -> Iterator[tuple[str, str, str | None]]:
     user_at, item_at, title_at = (-1 if at is None else at for at in places.values())
     for file in source.files:
-        for line, row in islice(records(source, file), 1, None):
-            cells = dict(enumerate(row))
+        for record in islice(records(source, file), 1, None):
+            if record.fault:
+                rejects.append(Reject(file, record.line, None, record.text, record.fault))
+            if not record.cells:
+                continue
+            line, cells = record.line, dict(enumerate(record.cells))
             items, user = list_cell(cells.get(item_at, "")), cells.get(user_at)
             if items is None or not user:
                 at, expected = (item_at, "a list of items") if user else (user_at, "an id")

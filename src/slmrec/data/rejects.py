@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from slmrec.data.files import Source, records, shown
+from slmrec.data.files import Source
+from slmrec.data.kinds import printable, shown
+from slmrec.data.records import records
 from slmrec.errors import DataError
 
 OnBadRow = Literal["error", "skip"]
@@ -28,13 +30,14 @@ class Reject(NamedTuple):
     """What was expected, or why the line cannot be read; the same words for the same fault."""
     unit: str = "line"
 
+    def what(self) -> str:
+        """Where it is, and what is wrong, on one line."""
+        value = shown(self.value or "") if self.column is None else f"{printable(self.column)} is {self.value!r}"
+        return f"{self.file}: {self.unit} {self.line}: {value}: {self.reason}"
+
     def error(self) -> DataError:
         """As the one line that ends the run."""
-        what = shown(self.value or "") if self.column is None else f"{self.column} is {self.value!r}"
-        return DataError(
-            f"{self.file}: {self.unit} {self.line}: {what}: {self.reason}; mend it or remove the row, or set "
-            "prepare.on_bad_row=skip"
-        )
+        return DataError(f"{self.what()}; mend it or remove the row, or set prepare.on_bad_row=skip")
 
 
 def settled(rejects: Sequence[Reject], on_bad_row: OnBadRow) -> list[Reject]:
@@ -72,11 +75,11 @@ def line_numbers(
         left_out: first lines of the rows that the engine did not read.
     """
     wanted, found, row = set(rows), {}, -has_header
-    for line, cells in records(source, file):
-        if line in left_out or not cells:
+    for record in records(source, file):
+        if record.line in left_out or not record.cells:
             continue
         if row in wanted:
-            found[row] = line
+            found[row] = record.line
         if len(found) == len(wanted):
             break
         row += 1

@@ -16,11 +16,12 @@ import ibis
 from ibis.expr.types import Column, Table
 
 from slmrec.data.engine import is_duckdb, keep, value
-from slmrec.data.files import Format, Source, inspect, rewritten, unpacked
+from slmrec.data.files import Source, inspect
+from slmrec.data.kinds import Format
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.per_user import Histories, read_lines_of_users, read_lists
 from slmrec.data.rejects import OnBadRow, Reject, settled
-from slmrec.data.tables import Fault, faults_of, faults_told, good_rows, is_empty, open_table, reject
+from slmrec.data.tables import Fault, Opened, faults_of, faults_told, good_rows, is_empty, reject, with_table
 from slmrec.data.times import parsed_times, why_no_time
 from slmrec.errors import ConfigError, DataError
 
@@ -104,23 +105,34 @@ def _refuse_columns(source: Source, reading: Reading) -> None:
 def _ordered(source: Source, histories: Histories) -> Events:
     """Events that have an order and no times."""
     if not value(histories.events.count()):
-        raise DataError(f"{source.path}: no events; expected items of users")
+        raise _no_events(source, histories.rejects)
     table = histories.events.mutate(timestamp=ibis.literal(None, "int64"), nanosecond=ibis.literal(0, "int64"))
     layout = {"format": source.kind} | histories.layout
     return Events(table, ("row",), layout, histories.rejects, histories.titles)
 
 
 def _events_of_table(engine: Any, spill: Path, source: Source, reading: Reading) -> Events:
-    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
-    opened = open_table(engine, source, reading.columns, reading.on_bad_row)
+    return with_table(
+        engine, spill, source, reading.columns, reading.on_bad_row, lambda opened: _events_of_opened(opened, reading)
+    )
+
+
+def _events_of_opened(opened: Opened, reading: Reading) -> Events:
+    source = opened.source
     layout = _layout(source.path, opened.head.names, reading)
     raw = {setting: opened.column(name) for setting, name in layout.items()}
     columns, faults = _parsed(source.path, raw, layout)
     table, rejects = good_rows(opened, columns, faults)
     if not value(table.count()):
-        raise DataError(f"{source.path}: has columns but no rows; expected one event a row")
+        raise _no_events(source, rejects)
     ties = ("tie", "row") if reading.tie_col else ("row",)
     return Events(table, ties, {"format": source.kind} | layout, rejects)
+
+
+def _no_events(source: Source, rejects: list[Reject]) -> DataError:
+    if rejects:
+        return DataError(f"{source.path}: none of its {len(rejects):,} rows is an event; {rejects[0].what()}")
+    return DataError(f"{source.path}: has columns but no rows; expected one event a row")
 
 
 def _layout(path: Path | str, names: list[str], reading: Reading) -> dict[str, str]:
@@ -146,7 +158,7 @@ def _parsed(path: Path | str, raw: dict[str, Column], layout: dict[str, str]) ->
     user, item = (_id(path, layout[setting], raw[setting]) for setting in ("user_col", "item_col"))
     columns: dict[str, Any] = {"user_id": user, "item_id": item}
     faults = [
-        Fault(is_empty(ids), layout[setting], ids, lambda _: "expected an id")
+        Fault(is_empty(ids), layout[setting], raw[setting], lambda _: "expected an id")
         for setting, ids in (("user_col", user), ("item_col", item))
     ]
     columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
@@ -171,7 +183,7 @@ def _id(path: Path | str, name: str, ids: Column) -> Column:
     """Whole numbers or text."""
     kind = ids.type()
     if kind.is_integer():
-        return ids.cast("int64")
+        return ids.try_cast("int64")
     if not kind.is_string():
         raise DataError(
             f"{path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "

@@ -1,25 +1,27 @@
 """Files that are tables, opened in the embedded engine, and their rows that are no good."""
 
+import csv
 import glob
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import duckdb
 import ibis
 from ibis.expr.types import Column, Table
 
 from slmrec.data.engine import explain, keep
-from slmrec.data.files import DELIMITERS, Source
+from slmrec.data.files import Source, copies_of, rewritten, unpacked
+from slmrec.data.kinds import DELIMITERS, QUOTED, object_fault
 from slmrec.data.layouts import Header, header
+from slmrec.data.records import records
 from slmrec.data.rejects import OnBadRow, Reject, line_numbers, settled
 from slmrec.errors import DataError
 
 _MAX_LINE_BYTES = 2**25
-_QUOTED = {"csv", "tsv"}
 _FILE = "slmrec_file"
+Result = TypeVar("Result")
 
 
 class Opened(NamedTuple):
@@ -27,9 +29,13 @@ class Opened(NamedTuple):
 
     engine: Any
     source: Source
+    read: Source
+    """What the engine reads: the source itself, or copies without the lines that are no rows."""
     head: Header
     table: Table
     on_bad_row: OnBadRow
+    left_out: list[Reject]
+    """The lines that the copies lack."""
 
     def column(self, name: str) -> Column:
         """Text, but for parquet, which has types."""
@@ -51,25 +57,76 @@ class Fault(NamedTuple):
     """What was expected, for a faulty value; none: the row is skipped without a word."""
 
 
-def open_table(engine: Any, source: Source, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Opened:
-    """A table whose columns have names.
+def with_table(
+    engine: Any,
+    spill: Path,
+    source: Source,
+    columns: Sequence[str] | None,
+    on_bad_row: OnBadRow,
+    use: Callable[[Opened], Result],
+) -> Result:
+    """What is made of a table whose columns have names.
+
+    The engine reads the files as they are. Where it stumbles over a line of a table that is text, they are copied
+    without such lines, and `use` is called again.
 
     Args:
         engine: the embedded one.
-        source: of any kind but one user a line or lists; parquet unpacked.
+        spill: a folder for temporary files.
+        source: of any kind but one user a line or lists.
         columns: names for a file without header.
-        on_bad_row: `skip` leaves out lines that are no rows.
+        on_bad_row: what to do with lines that are no rows.
+        use: reads the table.
 
     Raises:
-        DataError: it cannot be opened, or its columns cannot be told.
+        DataError: it cannot be read, its columns cannot be told, or it has a bad line and `on_bad_row` is `error`.
     """
+    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
+    with faults_told(source):
+        opened = _open_table(engine, source, columns, on_bad_row)
+        try:
+            return use(opened)
+        except duckdb.InvalidInputException:
+            if source.kind not in DELIMITERS:
+                raise
+        return use(_without_bad_lines(opened, spill))
+
+
+def _open_table(engine: Any, source: Source, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Opened:
     if source.kind == "parquet":
         table = _open_parquet(engine, source)
-        names = [name for name in table.columns if name != _FILE]
-        return Opened(engine, source, Header(names, in_file=True), table, on_bad_row)
-    head = header(source, columns)
-    table = _open_objects(engine, source) if source.kind == "jsonl" else _open_text(engine, source, head, on_bad_row)
-    return Opened(engine, source, head, table, on_bad_row)
+        head = Header([name for name in table.columns if name != _FILE], in_file=True)
+    else:
+        head = header(source, columns)
+        table = _open_objects(engine, source) if source.kind == "jsonl" else _open_text(engine, source, head)
+    return Opened(engine, source, source, head, table, on_bad_row, [])
+
+
+def _without_bad_lines(opened: Opened, spill: Path) -> Opened:
+    source, left_out = opened.source, []
+    copies = copies_of(source, spill)
+    for file, copy in zip(source.files, copies, strict=True):
+        with copy.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            for record in records(source, file):
+                cells = _cells(record.cells, len(opened.head.names))
+                fault = record.fault or _wrong_width(cells, len(opened.head.names))
+                if fault:
+                    left_out.append(Reject(file, record.line, None, record.text, fault))
+                elif cells:
+                    writer.writerow(cells)
+    settled(left_out, opened.on_bad_row)
+    read = source._replace(kind="csv", files=copies, compression="none", encoding="utf-8")
+    return opened._replace(read=read, table=_open_text(opened.engine, read, opened.head), left_out=left_out)
+
+
+def _cells(cells: list[str], expected: int) -> list[str]:
+    """Without empty ones behind the last column, as the engine has it."""
+    return cells if any(cells[expected:]) else cells[:expected]
+
+
+def _wrong_width(cells: Sequence[str], expected: int) -> str | None:
+    return f"{len(cells)} columns, expected {expected}" if cells and len(cells) != expected else None
 
 
 def good_rows(opened: Opened, columns: dict[str, Any], faults: Sequence[Fault]) -> tuple[Table, list[Reject]]:
@@ -83,17 +140,19 @@ def good_rows(opened: Opened, columns: dict[str, Any], faults: Sequence[Fault]) 
     Raises:
         DataError: a row has a fault, and `on_bad_row` is `error`.
     """
-    several = len(opened.source.files) > 1
-    file = opened.table[_FILE] if several else ibis.literal(None, "string")
     if opened.source.kind == "jsonl":
         line = opened.table.line
         blank = Fault(is_empty(line.strip()), None, line, None)
-        faults = [blank, Fault(~opened.table.is_object, None, line, lambda _: "not a JSON object"), *faults]
-    marked = opened.table.select(**columns, file=file, **faults_of(faults))
+        faults = [blank, Fault(~opened.table.is_object, None, line, _why_no_object), *faults]
+    marked = opened.table.select(**columns, file=file_of(opened.table), **faults_of(faults))
     stored = keep(opened.engine, marked)
     rows = stored.mutate(row=stored.rowid())
     rejects = settled(_rejects(opened, rows, faults), opened.on_bad_row)
     return rows.filter(rows.fault.isnull()).drop("fault", "value", "file"), rejects
+
+
+def _why_no_object(line: str | None) -> str:
+    return object_fault(line or "") or "not JSON (it holds characters that are no Unicode)"
 
 
 def faults_of(faults: Sequence[Fault]) -> dict[str, Any]:
@@ -102,6 +161,11 @@ def faults_of(faults: Sequence[Fault]) -> dict[str, Any]:
         "fault": ibis.cases(*((fault.condition, number) for number, fault in enumerate(faults))),
         "value": ibis.cases(*((fault.condition, fault.value.cast("string")) for fault in faults)),
     }
+
+
+def file_of(table: Table) -> Any:
+    """The file that each row is from, if there are several."""
+    return table[_FILE] if _FILE in table.columns else ibis.literal(None, "string")
 
 
 def is_empty(column: Column) -> Any:
@@ -135,16 +199,13 @@ def faults_told(source: Source) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        fault = _csv_fault(str(error))
-        if fault is None:
-            raise explain(error, str(source.path)) from None
-        raise DataError(
-            f"{source.path}: {fault}; expected {source.kind}, mend it, or set prepare.format or prepare.on_bad_row=skip"
-        ) from None
+        if "Maximum line size" in str(error):
+            raise DataError(f"{source.path}: a line is too long; split it, or set prepare.format") from None
+        raise explain(error, str(source.path)) from None
 
 
 def _open_parquet(engine: Any, source: Source) -> Table:
-    table: Table = engine.read_parquet(_paths(source.files), **_file_names(source))
+    table: Table = engine.read_parquet(_paths(source.files), union_by_name=True, **_file_names(source))
     return table
 
 
@@ -154,8 +215,8 @@ def _open_objects(engine: Any, source: Source) -> Table:
     return lines.mutate(is_object=(kind == "OBJECT").fill_null(False))
 
 
-def _open_text(engine: Any, source: Source, head: Header, on_bad_row: OnBadRow) -> Table:
-    quote = '"' if source.kind in _QUOTED else ""
+def _open_text(engine: Any, source: Source, head: Header) -> Table:
+    quote = '"' if source.kind in QUOTED else ""
     table: Table = engine.read_csv(
         _paths(source.files),
         header=head.in_file,
@@ -167,7 +228,6 @@ def _open_text(engine: Any, source: Source, head: Header, on_bad_row: OnBadRow) 
         comment="",
         encoding=source.encoding,
         compression=source.compression,
-        **({"store_rejects": True, "rejects_limit": 0} if on_bad_row == "skip" else {}),
         **_file_names(source),
     )
     return table
@@ -205,36 +265,28 @@ def _json_valid(line: str) -> bool:
     raise NotImplementedError
 
 
-def _csv_fault(message: str) -> str | None:
-    found = re.search(
-        r"CSV Error on Line: (\d+)\nOriginal Line: (.*)\n(?:.*\n)*?\n*((?:Expected|Value|Maximum).*)", message
-    )
-    if found:
-        return f"line {found[1]}: {found[2][:60]!r}: {found[3].rstrip('. ')}"
-    if "state machine" in message:
-        return "quotes are not closed, or lines end in different ways"
-    return None
-
-
 def _rejects(opened: Opened, rows: Table, faults: Sequence[Fault]) -> list[Reject]:
     """All of them, or, where one is an error, the first."""
-    skip, source = opened.on_bad_row == "skip", opened.source
     told = [number for number, fault in enumerate(faults) if fault.expected]
     faulty = rows.filter(rows.fault.isin(told)).select("file", "row", "fault", "value").order_by("row")
-    found = (faulty if skip else faulty.limit(1)).to_pyarrow().to_pylist()
-    rejects = list(_malformed(opened)) if skip and source.kind in DELIMITERS else []
+    found = (faulty if opened.on_bad_row == "skip" else faulty.limit(1)).to_pyarrow().to_pylist()
     if not found:
-        return rejects
-    first_rows = rows.group_by("file").aggregate(first=rows.row.min()).to_pyarrow().to_pylist()
-    firsts = {row["file"]: row["first"] for row in first_rows}
-    for file, name in zip(source.files, source.names, strict=True):
-        key = str(file) if len(source.files) > 1 else None
+        return opened.left_out
+    firsts = first_rows(rows)
+    rejects = list(opened.left_out)
+    for file, name in zip(opened.read.files, opened.source.names, strict=True):
+        key = str(file) if len(opened.source.files) > 1 else None
         of_file = {row["row"] - firsts[key]: row for row in found if row["file"] == key}
-        lines = _lines_of(opened, file, of_file, {reject.line for reject in rejects if reject.file == name})
-        unit = "row" if source.kind == "parquet" else "line"
-        for at, row in of_file.items():
-            rejects.append(reject(name, lines[at], faults[row["fault"]], row["value"], unit))
+        lines = _lines_of(opened, name, of_file)
+        unit = "row" if opened.source.kind == "parquet" else "line"
+        rejects += [reject(name, lines[at], faults[row["fault"]], row["value"], unit) for at, row in of_file.items()]
     return sorted(rejects, key=lambda reject: (reject.file, reject.line))
+
+
+def first_rows(rows: Table) -> dict[str | None, int]:
+    """The number (`row`) of the first row of each file."""
+    found = rows.group_by("file").aggregate(first=rows.row.min()).to_pyarrow().to_pylist()
+    return {row["file"]: row["first"] for row in found}
 
 
 def reject(file: Path, line: int, fault: Fault, value: str | None, unit: str) -> Reject:
@@ -243,19 +295,8 @@ def reject(file: Path, line: int, fault: Fault, value: str | None, unit: str) ->
     return Reject(file, line, fault.column, value, fault.expected(value), unit)
 
 
-def _lines_of(opened: Opened, file: Path, rows: Collection[int], left_out: Collection[int]) -> dict[int, int]:
+def _lines_of(opened: Opened, file: Path, rows: Collection[int]) -> dict[int, int]:
     if opened.source.kind in DELIMITERS and rows:
+        left_out = {reject.line for reject in opened.left_out if reject.file == file}
         return line_numbers(opened.source, file, rows, opened.head.in_file, left_out)
     return {row: row + 1 for row in rows}
-
-
-def _malformed(opened: Opened) -> Iterator[Reject]:
-    """Lines of a table that is text which the engine left out."""
-    errors = opened.engine.con.sql(
-        "select distinct file_path, line, lower(error_type::varchar), csv_line from reject_errors "
-        "join reject_scans using (scan_id, file_id) order by all"
-    )
-    names = {str(file): name for file, name in zip(opened.source.files, opened.source.names, strict=True)}
-    for file, line, reason, text in errors.fetchall():
-        if file in names:
-            yield Reject(names[file], line, None, text, reason)

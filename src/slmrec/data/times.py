@@ -32,7 +32,7 @@ def parsed_times(column: Column) -> Times:
     kind = column.type()
     nothing = ibis.literal(0, "int64")
     if kind.is_integer():
-        return Times(column.cast("int64"), nothing, "number", None)
+        return Times(column.try_cast("int64"), nothing, "number", None)  # unsigned ones may be too large
     if kind.is_floating():
         return Times(_whole_float(column), nothing, "number", None)
     text = column.cast("string").strip()
@@ -54,19 +54,18 @@ def why_no_time(value: str | None, times: Times) -> str:
 
 
 def _whole_float(number: Any) -> Any:
-    exact = (number.abs() < _LARGEST_EXACT) & (number == number.floor()) & ~number.isnan()
-    return ibis.ifelse(exact, number, None).cast("int64")
+    whole = number.try_cast("int64")  # nothing for NaN and what is too large; fractions are rounded
+    return ibis.ifelse((number.abs() < _LARGEST_EXACT) & (whole == number), whole, None)
 
 
 def _whole_number(text: Any) -> Any:
     """Exact for whole numbers, with or without `.0`; null for numbers that are no whole ones."""
     plain = text.re_replace(r"\.0*$", "")
     power = ibis.ifelse(text.re_search(_NUMBER), text, None).try_cast("float64")
-    whole = ibis.ifelse((power.abs() < _LARGEST_EXACT) & (power == power.floor()), power, None).try_cast("int64")
     return ibis.cases(
         (text.re_search(_WHOLE), text.try_cast("int64")),
         (plain.re_search(_WHOLE), plain.try_cast("int64")),
-        else_=whole,
+        else_=_whole_float(power),
     )
 
 

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from slmrec.data.files import DELIMITERS, Format, Source, inspect, json_fault, kind_of_name, lines, unpacked
+from slmrec.data.files import Source, inspect, lines, unpacked
+from slmrec.data.kinds import DELIMITERS, Format, json_fault, kind_of_name
 from slmrec.errors import ConfigError, DataError
 from slmrec.recommend import Recommender
 

@@ -44,7 +44,7 @@ def validate(file: str, overrides: list[str]) -> None:
 
 
 def _show(file: str, log: Events, min_user_events: int) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what the file holds stays as it is
     table = Table("", "", title=file, show_header=False)
     for name, text in (log.layout | _facts(log, min_user_events)).items():
         table.add_row(name, text if isinstance(text, str) else f"{text:,}")
