@@ -153,7 +153,7 @@ def place_of(log: Log) -> dict[int, int]:
     return {event.row: place for place, event in enumerate(log)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(log=LOGS, chosen=ANY_RULES)
 def test_any_rules_do_what_plain_python_does(engine: Any, log: Log, chosen: Rules) -> None:
     expected = Naive(log, chosen)
@@ -258,7 +258,7 @@ def test_superseded_tables_are_not_kept(engine: Any) -> None:
     assert after == before + 2  # the log, and what is left of it
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     times=st.lists(st.integers(0, 40), min_size=1, max_size=60),
     start=st.sampled_from([0, -20, 1_700_000_000, 1_700_000_000_000_000_000]),
