@@ -179,9 +179,8 @@ def test_the_embedded_engine_ends_with_its_use(tmp_path: Path) -> None:
             "log: Out of Memory Error: no block; raise prepare.memory_limit, or free space on the disk of the output",
         ),
         (
-            duckdb.IOException("IO Error: Could not write file: No space left on device"),
-            "log: IO Error: Could not write file: No space left on device; raise prepare.memory_limit, or free space "
-            "on the disk of the output",
+            duckdb.IOException("IO Error: Could not write: No space left on device"),
+            "log: IO Error: Could not write: No space left on device; free space there, or choose another --output",
         ),
         (duckdb.IOException("IO Error:\n what"), "log: cannot be read (IO Error: what)"),
     ],

@@ -22,6 +22,8 @@ _NEEDED = (operations.WindowFunction, operations.TryCast)
 _ADVICE = " Possible solutions"
 """Where DuckDB begins to name settings of its own."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
@@ -144,7 +146,9 @@ def batches(engine: Any, table: Table, rows: int) -> Iterator[pa.Table]:
 def explain(error: Exception, what: str) -> DataError:
     """An engine's error, in one line."""
     text = one_line(error).partition(_ADVICE)[0]
-    if isinstance(error, duckdb.OutOfMemoryException) or os.strerror(errno.ENOSPC) in text:
+    if any(os.strerror(number) in text for number in _FULL):
+        return DataError(f"{what}: {text}; free space there, or choose another --output")
+    if isinstance(error, duckdb.OutOfMemoryException):
         return DataError(f"{what}: {text}; raise prepare.memory_limit, or free space on the disk of the output")
     return DataError(f"{what}: cannot be read ({text[:200]})")
 
