@@ -170,7 +170,7 @@ def _run_stage(options: argparse.Namespace) -> None:
     from slmrec.config import load_config
 
     given = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
-    named = [f"prepare.{name}={json.dumps(text)}" for name, text in given.items() if text]
+    named = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in given.items() if text]
     overrides = [*options.overrides, *named]
     config = load_config(options.config, overrides)
     from slmrec.stages.folders import run_stage

@@ -1,21 +1,33 @@
+"""From logs to data-set folders: what is in the files, in which order, and that the counts are true."""
+
 import csv
+import gzip
 import hashlib
 import json
+import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmrec.config import PrepareConfig
+from slmrec.data import prepare as module
 from slmrec.data.dataset import Dataset
 from slmrec.data.prepare import prepare_dataset
-from slmrec.errors import DataError
+from slmrec.data.sources import read_events
+from slmrec.errors import ConfigError, DataError
+from slmrec.stages.prepare import arguments
 
-Row = tuple[Any, Any, Any]
+Row = tuple[Any, ...]
+FILES = ["dataset.json", "histories.npy", "interactions.parquet", "items.parquet", "offsets.npy", "users.parquet"]
+THREE = [("u", "a", 1), ("u", "b", 2), ("u", "c", 3)]
 
 
 def write_csv(path: Path, rows: Sequence[Row], header: Sequence[str] = ("user_id", "item_id", "timestamp")) -> Path:
@@ -24,10 +36,16 @@ def write_csv(path: Path, rows: Sequence[Row], header: Sequence[str] = ("user_id
     return path
 
 
-def prepare(input: Path, **options: Any) -> tuple[Path, dict[str, float]]:
+def write_parquet(path: Path, rows: Sequence[Row], **options: Any) -> Path:
+    columns = dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def prepare(input: Path, **settings: Any) -> tuple[Path, dict[str, float]]:
     output = input.parent / f"{input.name}.prepared.{len(list(input.parent.iterdir()))}"
     output.mkdir()
-    return output, prepare_dataset(input, output, **options)
+    return output, prepare_dataset(str(input), output, **arguments(PrepareConfig(**settings)))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -36,6 +54,10 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("interactions", "items", "users")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "dataset.json"}
 
 
 def histories(folder: Path) -> dict[Any, list[Any]]:
@@ -62,26 +84,16 @@ def test_tables_and_facts(tmp_path: Path) -> None:
         (2, 1, 2, 2),
         (2, 3, 3, 3),
     ]
-    assert counts == {
-        "num_users": 2,
-        "num_items": 3,
-        "num_events": 7,
-        "shortest_history": 3,
-        "mean_history": 3.5,
-        "longest_history": 4,
-        "dropped_users": 0,
-    }
+    expected = {"num_read_events": 7, "num_rejected_rows": 0, "num_dropped_users": 0, "num_dropped_items": 0}
+    expected |= {"num_users": 2, "num_items": 3, "num_events": 7}
+    assert counts.items() >= (expected | {"shortest_history": 3, "mean_history": 3.5, "longest_history": 4}).items()
+    assert not any(name.startswith("num_removed_by_") for name in counts)
     written = facts(folder)
     assert written["counts"] == counts
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert written["sources"] == [{"file": "log.csv", "bytes": path.stat().st_size, "sha256": digest}]
-    assert written["rules"]["short_users"] == "error"
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "dataset.json",
-        "interactions.parquet",
-        "items.parquet",
-        "users.parquet",
-    ]
+    assert written["rules"].items() >= {"min_user_events": 3, "repeats": "keep", "ties": ["row"]}.items()
+    assert sorted(file.name for file in folder.iterdir()) == FILES
 
 
 def test_types(tmp_path: Path) -> None:
@@ -112,17 +124,17 @@ distinct_times = st.lists(
 )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=distinct_times, data=st.data())
-def test_shuffled_rows_give_the_same_data_set(
+def test_shuffled_rows_give_the_same_files(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("shuffled")
-    rows = [*rows, ("z", "a", 1), ("z", "b", 2), ("z", "a", 3)]
+    rows = [*rows, ("z", "a", -1), ("z", "b", -2), ("z", "a", -3)]
     shuffled = data.draw(st.permutations(rows))
-    first, first_counts = prepare(write_csv(folder / "first.csv", rows), short_users="drop")
-    other, other_counts = prepare(write_csv(folder / "other.csv", shuffled), short_users="drop")
-    assert tables(first) == tables(other)
+    first, first_counts = prepare(write_csv(folder / "first.csv", rows))
+    other, other_counts = prepare(write_csv(folder / "other.csv", shuffled))
+    assert contents(first) == contents(other)
     assert first_counts == other_counts
     assert facts(first)["fingerprint"] == facts(other)["fingerprint"]
 
@@ -131,9 +143,10 @@ def test_shuffled_rows_give_the_same_data_set(
 def test_times_one_apart_keep_their_order(tmp_path: Path, scale: int) -> None:
     start = 1_700_000_000 * scale
     rows = [("u", f"i{step:03d}", start + step) for step in range(200)]
-    folder, _ = prepare(write_csv(tmp_path / "log.csv", rows[::-1]))
-    assert histories(folder)["u"] == [item for _, item, _ in rows]
-    assert [row["timestamp"] for row in tables(folder)["interactions"]] == [time for _, _, time in rows]
+    for write, name in ((write_csv, "log.csv"), (write_parquet, "log.parquet")):
+        folder, _ = prepare(write(tmp_path / name, rows[::-1]))
+        assert histories(folder)["u"] == [item for _, item, _ in rows]
+        assert [row["timestamp"] for row in tables(folder)["interactions"]] == [time for _, _, time in rows]
 
 
 def test_parts_of_a_second_keep_their_order(tmp_path: Path) -> None:
@@ -142,17 +155,41 @@ def test_parts_of_a_second_keep_their_order(tmp_path: Path) -> None:
     assert histories(folder)["u"] == [f"i{step}" for step in range(9)]
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_ties_keep_the_order_of_a_large_file(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["csv", "parquet", "parts of csv", "parts of parquet"])
+def test_ties_keep_the_order_of_a_large_log(tmp_path: Path, kind: str) -> None:
     items = [(7919 * row) % 300_007 for row in range(300_000)]
-    path = tmp_path / f"log.{kind}"
-    if kind == "csv":
-        write_csv(path, [("u", item, 5) for item in items])
+    rows = [("u", item, 5) for item in items]
+    *in_parts, suffix = kind.split(" of ")
+    write = write_csv if suffix == "csv" else write_parquet
+    if in_parts:
+        path = tmp_path / "log"
+        path.mkdir()
+        for part in range(10):
+            write(path / f"part-{part:03d}.{suffix}", rows[part * 30_000 : (part + 1) * 30_000])
     else:
-        columns = {"user_id": ["u"] * len(items), "item_id": items, "timestamp": [5] * len(items)}
-        pq.write_table(pa.table(columns), path, row_group_size=20_000)
+        path = write(tmp_path / f"log.{suffix}", rows, **({"row_group_size": 20_000} if suffix == "parquet" else {}))
     folder, _ = prepare(path)
     assert histories(folder)["u"] == items
+
+
+def test_a_tie_column_orders_ties(tmp_path: Path) -> None:
+    rows = [("u", "a", 1, 3), ("u", "b", 1, 1), ("u", "c", 1, 2), ("u", "d", 0, 9)]
+    log = write_csv(tmp_path / "log.csv", rows, header=("user_id", "item_id", "timestamp", "session"))
+    folder, _ = prepare(log, tie_col="session")
+    assert histories(folder)["u"] == ["d", "b", "c", "a"]
+    assert facts(folder)["rules"]["ties"] == ["tie", "row"]
+
+
+def test_tables_in_parts_are_as_those_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(3)
+    rows = [(f"u{draw.randrange(9)}", f"i{draw.randrange(20)}", draw.randrange(50)) for _ in range(101)]
+    log = write_csv(tmp_path / "log.csv", rows)
+    whole, _ = prepare(log)
+    for size in (1, 7, 101):
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", size)
+        folder, _ = prepare(log)
+        assert tables(folder) == tables(whole)
+        assert facts(folder)["fingerprint"] == facts(whole)["fingerprint"]
 
 
 def test_repeats_are_kept(tmp_path: Path) -> None:
@@ -185,33 +222,45 @@ def test_ids_are_ordered_by_value_or_code_point(tmp_path: Path, ids: list[str], 
     assert [(row["item"], row["item_id"]) for row in tables(folder)["items"]] == list(enumerate(expected, 1))
 
 
-def test_short_users_are_an_error(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "log.csv", [("u7", "a", 1), ("u7", "b", 2), *[("u1", "a", 1)] * 3])
-    with pytest.raises(
-        DataError,
-        match=r"log\.csv: 1 user has fewer than 3 events \(for example 'u7' with 2\), .*prepare\.short_users=drop",
-    ):
-        prepare(path)
+ids = st.one_of(st.integers(-(10**18), 10**18), st.text(st.characters(codec="utf-8", exclude_categories=["C"])))
 
 
-def test_short_users_are_dropped(tmp_path: Path) -> None:
+@settings(max_examples=6, deadline=None)
+@given(data=st.data(), users=st.lists(ids.map(str).filter(bool), min_size=1, max_size=9, unique=True))
+def test_ids_are_dense_and_lead_back(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, users: list[str]
+) -> None:
+    items = st.lists(ids.map(str).filter(bool), min_size=3, max_size=7)
+    logs = {user: data.draw(items) for user in users}
+    rows = [(user, item, time) for user, chosen in logs.items() for time, item in enumerate(chosen)]
+    folder, _ = prepare(write_parquet(tmp_path_factory.mktemp("ids") / "log.parquet", rows))
+    found = tables(folder)
+    for name in ("user", "item"):
+        assert [row[name] for row in found[f"{name}s"]] == list(range(1, len(found[f"{name}s"]) + 1))
+        assert {row[name] for row in found["interactions"]} == {row[name] for row in found[f"{name}s"]}
+    assert {str(user): list(map(str, chosen)) for user, chosen in histories(folder).items()} == logs
+
+
+def test_short_users_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [("u7", "only", 1), ("u7", "b", 2), ("u8", "b", 2), *[("u1", "a", 1)] * 3]
-    folder, counts = prepare(write_csv(tmp_path / "log.csv", rows), short_users="drop")
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", rows))
     assert histories(folder) == {"u1": ["a", "a", "a"]}
-    assert counts["dropped_users"] == facts(folder)["counts"]["dropped_users"] == 2
-    assert counts["num_items"] == len(tables(folder)["items"]) == 1
+    assert counts == facts(folder)["counts"]
+    expected = {"num_read_events": 6, "num_removed_by_min_user_events": 3, "num_dropped_users": 2}
+    assert counts.items() >= (expected | {"num_dropped_items": 2, "num_items": 1, "num_events": 3}).items()
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log\.csv: no user has 3 events.*give more data"):
-        prepare(write_csv(tmp_path / "log.csv", [("u7", "a", 1)]), short_users="drop")
+    path = write_csv(tmp_path / "log.csv", [("u7", "a", 1)])
+    with pytest.raises(DataError, match=r"no event is left; .*min_user_events \(3\): 1; loosen .* give more data"):
+        prepare(path)
 
 
 def test_titles_join_by_id(tmp_path: Path) -> None:
     named = [(10, "Ten", 0), (99, "Unsold", 0), (2, "Two", 0), (2, "Deux", 0)]
     items = write_csv(tmp_path / "items.csv", named, header=("item_id", "title", "price"))
     log = write_csv(tmp_path / "log.csv", [("u", 10, 1), ("u", 3, 2), ("u", 2, 3)])
-    folder, counts = prepare(log, items=items)
+    folder, counts = prepare(log, items=str(items))
     assert [(row["item_id"], row["title"]) for row in tables(folder)["items"]] == [(2, "Two"), (3, None), (10, "Ten")]
     assert (counts["num_titled_items"], counts["num_retitled_items"]) == (2, 1)
     assert [source["file"] for source in facts(folder)["sources"]] == ["log.csv", "items.csv"]
@@ -220,11 +269,55 @@ def test_titles_join_by_id(tmp_path: Path) -> None:
     assert titles.to_pylist() == ["Two", None, "Ten"]
 
 
+def test_titles_are_unescaped(tmp_path: Path) -> None:
+    named = [("a", "Salt &amp; Pepper"), ("b", "R&B"), ("c", "&lt;3 &#39;x&#39;")]
+    items = write_csv(tmp_path / "items.csv", named, header=("item_id", "title"))
+    folder, _ = prepare(write_csv(tmp_path / "log.csv", THREE), items=str(items))
+    assert [row["title"] for row in tables(folder)["items"]] == ["Salt & Pepper", "R&B", "<3 'x'"]
+
+
+def test_titles_of_the_log_itself_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = write_csv(tmp_path / "titles.csv", [("b", "B &amp; b", 0), ("a", "A", 1)], ("item_id", "title", "row"))
+
+    def with_titles(engine: Any, *given: Any) -> Any:
+        return read_events(engine, *given)._replace(titles=engine.read_csv(str(titles)))
+
+    monkeypatch.setattr(module, "read_events", with_titles)
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", THREE))
+    assert [(row["item_id"], row["title"]) for row in tables(folder)["items"]] == [
+        ("a", "A"),
+        ("b", "B & b"),
+        ("c", None),
+    ]
+    assert counts["num_titled_items"] == 2
+
+
+def test_other_columns_of_items_are_carried_with_their_types(tmp_path: Path) -> None:
+    columns = {
+        "item_id": ["c", "a", "x"],
+        "price": [1.5, None, 3.0],
+        "stock": pa.array([7, 8, 9], pa.int32()),
+        "tags": [["red", "old"], [], None],
+        "maker": [{"name": "Ü", "since": 1900}, None, {"name": "y", "since": 1}],
+        "item": [70, 80, 90],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", THREE), items=str(tmp_path / "items.parquet"))
+    nothing = dict.fromkeys(("price", "stock", "tags", "maker", "item_"))
+    assert tables(folder)["items"] == [
+        {"item": 1, "item_id": "a", "price": None, "stock": 8, "tags": [], "maker": None, "item_": 80},
+        {"item": 2, "item_id": "b", **nothing},
+        {
+            **{"item": 3, "item_id": "c", "price": 1.5, "stock": 7, "tags": ["red", "old"]},
+            **{"maker": {"name": "Ü", "since": 1900}, "item_": 70},
+        },
+    ]
+    assert pq.read_schema(folder / "items.parquet").field("stock").type == pa.int32()
+    assert "num_titled_items" not in counts
+
+
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    rows = [("u", "a", 1), ("u", "b", 2), ("u", "c", 3)]
-    table = pa.table(dict(zip(("user_id", "item_id", "timestamp"), zip(*rows, strict=True), strict=True)))
-    pq.write_table(table, tmp_path / "log.parquet")
-    same = [prepare(write_csv(tmp_path / "log.csv", rows))[0], prepare(tmp_path / "log.parquet")[0]]
+    same = [prepare(write(tmp_path / f"log{n}", THREE))[0] for n, write in enumerate((write_csv, write_parquet))]
     changes = [
         [("v", "a", 1), ("v", "b", 2), ("v", "c", 3)],
         [("u", "a", 1), ("u", "b", 2), ("u", "d", 3)],
@@ -237,33 +330,195 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert len({facts(folder)["fingerprint"] for folder in (*same, *others)}) == 1 + len(changes)
 
 
+def test_rows_that_are_no_events_are_counted_and_listed(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", [*THREE, ("u", "", 4), ("u", "d", "soon")])
+    folder, counts = prepare(path, on_bad_row="skip")
+    assert (counts["num_read_events"], counts["num_rejected_rows"]) == (3, 2)
+    rejected = pq.read_table(folder / "rejected.parquet").to_pylist()
+    assert [(row["line"], row["column"]) for row in rejected] == [(5, "item_id"), (6, "timestamp")]
+    assert sum(facts(folder)["rejected"].values()) == 2
+
+
+def events_in_time(seed: int) -> list[Row]:
+    draw = random.Random(seed)
+    return [(f"u{draw.randrange(40)}", f"i{draw.randrange(25)}", draw.randrange(300)) for _ in range(500)]
+
+
+def test_leave_one_out_parts_the_events(tmp_path: Path) -> None:
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", events_in_time(0)))
+    data = Dataset.load(folder)
+    ends = data.offsets[1:]
+    owners, items = (np.concatenate(parts) for parts in zip(*data.train_events(), strict=True))
+    valid, test = (
+        [data.flat[end] for end in data.held_out(split).spans(np.arange(data.num_users))[1]]
+        for split in ("valid", "test")
+    )
+    assert [*valid] == [*data.flat[ends - 2]] and [*test] == [*data.flat[ends - 1]]
+    assert len(items) + len(valid) + len(test) == counts["num_events"] == 500
+    expected = {user: row[:-2] for user, row in enumerate(np.split(data.flat, ends[:-1]))}
+    assert {user: items[owners == user].tolist() for user in expected} == {u: r.tolist() for u, r in expected.items()}
+    assert counts["num_train_events"] == len(items)
+
+
+def test_a_split_by_time_parts_the_events(tmp_path: Path) -> None:
+    rows = events_in_time(1)
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", rows), split="temporal", valid_share=0.2)
+    times = sorted(time for _, _, time in rows)
+    periods = {name: facts(folder)["rules"][name] for name in ("valid_from", "test_from")}
+    assert periods == {"valid_from": times[350], "test_from": times[450]}
+    data = Dataset.load(folder)
+    stamps = pq.read_table(folder / "interactions.parquet")["timestamp"].to_numpy()
+    owners, items = (np.concatenate(parts) for parts in zip(*data.train_events(), strict=True))
+    users = np.repeat(np.arange(data.num_users), np.diff(data.offsets))
+    trained = stamps < periods["valid_from"]
+    assert owners.tolist() == users[trained].tolist() and items.tolist() == data.flat[trained].tolist()
+    later = {"valid": ~trained & (stamps < periods["test_from"]), "test": stamps >= periods["test_from"]}
+    for split, inside in later.items():
+        firsts = [np.flatnonzero(inside & (users == user))[:1] for user in range(data.num_users)]
+        expected = [first[0] for first in firsts if len(first) and first[0] > data.offsets[users[first[0]]]]
+        samples = data.held_out(split)  # type: ignore[arg-type]
+        assert samples.spans(np.arange(len(samples)))[1].tolist() == expected
+        assert counts[f"num_{split}_targets"] == len(expected) > 0
+    assert trained.sum() + later["valid"].sum() + later["test"].sum() == 500
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("u a b c\n", "log.txt", r"split is temporal, but the log has no times; use leave_one_out"),
+        (
+            "user_id,item_id,timestamp\nu,a,7\nu,b,7\nu,c,8\n",
+            "log.csv",
+            r"times do not part into three periods \(it begins 7, validation 7, test 7\); change prepare\.valid_share",
+        ),
+    ],
+)
+def test_a_split_by_time_needs_times(tmp_path: Path, text: str, name: str, message: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        prepare(tmp_path / name, split="temporal", valid_share=0.4, test_share=0.4)
+
+
+def test_a_split_by_time_contradicts_the_order_of_the_file() -> None:
+    with pytest.raises(ValueError, match="split: temporal needs order: time"):
+        PrepareConfig(split="temporal", order="file")
+
+
+PAPER_FILES = ["Gift_Cards", "Magazine_Subscriptions", "All_Beauty", "Appliances"]
+
+
+def paper(events: list[tuple[str, str, int, float]], order: str) -> dict[str, list[str]]:
+    """What the reference's notebook leaves of (user, item, time, rating)."""
+    events = [event for event in events if event[3] >= 3]
+    users = Counter(user for user, *_ in events)
+    events = [event for event in events if users[event[0]] >= 5]
+    items = Counter(item for _, item, *_ in events)
+    events = [event for event in events if items[event[1]] >= 20]
+    if order == "time":
+        events = sorted(events, key=lambda event: event[2])  # stable, as pandas' groupby over sorted rows
+    found: dict[str, list[str]] = {}
+    for user, item, *_ in events:
+        found.setdefault(user, []).append(item)
+    found = {user: history for user, history in found.items() if len(history) >= 5}
+    found = {user: list(dict.fromkeys(history)) for user, history in found.items()}
+    return {user: history for user, history in found.items() if len(history) >= 5}
+
+
+@pytest.mark.parametrize("order", ["time", "file"])
+@pytest.mark.parametrize("name", PAPER_FILES)
+def test_the_rules_of_the_paper_on_real_reviews(shared: Path, tmp_path: Path, name: str, order: str) -> None:
+    path = shared / "data" / "amazon2018" / f"{name}_5.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    events = [(row["reviewerID"], row["asin"], row["unixReviewTime"], row["overall"]) for row in rows]
+    expected = paper(events, order)
+    given = arguments(PrepareConfig(preset="paper", order=order))
+    if not expected:
+        with pytest.raises(DataError, match=r"no event is left; .*prepare\.min_item_events \(20\): \d+"):
+            prepare_dataset(str(path), tmp_path, **given)
+        return
+    counts = prepare_dataset(str(path), tmp_path, **given)
+    assert histories(tmp_path) == expected
+    assert counts["num_removed_by_min_rating"] == sum(row["overall"] < 3 for row in rows)
+    removed = sum(number for name, number in counts.items() if name.startswith("num_removed_by_"))
+    assert counts["num_events"] == len(rows) - removed == sum(map(len, expected.values()))
+
+
+@pytest.mark.parametrize("order", ["time", "file"])
+def test_the_rules_of_the_paper_on_a_random_log(tmp_path: Path, order: str) -> None:
+    draw = random.Random(5)
+    drawn = [(int(draw.triangular(0, 150, 0)), int(draw.triangular(0, 60, 0))) for _ in range(2000)]
+    events = [(f"u{user}", f"i{item}", draw.randrange(99), draw.randint(1, 5)) for user, item in drawn]
+    log = write_csv(tmp_path / "log.csv", events, header=("user_id", "item_id", "timestamp", "rating"))
+    folder, counts = prepare(log, preset="paper", order=order)
+    expected = paper(events, order)
+    assert histories(folder) == expected
+    assert 20 < len(expected) < len({user for user, *_ in events}) - counts["num_dropped_users"] + 1
+    for rule in ("min_rating", "min_user_events", "min_item_events", "repeats"):
+        assert counts[f"num_removed_by_{rule}"] > 0
+
+
+def test_what_is_set_besides_a_preset_counts(tmp_path: Path) -> None:
+    rows = [
+        ("u", item, time, rating) for time, (item, rating) in enumerate(zip("abcdef", (5, 5, 5, 5, 2, 1), strict=True))
+    ]
+    log = write_csv(tmp_path / "log.csv", rows, header=("user_id", "item_id", "timestamp", "rating"))
+    folder, _ = prepare(log, preset="paper", min_item_events=1, min_rating=2)
+    assert histories(folder) == {"u": list("abcde")}
+
+
 def test_beauty(shared: Path, tmp_path: Path) -> None:
-    counts = prepare_dataset(shared / "data" / "Beauty.txt.gz", tmp_path, items=shared / "data" / "Beauty.items.csv.gz")
+    items = str(shared / "data" / "Beauty.items.csv.gz")
+    given = arguments(PrepareConfig(items=items))
+    counts = prepare_dataset(str(shared / "data" / "Beauty.txt.gz"), tmp_path, **given)
     assert (counts["num_users"], counts["num_items"], counts["num_events"]) == (22_363, 12_101, 198_502)
     assert (counts["shortest_history"], counts["longest_history"], counts["num_titled_items"]) == (5, 204, 12_083)
     assert histories(tmp_path)[1] == [1, 2, 3, 4, 5]
-    dataset = Dataset.load(tmp_path)
-    assert dataset.item_ids.to_pylist() == list(range(1, 12_102))
+    assert Dataset.load(tmp_path).item_ids.to_pylist() == list(range(1, 12_102))
 
 
 def test_reviews_in_json_lines(shared: Path, tmp_path: Path) -> None:
-    counts = prepare_dataset(
-        shared / "data" / "amazon2018" / "Gift_Cards_5.json.gz",
-        tmp_path,
-        user_col="reviewerID",
-        item_col="asin",
-        time_col="unixReviewTime",
-    )
+    folder = shared / "data" / "amazon2018"
+    given = arguments(PrepareConfig(items=str(folder / "meta_Gift_Cards.json.gz")))
+    counts = prepare_dataset(str(folder / "Gift_Cards_5.json.gz"), tmp_path, **given)
     assert (counts["num_users"], counts["num_items"], counts["num_events"]) == (458, 148, 2972)
-
-
-def test_check_ins_without_a_header_are_no_sequences(shared: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 2: user '0' has line 1 already"):
-        prepare_dataset(shared / "data" / "other" / "gowalla_checkins.txt.gz", tmp_path)
+    assert counts["num_titled_items"] == 148
+    assert not any("&amp;" in row["title"] for row in tables(tmp_path)["items"])
 
 
 def test_a_download_that_was_cut_off_is_refused(shared: Path, tmp_path: Path) -> None:
     path = shared / "data" / "amazon2014" / "reviews_Digital_Music_5.truncated.json.gz"
-    with pytest.raises(DataError, match=r"truncated\.json\.gz: the gzip file is cut off or damaged .*download"):
-        prepare_dataset(path, tmp_path, user_col="reviewerID", item_col="asin", time_col="unixReviewTime")
+    with pytest.raises(
+        DataError, match=r"truncated\.json\.gz: the (gzip|compressed) file is cut off or damaged .*download"
+    ):
+        prepare_dataset(str(path), tmp_path, **arguments(PrepareConfig()))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        ("4 bananas", ConfigError, r"prepare\.memory_limit is '4 bananas': .*bananas.*; give it as 4GB$"),
+        ("", ConfigError, r"prepare\.memory_limit is ''.*; give it as 4GB$"),
+        ("1MB", DataError, r"log\.csv: Out of Memory Error: [^*]*; raise prepare\.memory_limit, or free space on the"),
+    ],
+)
+def test_a_memory_limit_that_will_not_do(tmp_path: Path, limit: str, error: type[Exception], message: str) -> None:
+    log, output = write_csv(tmp_path / "log.csv", THREE), tmp_path / "data"
+    output.mkdir()
+    with pytest.raises(error, match=message) as raised:
+        prepare_dataset(str(log), output, **arguments(PrepareConfig(memory_limit=limit)))
+    assert "\n" not in str(raised.value)
+    assert not list(output.iterdir())
+
+
+def test_a_folder_prepared_earlier_still_loads(tmp_path: Path) -> None:
+    """Without arrays, and with the rules that there were then."""
+    folder, _ = prepare(write_csv(tmp_path / "log.csv", events_in_time(2)))
+    expected = histories(folder)
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    old = {"fingerprint": "x", "counts": {"dropped_users": 0}, "rules": {"short_users": "error", "ties": "file order"}}
+    (folder / "dataset.json").write_text(json.dumps(old), encoding="utf-8")
+    assert histories(folder) == expected
+    assert Dataset.load(folder).split_rule == "leave_one_out"

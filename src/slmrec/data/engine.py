@@ -1,17 +1,39 @@
 """Where tables are computed: DuckDB, embedded, or another engine that Ibis speaks to. The only place that chooses."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import ibis
 import pyarrow as pa
+from ibis.expr import operations
 from ibis.expr.types import Table
 
 from slmrec.errors import ConfigError, DataError
+
+_EMBEDDED = "slmrec_embedded"
+"""The name of the embedded engine's database, which tells it from a DuckDB of the caller's."""
+_NEEDED = (operations.WindowFunction, operations.TryCast)
+_ADVICE = " Possible solutions"
+"""Where DuckDB begins to name settings of its own."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
+    """The engine of `connect`, and an end of the connection; but a Spark session may be the caller's, and goes on."""
+    engine = connect(name, spill, memory_limit)
+    try:
+        yield engine
+    finally:
+        if engine.name != "pyspark":
+            engine.disconnect()
 
 
 def connect(name: str, spill: Path, memory_limit: str) -> Any:
@@ -24,28 +46,37 @@ def connect(name: str, spill: Path, memory_limit: str) -> Any:
         memory_limit: how much memory DuckDB may take, for example `4GB`; of a new local Spark, its driver's.
 
     Raises:
-        ConfigError: there is no such engine, or what it needs is not installed.
+        ConfigError: there is no such engine, or it cannot be reached, or cannot do what is needed.
     """
     if name == "duckdb":
         return _duckdb(spill, memory_limit)
     try:
-        return _spark(memory_limit) if name == "spark" else ibis.connect(name)
+        engine = _spark(memory_limit) if name == "spark" else ibis.connect(name)
     except ImportError as error:
-        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install the Ibis backend"
-        raise ConfigError(f"prepare.engine is {name!r}: {error}; {extra}") from None
-    except (ValueError, ibis.common.exceptions.IbisError) as error:
+        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install what the Ibis backend needs"
+        raise ConfigError(f"prepare.engine is {name!r}: {one_line(error)}; {extra}") from None
+    except Exception as error:  # drivers of databases have no error in common
         raise ConfigError(
-            f"prepare.engine is {name!r}: {_one_line(error)}; expected duckdb, spark, or the connection URL of an Ibis "
+            f"prepare.engine is {name!r}: {one_line(error)}; expected duckdb, spark, or the connection URL of an Ibis "
             "backend"
         ) from None
+    absent = [operation.__name__ for operation in _NEEDED if not engine.has_operation(operation)]
+    if absent:
+        raise cannot(name, f"Ibis' backend {engine.name} has no {absent[0]}")
+    return engine
+
+
+def cannot(name: str, what: str) -> ConfigError:
+    """The error of an engine that cannot do something."""
+    return ConfigError(f"prepare.engine is {name!r}, which cannot do this ({what}); use duckdb or spark")
 
 
 def _duckdb(spill: Path, memory_limit: str) -> Any:
     settings = {"temp_directory": str(spill / "duckdb"), "memory_limit": memory_limit}
     try:
-        return ibis.duckdb.connect(spill / "prepare.duckdb", **settings)
+        return ibis.duckdb.connect(spill / f"{_EMBEDDED}.duckdb", **settings)
     except duckdb.Error as error:
-        raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {_one_line(error)}; give it as 4GB") from None
+        raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {one_line(error)}; give it as 4GB") from None
 
 
 def _spark(memory_limit: str) -> Any:
@@ -66,14 +97,23 @@ def _spark(memory_limit: str) -> Any:
 
 def is_duckdb(engine: Any) -> bool:
     """Whether the engine is the embedded one, which reads any file and knows the order of its rows."""
-    return bool(engine.name == "duckdb")
+    return bool(engine.name == "duckdb" and engine.current_catalog == _EMBEDDED)
 
 
 def keep(engine: Any, table: Table) -> Table:
-    """The table, computed once and kept in the engine, in the order of its rows where the engine has one."""
-    if not is_duckdb(engine):
+    """The table, computed once and kept in the engine, in the order of its rows where the engine has one.
+
+    Nothing is written into a database of the caller's: its tables of a connection end with it.
+    """
+    if engine.name == "pyspark":
         return table.cache()
-    return engine.create_table(ibis.util.gen_name("slmrec"), table)
+    return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=not is_duckdb(engine))
+
+
+def drop(engine: Any, table: Table) -> None:
+    """Frees the room that a table from `keep` takes on the disk of the embedded engine; others see to it themselves."""
+    if is_duckdb(engine):
+        engine.raw_sql(f'DROP TABLE "{table.op().name}"')
 
 
 def value(scalar: Any) -> Any:
@@ -90,7 +130,7 @@ def first_row(table: Table) -> dict[str, Any]:
 def batches(engine: Any, table: Table, rows: int) -> Iterator[pa.Table]:
     """A table as it comes out of the engine, in parts of exactly `rows` rows; the last one may be shorter, or empty."""
     schema = pa.schema([(field.name, field.type) for field in table.schema().to_pyarrow()])
-    if is_duckdb(engine):
+    if engine.name == "duckdb":  # Ibis' own way is for DuckDB 1
         reader = engine.con.sql(ibis.to_sql(table, dialect="duckdb")).to_arrow_reader(rows)
     else:
         reader = table.to_pyarrow_batches(chunk_size=rows)
@@ -105,11 +145,14 @@ def batches(engine: Any, table: Table, rows: int) -> Iterator[pa.Table]:
 
 def explain(error: Exception, what: str) -> DataError:
     """An engine's error, in one line."""
-    text = _one_line(error)
+    text = one_line(error).partition(_ADVICE)[0]
+    if any(os.strerror(number) in text for number in _FULL):
+        return DataError(f"{what}: {text}; free space there, or choose another --output")
     if isinstance(error, duckdb.OutOfMemoryException):
-        return DataError(f"{what}: {text}; raise prepare.memory_limit, or free space on the disk")
+        return DataError(f"{what}: {text}; raise prepare.memory_limit, or free space on the disk of the output")
     return DataError(f"{what}: cannot be read ({text[:200]})")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The text of an error."""
     return " ".join(str(error).split())

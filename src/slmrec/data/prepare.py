@@ -5,12 +5,14 @@ import html
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
@@ -22,13 +24,12 @@ from ibis.expr.types import Table
 from slmrec.data import rejects
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, connect, is_duckdb, keep, value
+from slmrec.data.engine import batches, cannot, connected, explain, is_duckdb, keep, one_line, value
 from slmrec.data.histories import write_histories
 from slmrec.data.items import ItemsReading, one_row_an_item, read_items
 from slmrec.data.rejects import Reject
 from slmrec.data.rules import Rules, apply_rules, cut_times
 from slmrec.data.sources import Events, Reading, read_events
-from slmrec.errors import ConfigError
 
 ROWS_AT_ONCE = 2**20
 """Of a part of a table, and of a row group of the files."""
@@ -68,20 +69,20 @@ def prepare_dataset(
         ConfigError: the engine is not there, or cannot do what the settings ask for.
         DataError: the input cannot be read, or no event is left.
     """
-    with TemporaryDirectory(dir=output, prefix=".spill-") as folder:
+    with TemporaryDirectory(dir=output, prefix=".spill-") as folder, ExitStack() as engines:
         spill = Path(folder)
-        connection = connect(engine, spill, memory_limit)
+        connection = engines.enter_context(connected(engine, spill, memory_limit))
         say(f"reading {input}")
         try:
             log = read_events(connection, spill, input, reading)
             facts = _write_events(connection, output, log, rules, say)
+            if not is_duckdb(connection):
+                connection = engines.enter_context(connected("duckdb", spill, memory_limit))
+            counts, item_rejects = _write_items(connection, spill, output / "items.parquet", log, items)
         except OperationNotDefinedError as error:
-            raise ConfigError(
-                f"prepare.engine is {engine!r}, which cannot do this ({error}); use duckdb or spark"
-            ) from None
-        local = connection if is_duckdb(connection) else connect("duckdb", spill, memory_limit)
-        counts, item_rejects = _write_items(local, spill, output / "items.parquet", log, items)
-        local.disconnect()
+            raise cannot(engine, one_line(error)) from None
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise explain(error, input) from None
     rejected = [*log.rejects, *item_rejects]
     if rejected:
         pq.write_table(rejects.table(rejected), output / "rejected.parquet")
@@ -166,8 +167,7 @@ def _write_items(
     if reading is not None:
         rows, rejected = read_items(engine, spill, reading)
     elif log.titles is not None:
-        titles = log.titles.rename(text="item_id").to_pyarrow()
-        rows, rejected = engine.create_table("titles", titles), []
+        rows, rejected = log.titles.rename(text="item_id"), []
     else:
         return {}, []
     items = engine.read_parquet(str(path))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import ibis
 from ibis.expr.types import Table
 
-from slmrec.data.engine import keep, value
+from slmrec.data.engine import drop, keep, value
 from slmrec.errors import DataError
 
 
@@ -40,9 +40,11 @@ class Filtering:
 
     def keep_where(self, rule: str, events: Table) -> None:
         """Goes on with fewer events."""
-        before = value(self.events.count())
-        self.events = keep(self.engine, events)
-        self.removed[rule] = self.removed.get(rule, 0) + before - value(self.events.count())
+        former, self.events = self.events, keep(self.engine, events)
+        taken_out = value(former.count()) - value(self.events.count())
+        if self.removed:  # else it is the log itself
+            drop(self.engine, former)
+        self.removed[rule] = self.removed.get(rule, 0) + taken_out
 
 
 def apply_rules(engine: Any, events: Table, order: list[Any], rules: Rules) -> tuple[Table, dict[str, int]]:
@@ -63,7 +65,7 @@ def apply_rules(engine: Any, events: Table, order: list[Any], rules: Rules) -> t
         _filter_rare(state, "item_id", rules.min_item_events)
     _filter_repeats(state, rules.repeats)
     if rules.max_history is not None:
-        newest_first = [ibis.desc(column) for column in order]
+        newest_first = [ibis.desc(column, nulls_first=True) for column in order]
         age = ibis.row_number().over(group_by="user_id", order_by=newest_first)
         aged = state.events.mutate(age=age)
         state.keep_where("max_history", aged.filter(aged.age < rules.max_history).drop("age"))
@@ -128,7 +130,7 @@ def cut_times(events: Table, rules: Rules) -> dict[str, int]:
     first, last, number = value(times.min()), value(times.max()), value(times.count())
     shares = {"valid_from": rules.valid_share + rules.test_share, "test_from": rules.test_share}
     # The n-th time, without sorting: where the number of events up to it first exceeds n.
-    places = {name: int(number * (1 - share)) for name, share in shares.items()}
+    places = {name: int(round(number * (1 - share), 6)) for name, share in shares.items()}
     found = {
         name: first + bisect_right(range(first, last), nth, key=lambda time: value((times <= time).sum()))
         for name, nth in places.items()

@@ -1,10 +1,15 @@
 """The folder of a stage: built aside, put in place whole, and recognised when it is already there."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,11 @@ from slmrec.stages.memory import peak_rss_mb, reset_peak
 ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
 _PLACES = {"teacher_states", "input", "items"}
 """Settings that say where something is kept: moving it redoes no stage, changing what is in it does."""
+
+_DISK_FAULTS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,14 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
         CheckpointError: a stage before it has not been run, or not anew after one before that was redone.
     """
     target = target or output / stage.name
+    with _disk_faults_told(target):
+        return _run_stage(stage, config, output, force, target)
+
+
+def _run_stage(stage: Stage, config: Config, output: Path, force: bool, target: Path) -> Path:
     upstream = {name: _current(output, name) for name in stage.needs(config)}
     fingerprint = _fingerprint(stage, config, upstream)
+    _end_replacement(target)
     if not force and read_record(target).get("fingerprint") == fingerprint:
         print(f"{stage.name}: done before and unchanged, nothing to do ({target}; --force redoes it)", flush=True)
         return target
@@ -72,7 +88,8 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
     _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
     start = time.perf_counter()
     reset_peak()
-    metrics = stage.build(Task(config, output, partial))
+    with _leaving_training_only(partial):
+        metrics = stage.build(Task(config, output, partial))
     facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
     if not (partial / "metrics.json").exists():
         _write_json(partial / "metrics.json", metrics | facts)
@@ -82,6 +99,29 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
     _put_in_place(partial, target)
     print(f"{stage.name}: done in {facts['wall_s']:.0f} s, written to {target}", flush=True)
     return target
+
+
+@contextmanager
+def _disk_faults_told(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        raise CheckpointError(
+            f"{error.filename or target}: {os.strerror(error.errno)}; make room or give permission, or choose another "
+            "--output; what was there is unchanged"
+        ) from None
+
+
+@contextmanager
+def _leaving_training_only(partial: Path) -> Iterator[None]:
+    """A stage that fails takes no room on the disk, unless there is training to go on with."""
+    try:
+        yield
+    finally:
+        if sys.exc_info()[0] and not (partial / "training").exists():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -142,7 +182,7 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        return f"no file: {path}"  # the stage says what to do, or it is a table of an engine
+        return uuid.uuid4().hex  # a table of an engine, which may have changed; or else the stage says what to do
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -162,12 +202,22 @@ def _keep_training_only(partial: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    old = target.parent / f".{target.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        target.rename(old)
+        target.rename(_replaced(target))
     partial.rename(target)
+    _end_replacement(target)
+
+
+def _end_replacement(target: Path) -> None:
+    """Removes the folder that was replaced; it returns if the run was killed before the new one took its place."""
+    old = _replaced(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

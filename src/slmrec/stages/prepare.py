@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from slmrec.config import Config, PrepareConfig, load_config
+from slmrec.data.engine import one_line
 from slmrec.data.items import ItemsReading
 from slmrec.data.prepare import prepare_dataset
 from slmrec.data.rules import Rules
 from slmrec.data.sources import Reading
-from slmrec.errors import ConfigError
+from slmrec.errors import ConfigError, DataError
 from slmrec.stages.folders import Stage, Task, run_stage
 
 
@@ -49,7 +50,10 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
         given = {"input": _as_file(log, Path(folder) / "log.parquet")}
         if items is not None:
             given["items"] = _as_file(items, Path(folder) / "items.parquet")
-        overrides = [f"prepare.{name}={json.dumps(value)}" for name, value in (settings | given).items()]
+        overrides = [
+            f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+            for name, value in (settings | given).items()
+        ]
         return run_stage(STAGE, load_config(None, overrides), Path(output), target=Path(output))
 
 
@@ -57,8 +61,14 @@ def _as_file(table: Any, path: Path) -> str:
     if isinstance(table, str | Path):
         return str(table)
     from_pandas = type(table).__module__.startswith("pandas")
-    arrow = pa.Table.from_pandas(table, preserve_index=False) if from_pandas else pa.table(table)
-    pq.write_table(arrow, path)
+    try:
+        arrow = pa.Table.from_pandas(table, preserve_index=False) if from_pandas else pa.table(table)
+        pq.write_table(arrow, path)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{type(table).__name__}: no table ({one_line(error)}); expected a path, or a table of pandas, polars or "
+            "Arrow whose columns each have one type"
+        ) from None
     return str(path)
 
 
@@ -83,11 +93,11 @@ def _say(text: str) -> None:
 
 def _tell(settings: PrepareConfig, counts: dict[str, float]) -> None:
     """What a user has to know of what was left out, and of the split."""
-    for setting in ("user", "item"):
-        number = counts[f"num_dropped_{setting}s"]
-        if number:
-            least = getattr(settings, f"min_{setting}_events")
-            _say(f"{number:,} {setting}s left out (prepare.min_{setting}_events is {least})")
+    removed = {name: counts.get(f"num_removed_by_{name}") for name in (field.name for field in fields(Rules))}
+    by_rule = ", ".join(f"{name} ({getattr(settings, name)}) {number:,}" for name, number in removed.items() if number)
+    if by_rule:
+        users, items = counts["num_dropped_users"], counts["num_dropped_items"]
+        _say(f"events left out by {by_rule}; of {users:,} users and {items:,} items none is left")
     if counts["num_rejected_rows"]:
         _say(f"{counts['num_rejected_rows']:,} rows were no events: see rejected.parquet, and dataset.json for reasons")
     leaked = counts.get("num_test_before_last_train")
