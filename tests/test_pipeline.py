@@ -334,15 +334,15 @@ def test_recommend_from_the_command_line(finished: Path, tmp_path: Path) -> None
 
 
 BAD_INPUT = {
-    "no items": (b"a x y z\nb\n", "shop.txt", "line 2", "remove the line"),
+    "no items": (b"a x y z\nb\n", "shop.txt", "line 2", "remove the row"),
     "no column": (b"user,thing,timestamp\n1,2,3\n", "shop.csv", "'user_id'", "set prepare.user_col"),
     "empty": (b"", "shop.csv", "is empty", "expected"),
-    "short users": (b"a x y\n", "shop.txt", "no event is left", "prepare.min_user_events (3): 2"),
+    "short users": (b"a x y\n", "shop.txt: no event is left", "prepare.min_user_events (3): 2", "give more data"),
     "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "UTF-8 text"),
     "NaN time": (
         b"user_id,item_id,timestamp\n1,2,3\n1,3,nan\n1,4,5\n",
         "shop.csv",
-        "row 2 after the header: timestamp is 'nan'",
+        "line 3: timestamp is 'nan'",
         "remove the row",
     ),
 }

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,9 +75,11 @@ def cannot(name: str, what: str) -> ConfigError:
 def _duckdb(spill: Path, memory_limit: str) -> Any:
     settings = {"temp_directory": str(spill / "duckdb"), "memory_limit": memory_limit}
     try:
-        return ibis.duckdb.connect(spill / f"{_EMBEDDED}.duckdb", **settings)
+        engine = ibis.duckdb.connect(spill / f"{_EMBEDDED}.duckdb", **settings)
     except duckdb.Error as error:
         raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {one_line(error)}; give it as 4GB") from None
+    engine.raw_sql(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # of what takes more than two seconds
+    return engine
 
 
 def _spark(memory_limit: str) -> Any:
