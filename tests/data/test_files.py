@@ -86,6 +86,14 @@ def test_latin_1_of_movielens_is_known(tmp_path: Path, kind: str) -> None:
     assert inspected(write(tmp_path / "log", rows)).encoding == "utf-8"
 
 
+def test_parts_of_several_encodings_are_refused(tmp_path: Path) -> None:
+    row = "1::Misérables::a\n"
+    path = write(tmp_path / "log", {"a": row.encode("latin-1"), "b": "1::M::a\n"})
+    assert inspected(path).encoding == "latin-1"
+    with pytest.raises(DataError, match=r"log: its parts differ: a is latin-1, c is utf-8; save all of them as UTF-8"):
+        inspected(write(path, {"c": row}))
+
+
 def test_latin_1_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     rows = b"1::Mis\xe9rables::a\n" + bytes(range(32, 127)) * 99_999
     path = write(tmp_path / "movies.dat.gz", gzip.compress(rows)[:-20])

@@ -67,7 +67,7 @@ def test_dates_are_seconds(tmp_path: Path, text: str, seconds: int, nanosecond: 
     assert times(tmp_path, text) == [(seconds, nanosecond)]
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(moments=st.lists(st.datetimes(min_value=datetime.datetime(1, 1, 2)), min_size=1, max_size=20))
 def test_any_date_is_exact(tmp_path_factory: pytest.TempPathFactory, moments: list[datetime.datetime]) -> None:
     start = datetime.datetime(1970, 1, 1)

@@ -173,8 +173,12 @@ def _checked(source: Source) -> Source:
         for file in source.files:
             _check_parquet(source, file)
         return source
-    encodings = [_check_text(source, file) for file in source.files]
-    return source._replace(encoding="latin-1") if "latin-1" in encodings else source
+    encodings = {file: _check_text(source, file) for file in source.files}
+    found = set(encodings.values()) - {"ascii"}
+    if len(found) > 1:
+        differ = ", ".join(f"{file.name} is {encoding}" for file, encoding in encodings.items() if encoding != "ascii")
+        raise DataError(f"{source.path}: its parts differ: {differ[:200]}; save all of them as UTF-8")
+    return source._replace(encoding=found.pop()) if found else source
 
 
 def _check_parquet(source: Source, file: Path) -> None:
@@ -185,7 +189,7 @@ def _check_parquet(source: Source, file: Path) -> None:
 
 def _check_text(source: Source, file: Path) -> str:
     """Reads a file to its end; its encoding."""
-    line, has_text = 1, False
+    line, has_text, encoding = 1, False, "ascii"
     ends = io.IncrementalNewlineDecoder(None, translate=False)
     try:
         for text in _decoded(file):
@@ -194,6 +198,7 @@ def _check_text(source: Source, file: Path) -> str:
             if source.kind == "sequences":
                 ends.decode(text)
             line += text.count("\n")
+            encoding = encoding if text.isascii() else "utf-8"
             has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
     except UnicodeDecodeError as error:
         if source.kind in ("dat", "psv"):
@@ -206,7 +211,7 @@ def _check_text(source: Source, file: Path) -> str:
     if isinstance(ends.newlines, tuple):
         kinds = " and ".join(map(repr, ends.newlines))
         raise DataError(f"{file}: lines end in {kinds}; expected one kind of line end; convert it with dos2unix")
-    return "utf-8"
+    return encoding
 
 
 def _decoded(file: Path) -> Iterator[str]:

@@ -69,12 +69,7 @@ def header(source: Source, columns: Sequence[str] | None) -> Header:
     parts = [_first_rows(source, file) for file in source.names]
     rows = parts[0]
     if columns is not None:
-        if len(columns) != len(rows[0]):
-            raise DataError(
-                f"{source.names[0]}: line 1 has {len(rows[0])} columns, but prepare.columns names {len(columns)}; name "
-                "all of them, in order"
-            )
-        return Header(list(columns), in_file=False)
+        return Header(_checked(source, columns, len(rows[0])), in_file=False)
     if _is_header(rows[0]):
         _check_headers(source, parts)
         return Header(rows[0], in_file=True)
@@ -85,6 +80,15 @@ def header(source: Source, columns: Sequence[str] | None) -> Header:
             "are cannot be told; set prepare.columns, for example to [user_id, item_id, rating, timestamp]"
         )
     return Header(names, in_file=False)
+
+
+def _checked(source: Source, columns: Sequence[str], width: int) -> list[str]:
+    if len(columns) != width:
+        raise DataError(
+            f"{source.names[0]}: line 1 has {width} columns, but prepare.columns names {len(columns)}; name all of "
+            "them, in order"
+        )
+    return list(columns)
 
 
 def _first_rows(source: Source, file: Path) -> list[list[str]]:

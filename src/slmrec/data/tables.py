@@ -67,8 +67,7 @@ def with_table(
 ) -> Result:
     """What is made of a table whose columns have names.
 
-    The engine reads the files as they are. Where it stumbles over a line of a table that is text, they are copied
-    without such lines, and `use` is called again.
+    Where the engine stumbles over a line of a table that is text, `use` is called again, for copies without such lines.
 
     Args:
         engine: the embedded one.
