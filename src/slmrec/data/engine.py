@@ -47,6 +47,7 @@ def connect(name: str, spill: Path, memory_limit: str) -> Any:
 
     Raises:
         ConfigError: there is no such engine, or it cannot be reached, or cannot do what is needed.
+        DataError: the disk is full.
     """
     if name == "duckdb":
         return _duckdb(spill, memory_limit)
@@ -75,6 +76,8 @@ def _duckdb(spill: Path, memory_limit: str) -> Any:
     settings = {"temp_directory": str(spill / "duckdb"), "memory_limit": memory_limit}
     try:
         return ibis.duckdb.connect(spill / f"{_EMBEDDED}.duckdb", **settings)
+    except duckdb.IOException as error:
+        raise explain(error, str(spill)) from None
     except duckdb.Error as error:
         raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {one_line(error)}; give it as 4GB") from None
 
