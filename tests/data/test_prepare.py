@@ -385,11 +385,12 @@ def test_a_split_by_time_parts_the_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("u a b c\n", "log.txt", r"split is temporal, but the log has no times; use leave_one_out"),
+        ("u a b c\n", "log.txt", r"log\.txt: has no times, but prepare\.split is temporal; use leave_one_out"),
         (
             "user_id,item_id,timestamp\nu,a,7\nu,b,7\nu,c,8\n",
             "log.csv",
-            r"times do not part into three periods \(it begins 7, validation 7, test 7\); change prepare\.valid_share",
+            r"log\.csv: prepare\.split is temporal, but the times do not part into three periods "
+            r"\(it begins 7, validation 7, test 7\); change prepare\.valid_share",
         ),
     ],
 )

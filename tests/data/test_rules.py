@@ -144,7 +144,7 @@ def stored(engine: Any, columns: dict[str, list[Any]]) -> Any:
 
 
 def applied(engine: Any, log: Log, rules: Rules) -> tuple[Log, dict[str, int]]:
-    events, removed = apply_rules(engine, table_of(engine, log), COLUMNS[rules.order], rules)
+    events, removed = apply_rules(engine, "log.csv", table_of(engine, log), COLUMNS[rules.order], rules)
     rows = events.to_pyarrow().sort_by("row").to_pylist()
     return [log[at] for at in sorted(place_of(log)[row["row"]] for row in rows)], removed
 
@@ -234,7 +234,7 @@ def test_newest_events_are_those_of_the_order_where_ties_are_unknown(engine: Any
     ties = [3, None, 1, None, 2]  # those unknown come last
     table = table_of(engine, log)
     tied = table.join(stored(engine, {"row": list(range(5)), "tie": ties}), "row")
-    events, _ = apply_rules(engine, tied, ["timestamp", "tie", "row"], rules(max_history=3))
+    events, _ = apply_rules(engine, "log.csv", tied, ["timestamp", "tie", "row"], rules(max_history=3))
     assert sorted(events.item_id.to_pyarrow().to_pylist()) == ["i0", "i1", "i3"]
 
 
@@ -242,8 +242,8 @@ def test_nothing_left_says_which_rule_took_what(engine: Any) -> None:
     log = log_of([(0, 0, 0, 5), (0, 1, 1, 5), (1, 1, 2, 2)])
     with pytest.raises(
         DataError,
-        match=r"no event is left; events taken out by prepare\.min_rating \(3\.0\): 1, prepare\.min_user_events "
-        r"\(3\): 2; loosen these rules, or give more data",
+        match=r"^log\.csv: no event is left; events taken out by prepare\.min_rating \(3\.0\): 1, "
+        r"prepare\.min_user_events \(3\): 2; loosen these rules, or give more data",
     ):
         applied(engine, log, rules(min_rating=3.0))
 
@@ -275,7 +275,7 @@ def test_periods_begin_at_order_statistics(
     chosen = rules(split="temporal", valid_share=shares[0], test_share=shares[1])
     if not min(times) < expected[0] < expected[1]:
         with pytest.raises(DataError, match=f"begins {min(times)}, validation {expected[0]}, test {expected[1]}"):
-            cut_times(table, chosen)
+            cut_times("log.csv", table, chosen)
         return
-    assert cut_times(table, chosen) == dict(zip(("valid_from", "test_from"), expected, strict=True))
+    assert cut_times("log.csv", table, chosen) == dict(zip(("valid_from", "test_from"), expected, strict=True))
     assert sum(time >= expected[1] for time in times) >= test * len(times)

@@ -48,6 +48,7 @@ def connect(name: str, spill: Path, memory_limit: str) -> Any:
 
     Raises:
         ConfigError: there is no such engine, or it cannot be reached, or cannot do what is needed.
+        DataError: the disk is full.
     """
     if name == "duckdb":
         return _duckdb(spill, memory_limit)
@@ -76,6 +77,8 @@ def _duckdb(spill: Path, memory_limit: str) -> Any:
     settings = {"temp_directory": str(spill / "duckdb"), "memory_limit": memory_limit}
     try:
         engine = ibis.duckdb.connect(spill / f"{_EMBEDDED}.duckdb", **settings)
+    except duckdb.IOException as error:
+        raise explain(error, str(spill)) from None
     except duckdb.Error as error:
         raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {one_line(error)}; give it as 4GB") from None
     engine.raw_sql(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # of what takes more than two seconds

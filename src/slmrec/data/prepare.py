@@ -30,7 +30,6 @@ from slmrec.data.items import ItemsReading, one_row_an_item, read_items
 from slmrec.data.rejects import Reject
 from slmrec.data.rules import Rules, apply_rules, cut_times
 from slmrec.data.sources import Events, Reading, read_events
-from slmrec.errors import DataError
 
 ROWS_AT_ONCE = 2**20
 """Of a part of a table, and of a row group of the files."""
@@ -76,7 +75,7 @@ def prepare_dataset(
         say(f"reading {input}")
         try:
             log = read_events(connection, spill, input, reading)
-            facts = _write_events(connection, output, input, log, rules, say)
+            facts = _write_events(connection, input, output, log, rules, say)
             if not is_duckdb(connection):
                 connection = engines.enter_context(connected("duckdb", spill, memory_limit))
             counts, item_rejects = _write_items(connection, spill, output / "items.parquet", log, items)
@@ -98,22 +97,19 @@ def prepare_dataset(
     return dict(facts["counts"])
 
 
-def _write_events(engine: Any, output: Path, input: str, log: Events, rules: Rules, say: Say) -> dict[str, Any]:
+def _write_events(engine: Any, input: str, output: Path, log: Events, rules: Rules, say: Say) -> dict[str, Any]:
     """Writes `interactions`, `users`, and `items` without what is known of them; facts of dataset.json."""
     num_read = value(log.table.count())
     say(f"{num_read:,} events read, {len(log.rejects):,} rows rejected")
     order = [*(["timestamp", "nanosecond"] if rules.order == "time" else []), *log.ties]
-    try:
-        events, removed = apply_rules(engine, log.table, order, rules)
-        periods = cut_times(events, rules) if rules.split == "temporal" else {}
-    except DataError as error:
-        raise DataError(f"{input}: {error}") from None
+    events, removed = apply_rules(engine, input, log.table, order, rules)
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     say(f"{value(events.count()):,} events stay; writing them in order")
     _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_AT_ONCE))
     _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_AT_ONCE))
     ordered = _ordered(events, users, items, order)
     _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_AT_ONCE)))
+    periods = cut_times(input, events, rules) if rules.split == "temporal" else {}
     dropped = {
         f"num_dropped_{name}s": value(log.table[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))

@@ -47,7 +47,7 @@ class Filtering:
         self.removed[rule] = self.removed.get(rule, 0) + taken_out
 
 
-def apply_rules(engine: Any, events: Table, order: list[Any], rules: Rules) -> tuple[Table, dict[str, int]]:
+def apply_rules(engine: Any, input: str, events: Table, order: list[Any], rules: Rules) -> tuple[Table, dict[str, int]]:
     """The events that stay, and how many each rule took out.
 
     `core: single_pass`: rare users, then rare items by what is left, then repeats, old events, and users who are short
@@ -74,7 +74,7 @@ def apply_rules(engine: Any, events: Table, order: list[Any], rules: Rules) -> t
     else:
         _filter_to_core(state, rules)
     if not value(state.events.count()):
-        raise DataError(_nothing_left(state.removed, rules))
+        raise DataError(f"{input}: {_nothing_left(state.removed, rules)}")
     return state.events, state.removed
 
 
@@ -118,7 +118,7 @@ def _nothing_left(removed: dict[str, int], rules: Rules) -> str:
     return f"no event is left; events taken out by {told}; loosen these rules, or give more data"
 
 
-def cut_times(events: Table, rules: Rules) -> dict[str, int]:
+def cut_times(input: str, events: Table, rules: Rules) -> dict[str, int]:
     """When the validation and the test period of a temporal split begin: `valid_from`, `test_from`.
 
     Raises:
@@ -126,7 +126,7 @@ def cut_times(events: Table, rules: Rules) -> dict[str, int]:
     """
     times = events.timestamp
     if value(times.isnull().any()):
-        raise DataError("prepare.split is temporal, but the log has no times; use leave_one_out")
+        raise DataError(f"{input}: has no times, but prepare.split is temporal; use leave_one_out")
     first, last, number = value(times.min()), value(times.max()), value(times.count())
     shares = {"valid_from": rules.valid_share + rules.test_share, "test_from": rules.test_share}
     # The n-th time, without sorting: where the number of events up to it first exceeds n.
@@ -137,7 +137,7 @@ def cut_times(events: Table, rules: Rules) -> dict[str, int]:
     }
     if not first < found["valid_from"] < found["test_from"]:
         raise DataError(
-            f"prepare.split is temporal, but the log's times do not part into three periods (it begins {first}, "
+            f"{input}: prepare.split is temporal, but the times do not part into three periods (it begins {first}, "
             f"validation {found['valid_from']}, test {found['test_from']}); change prepare.valid_share or "
             "prepare.test_share"
         )
