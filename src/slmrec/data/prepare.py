@@ -103,13 +103,13 @@ def _write_events(engine: Any, input: str, output: Path, log: Events, rules: Rul
     say(f"{num_read:,} events read, {len(log.rejects):,} rows rejected")
     order = [*(["timestamp", "nanosecond"] if rules.order == "time" else []), *log.ties]
     events, removed = apply_rules(engine, input, log.table, order, rules)
+    periods = cut_times(input, events, rules) if rules.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     say(f"{value(events.count()):,} events stay; writing them in order")
     _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_AT_ONCE))
     _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_AT_ONCE))
     ordered = _ordered(events, users, items, order)
     _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_AT_ONCE)))
-    periods = cut_times(input, events, rules) if rules.split == "temporal" else {}
     dropped = {
         f"num_dropped_{name}s": value(log.table[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))
