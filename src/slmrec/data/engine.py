@@ -101,7 +101,7 @@ def _spark(memory_limit: str) -> Any:
     return ibis.pyspark.connect(session)
 
 
-def is_duckdb(engine: Any) -> bool:
+def is_embedded(engine: Any) -> bool:
     """Whether the engine is the embedded one, which reads any file and knows the order of its rows."""
     return bool(engine.name == "duckdb" and engine.current_catalog == _EMBEDDED)
 
@@ -113,12 +113,12 @@ def keep(engine: Any, table: Table) -> Table:
     """
     if engine.name == "pyspark":
         return table.cache()
-    return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=not is_duckdb(engine))
+    return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=not is_embedded(engine))
 
 
 def drop(engine: Any, table: Table) -> None:
     """Frees the room that a table from `keep` takes on the disk of the embedded engine; others see to it themselves."""
-    if is_duckdb(engine):
+    if is_embedded(engine):
         engine.raw_sql(f'DROP TABLE "{table.op().name}"')
 
 

@@ -24,7 +24,7 @@ from ibis.expr.types import Table
 from slmrec.data import rejects
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, cannot, connected, explain, is_duckdb, keep, one_line, value
+from slmrec.data.engine import batches, cannot, connected, explain, is_embedded, keep, one_line, value
 from slmrec.data.histories import write_histories
 from slmrec.data.items import ItemsReading, one_row_an_item, read_items
 from slmrec.data.rejects import Reject
@@ -76,7 +76,7 @@ def prepare_dataset(
         try:
             log = read_events(connection, spill, input, reading)
             facts = _write_events(connection, input, output, log, rules, say)
-            if not is_duckdb(connection):
+            if not is_embedded(connection):
                 connection = engines.enter_context(connected("duckdb", spill, memory_limit))
             counts, item_rejects = _write_items(connection, spill, output / "items.parquet", log, items)
         except OperationNotDefinedError as error:

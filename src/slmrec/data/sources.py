@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import ibis
 from ibis.expr.types import Column, Table
 
-from slmrec.data.engine import is_duckdb, keep, value
+from slmrec.data.engine import is_embedded, keep, one_line, value
 from slmrec.data.files import Source, inspect
 from slmrec.data.kinds import Format
 from slmrec.data.layouts import KNOWN, missing, place
@@ -74,7 +74,7 @@ def read_events(engine: Any, spill: Path, input: str, reading: Reading) -> Event
         ConfigError: the engine cannot do what the settings ask for.
         DataError: the log cannot be read as events; the message names the file, the line or row, and the value.
     """
-    if not is_duckdb(engine):
+    if not is_embedded(engine):
         return _events_where_they_live(engine, input, reading)
     named = (reading.user_col, reading.item_col, reading.time_col, *(reading.columns or ()))
     source = inspect(Path(input), reading.format, KNOWN | {name for name in named if name})
@@ -209,7 +209,7 @@ def _events_where_they_live(engine: Any, input: str, reading: Reading) -> Events
     good = stored.filter(stored.fault.isnull()).drop("fault", "value")
     if not value(good.count()):
         raise DataError(f"{input}: has no rows; expected one event a row")
-    ties = ("tie",) if reading.tie_col else ("item_id",)
+    ties = ("tie", "item_id") if reading.tie_col else ("item_id",)
     return Events(good, ties, {"format": f"{engine.name} table"} | layout, settled(rejects, reading.on_bad_row))
 
 
@@ -220,12 +220,13 @@ def _table_of(engine: Any, input: str) -> Table:
             f"{input}: the engine {engine.name} reads Parquet and its own tables; leave prepare.engine out, or write "
             "the log as Parquet"
         )
-    if path.suffix in _SUFFIXES_OF_PARQUET or path.is_dir():
-        return engine.read_parquet(input)
     *database, name = input.split(".")
     try:
+        if path.suffix in _SUFFIXES_OF_PARQUET or path.is_dir():
+            return engine.read_parquet(input)
         return engine.table(name, database=tuple(database) or None)
-    except ibis.common.exceptions.IbisError as error:
+    except Exception as error:  # drivers of databases have no error in common
         raise DataError(
-            f"{input}: no Parquet file or folder, and no table of the engine {engine.name} ({error})"
+            f"{input}: the engine {engine.name} has no such table and reads no such file ({one_line(error)[:200]}); "
+            "give Parquet, or the name of a table"
         ) from None

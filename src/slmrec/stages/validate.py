@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.config import load_config
-from slmrec.data.engine import connect, value
+from slmrec.data.engine import connected, value
 from slmrec.data.rejects import Reject, counts
 from slmrec.data.sources import Events, read_events
 from slmrec.errors import DataError
@@ -29,12 +29,13 @@ def validate(file: str, overrides: list[str]) -> None:
     Raises:
         DataError: it cannot be read, or has rows that are no events.
     """
-    given = [*overrides, f"prepare.input={json.dumps(file)}", 'prepare.on_bad_row="skip"']
+    given = [*overrides, f"prepare.input={json.dumps(file, ensure_ascii=False)}", 'prepare.on_bad_row="skip"']
     settings = load_config(None, given).prepare
-    with TemporaryDirectory(prefix="slmrec-") as folder:
-        engine = connect(settings.engine, Path(folder), settings.memory_limit)
-        log = read_events(engine, Path(folder), file, arguments(settings)["reading"])
-        _show(file, log, settings.min_user_events)
+    with TemporaryDirectory(prefix="slmrec-") as name:
+        folder = Path(name)
+        with connected(settings.engine, folder, settings.memory_limit) as engine:
+            log = read_events(engine, folder, file, arguments(settings)["reading"])
+            _show(file, log, settings.min_user_events)
     if log.rejects:
         raise DataError(
             f"{file}: {len(log.rejects):,} rows are no events; mend them, or prepare with --on-bad-row skip, which "
