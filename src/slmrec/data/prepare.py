@@ -83,13 +83,16 @@ def prepare_dataset(
             raise cannot(engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise explain(error, input) from None
-    rejected = [*log.rejects, *item_rejects]
+    facts["counts"] |= counts
+    facts["sources"] = [_source(Path(path)) for path in (input, items and items.path) if path]
+    return _complete(output, facts, [*log.rejects, *item_rejects])
+
+
+def _complete(output: Path, facts: dict[str, Any], rejected: list[Reject]) -> dict[str, float]:
+    """Writes what is made of the tables; the counts."""
     if rejected:
         pq.write_table(rejects.table(rejected), output / "rejected.parquet")
-    facts["counts"] |= counts
-    facts["rejected"] = rejects.counts(rejected)
-    facts["sources"] = [_source(Path(path)) for path in (input, items and items.path) if path]
-    facts["fingerprint"] = _fingerprint(output)
+    facts |= {"rejected": rejects.counts(rejected), "fingerprint": _fingerprint(output)}
     _write_json(output / "dataset.json", facts)  # the histories are cut by its rules
     write_histories(output)
     facts["counts"] |= _counts(Dataset.load(output)) | split_facts(output)
