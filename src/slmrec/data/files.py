@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import tempfile
 import zlib
@@ -61,11 +62,16 @@ def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
     for file, kind, compression in zip(files, kinds, packed, strict=True):
         if (kind, compression) != (kinds[0], packed[0]):
             raise DataError(
-                f"{path}: its parts differ: {files[0].name} is {kinds[0]} ({packed[0]}), {file.name} is {kind} "
-                f"({compression}); put parts of one kind into a folder of their own"
+                f"{path}: its files differ: {files[0].name} is {_called(kinds[0], packed[0])}, {file.name} is "
+                f"{_called(kind, compression)}; give the file of the log alone, or a folder of parts of one kind"
             )
-    source = Source(path, kinds[0], files, files, packed[0])
+    absolute = tuple(Path(os.path.abspath(file)) for file in files)  # as the engine names them
+    source = Source(path, kinds[0], absolute, files, packed[0])
     return _checked(source)
+
+
+def _called(kind: Kind, compression: Compression) -> str:
+    return kind if compression == "none" else f"{kind} ({compression})"
 
 
 def _parts(path: Path) -> tuple[Path, ...]:

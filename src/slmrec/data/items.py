@@ -7,6 +7,7 @@ import ibis
 from ibis.expr.types import Table
 
 from slmrec.data.files import inspect
+from slmrec.data.kinds import plain_name
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.rejects import OnBadRow, Reject
 from slmrec.data.tables import Fault, Opened, good_rows, is_empty, with_table
@@ -22,13 +23,23 @@ class ItemsReading(NamedTuple):
     """Which table of items, and how it is read; the settings of `prepare`."""
 
     path: Path
+    item_col: str | None
+    """The log's column of items: the table may have one of this name."""
     items_id_col: str | None
     title_col: str | None
     on_bad_row: OnBadRow
 
 
-def read_items(engine: Any, spill: Path, reading: ItemsReading) -> tuple[Table, list[Reject]]:
-    """The rows of a table of items: `text` (the id), `row`, perhaps `title`, and all other columns.
+class KnownItems(NamedTuple):
+    """What is known of items, as it was read."""
+
+    rows: Table
+    """`text` (the id), `row`, perhaps `title`, and all other columns."""
+    rejects: list[Reject]
+
+
+def read_items(engine: Any, spill: Path, reading: ItemsReading) -> KnownItems:
+    """The rows of a table of items.
 
     Args:
         engine: the embedded one.
@@ -46,9 +57,10 @@ def read_items(engine: Any, spill: Path, reading: ItemsReading) -> tuple[Table, 
     return with_table(engine, spill, source, None, reading.on_bad_row, lambda opened: _rows_of_items(opened, reading))
 
 
-def _rows_of_items(opened: Opened, reading: ItemsReading) -> tuple[Table, list[Reject]]:
+def _rows_of_items(opened: Opened, reading: ItemsReading) -> KnownItems:
     path = reading.path
-    id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col)
+    as_in_log = reading.item_col if reading.item_col in opened.head.names else None
+    id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col or as_in_log)
     title_at = place(path, opened.head.names, "title_col", reading.title_col)
     if id_at is None:
         raise missing(path, opened.head.names, "items_id_col", None)
@@ -58,14 +70,14 @@ def _rows_of_items(opened: Opened, reading: ItemsReading) -> tuple[Table, list[R
     others = [name for at, name in enumerate(opened.head.names) if at not in (id_at, title_at)]
     columns |= {new: opened.column(name) for name, new in zip(others, _new_names(others), strict=True)}
     fault = Fault(is_empty(columns["text"]), opened.head.names[id_at], columns["text"], lambda _: "expected an id")
-    return good_rows(opened, columns, [fault])
+    return KnownItems(*good_rows(opened, columns, [fault]))
 
 
 def _new_names(names: list[str]) -> list[str]:
     """Names that differ from one another, whatever their case, and from those of another meaning."""
     taken, new = set(_OWN), []
     for name in names:
-        free = name or "unnamed"
+        free = plain_name(name) or "unnamed"
         while free.lower() in taken:
             free += "_"
         taken.add(free.lower())

@@ -10,12 +10,12 @@ from typing import Literal, cast
 
 from slmrec.data.literals import as_json
 
-Kind = Literal["sequences", "csv", "tsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"]
+Kind = Literal["sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"]
 Format = Literal["auto", "sequences", "csv", "tsv", "dat", "parquet", "jsonl", "reference"]
 
 FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz or .zst"
-DELIMITERS = {"csv": ",", "tsv": "\t", "ssv": " ", "psv": "|", "dat": "::"}
-QUOTED = {"csv", "tsv", "reference"}
+DELIMITERS = {"csv": ",", "tsv": "\t", "scsv": ";", "ssv": " ", "psv": "|", "dat": "::"}
+QUOTED = {"csv", "tsv", "scsv", "reference"}
 """Formats in which a field in quotes may hold anything."""
 _KINDS: dict[str, Kind] = {
     ".txt": "sequences",
@@ -81,9 +81,8 @@ def _kind_of_table(text: Sequence[str], columns: Collection[str], by_name: Kind 
     if DELIMITERS.get(by_name or "", "\0") not in text[0] and most(line.count("|") > 1 for line in text):
         return "psv"
     if by_name in ("csv", "tsv"):
-        other: Kind = "tsv" if by_name == "csv" else "csv"
-        swapped = DELIMITERS[by_name] not in text[0] and DELIMITERS[other] in text[0]
-        return other if swapped else by_name
+        others: tuple[Kind, ...] = (by_name, "csv", "tsv", "scsv")
+        return next((kind for kind in others if DELIMITERS[kind] in text[0]), by_name)
     events = (kind for kind, delimiter in DELIMITERS.items() if looks_like_events(text, delimiter))
     if kind_of_events := cast(Kind | None, next(events, None)):
         return kind_of_events

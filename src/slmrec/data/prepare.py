@@ -24,9 +24,9 @@ from ibis.expr.types import Table
 from slmrec.data import rejects
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, cannot, connected, explain, is_embedded, keep, one_line, value
+from slmrec.data.engine import batches, cannot, connected, explain, keep, one_line, value
 from slmrec.data.histories import write_histories
-from slmrec.data.items import ItemsReading, one_row_an_item, read_items
+from slmrec.data.items import ItemsReading, KnownItems, one_row_an_item, read_items
 from slmrec.data.rejects import Reject
 from slmrec.data.rules import Rules, apply_rules, cut_times
 from slmrec.data.sources import Events, Reading, read_events
@@ -69,23 +69,25 @@ def prepare_dataset(
         ConfigError: the engine is not there, or cannot do what the settings ask for.
         DataError: the input cannot be read, or no event is left.
     """
-    with TemporaryDirectory(dir=output, prefix=".spill-") as folder, ExitStack() as engines:
+    with TemporaryDirectory(dir=output.absolute(), prefix=".spill-") as folder, ExitStack() as engines:
         spill = Path(folder)
-        connection = engines.enter_context(connected(engine, spill, memory_limit))
+        embedded = engines.enter_context(connected("duckdb", spill, memory_limit))
+        other = None if engine == "duckdb" else engines.enter_context(connected(engine, spill, memory_limit))
         say(f"reading {input}")
         try:
-            log = read_events(connection, spill, input, reading)
-            facts = _write_events(connection, input, output, log, rules, say)
-            if not is_embedded(connection):
-                connection = engines.enter_context(connected("duckdb", spill, memory_limit))
-            counts, item_rejects = _write_items(connection, spill, output / "items.parquet", log, items)
+            known = read_items(embedded, spill, items) if items else None  # first: it is small, and may be faulty
+            log = read_events(other or embedded, spill, input, reading)
+            facts = _write_events(other or embedded, input, output, log, rules, say)
+            if known is None and log.titles is not None:
+                known = KnownItems(log.titles.rename(text="item_id"), [])
+            if known is not None:
+                facts["counts"] |= _write_items(embedded, output / "items.parquet", known.rows)
         except OperationNotDefinedError as error:
             raise cannot(engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise explain(error, input) from None
-    facts["counts"] |= counts
     facts["sources"] = [_source(Path(path)) for path in (input, items and items.path) if path]
-    return _complete(output, facts, [*log.rejects, *item_rejects])
+    return _complete(output, facts, [*log.rejects, *(known.rejects if known else [])])
 
 
 def _complete(output: Path, facts: dict[str, Any], rejected: list[Reject]) -> dict[str, float]:
@@ -163,16 +165,8 @@ def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield part.append_column("position", pa.array(positions))
 
 
-def _write_items(
-    engine: Any, spill: Path, path: Path, log: Events, reading: ItemsReading | None
-) -> tuple[dict[str, float], list[Reject]]:
-    """Adds what is known of the items to their table; counts, and rows of no use."""
-    if reading is not None:
-        rows, rejected = read_items(engine, spill, reading)
-    elif log.titles is not None:
-        rows, rejected = log.titles.rename(text="item_id"), []
-    else:
-        return {}, []
+def _write_items(engine: Any, path: Path, rows: Table) -> dict[str, float]:
+    """Adds what is known of the items to their table; counts."""
     items = engine.read_parquet(str(path))
     items = keep(engine, items.mutate(text=items.item_id.cast("string")))
     known = keep(engine, one_row_an_item(rows, items))
@@ -181,10 +175,11 @@ def _write_items(
     partial = path.with_suffix(".partial")
     _write_table(partial, map(_with_readable_titles, batches(engine, joined, ROWS_AT_ONCE)))
     partial.replace(path)
-    counts = {"num_retitled_items": value((known.num_titles > 1).sum().fill_null(0))}
+    counts = {"num_known_items": value(known.count())}
     if "title" in known.columns:
         counts["num_titled_items"] = value(known.title.count())
-    return counts, rejected
+        counts["num_retitled_items"] = value((known.num_titles > 1).sum().fill_null(0))
+    return counts
 
 
 def _with_readable_titles(part: pa.Table) -> pa.Table:

@@ -279,6 +279,8 @@ def _rejects(opened: Opened, rows: Table, faults: Sequence[Fault]) -> list[Rejec
         lines = _lines_of(opened, name, of_file)
         unit = "row" if opened.source.kind == "parquet" else "line"
         rejects += [reject(name, lines[at], faults[row["fault"]], row["value"], unit) for at, row in of_file.items()]
+    if len(rejects) - len(opened.left_out) != len(found):
+        raise RuntimeError(f"{opened.source.path}: {len(found)} faulty rows, but their files cannot be told")
     return sorted(rejects, key=lambda reject: (reject.file, reject.line))
 
 
