@@ -30,7 +30,15 @@ EVENTS = {
     "item_id": ["a", "b", "c", "c", "b", "a", "a"],
     "timestamp": [1, 2, 3, 7, 8, 9, 1],
 }
-NAMES = {"dataset.json", "interactions.parquet", "items.parquet", "users.parquet", "histories.npy", "offsets.npy"}
+NAMES = {
+    "dataset.json",
+    "interactions.parquet",
+    "items.parquet",
+    "users.parquet",
+    "histories.npy",
+    "histories.txt",
+    "offsets.npy",
+}
 NAMES |= {"stage.json", "metrics.json", "config.yaml"}
 
 
@@ -84,7 +92,7 @@ def test_a_data_set_from_the_command_line(log: Path, tmp_path: Path, capsys: pyt
     assert main(["prepare", "--input", str(log), "--items", str(items), "--output", str(output)]) == 0
     said = capsys.readouterr().out
     assert f"prepare: reading {log}\nprepare: 7 events read, 0 rows rejected\nprepare: 6 events stay" in said
-    assert "prepare: events left out by min_user_events (3) 1; of 1 users and 0 items none is left\n" in said
+    assert "prepare: events left out by min_user_events (3) 1; no event is left of 1 users and 0 items\n" in said
     assert "leave_one_out looks into the future: 1 of 2 test events precede the last training event" in said
     assert said.endswith(f" s, written to {output}\n")
     assert set(contents(output)) == NAMES
@@ -103,8 +111,7 @@ def test_the_rules_that_left_events_out_are_told(log: Path, tmp_path: Path, caps
     assert main(["prepare", "--input", str(path), "--output", str(tmp_path / "data"), *rules]) == 0
     said = capsys.readouterr().out
     assert (
-        "prepare: events left out by min_user_events (3) 1, min_item_events (2) 1, repeats (merge) 2; of 1 users"
-        in said
+        "events left out by min_user_events (3) 1, min_item_events (2) 1, repeats (merge) 2; no event is left" in said
     )
 
 
@@ -116,7 +123,7 @@ def test_rows_that_are_no_events(log: Path, tmp_path: Path, capsys: pytest.Captu
     assert "prepare.on_bad_row=skip" in error
     assert "line 9: item_id" in refused(capsys, *command, "--on-bad-row", "error")
     assert main([*map(str, command), "--on-bad-row", "skip"]) == 0
-    assert "1 rows were no events: see rejected.parquet, and dataset.json for reasons" in capsys.readouterr().out
+    assert "rows that were no events: 1; see rejected.parquet and dataset.json" in capsys.readouterr().out
     assert pq.read_table(tmp_path / "data" / "rejected.parquet")["line"].to_pylist() == [9]
     with pytest.raises(SystemExit, match="2"):
         main([*map(str, command), "--on-bad-row", "ignore"])
@@ -149,7 +156,7 @@ def test_settings_that_will_not_do(
     log: Path, there: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
     before = contents(there)
-    assert message in refused(capsys, "prepare", "--input", log, "--output", there, override)
+    assert message in refused(capsys, "prepare", "--force", "--input", log, "--output", there, override)
     assert contents(there) == before
     assert list(there.parent.iterdir()) == [there]
 
@@ -194,7 +201,7 @@ def test_bad_input_leaves_the_data_set_alone(
 
 
 KILLED_AT = {
-    "slmrec.data.prepare._write_items": "{module}.{name} = dead",
+    "slmrec.data.prepare._complete": "{module}.{name} = dead",
     "slmrec.data.histories._columns": "{module}.{name} = dead",
     "slmrec.stages.folders._put_in_place": "{module}.{name} = dead",
     "slmrec.stages.folders._end_replacement": "{module}.{name} = dead_if_renamed",
@@ -402,3 +409,37 @@ def test_a_changed_table_is_prepared_anew(tmp_path: Path, capsys: pytest.Capture
     slmrec.prepare(EVENTS | {"item_id": [*"aaaccca"]}, folder)
     assert histories_of(folder) == {"u": ["a"] * 3, "v": ["c"] * 3}
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_items_that_fit_nothing_are_an_error(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n0001,One\n", encoding="utf-8")
+    told = refused(capsys, "prepare", "--input", log, "--items", tmp_path / "items.csv", "--output", tmp_path / "data")
+    assert "items.csv: none of its items is in the log, whose ids look like 'a' and its own like '0001'" in told
+
+
+def test_items_by_the_column_of_the_log(tmp_path: Path) -> None:
+    events = pd.DataFrame({"user_id": ["u"] * 3, "sku": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    products = pd.DataFrame({"sku": ["c", "a"], "title": ["See", "Ay"]})
+    folder = slmrec.prepare(events, tmp_path / "data", items=products, item_col="sku")
+    assert pq.read_table(folder / "items.parquet")["title"].to_pylist() == ["Ay", None, "See"]
+
+
+def test_an_output_among_the_parts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n", encoding="utf-8")
+    told = refused(capsys, "prepare", "--input", tmp_path / "log", "--output", tmp_path / "log" / "out")
+    assert "holds the output folder" in told
+
+
+def test_another_memory_limit_redoes_nothing(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["prepare", "--input", str(log), "--output", str(tmp_path / "data")]
+    assert main(command) == 0
+    assert main([*command, "prepare.memory_limit=3GB"]) == 0
+    assert "done before and unchanged" in capsys.readouterr().out
+
+
+def test_a_setting_of_prepare_without_its_section_is_recognised(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "prepare", "--input", log, "--output", tmp_path / "data", "min_item_events=3")
+    assert "unknown key 'min_item_events' (did you mean 'prepare.min_item_events'?)" in told

@@ -77,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the demo")
     recommend = commands.add_parser("recommend", help="top-k lists for a file of histories")
     recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-    recommend.add_argument("--input", type=Path, required=True, help="histories or events; the formats of prepare")
+    recommend.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="rows of user_id, history, or user_id, item_id, timestamp",
+    )
     recommend.add_argument("--output", type=Path, required=True, help=".parquet, .csv or .jsonl to write")
     recommend.add_argument("--k", type=int, default=10, help="at most this many items a user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")

@@ -1,6 +1,7 @@
 """The whole configuration: every setting, its default and what it does. Defaults live here and nowhere else."""
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,9 +128,12 @@ class PrepareConfig(Section):
 
     input: str | None = None
     """The log: a file or a folder of parts, plain, .gz or .zst; for another engine, Parquet or the name of a table."""
-    format: Literal["auto", "sequences", "csv", "tsv", "dat", "parquet", "jsonl", "reference"] = "auto"
-    """`sequences` is one line a user (`user item item ...`), `dat` has :: between fields (MovieLens), `reference` is
-    the paper's processed csv with lists; `auto` goes by the content."""
+    format: Literal["auto", "sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "reference"] = (
+        "auto"
+    )
+    """`sequences` is one line a user (`user item item ...`); tables that are text have a comma (csv), tab (tsv),
+    semicolon (scsv), space (ssv), | (psv) or :: (dat, as MovieLens) between their fields; `reference` is the paper's
+    processed csv with lists; `auto` goes by the content."""
     columns: tuple[str, ...] | None = None
     """Names of all columns, in order, of a file without header, for example [user_id, item_id, rating, timestamp]."""
     user_col: str | None = None
@@ -195,6 +199,10 @@ class PrepareConfig(Section):
         _check(
             self.split == "leave_one_out" or self.order == "time",
             "split: temporal needs order: time; leave order out, or use split: leave_one_out",
+        )
+        _check(
+            self.items is not None or not (self.items_id_col or self.title_col),
+            "items_id_col and title_col are columns of items; give items, or leave them out",
         )
         _check(
             self.valid_share + self.test_share < 1,
@@ -502,5 +510,12 @@ def _suggestion(location: tuple[Any, ...]) -> str:
         section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)), None)
         if section is None:
             return ""
+    below = [name for name, field in section.model_fields.items() if str(location[-1]) in _fields(field.annotation)]
+    if below:
+        return f" (did you mean '{below[0]}.{location[-1]}'?)"
     close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(section.model_fields)}"
+
+
+def _fields(kind: Any) -> Collection[str]:
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()

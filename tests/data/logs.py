@@ -96,5 +96,5 @@ def read(path: Path, **options: Any) -> Log:
 
 def items_of(path: Path, **options: Any) -> tuple[Table, list[Reject]]:
     """The rows of a table of items."""
-    settings = {"items_id_col": None, "title_col": None, "on_bad_row": "error"} | options
+    settings = {"item_col": None, "items_id_col": None, "title_col": None, "on_bad_row": "error"} | options
     return read_items(engine(), spill(), ItemsReading(path=path, **settings))

@@ -30,7 +30,7 @@ def inspected(path: Path) -> Source:
         ("log.v2.ndjson.gz", gzip.compress(b"{}"), "jsonl"),
         ("log", TABLE, "csv"),
         ("log", gzip.compress(TABLE.encode()), "csv"),
-        ("log.inter", "user_id:token\titem_id:token\n1\t2\n", "tsv"),
+        ("log.inter", "user_id:token\titem_id:token\n1\t2\n", "recbole"),
         ("log.data", "\ufeff" + '"user_id","item_id"\n', "csv"),
         ("log", '\n{"user_id": 1}', "jsonl"),
         ("log", "u a b c\n", "sequences"),
@@ -154,9 +154,9 @@ def test_parts_are_in_the_order_of_their_names_without_hidden_ones(tmp_path: Pat
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ('{"user_id": 1}\n', r"log: its parts differ: a is csv \(none\), b is jsonl \(none\); put parts of one kind"),
-        (gzip.compress(TABLE.encode()), r"its parts differ: a is csv \(none\), b is csv \(gzip\)"),
-        (pa.table({"user_id": [1]}), r"its parts differ: a is csv \(none\), b is parquet"),
+        ('{"user_id": 1}\n', r"log: its files differ: a is csv, b is jsonl; give the file of the log alone"),
+        (gzip.compress(TABLE.encode()), r"its files differ: a is csv, b is csv \(gzip\)"),
+        (pa.table({"user_id": [1]}), r"its files differ: a is csv, b is parquet"),
         ("", r"log/b: the file is empty"),
         ("user_id,item_id\nü,\0\n", r"log/b: line 2: byte b'\\x00'"),
     ],

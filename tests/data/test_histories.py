@@ -139,3 +139,12 @@ def test_arrays_of_other_events_or_cut_short_are_refused(tmp_path: Path) -> None
     (tmp_path / "histories.npy").write_bytes((tmp_path / "histories.npy").read_bytes()[:-4])
     with pytest.raises(DataError, match=r"histories.npy: no whole array .*delete histories.npy"):
         Dataset.load(tmp_path)
+
+
+def test_arrays_of_another_data_set_of_the_same_size_are_written_anew(tmp_path: Path) -> None:
+    write_folder(tmp_path, [[1, 2, 3], [4, 5, 6]], {})
+    open_histories(tmp_path)
+    write_folder(tmp_path, [[1, 2, 3], [4, 5, 6]], {}, item=np.arange(6, 0, -1))
+    facts = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
+    (tmp_path / "dataset.json").write_text(json.dumps(facts | {"fingerprint": "y"}), encoding="utf-8")
+    assert open_histories(tmp_path).flat.tolist() == [6, 5, 4, 3, 2, 1]

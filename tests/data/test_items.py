@@ -186,3 +186,15 @@ def test_every_reviewed_gift_card_has_a_title(shared: Path) -> None:
     found = known(folder / "meta_Gift_Cards.json.gz", list(reviewed))
     assert (len(found), all(row["title"] for row in found.values())) == (148, True)
     assert any("&amp;" in row["title"] for row in found.values()), "entities stay until they are written"
+
+
+def test_keys_that_only_later_lines_have_are_kept(tmp_path: Path) -> None:
+    lines = [f'{{"asin": "x{number}"}}' for number in range(1200)] + ['{"asin": "y", "title": "Why", "brand": "Z"}']
+    rows, _ = all_rows(write(tmp_path / "items.jsonl", "\n".join(lines)))
+    assert (rows[-1]["title"], rows[-1]["brand"]) == ("Why", "Z")
+
+
+def test_ids_that_are_floats_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"item_id": [1.0, 2.0], "title": ["a", "b"]})
+    with pytest.raises(DataError, match=r"column 'item_id' holds float64, expected ids that are text or whole numbers"):
+        all_rows(write(tmp_path / "items.parquet", table))

@@ -29,7 +29,7 @@ def test_names_tell_a_format(name: str, kind: str | None) -> None:
     [
         (["user_id,item_id,timestamp", "u,a,1"], "csv"),
         (['"user_id","item_id"', "u,a"], "csv"),
-        (["user_id:token\titem_id:token", "1\t2"], "tsv"),
+        (["user_id:token\titem_id:token", "1\t2"], "recbole"),
         (["user_id item_id", "1 2"], "ssv"),
         (["movieId::x", "1::2"], "dat"),
         (["196\t242\t3\t881250949", "196\t302\t3\t891717742"], "tsv"),

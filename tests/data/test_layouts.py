@@ -117,12 +117,18 @@ def test_places_of_columns() -> None:
         place("log", names, "user_col", "c")
 
 
+def test_all_missing_columns_are_told_together() -> None:
+    told = str(missing("log", ["who", "what"], ["user_col", "item_col"]))
+    assert "no column 'user_id' or" in told and "no column 'item_id' or" in told
+    assert "set prepare.user_col, prepare.item_col to one of them" in told
+
+
 def test_missing_columns_come_with_a_remedy() -> None:
-    assert str(missing("log", ["a"], "time_col", None)) == (
+    assert str(missing("log", ["a"], ["time_col"])) == (
         "log: no column 'timestamp' or 'unixReviewTime'; it has a; set prepare.time_col to one of them; without times, "
         "set prepare.order=file to take the order of the file"
     )
-    assert str(missing("log", ["a", "b"], "user_col", None)) == (
+    assert str(missing("log", ["a", "b"], ["user_col"])) == (
         "log: no column 'user_id' or 'reviewerID' or 'userId'; it has a, b; set prepare.user_col to one of them, or, "
         "if these are values of a file without header, prepare.columns to the names"
     )

@@ -26,7 +26,10 @@ from slmrec.errors import ConfigError, DataError
 from slmrec.stages.prepare import arguments
 
 Row = tuple[Any, ...]
-FILES = ["dataset.json", "histories.npy", "interactions.parquet", "items.parquet", "offsets.npy", "users.parquet"]
+FILES = [
+    *("dataset.json", "histories.npy", "histories.txt", "interactions.parquet", "items.parquet", "offsets.npy"),
+    "users.parquet",
+]
 THREE = [("u", "a", 1), ("u", "b", 2), ("u", "c", 3)]
 
 

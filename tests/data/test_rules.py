@@ -275,7 +275,7 @@ def test_periods_begin_at_order_statistics(
     chosen = rules(split="temporal", valid_share=shares[0], test_share=shares[1])
     if not min(times) < expected[0] < expected[1]:
         with pytest.raises(DataError, match=f"begins {min(times)}, validation {expected[0]}, test {expected[1]}"):
-            cut_times("log.csv", table, chosen)
+            cut_times(engine, "log.csv", table, chosen)
         return
-    assert cut_times("log.csv", table, chosen) == dict(zip(("valid_from", "test_from"), expected, strict=True))
+    assert cut_times(engine, "log.csv", table, chosen) == dict(zip(("valid_from", "test_from"), expected, strict=True))
     assert sum(time >= expected[1] for time in times) >= test * len(times)

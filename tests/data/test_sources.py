@@ -67,7 +67,7 @@ FORMATS: dict[str, tuple[str | bytes | pa.Table, str, list[tuple[Any, Any, Any]]
     "movielens 20m": ("userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n", "csv", [("1", "2", 1112486027)]),
     "recbole": (
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3.0\t978300760.0\n",
-        "tsv",
+        "recbole",
         [("1", "2", 978300760)],
     ),
     "one line a user": ("u a 007 a\n", "sequences", [("u", "a", None), ("u", "007", None), ("u", "a", None)]),
@@ -147,8 +147,52 @@ def test_columns_are_renamed_and_typed_headers_understood(tmp_path: Path) -> Non
 def test_ratings_and_ties_are_read_if_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating,n\nu,a,1,4.5,2\nu,b,1,3,1\n")
     log = read(path, needs_rating=True, tie_col="n")
-    assert [(row["item_id"], row["rating"], row["tie"]) for row in log.rows] == [("b", 3, "1"), ("a", 4.5, "2")]
+    assert [(row["item_id"], row["rating"], row["tie"]) for row in log.rows] == [("b", 3, 1), ("a", 4.5, 2)]
     assert "rating" not in read(path).rows[0]
+
+
+def test_ties_of_text_are_ordered_by_value(tmp_path: Path) -> None:
+    rows = [(f"i{number}", number) for number in (12, 9, 10, 1, 2)]
+    text = "user_id,item_id,timestamp,n\n" + "".join(f"u,{item},1,{number}\n" for item, number in rows)
+    log = read(write(tmp_path / "log.csv", text), tie_col="n")
+    ordered = sorted(log.rows, key=lambda row: (row["tie"], row["tie_as_is"]))
+    assert [row["item_id"] for row in ordered] == ["i1", "i2", "i9", "i10", "i12"]
+
+
+@pytest.mark.parametrize("name", ["log", "parts"])
+def test_relative_folders_tell_their_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    write(folder / "a.csv", "user_id,item_id,timestamp\nu,a,1\n")
+    write(folder / "b.csv", "user_id,item_id,timestamp\n,b,2\nu,c,soon\n")
+    with pytest.raises(DataError, match=rf"{name}/b\.csv: line 2: user_id is None: expected an id"):
+        read(folder)
+    assert [(reject.file.name, reject.line) for reject in read(folder, on_bad_row="skip").rejects] == [
+        ("b.csv", 2),
+        ("b.csv", 3),
+    ]
+
+
+def test_semicolons_part_fields_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", 'user_id;item_id;timestamp\nu;"a;b";1\n')
+    assert [row["item_id"] for row in read(path).rows] == ["a;b"]
+
+
+def test_quotes_of_recbole_are_characters(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.inter", 'user_id:token\titem_id:token\ttimestamp:float\nu\t"a\t1\nu\tb"\t2\n')
+    assert [row["item_id"] for row in read(path).rows] == ['"a', 'b"']
+
+
+def test_ratings_are_asked_of_a_log_that_has_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log\.txt: prepare\.min_rating is set, but one user a line has no ratings"):
+        read(write(tmp_path / "log.txt", "u a b c\nv a b\n"), needs_rating=True)
+
+
+def test_named_columns_make_a_table_of_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.txt", "u a 5\nv b 6\nw c 7\n")
+    log = read(path, columns=("user_id", "item_id", "timestamp"))
+    assert [(row["user_id"], row["timestamp"]) for row in log.rows] == [("u", 5), ("v", 6), ("w", 7)]
 
 
 @pytest.mark.parametrize("rating", ["", "good", "nan"])
@@ -166,7 +210,7 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
         (
             "log.csv",
             "user_id,item\n1,2\n",
-            r"no column 'item_id' or .*; it has user_id, item; set prepare\.item_col to",
+            r"no column 'item_id' or .*; it has user_id, item; set prepare\.item_col, prepare\.time_col to",
         ),
         ("log.csv", "user_id,item_id,time\n1,2,3\n", r"no column 'timestamp' .*item_id, time; set prepare\.time_col"),
         ("log.csv", "user,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has user, .*set prepare\.user_col"),

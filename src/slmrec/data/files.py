@@ -6,7 +6,6 @@ import gzip
 import io
 import itertools
 import json
-import os
 import re
 import tempfile
 import zlib
@@ -56,7 +55,7 @@ def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
     Raises:
         DataError: there is no such file, its format cannot be told, or it is empty, cut off or no text.
     """
-    files = _parts(path)
+    files = parts(path)
     kinds = [cast(Kind, format) if format != "auto" else _kind_of(file, columns) for file in files]
     packed = [compression_of(file) for file in files]
     for file, kind, compression in zip(files, kinds, packed, strict=True):
@@ -65,7 +64,7 @@ def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
                 f"{path}: its files differ: {files[0].name} is {_called(kinds[0], packed[0])}, {file.name} is "
                 f"{_called(kind, compression)}; give the file of the log alone, or a folder of parts of one kind"
             )
-    absolute = tuple(Path(os.path.abspath(file)) for file in files)  # as the engine names them
+    absolute = tuple(file.resolve() for file in files)  # as the engine names them
     source = Source(path, kinds[0], absolute, files, packed[0])
     return _checked(source)
 
@@ -74,7 +73,12 @@ def _called(kind: Kind, compression: Compression) -> str:
     return kind if compression == "none" else f"{kind} ({compression})"
 
 
-def _parts(path: Path) -> tuple[Path, ...]:
+def parts(path: Path) -> tuple[Path, ...]:
+    """The file itself, or the parts in a folder, in the order of their names.
+
+    Raises:
+        DataError: there are none.
+    """
     if path.is_file():
         return (path,)
     if not path.is_dir():
@@ -103,7 +107,8 @@ def keys(source: Source) -> list[str]:
         DataError: none of the first lines is an object.
     """
     names: dict[str, None] = {}
-    first = list(itertools.islice(lines(source.files[0]), _LINES_FOR_KEYS))
+    starts = (itertools.islice(lines(file), _LINES_FOR_KEYS) for file in source.files)
+    first = list(itertools.chain.from_iterable(starts))
     for line in first:
         if line.strip() and not json_fault(line):
             names |= dict.fromkeys(name for name in json.loads(line) if not _NO_UNICODE.search(name))

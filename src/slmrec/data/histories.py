@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from slmrec.errors import DataError
 
 FLAT, OFFSETS, CUTS = "histories.npy", "offsets.npy", "cuts.npy"
+OF = "histories.txt"
+"""Holds the fingerprint of the data set that the arrays were made from."""
 BATCH_EVENTS = 2**18
 _REMEDY = "run prepare anew"
 _DELETE = f"delete {FLAT}, {OFFSETS} and {CUTS}; they are written anew"
@@ -56,6 +58,7 @@ def write_histories(folder: Path) -> None:
                 cuts.write(np.diff(before[:, 1:], axis=0).astype("<i4").data)
     if not times:
         (folder / CUTS).unlink(missing_ok=True)
+    (folder / OF).write_text(_fingerprint(folder), encoding="utf-8")
 
 
 def open_histories(folder: Path) -> Histories:
@@ -65,7 +68,8 @@ def open_histories(folder: Path) -> Histories:
         DataError: they cannot be written, or do not belong to the folder's events.
     """
     names = (FLAT, OFFSETS, CUTS) if _cut_times(folder) else (FLAT, OFFSETS)
-    if not all((folder / name).is_file() for name in names):
+    whole = all((folder / name).is_file() for name in (*names, OF))
+    if not whole or (folder / OF).read_text(encoding="utf-8") != _fingerprint(folder):
         write_histories(folder)
     flat, offsets, *rest = (_mapped(folder / name) for name in names)
     found = len(flat), len(offsets) - 1
@@ -73,6 +77,10 @@ def open_histories(folder: Path) -> Histories:
     if found != expected:
         raise DataError(f"{folder}: {FLAT} has (events, users) {found}, expected {expected}; {_DELETE}")
     return Histories(flat, offsets, rest[0] if rest else None)
+
+
+def _fingerprint(folder: Path) -> str:
+    return str(json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("fingerprint", ""))
 
 
 def give_back_pages(*arrays: NDArray[Any] | None) -> None:

@@ -10,7 +10,7 @@ from slmrec.data.files import inspect
 from slmrec.data.kinds import plain_name
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.rejects import OnBadRow, Reject
-from slmrec.data.tables import Fault, Opened, good_rows, is_empty, with_table
+from slmrec.data.tables import Fault, Opened, good_rows, id_column, is_empty, with_table
 from slmrec.errors import DataError
 
 _OWN = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
@@ -59,17 +59,18 @@ def read_items(engine: Any, spill: Path, reading: ItemsReading) -> KnownItems:
 
 def _rows_of_items(opened: Opened, reading: ItemsReading) -> KnownItems:
     path = reading.path
-    as_in_log = reading.item_col if reading.item_col in opened.head.names else None
-    id_at = place(path, opened.head.names, "items_id_col", reading.items_id_col or as_in_log)
-    title_at = place(path, opened.head.names, "title_col", reading.title_col)
+    names = opened.names()
+    as_in_log = reading.item_col if reading.item_col in names else None
+    id_at = place(path, names, "items_id_col", reading.items_id_col or as_in_log)
+    title_at = place(path, names, "title_col", reading.title_col)
     if id_at is None:
-        raise missing(path, opened.head.names, "items_id_col", None)
-    columns = {"text": opened.column(opened.head.names[id_at]).cast("string")}
+        raise missing(path, names, ["items_id_col"])
+    columns = {"text": id_column(path, names[id_at], opened.column(names[id_at])).cast("string")}
     if title_at is not None:
-        columns["title"] = opened.column(opened.head.names[title_at]).cast("string").nullif("")
-    others = [name for at, name in enumerate(opened.head.names) if at not in (id_at, title_at)]
+        columns["title"] = opened.column(names[title_at]).cast("string").nullif("")
+    others = [name for at, name in enumerate(names) if at not in (id_at, title_at)]
     columns |= {new: opened.column(name) for name, new in zip(others, _new_names(others), strict=True)}
-    fault = Fault(is_empty(columns["text"]), opened.head.names[id_at], columns["text"], lambda _: "expected an id")
+    fault = Fault(is_empty(columns["text"]), names[id_at], columns["text"], lambda _: "expected an id")
     return KnownItems(*good_rows(opened, columns, [fault]))
 
 

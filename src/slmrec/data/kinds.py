@@ -10,11 +10,13 @@ from typing import Literal, cast
 
 from slmrec.data.literals import as_json
 
-Kind = Literal["sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"]
-Format = Literal["auto", "sequences", "csv", "tsv", "dat", "parquet", "jsonl", "reference"]
+Kind = Literal[
+    "sequences", "csv", "tsv", "recbole", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"
+]
+Format = Literal["auto", "sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "reference"]
 
 FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz or .zst"
-DELIMITERS = {"csv": ",", "tsv": "\t", "scsv": ";", "ssv": " ", "psv": "|", "dat": "::"}
+DELIMITERS = {"csv": ",", "tsv": "\t", "scsv": ";", "ssv": " ", "psv": "|", "dat": "::", "recbole": "\t"}
 QUOTED = {"csv", "tsv", "scsv", "reference"}
 """Formats in which a field in quotes may hold anything."""
 _KINDS: dict[str, Kind] = {
@@ -60,6 +62,8 @@ def kind_of_lines(text: Sequence[str], columns: Collection[str], by_name: Kind |
     if most(line.count("::") > 1 for line in text):
         return "dat"
     kind = _kind_of_table(text, columns, by_name)
+    if kind == "tsv" and any(plain_name(name) != name for name in text[0].split("\t")):
+        return "recbole"  # which quotes nothing
     if kind == "csv" and _has_lists(text, columns):
         return "reference"
     return kind

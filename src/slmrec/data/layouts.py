@@ -27,7 +27,7 @@ NAMES = {
     "time_col": ("timestamp", "unixReviewTime"),
     "rating_col": ("rating", "overall"),
     "items_id_col": ("item_id", "parent_asin", "asin", "movieId"),
-    "title_col": ("title", "movie_title", "name"),
+    "title_col": ("title", "movie_title", "item_name", "name"),
 }
 """By setting of `prepare`: the names that are looked for, the first one that is there counts.
 
@@ -73,7 +73,13 @@ def header(source: Source, columns: Sequence[str] | None) -> Header:
     if _is_header(rows[0]):
         _check_headers(source, parts)
         return Header(rows[0], in_file=True)
-    names = _names(source, rows)
+    names, *others = (_names(source, rows) for rows in parts)
+    for file, other in zip(source.names[1:], others, strict=True):
+        if other != names:
+            raise DataError(
+                f"{file}: its columns are not those of {source.names[0].name}; give the file of the log alone, or "
+                "name the columns of all parts: prepare.columns"
+            )
     if names is None:
         raise DataError(
             f"{source.path}: line 1 is {_line(source, rows[0])}: no header, and what the columns "
@@ -165,22 +171,27 @@ def place(path: Path | str, names: Sequence[str], setting: str, column: str | No
         DataError: there is no column of the name, or more than one.
     """
     for wanted in (column,) if column else NAMES[setting]:
-        exact = [place for place, name in enumerate(names) if name == wanted]
-        places = exact or [place for place, name in enumerate(names) if plain_name(name) == wanted]
+        exact = [place for place, name in enumerate(names) if name.strip() == wanted]
+        places = exact or [place for place, name in enumerate(names) if plain_name(name.strip()) == wanted]
         if len(places) > 1:
             raise DataError(f"{path}: {len(places)} columns are named {wanted!r}, expected one; rename the others")
         if places:
             return places[0]
     if column:
-        raise missing(path, names, setting, column)
+        raise DataError(f"{path}: no column {column!r}; {_it_has(names)}; set prepare.{setting} to one of them")
     return None
 
 
-def missing(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> DataError:
-    """The error of a column that is needed and not there."""
-    wanted = repr(column) if column else " or ".join(map(repr, NAMES[setting]))
-    hint = "; without times, set prepare.order=file to take the order of the file" if setting == "time_col" else ""
-    if setting in {"user_col", "item_col"} and not column:
-        hint = ", or, if these are values of a file without header, prepare.columns to the names"
-    found = ", ".join(map(printable, names))
-    return DataError(f"{path}: no column {wanted}; it has {found}; set prepare.{setting} to one of them{hint}")
+def missing(path: Path | str, names: Sequence[str], settings: Sequence[str]) -> DataError:
+    """The error of columns that are needed and not there, by the settings that name them."""
+    wanted = "; ".join(f"no column {' or '.join(map(repr, NAMES[setting]))}" for setting in settings)
+    remedy = f"set {', '.join(f'prepare.{setting}' for setting in settings)} to one of them"
+    if "user_col" in settings:
+        remedy += ", or, if these are values of a file without header, prepare.columns to the names"
+    if "time_col" in settings:
+        remedy += "; without times, set prepare.order=file to take the order of the file"
+    return DataError(f"{path}: {wanted}; {_it_has(names)}; {remedy}")
+
+
+def _it_has(names: Sequence[str]) -> str:
+    return f"it has {', '.join(map(printable, names)) or 'none'}"

@@ -96,7 +96,7 @@ def read_lists(
     places = {setting: place(source.path, names, setting, column) for setting, column in columns.items()}
     for setting in ("user_col", "item_col"):
         if places[setting] is None:
-            raise missing(source.path, names, setting, None)
+            raise missing(source.path, names, [setting])
     path = spill / "lists.parquet"
     rejects: list[Reject] = []
     rows = _rows_of_lists(source, names, places, rejects)

@@ -24,12 +24,14 @@ from ibis.expr.types import Table
 from slmrec.data import rejects
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, cannot, connected, explain, keep, one_line, value
+from slmrec.data.engine import batches, cannot, connected, explain, first_row, keep, one_line, value
+from slmrec.data.files import parts
 from slmrec.data.histories import write_histories
 from slmrec.data.items import ItemsReading, KnownItems, one_row_an_item, read_items
 from slmrec.data.rejects import Reject
 from slmrec.data.rules import Rules, apply_rules, cut_times
 from slmrec.data.sources import Events, Reading, read_events
+from slmrec.errors import DataError
 
 ROWS_AT_ONCE = 2**20
 """Of a part of a table, and of a row group of the files."""
@@ -69,6 +71,8 @@ def prepare_dataset(
         ConfigError: the engine is not there, or cannot do what the settings ask for.
         DataError: the input cannot be read, or no event is left.
     """
+    if output.resolve().is_relative_to(Path(input).resolve()):
+        raise DataError(f"{input}: holds the output folder, whose files would be read too; choose another --output")
     with TemporaryDirectory(dir=output.absolute(), prefix=".spill-") as folder, ExitStack() as engines:
         spill = Path(folder)
         embedded = engines.enter_context(connected("duckdb", spill, memory_limit))
@@ -81,7 +85,7 @@ def prepare_dataset(
             if known is None and log.titles is not None:
                 known = KnownItems(log.titles.rename(text="item_id"), [])
             if known is not None:
-                facts["counts"] |= _write_items(embedded, output / "items.parquet", known.rows)
+                facts["counts"] |= _write_items(embedded, output / "items.parquet", known.rows, items)
         except OperationNotDefinedError as error:
             raise cannot(engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
@@ -108,7 +112,7 @@ def _write_events(engine: Any, input: str, output: Path, log: Events, rules: Rul
     say(f"{num_read:,} events read, {len(log.rejects):,} rows rejected")
     order = [*(["timestamp", "nanosecond"] if rules.order == "time" else []), *log.ties]
     events, removed = apply_rules(engine, input, log.table, order, rules)
-    periods = cut_times(input, events, rules) if rules.split == "temporal" else {}
+    periods = cut_times(engine, input, events, rules) if rules.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     say(f"{value(events.count()):,} events stay; writing them in order")
     _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_AT_ONCE))
@@ -122,7 +126,7 @@ def _write_events(engine: Any, input: str, output: Path, log: Events, rules: Rul
     counts = {"num_read_events": num_read, "num_rejected_rows": len(log.rejects)} | dropped
     return {
         "counts": counts | {f"num_removed_by_{rule}": number for rule, number in removed.items()},
-        "rules": asdict(rules) | periods | {"ties": list(log.ties)},
+        "rules": asdict(rules) | periods | {"ties": [column for column in log.ties if column != "tie_as_is"]},
         "layout": log.layout,
     }
 
@@ -165,11 +169,17 @@ def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield part.append_column("position", pa.array(positions))
 
 
-def _write_items(engine: Any, path: Path, rows: Table) -> dict[str, float]:
+def _write_items(engine: Any, path: Path, rows: Table, reading: ItemsReading | None) -> dict[str, float]:
     """Adds what is known of the items to their table; counts."""
     items = engine.read_parquet(str(path))
     items = keep(engine, items.mutate(text=items.item_id.cast("string")))
     known = keep(engine, one_row_an_item(rows, items))
+    if not value(known.count()):
+        raise DataError(
+            f"{reading.path if reading else path}: none of its items is in the log, whose ids look like "
+            f"{first_row(items)['text']!r} and its own like {first_row(rows).get('text')!r}; set prepare.items_id_col "
+            "to the column of the log's ids"
+        )
     joined = items.left_join(known, "text").order_by("item").drop("text", "text_right", "num_titles")
     joined = joined.relocate(*(name for name in ("item", "item_id", "title") if name in joined.columns))
     partial = path.with_suffix(".partial")
@@ -240,9 +250,9 @@ def _contents(column: pa.Array) -> dict[str, bytes]:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """What was read; of a folder, the files in it; of a table of an engine, its name alone."""
+    """What was read; of a folder, its parts; of a table of an engine, its name alone."""
     if path.is_dir():
-        return {"folder": path.name, "files": [_source(file) for file in sorted(path.rglob("*")) if file.is_file()]}
+        return {"folder": path.name, "files": [_source(file) for file in parts(path)]}
     if not path.is_file():
         return {"table": str(path)}
     with path.open("rb") as stream:

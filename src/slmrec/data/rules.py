@@ -1,6 +1,5 @@
 """Which events stay: rules over tables of events, alike on every engine."""
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,7 +117,7 @@ def _nothing_left(removed: dict[str, int], rules: Rules) -> str:
     return f"no event is left; events taken out by {told}; loosen these rules, or give more data"
 
 
-def cut_times(input: str, events: Table, rules: Rules) -> dict[str, int]:
+def cut_times(engine: Any, input: str, events: Table, rules: Rules) -> dict[str, int]:
     """When the validation and the test period of a temporal split begin: `valid_from`, `test_from`.
 
     Raises:
@@ -127,14 +126,13 @@ def cut_times(input: str, events: Table, rules: Rules) -> dict[str, int]:
     times = events.timestamp
     if value(times.isnull().any()):
         raise DataError(f"{input}: has no times, but prepare.split is temporal; use leave_one_out")
-    first, last, number = value(times.min()), value(times.max()), value(times.count())
+    first, number = value(times.min()), value(times.count())
+    sizes = events.group_by("timestamp").aggregate(size=events.count())
+    running = sizes.mutate(up_to=sizes["size"].sum().over(ibis.window(order_by="timestamp", following=0)))
+    running = keep(engine, running.select("timestamp", "up_to"))
     shares = {"valid_from": rules.valid_share + rules.test_share, "test_from": rules.test_share}
-    # The n-th time, without sorting: where the number of events up to it first exceeds n.
     places = {name: int(round(number * (1 - share), 6)) for name, share in shares.items()}
-    found = {
-        name: first + bisect_right(range(first, last), nth, key=lambda time: value((times <= time).sum()))
-        for name, nth in places.items()
-    }
+    found = {name: value(running.filter(running.up_to > nth).timestamp.min()) for name, nth in places.items()}
     if not first < found["valid_from"] < found["test_from"]:
         raise DataError(
             f"{input}: prepare.split is temporal, but the times do not part into three periods (it begins {first}, "

@@ -16,15 +16,16 @@ import ibis
 from ibis.expr.types import Column, Table
 
 from slmrec.data.engine import is_embedded, keep, one_line, value
-from slmrec.data.files import Source, inspect
+from slmrec.data.files import Source, inspect, lines
 from slmrec.data.kinds import Format
 from slmrec.data.layouts import KNOWN, missing, place
 from slmrec.data.per_user import Histories, read_lines_of_users, read_lists
 from slmrec.data.rejects import OnBadRow, Reject, settled
-from slmrec.data.tables import Fault, Opened, faults_of, faults_told, good_rows, is_empty, reject, with_table
+from slmrec.data.tables import Fault, Opened, faults_of, faults_told, good_rows, id_column, is_empty, reject, with_table
 from slmrec.data.times import parsed_times, why_no_time
 from slmrec.errors import ConfigError, DataError
 
+_TIES = ("tie", "tie_as_is")
 _SUFFIXES_OF_PARQUET = (".parquet", ".pq")
 
 
@@ -78,13 +79,16 @@ def read_events(engine: Any, spill: Path, input: str, reading: Reading) -> Event
         return _events_where_they_live(engine, input, reading)
     named = (reading.user_col, reading.item_col, reading.time_col, *(reading.columns or ()))
     source = inspect(Path(input), reading.format, KNOWN | {name for name in named if name})
+    if source.kind == "sequences" and reading.columns:  # they are named, so it is a table
+        source = source._replace(kind="tsv" if "\t" in next(lines(source.files[0])) else "ssv")
     with faults_told(source):
         return _events_of_file(engine, spill, source, reading)
 
 
 def _events_of_file(engine: Any, spill: Path, source: Source, reading: Reading) -> Events:
+    if source.kind in {"sequences", "reference"}:
+        _refuse_what_needs_columns(source, reading)
     if source.kind == "sequences":
-        _refuse_columns(source, reading)
         return _ordered(source, read_lines_of_users(engine, source, reading.on_bad_row))
     if source.kind == "reference":
         columns = {"user_col": reading.user_col, "item_col": reading.item_col, "title_col": None}
@@ -92,14 +96,20 @@ def _events_of_file(engine: Any, spill: Path, source: Source, reading: Reading) 
     return _events_of_table(engine, spill, source, reading)
 
 
-def _refuse_columns(source: Source, reading: Reading) -> None:
-    for setting in ("user_col", "item_col", "time_col", "rating_col", "tie_col", "columns"):
+def _refuse_what_needs_columns(source: Source, reading: Reading) -> None:
+    """Of one user a line or row: no times, ratings or ties, and if it is a line, no columns at all."""
+    absent = ["time_col", "rating_col", "tie_col"] + ["user_col", "item_col"] * (source.kind == "sequences")
+    for setting in absent:
         column = getattr(reading, setting)
         if column:
             raise DataError(
-                f"{source.path}: prepare.{setting} is {column!r}, but one user a line has no columns; leave it out, or "
-                "set prepare.format if the file is a table"
+                f"{source.path}: prepare.{setting} is {column!r}, but one user a line has no such columns; leave it "
+                "out, or set prepare.format if the file is a table"
             )
+    if reading.needs_rating:
+        raise DataError(
+            f"{source.path}: prepare.min_rating is set, but one user a line has no ratings; set prepare.min_rating=null"
+        )
 
 
 def _ordered(source: Source, histories: Histories) -> Events:
@@ -125,7 +135,7 @@ def _events_of_opened(opened: Opened, reading: Reading) -> Events:
     table, rejects = good_rows(opened, columns, faults)
     if not value(table.count()):
         raise _no_events(source, rejects)
-    ties = ("tie", "row") if reading.tie_col else ("row",)
+    ties = (*_TIES, "row") if reading.tie_col else ("row",)
     return Events(table, ties, {"format": source.kind} | layout, rejects)
 
 
@@ -137,25 +147,24 @@ def _no_events(source: Source, rejects: list[Reject]) -> DataError:
 
 def _layout(path: Path | str, names: list[str], reading: Reading) -> dict[str, str]:
     """The name of the column of each setting, for those columns that there are."""
-    needed = {"user_col": True, "item_col": True, "time_col": reading.order == "time"}
-    if reading.needs_rating:
-        needed["rating_col"] = True
-    layout = {}
-    for setting, is_needed in needed.items():
-        wanted = getattr(reading, setting)
-        at = place(path, names, setting, wanted)
-        if at is not None:
-            layout[setting] = names[at]
-        elif is_needed:
-            raise missing(path, names, setting, wanted)
-    if reading.tie_col:
-        layout["tie_col"] = names[place(path, names, "tie_col", reading.tie_col) or 0]
-    return layout
+    wanted = {name: getattr(reading, name) for name in ("user_col", "item_col", "time_col", "rating_col", "tie_col")}
+    if not wanted["tie_col"]:
+        del wanted["tie_col"]
+    places = {setting: place(path, names, setting, column) for setting, column in wanted.items()}
+    if not reading.needs_rating:
+        del places["rating_col"]
+    needed = (
+        {"user_col", "item_col"} | ({"time_col"} if reading.order == "time" else set()) | places.keys() & {"rating_col"}
+    )
+    absent = [setting for setting, at in places.items() if at is None and setting in needed]
+    if absent:
+        raise missing(path, names, absent)
+    return {setting: names[at] for setting, at in places.items() if at is not None}
 
 
 def _parsed(path: Path | str, raw: dict[str, Column], layout: dict[str, str]) -> tuple[dict[str, Any], list[Fault]]:
     """The columns of events, and what may be wrong with them."""
-    user, item = (_id(path, layout[setting], raw[setting]) for setting in ("user_col", "item_col"))
+    user, item = (id_column(path, layout[setting], raw[setting]) for setting in ("user_col", "item_col"))
     columns: dict[str, Any] = {"user_id": user, "item_id": item}
     faults = [
         Fault(is_empty(ids), layout[setting], raw[setting], lambda _: "expected an id")
@@ -174,22 +183,9 @@ def _parsed(path: Path | str, raw: dict[str, Column], layout: dict[str, str]) ->
                 rating.isnull() | rating.isnan(), layout["rating_col"], raw["rating_col"], lambda _: "expected a number"
             )
         )
-    if "tie_col" in layout:
-        columns["tie"] = raw["tie_col"]
+    if "tie_col" in layout:  # numbers by value, also where they are text, then other text
+        columns |= {"tie": raw["tie_col"].try_cast("float64"), "tie_as_is": raw["tie_col"]}
     return columns, faults
-
-
-def _id(path: Path | str, name: str, ids: Column) -> Column:
-    """Whole numbers or text."""
-    kind = ids.type()
-    if kind.is_integer():
-        return ids.try_cast("int64")
-    if not kind.is_string():
-        raise DataError(
-            f"{path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "
-            "column (missing ids turn whole numbers into float64)"
-        )
-    return ids
 
 
 def _events_where_they_live(engine: Any, input: str, reading: Reading) -> Events:
@@ -209,7 +205,7 @@ def _events_where_they_live(engine: Any, input: str, reading: Reading) -> Events
     good = stored.filter(stored.fault.isnull()).drop("fault", "value")
     if not value(good.count()):
         raise DataError(f"{input}: has no rows; expected one event a row")
-    ties = ("tie", "item_id") if reading.tie_col else ("item_id",)
+    ties = (*_TIES, "item_id") if reading.tie_col else ("item_id",)
     return Events(good, ties, {"format": f"{engine.name} table"} | layout, settled(rejects, reading.on_bad_row))
 
 

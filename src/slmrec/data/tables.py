@@ -45,6 +45,15 @@ class Opened(NamedTuple):
             return self.table[name]
         return self.table[f"column{self.head.names.index(name)}"]
 
+    def names(self) -> list[str]:
+        """The names of all columns; of json lines, those of the first lines, then those that only later ones have."""
+        found = list(self.head.names)
+        if self.source.kind == "jsonl":
+            objects = self.table.filter(self.table.is_object).line
+            keys = _json_keys(objects).unnest().name("key").as_table().distinct()
+            found += sorted(set(keys.to_pyarrow()["key"].to_pylist()) - set(found))
+        return found
+
 
 class Fault(NamedTuple):
     """A way in which a row may be no good."""
@@ -167,6 +176,23 @@ def file_of(table: Table) -> Any:
     return table[_FILE] if _FILE in table.columns else ibis.literal(None, "string")
 
 
+def id_column(path: Path | str, name: str, ids: Column) -> Column:
+    """A column of ids: whole numbers or text.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    kind = ids.type()
+    if kind.is_integer():
+        return ids.try_cast("int64")
+    if not kind.is_string():
+        raise DataError(
+            f"{path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "
+            "column (missing ids turn whole numbers into float64)"
+        )
+    return ids
+
+
 def is_empty(column: Column) -> Any:
     """Where a column has no value."""
     return column.isnull() | (column == "") if column.type().is_string() else column.isnull()
@@ -249,6 +275,12 @@ def _json_path(name: str) -> str:
 @ibis.udf.scalar.builtin(name="json_extract_string")
 def _json_text(line: str, path: str) -> str:
     """The engine's own function: text as it is, anything else as it is written."""
+    raise NotImplementedError
+
+
+@ibis.udf.scalar.builtin(name="json_keys", signature=(("string",), "array<string>"))
+def _json_keys(line):  # type: ignore[no-untyped-def]
+    """The engine's own function."""
     raise NotImplementedError
 
 

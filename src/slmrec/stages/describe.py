@@ -9,6 +9,7 @@ from rich.table import Table
 
 from slmrec.data import describe as data
 from slmrec.data.describe import Bin, Description, Histories, Popularity, Repeats, Times, date
+from slmrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +33,12 @@ def describe(folder: Path, png: Path | None = None) -> None:
         png: where the picture goes; None: `describe.png` in the folder.
 
     Raises:
+        ConfigError: the picture cannot be of that name.
         DataError: the folder is no data set.
     """
+    png = png or folder / "describe.png"
+    if png.suffix != ".png" or png.is_dir():
+        raise ConfigError(f"{png}: the picture is a .png file; give --output NAME.png")
     found = data.describe(folder)
     console = Console(markup=False, highlight=False)
     console.print(_table(f"{folder}", _rows(found)))
@@ -43,7 +48,7 @@ def describe(folder: Path, png: Path | None = None) -> None:
     console.print()
     console.print(_picture("events of an item", "items", found.popularity.bins))
     console.print()
-    _draw(found, png or folder / "describe.png")
+    _draw(found, png)
 
 
 def _table(title: str, rows: Rows) -> Table:

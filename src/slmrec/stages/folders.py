@@ -22,8 +22,8 @@ from slmrec.errors import CheckpointError
 from slmrec.stages.memory import peak_rss_mb, reset_peak
 
 ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
-_PLACES = {"teacher_states", "input", "items"}
-"""Settings that say where something is kept: moving it redoes no stage, changing what is in it does."""
+_PLACES = {"teacher_states", "input", "items", "memory_limit"}
+"""Settings that change no result; of files, moving them redoes no stage, but changing what is in them does."""
 
 _DISK_FAULTS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -130,6 +130,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'stage.json'}: is damaged ({error}); remove {folder} and run again") from None
     return record
 
 
@@ -186,6 +188,8 @@ def _sha256(path: Path) -> str:
 
 
 def _refuse_foreign(target: Path) -> None:
+    if target.resolve() == Path.cwd():
+        raise CheckpointError(f"{target} is the working directory, which cannot be replaced; name a folder in it")
     if target.exists() and not (target.is_dir() and (read_record(target) or not any(target.iterdir()))):
         raise CheckpointError(
             f"{target} exists and is no output of slmrec; choose another --output, nothing was changed"

@@ -47,22 +47,26 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
         prepare(events, "data/shop", items=products, item_col="sku", min_item_events=5)
     """
     with TemporaryDirectory(prefix="slmrec-") as folder:
-        given = {"input": _as_file(log, Path(folder) / "log.parquet")}
+        given = {"input": _as_file(log, Path(folder) / "log")}
         if items is not None:
-            given["items"] = _as_file(items, Path(folder) / "items.parquet")
+            given["items"] = _as_file(items, Path(folder) / "items")
         overrides = [
             f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=str)}"
             for name, value in (settings | given).items()
         ]
-        return run_stage(STAGE, load_config(None, overrides), Path(output), target=Path(output))
+        try:
+            return run_stage(STAGE, load_config(None, overrides), Path(output), target=Path(output))
+        except DataError as error:
+            raise DataError(str(error).replace(f"{folder}/", "the table given as ")) from None
 
 
 def _as_file(table: Any, path: Path) -> str:
     if isinstance(table, str | Path):
         return str(table)
-    from_pandas = type(table).__module__.startswith("pandas")
+    if type(table).__module__.startswith("pandas"):
+        table = table.reset_index() if any(table.index.names) else table.reset_index(drop=True)
     try:
-        arrow = pa.Table.from_pandas(table, preserve_index=False) if from_pandas else pa.table(table)
+        arrow = pa.table(table)
         pq.write_table(arrow, path)
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
@@ -97,18 +101,28 @@ def _tell(settings: PrepareConfig, counts: dict[str, float]) -> None:
     by_rule = ", ".join(f"{name} ({getattr(settings, name)}) {number:,}" for name, number in removed.items() if number)
     if by_rule:
         users, items = counts["num_dropped_users"], counts["num_dropped_items"]
-        _say(f"events left out by {by_rule}; of {users:,} users and {items:,} items none is left")
+        _say(f"events left out by {by_rule}; no event is left of {users:,} users and {items:,} items")
     if counts["num_rejected_rows"]:
-        _say(f"{counts['num_rejected_rows']:,} rows were no events: see rejected.parquet, and dataset.json for reasons")
+        _say(f"rows that were no events: {counts['num_rejected_rows']:,}; see rejected.parquet and dataset.json")
+    if "num_known_items" in counts:
+        known, titled = counts["num_known_items"], counts.get("num_titled_items", 0)
+        _say(f"of {counts['num_items']:,} items {known:,} are in the table of items, {titled:,} with a title")
+    _tell_split(settings, counts)
+
+
+def _tell_split(settings: PrepareConfig, counts: dict[str, float]) -> None:
+    train, valid, test = (counts[f"num_{name}"] for name in ("train_events", "valid_targets", "test_targets"))
+    idle, cold = counts["num_users_without_training"], counts["num_cold_test_targets"]
+    _say(
+        f"{settings.split}: {train:,} events to train on, {valid:,} users to validate, {test:,} to test; {idle:,} "
+        f"users without a training sample, {cold:,} test items that training never sees"
+    )
     leaked = counts.get("num_test_before_last_train")
     if settings.split == "leave_one_out" and leaked:
         _say(
             f"leave_one_out looks into the future: {leaked:,} of {counts['num_test_targets']:,} test events precede "
             "the last training event; prepare.split=temporal does not"
         )
-    cold = counts["num_cold_test_targets"]
-    if cold:
-        _say(f"{cold:,} test events are of items that occur in no training event")
 
 
 def _before(output: Path) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.config import load_config
+from slmrec.data.describe import date, time_unit
 from slmrec.data.engine import connected, value
 from slmrec.data.rejects import Reject, counts
 from slmrec.data.sources import Events, read_events
@@ -65,11 +66,16 @@ def _facts(log: Events, min_user_events: int) -> dict[str, Any]:
         "users": value(users.count()),
         f"users of fewer than {min_user_events} events": value((users["size"] < min_user_events).sum().fill_null(0)),
         "items": value(events.item_id.nunique()),
-        "events that are there before (same user, item and time)": number - value(distinct.count()),
+        "duplicates (same user, item and time)": number - value(distinct.count()),
     }
     if times["min"] is None:
         return facts | {"times": "none"}
-    return facts | {"first time": str(times["min"]), "last time": str(times["max"])}
+    unit = time_unit(max(abs(time) for time in times.values()))
+    told = {f"{end} time (UTC, if in {unit})": date(time, unit, "s") for end, time in times.items()}
+    coarser = value((events.timestamp > 0).ifelse(events.timestamp, None).min())
+    if coarser is not None and time_unit(coarser) != unit:
+        told["look out"] = f"the smallest time, {coarser}, looks like {time_unit(coarser)}: are the units mixed?"
+    return facts | told
 
 
 def _faults(rejects: list[Reject]) -> Table:
