@@ -44,10 +44,18 @@ def test_it_prints_what_was_found_and_writes_nothing(
         "users": "2",
         "users of fewer than 3 events": "1",
         "items": "3",
-        "events that are there before (same user, item and time)": "1",
-        "first time": "5",
-        "last time": "9",
+        "duplicates (same user, item and time)": "1",
+        "first time (UTC, if in s)": "1970-01-01 00:00:05",
+        "last time (UTC, if in s)": "1970-01-01 00:00:09",
     }
+
+
+def test_mixed_units_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,a,1700000000\nu,b,1700000001000\n", encoding="utf-8")
+    validate(str(path), [])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the smallest time, 1700000000, looks like s: are the units mixed?" in said
 
 
 def test_good_logs_are_said_to_be_so(log: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def _show(file: str, log: Events, min_user_events: int) -> None:
 def _facts(log: Events, min_user_events: int) -> dict[str, Any]:
     events = log.table
     users = events.group_by("user_id").aggregate(size=events.count())
-    times = {name: value(getattr(events.timestamp, name)()) for name in ("min", "max")}
+    times = {"first": value(events.timestamp.min()), "last": value(events.timestamp.max())}
     distinct = events.select("user_id", "item_id", "timestamp", "nanosecond").distinct()
     number = value(events.count())
     facts = {
@@ -68,7 +68,7 @@ def _facts(log: Events, min_user_events: int) -> dict[str, Any]:
         "items": value(events.item_id.nunique()),
         "duplicates (same user, item and time)": number - value(distinct.count()),
     }
-    if times["min"] is None:
+    if times["first"] is None:
         return facts | {"times": "none"}
     unit = time_unit(max(abs(time) for time in times.values()))
     told = {f"{end} time (UTC, if in {unit})": date(time, unit, "s") for end, time in times.items()}
