@@ -174,6 +174,13 @@ def test_relative_folders_tell_their_faults(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
+def test_relative_files_tell_lines_behind_bad_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(Path("log.csv"), "user_id,item_id,timestamp\nu,a,1\nu,b\nu,c,soon\nu,d,4\n")
+    rejects = read(path, on_bad_row="skip").rejects
+    assert [(reject.file, reject.line) for reject in rejects] == [(path, 3), (path, 4)]
+
+
 def test_semicolons_part_fields_too(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", 'user_id;item_id;timestamp\nu;"a;b";1\n')
     assert [row["item_id"] for row in read(path).rows] == ["a;b"]

@@ -17,7 +17,7 @@ from slmrec.errors import DataError
 
 FLAT, OFFSETS, CUTS = "histories.npy", "offsets.npy", "cuts.npy"
 OF = "histories.txt"
-"""Holds the fingerprint of the data set that the arrays were made from."""
+"""Says which data set and cuts the arrays were made from."""
 BATCH_EVENTS = 2**18
 _REMEDY = "run prepare anew"
 _DELETE = f"delete {FLAT}, {OFFSETS} and {CUTS}; they are written anew"
@@ -80,7 +80,9 @@ def open_histories(folder: Path) -> Histories:
 
 
 def _fingerprint(folder: Path) -> str:
-    return str(json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("fingerprint", ""))
+    """Of the data set and its cuts."""
+    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    return " ".join(map(str, (facts.get("fingerprint", ""), *_cut_times(folder))))
 
 
 def give_back_pages(*arrays: NDArray[Any] | None) -> None:

@@ -114,7 +114,7 @@ def _rows_of_lists(
     source: Source, names: list[str], places: dict[str, int | None], rejects: list[Reject]
 ) -> Iterator[tuple[str, str, str | None]]:
     user_at, item_at, title_at = (-1 if at is None else at for at in places.values())
-    for file in source.files:
+    for file in source.names:
         for record in islice(records(source, file), 1, None):
             if record.fault:
                 rejects.append(Reject(file, record.line, None, record.text, record.fault))

@@ -64,7 +64,7 @@ def find_dataset(name: str) -> PublicDataset:
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         raise DataError(
-            f"data set {name!r} is not known; did you mean {' or '.join(close)}? `slmrec data fetch --list` shows all"
+            f"data set {name!r} is not known; did you mean {' or '.join(close)}? `slmrec data fetch` shows all"
         )
     raise DataError(f"data set {name!r} is not known; expected one of {', '.join(names)}")
 

@@ -22,7 +22,7 @@ class Reject(NamedTuple):
 
     file: Path
     line: int
-    """From 1; of Parquet and tables, the row."""
+    """From 1; of Parquet, the row; 0 of an engine's table, whose rows have no order."""
     column: str | None
     """The name of the faulty column; none if it is the line as a whole."""
     value: str | None
@@ -33,7 +33,8 @@ class Reject(NamedTuple):
     def what(self) -> str:
         """Where it is, and what is wrong, on one line."""
         value = shown(self.value or "") if self.column is None else f"{printable(self.column)} is {self.value!r}"
-        return f"{self.file}: {self.unit} {self.line}: {value}: {self.reason}"
+        where = f"{self.unit} {self.line}" if self.line else f"a {self.unit}"
+        return f"{self.file}: {where}: {value}: {self.reason}"
 
     def error(self) -> DataError:
         """As the one line that ends the run."""

@@ -153,10 +153,8 @@ def _layout(path: Path | str, names: list[str], reading: Reading) -> dict[str, s
     places = {setting: place(path, names, setting, column) for setting, column in wanted.items()}
     if not reading.needs_rating:
         del places["rating_col"]
-    needed = (
-        {"user_col", "item_col"} | ({"time_col"} if reading.order == "time" else set()) | places.keys() & {"rating_col"}
-    )
-    absent = [setting for setting, at in places.items() if at is None and setting in needed]
+    optional = {"time_col"} if reading.order == "file" else set()
+    absent = [setting for setting, at in places.items() if at is None and setting not in optional]
     if absent:
         raise missing(path, names, absent)
     return {setting: names[at] for setting, at in places.items() if at is not None}
@@ -201,7 +199,7 @@ def _events_where_they_live(engine: Any, input: str, reading: Reading) -> Events
     stored = keep(engine, table.select(**columns, **faults_of(faults)))
     faulty = stored.filter(stored.fault.notnull()).select("fault", "value")
     found = (faulty if reading.on_bad_row == "skip" else faulty.limit(1)).to_pyarrow().to_pylist()
-    rejects = [reject(Path(input), 0, faults[row["fault"]], row["value"], "a row, number") for row in found]
+    rejects = [reject(Path(input), 0, faults[row["fault"]], row["value"], "row") for row in found]
     good = stored.filter(stored.fault.isnull()).drop("fault", "value")
     if not value(good.count()):
         raise DataError(f"{input}: has no rows; expected one event a row")

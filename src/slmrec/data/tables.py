@@ -113,7 +113,7 @@ def _open_table(engine: Any, source: Source, columns: Sequence[str] | None, on_b
 def _without_bad_lines(opened: Opened, spill: Path) -> Opened:
     source, left_out = opened.source, []
     copies = copies_of(source, spill)
-    for file, copy in zip(source.files, copies, strict=True):
+    for file, copy in zip(source.names, copies, strict=True):
         with copy.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             for record in records(source, file):
