@@ -52,6 +52,12 @@ def test_all_faults_are_reported_together() -> None:
         (["finetune.backbone=random"], "backbone_config belongs to backbone: random"),
         (["finetune.backbone=random", "finetune.backbone_config={model_type: llama}"], "LoRA on random weights"),
         (["distill.backbone_config={hidden_size: 8}"], "belongs to init: fresh"),
+        (["pretrain.low_pass={}", "pretrain.supervision=every_position"], "low_pass sees later items, so"),
+        (
+            ["pretrain.low_pass.frequencies=11", "pretrain.max_history_items=20"],
+            "low_pass.frequencies is 11, but max_history_items is 20, which has 11 frequencies: nothing would be held",
+        ),
+        (["pretrain.low_pass.weight=1"], r"pretrain\.low_pass\.weight is 1: Input should be less than 1"),
         (["distill.init=fresh", "distill.layers=[1]"], "layers belongs to init: teacher"),
         (["distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0}"], "all weights are 0"),
         (["distill.kl_temperature=2"], "belongs to weights.kl, which is 0"),

@@ -2,11 +2,16 @@
 
 Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). Ours differs in two ways that later
 work found to matter: positions are counted back from the newest item, and the loss is cross-entropy over the catalogue.
+
+Optionally each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An Attentive
+Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
 """
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -15,7 +20,7 @@ from slmrec.types import Batch, Encoded
 
 
 class SasRecConfig(PretrainedConfig):
-    """Architecture of a `SasRec`."""
+    """Architecture of a `SasRec`; `low_pass` is None or holds the `weight` and the `frequencies` of the filter."""
 
     model_type = "slmrec_sasrec"
 
@@ -27,6 +32,7 @@ class SasRecConfig(PretrainedConfig):
         num_attention_heads: int = 2,
         dropout: float = 0.5,
         max_history_items: int = 50,
+        low_pass: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.num_items = num_items
@@ -35,6 +41,7 @@ class SasRecConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
         self.max_history_items = max_history_items
+        self.low_pass = low_pass
         super().__init__(**kwargs)
 
 
@@ -60,6 +67,8 @@ class SasRec(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+        if isinstance(module, LowPass):
+            nn.init.normal_(module.beta)
 
     @property
     def num_items(self) -> int:
@@ -76,28 +85,76 @@ class SasRec(PreTrainedModel):
         return self.item_embeddings.weight
 
     def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D) at the read-out positions; SASRec has no block states to teach with."""
+        """User vectors (N, D) at the read-out positions; SASRec has no block states to teach with.
+
+        Raises:
+            ValueError: block states are asked for, or every position of a model whose filter looks ahead.
+        """
         if num_blocks:
             raise ValueError("SASRec gives no block states")
+        if batch.every_position and self.config.low_pass:
+            raise ValueError("a low-pass filter sees later items, so only the newest position can be read out")
         columns = torch.arange(batch.items.shape[1], device=batch.items.device)
         inside = columns < batch.lengths[:, None]
         age = (batch.lengths[:, None] - 1 - columns).clamp(min=0)
         x = self.item_embeddings(batch.items) + self.position_embeddings(age)
         x = self.dropout(self.norm(x))
         for layer in self.layers[:-1]:
-            x = layer(x, x, None)
+            x = layer(x, x, None, columns[None], inside)
         if batch.every_position:
-            return Encoded(self.layers[-1](x, x, None)[inside], ())
-        newest = x[torch.arange(len(x), device=x.device), batch.lengths - 1].unsqueeze(1)
-        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :]).squeeze(1), ())
+            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside], ())
+        last = batch.lengths - 1
+        newest = x[torch.arange(len(x), device=x.device), last].unsqueeze(1)
+        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1), ())
 
     def forward(self, batch: Batch) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
         return self.encode(batch)
 
 
+class LowPass(nn.Module):
+    """A smoothed sequence: its low frequencies, and of the others a share that is learned for each channel.
+
+    Source: BSARec: LayerNorm(x + Dropout(low + beta^2 * (x - low))). The frequencies are those of a window of
+    `max_history_items` positions that ends with the newest item and holds zeros before the oldest. Ours differs in
+    these zeros: there, pads are filtered along with the items. Here, what is no item counts for nothing.
+    Each beta starts at a draw from N(0, 1): its square is 1 on average, and channels differ from the start.
+    """
+
+    def __init__(self, config: SasRecConfig, frequencies: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self._matrix = low_pass_matrix(config.max_history_items, frequencies)
+
+    def forward(self, queries: Tensor, x: Tensor, columns: Tensor, inside: Tensor) -> Tensor:
+        """The filtered states (B, Q, D) of the queries, which stand at `columns` (B or 1, Q) of `x` (B, L, D).
+
+        The filter knows distances alone, so the window may begin with the oldest item as well as end with the newest.
+        """
+        matrix = torch.from_numpy(self._matrix).to(x)
+        low = (matrix[columns, : x.shape[1]] * inside[:, None, :]) @ x
+        output: Tensor = self.norm(queries + self.dropout(low + self.beta.square() * (queries - low)))
+        return output
+
+
+def low_pass_matrix(window: int, frequencies: int) -> NDArray[np.float32]:
+    """(window, window) P, such that P x has the frequencies 0, 1, ... of x, as many as asked for, and no others.
+
+    P is symmetric and circulant: an entry depends on the distance of its positions alone.
+
+    Example:
+        >>> low_pass_matrix(4, 1)[0].tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
+    spectrum = np.fft.rfft(np.eye(window), axis=0)
+    spectrum[frequencies:] = 0
+    return np.fft.irfft(spectrum, window, axis=0).astype(np.float32)
+
+
 class Block(nn.Module):
-    """Attention and feed-forward, each followed by dropout, residual and norm."""
+    """Attention, perhaps mixed with a filter, and feed-forward, each followed by dropout, residual and norm."""
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__()
@@ -108,9 +165,19 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.output_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
+        self.filter_weight = config.low_pass["weight"] if config.low_pass else 0.0
+        self.low_pass = LowPass(config, config.low_pass["frequencies"]) if config.low_pass else None
 
-    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None) -> Tensor:
-        """States (B, Q, D) of the queries, which attend to `x` (B, L, D): causally, or to what is `visible`."""
+    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor, inside: Tensor) -> Tensor:
+        """States (B, Q, D) of the queries.
+
+        Args:
+            queries: (B, Q, D) some positions of `x`.
+            x: (B, L, D) what they attend to.
+            visible: what of it, (B, 1, 1, L); None: causally.
+            columns: (B or 1, Q) where the queries stand in `x`.
+            inside: (B, L) which positions hold items.
+        """
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(queries)),
             self._heads(self.key(x)),
@@ -120,8 +187,11 @@ class Block(nn.Module):
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         attended = self.out(attended.transpose(1, 2).flatten(2))
-        queries = self.attention_norm(queries + self.dropout(attended))
-        output: Tensor = self.output_norm(queries + self.dropout(self.feed_forward(queries)))
+        mixed = self.attention_norm(queries + self.dropout(attended))
+        if self.low_pass is not None:
+            share = self.filter_weight
+            mixed = share * self.low_pass(queries, x, columns, inside) + (1 - share) * mixed
+        output: Tensor = self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))
         return output
 
     def _heads(self, x: Tensor) -> Tensor:

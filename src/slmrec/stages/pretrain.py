@@ -31,6 +31,7 @@ def build(task: Task) -> dict[str, float]:
             num_attention_heads=settings.num_attention_heads,
             dropout=settings.dropout,
             max_history_items=settings.max_history_items,
+            low_pass=settings.low_pass.model_dump() if settings.low_pass else None,
         )
     )
     loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))

@@ -1,0 +1,84 @@
+"""What the low-pass filter of SASRec adds to the time of a training step, at the settings of configs/beauty.yaml.
+
+The first batches of an epoch, with and without the filter in turn; the ratio is that of the medians of the rounds.
+Seconds are those of the processor, so that other programs on the machine do not count. Writes
+benchmarks/results/low_pass.json.
+
+Run: python benchmarks/low_pass.py A_DATA_FOLDER_OF_PREPARE
+"""
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from slmrec.config import LowPassSettings, PretrainConfig
+from slmrec.data.batching import collate, shuffled
+from slmrec.data.dataset import Dataset
+from slmrec.losses import NextItemLoss
+from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.stages import bench
+from slmrec.training import use_bf16
+from slmrec.types import Batch
+
+ROUNDS, STEPS = 5, 12
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "low_pass.json")
+    arguments = parser.parse_args()
+    text = json.dumps(measure(Dataset.load(arguments.data)) | bench.hardware(), indent=1)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measure(dataset: Dataset) -> dict[str, Any]:
+    """Processor seconds a step of each, their ratio, and the steps of an epoch."""
+    settings = PretrainConfig()
+    samples = dataset.train(settings.supervision, settings.max_history_items)
+    size = settings.train.per_device_train_batch_size
+    rows = islice(shuffled(samples, size, settings.max_history_items, seed=0, epoch=0), STEPS)
+    batches = [collate(samples, some, settings.max_history_items) for some in rows]
+    losses = {"plain": build(dataset, settings, None), "filtered": build(dataset, settings, LowPassSettings())}
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for number in range(ROUNDS + 1):
+        for name, loss in losses.items():
+            found = timed(loss, batches)
+            if number:  # the first round warms up
+                seconds[name].append(found)
+    found = {f"{name}_step_cpu_s": median(values) for name, values in seconds.items()}
+    ratio = found["filtered_step_cpu_s"] / found["plain_step_cpu_s"]
+    return found | {"ratio": ratio, "steps_per_epoch": -(-len(samples) // size), "rounds": seconds}
+
+
+def build(dataset: Dataset, settings: PretrainConfig, low_pass: LowPassSettings | None) -> NextItemLoss:
+    """A model in its loss."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "max_history_items")
+    sizes = {name: getattr(settings, name) for name in names}
+    filtered = low_pass.model_dump() if low_pass else None
+    return NextItemLoss(SasRec(SasRecConfig(num_items=dataset.num_items, low_pass=filtered, **sizes)))
+
+
+def timed(loss: NextItemLoss, batches: list[Batch]) -> float:
+    """Mean processor seconds of a step: forward, backward, AdamW."""
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=PretrainConfig().train.learning_rate, fused=True)
+    start = time.process_time()
+    for batch in batches:
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+            total = loss(batch).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    return (time.process_time() - start) / len(batches)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The low-pass filter of SASRec: a Fourier transform of the padded window, and nothing that depends on the batch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModel
+
+from slmrec.config import Config
+from slmrec.data.batching import collate
+from slmrec.data.dataset import Dataset, Samples
+from slmrec.losses import NextItemLoss
+from slmrec.models.folder import load_model, save_model
+from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
+from slmrec.stages import pretrain
+from slmrec.stages.folders import Task
+from slmrec.types import Batch
+
+WINDOW, WIDTH, FREQUENCIES = 6, 8, 2
+
+
+def model(low_pass: bool = True, dropout: float = 0.0) -> SasRec:
+    torch.manual_seed(0)
+    filtered = {"weight": 0.7, "frequencies": FREQUENCIES} if low_pass else None
+    config = SasRecConfig(num_items=20, hidden_size=WIDTH, dropout=dropout, max_history_items=WINDOW, low_pass=filtered)
+    return SasRec(config).eval()
+
+
+def batch(*histories: list[int], width: int | None = None) -> Batch:
+    lengths = torch.tensor([len(history) for history in histories])
+    items = torch.zeros(len(histories), width or int(lengths.max()), dtype=torch.long)
+    for row, history in enumerate(histories):
+        items[row, : len(history)] = torch.tensor(history)
+    return Batch(items, lengths, torch.ones(len(histories), dtype=torch.long), False)
+
+
+def fourier(states: Tensor, beta: Tensor) -> Tensor:
+    """low + beta^2 * high of (n, D) states, on the left-padded window, by the transform itself."""
+    window = torch.cat([torch.zeros(WINDOW - len(states), states.shape[1]), states])
+    spectrum = torch.fft.rfft(window, dim=0)
+    spectrum[FREQUENCIES:] = 0
+    low = torch.fft.irfft(spectrum, WINDOW, dim=0)
+    return (low + beta**2 * (window - low))[WINDOW - len(states) :]
+
+
+def test_a_constant_passes_and_an_alternation_does_not() -> None:
+    matrix = low_pass_matrix(4, 2)
+    np.testing.assert_allclose(matrix @ [3.0, 3, 3, 3], [3, 3, 3, 3], atol=1e-6)
+    np.testing.assert_allclose(matrix @ [1.0, -1, 1, -1], [0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(matrix @ [4.0, 0, 0, 0], [3, 1, -1, 1], atol=1e-6)  # 1 + 2 cos(pi d / 2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(window=st.integers(1, 40), data=st.data())
+def test_the_filter_is_a_projection_that_knows_distances_alone(window: int, data: st.DataObject) -> None:
+    matrix = low_pass_matrix(window, data.draw(st.integers(1, window // 2 + 1)))
+    np.testing.assert_allclose(matrix @ matrix, matrix, atol=1e-5)
+    distances = np.abs(np.subtract.outer(np.arange(window), np.arange(window)))
+    np.testing.assert_allclose(matrix, matrix[0][distances], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(1, WINDOW), min_size=1, max_size=4), more=st.integers(0, 2))
+@torch.no_grad()
+def test_the_filter_is_the_transform_of_the_padded_window(lengths: list[int], more: int) -> None:
+    layer = model().layers[0].low_pass
+    assert isinstance(layer, LowPass)
+    columns = torch.arange(min(WINDOW, max(lengths) + more))
+    states = torch.randn(len(lengths), len(columns), WIDTH)  # of pads too: they must not matter
+    ends = torch.tensor(lengths)
+    inside = columns < ends[:, None]
+    every = layer(states, states, columns[None], inside)
+    newest = layer(states[torch.arange(len(ends)), ends - 1, None], states, ends[:, None] - 1, inside)
+    for row, length in enumerate(lengths):
+        own = states[row, :length]
+        expected = layer.norm(own + fourier(own, layer.beta))
+        torch.testing.assert_close(every[row, :length], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(newest[row, 0], expected[-1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_is_that_of_the_naive_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def naive(layer: LowPass, queries: Tensor, x: Tensor, columns: Tensor, inside: Tensor) -> Tensor:
+        assert len(x) == 1 and inside.all()
+        return layer.norm(x + fourier(x[0], layer.beta))[:, -queries.shape[1] :]
+
+    own = model()
+    for history in ([3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]):
+        found = own.encode(batch(history)).users
+        with monkeypatch.context() as patch:
+            patch.setattr(LowPass, "forward", naive)
+            torch.testing.assert_close(found, own.encode(batch(history)).users, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_weight_mixes_filter_and_attention() -> None:
+    """Of weights 0 and 1 the block's middle is attention or filter alone; 0.7 lies at 0.7 of the way."""
+    block, middles = model().layers[-1], []
+    block.output_norm = block.feed_forward = torch.nn.Identity()  # the block then gives twice its middle
+    states, columns = torch.randn(1, 4, WIDTH), torch.arange(4)
+    for weight in (0.0, 1.0, 0.7):
+        block.filter_weight = weight
+        middles.append(block(states, states, None, columns[None], columns[None] < 4) / 2)
+    torch.testing.assert_close(middles[1], block.low_pass(states, states, columns[None], columns[None] < 4))
+    torch.testing.assert_close(middles[2], 0.3 * middles[0] + 0.7 * middles[1])
+
+
+@torch.no_grad()
+def test_a_sample_does_not_see_what_comes_after_it() -> None:
+    one, other = np.array([1, 2, 3, 4, 5, 6, 7]), np.array([1, 2, 3, 9, 9, 9, 9])
+    vectors = []
+    for flat in (one, other):
+        starts, ends = np.array([0, 0]), np.array([3, 6])
+        samples = Samples.of(flat, starts, ends, np.array([0, 0]))
+        vectors.append(model().encode(collate(samples, np.array([0, 1]), WINDOW)).users)
+    torch.testing.assert_close(vectors[0][0], vectors[1][0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(vectors[0][1], vectors[1][1], atol=1e-4)
+
+
+def test_every_position_is_refused() -> None:
+    with pytest.raises(ValueError, match="a low-pass filter sees later items"):
+        model().encode(batch([1, 2])._replace(every_position=True))
+
+
+def test_gradients_reach_each_beta_and_padding_gets_none() -> None:
+    own = model()
+    NextItemLoss(own)(batch([1, 2, 3], [4])).total.backward()
+    for layer in own.layers:
+        assert layer.low_pass.beta.grad.abs().min() > 0
+        assert layer.low_pass.norm.weight.grad.abs().sum() > 0
+    assert not own.item_embeddings.weight.grad[0].any()
+
+
+def test_a_filter_adds_its_own_weights_alone_and_betas_start_apart() -> None:
+    plain, filtered = model(low_pass=False).state_dict(), model().state_dict()
+    added = {name.rpartition("low_pass.")[2] for name in filtered.keys() - plain.keys()}
+    assert plain.keys() <= filtered.keys() and added == {"beta", "norm.weight", "norm.bias"}
+    assert len(filtered["layers.0.low_pass.beta"].unique()) == WIDTH
+
+
+@torch.no_grad()
+def test_a_folder_keeps_the_filter_and_an_old_folder_has_none(tmp_path: Path) -> None:
+    histories = batch([1, 2, 3], [4])
+    for name, own in (("filtered", model()), ("plain", model(low_pass=False))):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_model(own, folder)
+        torch.testing.assert_close(load_model(folder).encode(histories).users, own.encode(histories).users)
+        automatic = AutoModel.from_pretrained(folder).eval()
+        torch.testing.assert_close(automatic.encode(histories).users, own.encode(histories).users)
+    assert load_model(tmp_path / "filtered").config.low_pass == {"weight": 0.7, "frequencies": FREQUENCIES}
+    path = tmp_path / "plain" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("low_pass", None)  # as before there was a filter
+    path.write_text(json.dumps(config), encoding="utf-8")
+    old = load_model(tmp_path / "plain")
+    assert old.config.low_pass is None
+    torch.testing.assert_close(old.encode(histories).users, model(low_pass=False).encode(histories).users)
+
+
+def test_pretrain_builds_the_filter_that_is_asked_for(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dataset, "load", lambda folder: tiny_dataset)
+    section = {"hidden_size": 8, "low_pass": {"frequencies": 3}, "train": {"max_steps": 1, "num_train_epochs": 1}}
+    (tmp_path / "pretrain").mkdir()
+    pretrain.build(Task(Config.model_validate({"pretrain": section}), tmp_path, tmp_path / "pretrain"))
+    trained = load_model(tmp_path / "pretrain")
+    assert trained.config.low_pass == {"weight": 0.7, "frequencies": 3}
+    assert all("low_pass" not in name or value.isfinite().all() for name, value in trained.state_dict().items())
