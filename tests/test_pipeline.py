@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
 from slmrec import Recommender
+from slmrec.checkpoint import load_recommender
 from slmrec.cli import main
 from slmrec.metrics import ranking_metrics
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.ensemble import Ensemble
 from slmrec.training import _Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +127,42 @@ def test_a_changed_setting_redoes_its_stage_and_those_after_it(
     said = capsys.readouterr().out
     assert said.count("nothing to do") == 3
     assert "distill: done in" in said and "evaluate: done in" in said
+
+
+def test_a_teacher_of_titles_and_sasrec_teaches_a_student(
+    tmp_path: Path, config: Path, shop_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing {item // 4}\n" for item in range(40)))
+    monkeypatch.setattr("slmrec.stages.titles.read_titles", lambda _, titles, *rest: title_lengths(titles))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = ["finetune.titles={source: any, num_components: 2, width: 4}", "finetune.sasrec_weight=0.4"]
+    run = ["run", "--config", str(config), "--items", str(items), "--output", str(tmp_path / "run"), *given]
+    assert main(run) == 0
+    said = capsys.readouterr().out
+    assert "titles read in" in said and "with weight 0.4 on SASRec's scores: valid NDCG@10" in said
+    teacher, student = (load_recommender(tmp_path / "run" / stage)[0] for stage in ("finetune", "distill"))
+    assert isinstance(teacher, Ensemble) and teacher.config.sasrec_weight == 0.4
+    assert isinstance(student, DecoderRecommender) and student.titles.vectors.any()
+    assert teacher.item_vectors().shape[1] == student.item_vectors().shape[1] + 16
+    models = json.loads((tmp_path / "run" / "evaluate" / "metrics.json").read_text())["protocols"]["full"]["models"]
+    assert models["teacher"]["num_parameters"] == teacher.num_parameters()
+    assert main([*run, "finetune.train.num_train_epochs=1"]) == 0
+    assert "the titles' vectors taken from" in capsys.readouterr().out
+
+
+def title_lengths(titles: list[str]) -> torch.Tensor:
+    """Stands in for a language model."""
+    return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
+
+
+def test_titles_that_are_not_there(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--config", str(config), "--output", str(tmp_path), "finetune.titles={source: smollm2-135m}"]
+    assert main(["run", *given]) == 2
+    assert "finetune.titles is set, but the items have no titles; give a table of items" in capsys.readouterr().err
+    assert main(["finetune", *given[:-1], "finetune.titles={source: smollm2-135m, required: false}"]) == 0
+    assert "the items have no titles (--items FILE gives them); going on without" in capsys.readouterr().out
+    assert load_recommender(tmp_path / "finetune")[0].titles is None
 
 
 KILLED_IN = {

@@ -24,6 +24,7 @@ SETTINGS = TrainConfig(
     early_stopping_patience=9,
     bf16=False,
 )
+AVERAGED = SETTINGS.model_copy(update={"average_decay": 0.5})
 
 
 def samples() -> TrainingSamples:
@@ -54,19 +55,56 @@ def train(trained: SasRec, folder: Path, validation: Validation, settings: Train
     return fit(NextItemLoss(trained), samples(), settings, validate=validation, folder=folder, seed=1, name="pretrain")
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, AVERAGED], ids=["latest", "averaged"])
 @pytest.mark.parametrize("epochs_before", [0, 1, 3])
-def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path: Path, epochs_before: int) -> None:
+def test_resumed_equals_uninterrupted_to_the_last_bit(
+    tmp_path: Path, epochs_before: int, settings: TrainConfig
+) -> None:
     whole = model()
-    train(whole, tmp_path / "whole", Validation())
+    train(whole, tmp_path / "whole", Validation(), settings)
     with pytest.raises(KeyboardInterrupt):
-        train(model(), tmp_path / "cut", Validation(die_after=epochs_before + 1))
+        train(model(), tmp_path / "cut", Validation(die_after=epochs_before + 1), settings)
     resumed = model()
     rest = Validation(*np.linspace(0.1, 0.5, 9)[epochs_before + (1 if epochs_before else 0) :])
-    train(resumed, tmp_path / "cut", rest)
+    train(resumed, tmp_path / "cut", rest, settings)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     logs = [[json.loads(line) for line in (tmp_path / kind / "log.jsonl").open()] for kind in ("whole", "cut")]
     assert [line["train/loss"] for line in logs[0]] == [line["train/loss"] for line in logs[1]]
+
+
+def test_averaged_weights_are_validated_and_kept_but_not_trained_from(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def trained(settings: TrainConfig) -> tuple[SasRec, list[dict[str, Tensor]]]:
+        own, steps = model(), []
+        loss = NextItemLoss(own)
+
+        def look() -> dict[str, float]:
+            seen.append({name: value.detach().clone() for name, value in own.named_parameters()})
+            return {"ndcg@10": len(seen) / 100}
+
+        loss.register_forward_pre_hook(
+            lambda *_: steps.append({name: value.detach().clone() for name, value in own.named_parameters()})
+        )
+        folder = tmp_path / str(settings.average_decay)
+        fit(loss, samples(), settings, validate=look, folder=folder, seed=1, name="pretrain")
+        return own, steps
+
+    _, plain = trained(SETTINGS)
+    own, steps = trained(AVERAGED)
+    for a, b in zip(plain, steps, strict=True):  # the same path: an average never steers
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    average = steps[0]
+    for number, after in enumerate(steps[1:], 1):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = {name: decay * value + (1 - decay) * after[name] for name, value in average.items()}
+    # The last weights are not among the steps: one more average away.
+    decay = min(0.5, (1 + len(steps)) / (10 + len(steps)))
+    for name, value in own.named_parameters():
+        last = (value - decay * average[name]) / (1 - decay)
+        assert torch.equal(seen[-1][name], value)
+        assert (last - steps[-1][name]).abs().max() < 0.03  # one step of Adam at 1e-2
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:

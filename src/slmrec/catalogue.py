@@ -22,7 +22,9 @@ In place of the log-softmax it leaves the gradient of the scores.
 """
 
 
-def catalogue_cross_entropy(users: Tensor, items: Tensor, targets: Tensor, include_padding: bool = False) -> Tensor:
+def catalogue_cross_entropy(
+    users: Tensor, items: Tensor, targets: Tensor, include_padding: bool = False, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of the targets over the whole catalogue.
 
     Under autocast the products are in its precision, everything else in float32. Differentiable once.
@@ -32,6 +34,7 @@ def catalogue_cross_entropy(users: Tensor, items: Tensor, targets: Tensor, inclu
         items: (V+1, D) item vectors, row 0 padding.
         targets: (N,) items 1..V.
         include_padding: let the padding item compete, as the reference does.
+        label_smoothing: this share of each label is spread evenly over all that compete (Szegedy et al. 2016).
 
     Example:
         >>> catalogue_cross_entropy(torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([3])).exp().item()
@@ -40,7 +43,9 @@ def catalogue_cross_entropy(users: Tensor, items: Tensor, targets: Tensor, inclu
     Source: SLMRec, the recommendation loss.
     """
     first = 0 if include_padding else 1
-    return _chunked(users, items, first, _cross_entropy_of(targets - first), _products_dtype(users, items))
+    return _chunked(
+        users, items, first, _cross_entropy_of(targets - first, label_smoothing), _products_dtype(users, items)
+    )
 
 
 def catalogue_divergence(
@@ -249,12 +254,15 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out += left @ right
 
 
-def _cross_entropy_of(columns: Tensor) -> _ChunkLoss:
+def _cross_entropy_of(columns: Tensor, smoothing: float) -> _ChunkLoss:
     def evaluate(rows: slice, _: Tensor, log_q: Tensor) -> Tensor:
         places = columns[rows, None]
         own = log_q.gather(1, places)
-        log_q.exp_().scatter_(1, places, own.expm1())
-        return -own.sum()
+        total = -own.sum() if not smoothing else -(1 - smoothing) * own.sum() - smoothing * log_q.mean(dim=1).sum()
+        log_q.exp_().scatter_(1, places, own.expm1() + smoothing)
+        if smoothing:
+            log_q.sub_(smoothing / log_q.shape[1])
+        return total
 
     return evaluate
 

@@ -60,6 +60,8 @@ class TrainConfig(Section):
     """Decoupled decay of AdamW, on matrices only (not on norms and biases)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    """Validate and keep a running average of the weights, in which the latest weigh 1 - this; 0: the latest alone."""
     eval_max_users: int = Field(0, ge=0)
     """Validation users scored after each epoch, the same ones every time; 0: all."""
     early_stopping_patience: int = Field(5, ge=1)
@@ -70,6 +72,8 @@ class TrainConfig(Section):
     """Cross-entropy over the whole catalogue, or, for catalogues of millions, over the target and drawn items."""
     num_sampled: int | None = Field(None, ge=1)
     """Items drawn a step for `sampled_softmax`, shared by all its positions; give it with that loss, and only then."""
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    """The share of each label that is spread evenly over the catalogue; for loss: ce."""
 
     @model_validator(mode="after")
     def _sampling_is_whole(self) -> "TrainConfig":
@@ -77,6 +81,10 @@ class TrainConfig(Section):
             (self.loss == "sampled_softmax") == (self.num_sampled is not None),
             f"loss is {self.loss} and num_sampled is {self.num_sampled}; num_sampled belongs to loss: sampled_softmax, "
             "which needs it (for example 8192)",
+        )
+        _check(
+            self.loss == "ce" or not self.label_smoothing_factor,
+            "label_smoothing_factor spreads labels over the whole catalogue; it belongs to loss: ce",
         )
         return self
 
@@ -256,6 +264,23 @@ class PromptTemplate(Section):
     """Read after the items; the user vector is taken at its last token."""
 
 
+class TitleSettings(Section):
+    """Item titles as the language model reads them, joined to the item vectors by a learned map."""
+
+    source: str | None = None
+    """Whose hidden states are read: a backbone as in `finetune.backbone`; null: that one."""
+    layer: int = Field(20, ge=1)
+    """After how many of its layers."""
+    num_components: int = Field(128, ge=1)
+    """C, the principal components of the states that are kept."""
+    width: int = Field(64, ge=1)
+    """What the map makes of them, beside the D numbers of an item's own vector."""
+    side: Literal["input", "score", "both"] = "both"
+    """Whether titles are read with the history, count in the scores, or both."""
+    required: bool = True
+    """Stop if the data have no titles, or (false) go on without."""
+
+
 class FinetuneConfig(Section):
     """The teacher: the kept layers of a pretrained decoder over item vectors."""
 
@@ -282,6 +307,10 @@ class FinetuneConfig(Section):
     """Whether the item vectors stay as pretrained."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the decoder reads."""
+    titles: TitleSettings | None = None
+    """Join what the titles say; null: the item vectors alone."""
+    sasrec_weight: float = Field(0.0, ge=0, lt=1)
+    """The teacher's scores are 1 - this times the decoder's and this times those of pretrain's SASRec."""
     max_history_items: int = Field(50, ge=1)
     """The newest items of a history that are read."""
     supervision: Supervision = "last_position"
@@ -304,6 +333,10 @@ class FinetuneConfig(Section):
             "quantization_config is for layers that stay as they are; give lora as well, or leave it out",
         )
         _check_layers(self.layers, self.num_layers, type(self))
+        _check(
+            self.backbone != "random" or self.titles is None or self.titles.source is not None,
+            "a random backbone cannot read titles; give titles.source, for example smollm2-135m, or leave titles out",
+        )
         _check(
             self.backbone != "random" or isinstance(self.prompt, str),
             "a random backbone has no words to prompt with; leave prompt out",
@@ -351,8 +384,9 @@ class DistillConfig(Section):
     OUT/teacher_states. Offline only."""
     num_layers: int = Field(4, ge=1)
     """Decoder layers of the student."""
-    layers: tuple[int, ...] | None = None
-    """The teacher's layers (from 0) that the student starts from; null: its first ones."""
+    layers: tuple[int, ...] | Literal["first", "evenly_spaced", "influence"] = "first"
+    """The teacher's layers that the student starts from: a list (from 0), the first ones, evenly spaced ones, or those
+    that change the states most (Men et al. 2024, block influence)."""
     init: Literal["teacher", "fresh"] = "teacher"
     """Start from the teacher's layers and heads, or from random weights."""
     backbone_config: dict[str, Any] | None = None
@@ -361,6 +395,8 @@ class DistillConfig(Section):
     """B: points at which the states of student and teacher are compared."""
     weights: DistillWeights = DistillWeights()
     """Weights of the loss terms."""
+    normalized_states: bool = False
+    """Compare the norms' term between states scaled to length 1, so that large states do not rule it."""
     kl_temperature: float = Field(1.0, gt=0)
     """Both score distributions are softened by this before they are compared."""
     item_table: Literal["frozen", "trained"] = "frozen"
@@ -373,8 +409,12 @@ class DistillConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
         _check(self.init == "fresh" or self.backbone_config is None, "backbone_config belongs to init: fresh")
-        _check(self.init == "teacher" or self.layers is None, "layers belongs to init: teacher")
-        _check_layers(self.layers, self.num_layers, type(self))
+        _check(self.init == "teacher" or self.layers == "first", "layers belongs to init: teacher")
+        _check_layers(None if isinstance(self.layers, str) else self.layers, self.num_layers, type(self))
+        _check(
+            not self.normalized_states or self.weights.norm > 0,
+            "normalized_states belongs to weights.norm, which is 0: the cosine knows no length",
+        )
         _check(self.kl_temperature == 1 or self.weights.kl > 0, "kl_temperature belongs to weights.kl, which is 0")
         _check(
             self.num_blocks > 1 or not self.weights.multiple,
@@ -389,7 +429,7 @@ class DistillConfig(Section):
 
 
 def _depth(part: FinetuneConfig | DistillConfig) -> int:
-    return len(part.layers) if part.layers else part.num_layers
+    return part.num_layers if part.layers is None or isinstance(part.layers, str) else len(part.layers)
 
 
 class EvaluateConfig(Section):
@@ -459,6 +499,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         distill, weights = self.distill, self.distill.weights
+        _check(
+            not (self.finetune.sasrec_weight and self.pretrain.item_vectors),
+            "finetune.sasrec_weight needs a SASRec, but pretrain.item_vectors brings vectors alone; leave one out",
+        )
         if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
             student, teacher = _depth(distill), _depth(self.finetune)
             _check(

@@ -33,19 +33,32 @@ def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
     return distances.mean()
 
 
+def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    return feature_norm(F.normalize(student, dim=-1), F.normalize(teacher, dim=-1))
+
+
 class _CrossEntropy:
     """The cross-entropy of next items over the whole catalogue, or over fresh draws where there is a sampler."""
 
-    def __init__(self, sampler: ItemSampler | None, num_sampled: int, include_padding: bool = False) -> None:
+    def __init__(
+        self,
+        sampler: ItemSampler | None,
+        num_sampled: int,
+        include_padding: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
         if (sampler is None) != (num_sampled == 0):
             raise ValueError(f"num_sampled is {num_sampled}: expected items to draw if and only if there is a sampler")
         if sampler is not None and include_padding:
             raise ValueError("include_padding with a sampler: the padding item is never drawn; give one of the two")
+        if sampler is not None and label_smoothing:
+            raise ValueError("label_smoothing with a sampler: it spreads over the whole catalogue; give one of the two")
         self.sampler, self.num_sampled, self.include_padding = sampler, num_sampled, include_padding
+        self.label_smoothing = label_smoothing
 
     def __call__(self, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
         if self.sampler is None:
-            return catalogue_cross_entropy(users, items, targets, self.include_padding)
+            return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing)
         return sampled_cross_entropy(users, items, targets, self.sampler.draw(self.num_sampled), self.sampler.log_q)
 
 
@@ -56,12 +69,15 @@ class NextItemLoss(nn.Module):
         model: the model that learns.
         sampler: with it, the targets compete with drawn items instead of the whole catalogue.
         num_sampled: items drawn for each batch, K.
+        label_smoothing: the share of each label that is spread over the catalogue.
     """
 
-    def __init__(self, model: nn.Module, sampler: ItemSampler | None = None, num_sampled: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, sampler: ItemSampler | None = None, num_sampled: int = 0, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
         self.model = model
-        self.cross_entropy = _CrossEntropy(sampler, num_sampled)
+        self.cross_entropy = _CrossEntropy(sampler, num_sampled, label_smoothing=label_smoothing)
 
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
@@ -85,10 +101,12 @@ class DistillationLoss(nn.Module):
         num_blocks: B.
         weights: by term: `ce`, `cosine`, `norm`, `multiple`, `kl`.
         kl_temperature: softens both score distributions.
+        normalized_states: scale the states to length 1 before their distance is taken.
         online: the teacher goes on learning from cross-entropy; it is never pulled towards the student.
         include_padding: let the padding item compete in the cross-entropies, as the reference does.
         sampler: with it, the cross-entropies run over drawn items instead of the whole catalogue.
         num_sampled: items drawn for each cross-entropy, K.
+        label_smoothing: the share of each label that is spread over the catalogue, in every cross-entropy.
 
     Source: SLMRec, the distillation losses; docs/paper.md names the function of each term.
     """
@@ -103,16 +121,19 @@ class DistillationLoss(nn.Module):
         num_blocks: int,
         weights: dict[str, float],
         kl_temperature: float = 1.0,
+        normalized_states: bool = False,
         online: bool = False,
         include_padding: bool = False,
         sampler: ItemSampler | None = None,
         num_sampled: int = 0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.num_blocks, self.kl_temperature, self.online = num_blocks, kl_temperature, online
-        self.cross_entropy = _CrossEntropy(sampler, num_sampled, include_padding)
+        self.distance = _unit_distance if normalized_states else feature_norm
+        self.cross_entropy = _CrossEntropy(sampler, num_sampled, include_padding, label_smoothing)
         aligned = bool({"cosine", "norm"} & self.weights.keys())
         self.projection: nn.Module = nn.Identity()
         if aligned and widths[0] != widths[1]:
@@ -169,7 +190,7 @@ class DistillationLoss(nn.Module):
         return {
             "ce": lambda: cross_entropy(learned.users),
             "cosine": lambda: over_blocks(feature_direction),
-            "norm": lambda: over_blocks(feature_norm),
+            "norm": lambda: over_blocks(self.distance),
             "multiple": multiple,
             "kl": divergence,
         }

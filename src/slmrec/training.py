@@ -98,6 +98,8 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             _groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
         )
+        averaged = self.parameters if settings.average_decay else {}
+        self.averages = {key: value.detach().clone() for key, value in averaged.items()}
         self.loss = self.accelerator.prepare_model(loss)
         self.data, self.settings, self.validate = data, settings, validate
         self.folder, self.seed, self.name = folder, seed, name
@@ -107,12 +109,11 @@ class _Trainer:
     def run(self) -> Progressed:
         self._resume()
         if not self.progressed.best:
-            self._keep_best(self.validate())  # as initialised: training may make it no better
+            self._keep_best(self._validated())  # as initialised: training may make it no better
         with _progress(self.accelerator.is_main_process) as progress:
             while not self._finished():
                 self._epoch(progress)
-        for key, value in load_file(self.folder / _BEST).items():
-            self.parameters[key].data.copy_(value)
+        self._load(load_file(self.folder / _BEST))
         return self.progressed
 
     def _finished(self) -> bool:
@@ -136,12 +137,25 @@ class _Trainer:
             progress.advance(task)
         progress.remove_task(task)
         done.epoch += 1
-        metrics = self.validate()
+        metrics = self._validated()
         done.seconds += time.perf_counter() - start
         self._record({key: value / (done.step - before) for key, value in totals.items()}, metrics)
         if metrics[MONITORED] > done.best[MONITORED]:
             self._keep_best(metrics)
         self._save()
+
+    def _validated(self) -> dict[str, float]:
+        """The metrics of the weights that are kept: the averages, if there are any."""
+        own = {key: self.parameters[key].detach().clone() for key in self.averages}
+        self._load(self.averages)
+        try:
+            return self.validate()
+        finally:
+            self._load(own)
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for key, value in weights.items():
+            self.parameters[key].data.copy_(value)
 
     def _steps(self, epoch: int) -> Iterator[list[Ints]]:
         """This process's batches of an epoch, those of one optimiser step together."""
@@ -183,7 +197,14 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         done.step += 1
+        self._average()
         return parts
+
+    def _average(self) -> None:
+        """Moves the averages towards the weights; the first steps count for little."""
+        decay = min(self.settings.average_decay, (1 + self.progressed.step) / (10 + self.progressed.step))
+        for key, value in self.averages.items():
+            value.lerp_(self.parameters[key].detach(), 1 - decay)
 
     def _refuse_non_finite(self, value: Tensor, rate: float) -> None:
         raise TrainingError(
@@ -213,10 +234,12 @@ class _Trainer:
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
         self.progressed.best, self.progressed.best_epoch = metrics, self.progressed.epoch
-        _save_whole({key: value.detach() for key, value in self.parameters.items()}, self.folder / _BEST, {})
+        kept = self.averages or self.parameters
+        _save_whole({key: value.detach() for key, value in kept.items()}, self.folder / _BEST, {})
 
     def _save(self) -> None:
         tensors = {f"parameter.{key}": value.detach() for key, value in self.parameters.items()}
+        tensors |= {f"average.{key}": value for key, value in self.averages.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         _save_whole(tensors, self.folder / _STATE, {"progressed": json.dumps(vars(self.progressed))})
@@ -233,6 +256,8 @@ class _Trainer:
             kind, rest = key.split(".", 1)
             if kind == "parameter":
                 self.parameters[rest].data.copy_(value)
+            elif kind == "average":
+                self.averages[rest].copy_(value)
             else:
                 index, entry = rest.split(".", 1)
                 state.setdefault(int(index), {})[entry] = value

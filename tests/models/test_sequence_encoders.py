@@ -8,8 +8,16 @@ from transformers import AutoModel
 
 import slmrec.models.folder
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.backbone import Backbone, choose_layers, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder, fresh_student, merged_state_dict, student_from
+from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, random_decoder
+from slmrec.models.decoder import (
+    DecoderRecommender,
+    build_decoder,
+    fresh_student,
+    layer_influence,
+    merged_state_dict,
+    student_from,
+)
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.types import Batch
@@ -32,7 +40,9 @@ def sasrec() -> SasRec:
     return SasRec(SasRecConfig(num_items=20, hidden_size=8, max_history_items=6)).eval()
 
 
-def decoder(positions: str = "contiguous", prompt: bool = True, lora: bool = False) -> DecoderRecommender:
+def decoder(
+    positions: str = "contiguous", prompt: bool = True, lora: bool = False, titles: str | None = None
+) -> DecoderRecommender:
     torch.manual_seed(0)
     backbone = random_decoder(LLAMA)
     table = backbone.get_input_embeddings().weight.detach()
@@ -46,11 +56,18 @@ def decoder(positions: str = "contiguous", prompt: bool = True, lora: bool = Fal
         max_history_items=6,
         item_dropout=0.0,
         train_items=False,
+        title_vectors=torch.cat([torch.zeros(1, 5), torch.randn(20, 5)]) if titles else None,
+        title_width=3,
+        title_side=titles or "both",
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+def ensemble(lora: bool = False) -> Ensemble:
+    return Ensemble.of(decoder(prompt=False, lora=lora, titles="both"), sasrec(), 0.3).eval()
 
 
 MODELS = {
@@ -59,6 +76,11 @@ MODELS = {
     "right_aligned": lambda: decoder("right_aligned"),
     "no prompt": lambda: decoder(prompt=False),
     "lora": lambda: decoder(lora=True),
+    "titles": lambda: decoder(titles="both", lora=True),
+    "titles read": lambda: decoder(titles="input"),
+    "titles scored": lambda: decoder(titles="score"),
+    "ensemble": ensemble,
+    "ensemble of an adapted decoder": lambda: ensemble(lora=True),
 }
 
 
@@ -112,8 +134,9 @@ def test_every_position_ends_with_the_newest(model: Model) -> None:
 
 
 @torch.no_grad()
-def test_every_position_of_the_decoder_is_each_prefix() -> None:
-    model = decoder(prompt=False)
+@pytest.mark.parametrize("build", [lambda: decoder(prompt=False), ensemble], ids=["decoder", "ensemble"])
+def test_every_position_is_each_prefix(build: object) -> None:
+    model = build()  # type: ignore[operator]
     every = model.encode(batch([1, 2, 3], every_position=True)).users
     prefixes = model.encode(batch([1], [1, 2], [1, 2, 3])).users
     torch.testing.assert_close(every, prefixes, rtol=1e-4, atol=1e-5)
@@ -140,6 +163,67 @@ def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch:
         again.encode(batch([1, 2, 3])).users, model.encode(batch([1, 2, 3])).users, rtol=0, atol=0
     )
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
+
+
+@pytest.mark.parametrize("build", [lambda: decoder(titles="both"), ensemble], ids=["titles", "ensemble"])
+def test_item_vectors_are_saved_and_auto_model_opens_them(build: object, tmp_path: Path) -> None:
+    model = build()  # type: ignore[operator]
+    save_model(model, tmp_path)
+    for again in (load_model(tmp_path), AutoModel.from_pretrained(tmp_path).eval()):
+        torch.testing.assert_close(again.item_vectors(), model.item_vectors(), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_an_ensembles_scores_are_the_weighted_sum() -> None:
+    model, histories = ensemble(), batch([1, 2, 3], [4])
+    scores = model.encode(histories).users @ model.item_vectors().T
+    parts = [part.encode(histories).users @ part.item_vectors().T for part in (model.llm, model.sasrec)]
+    torch.testing.assert_close(scores, 0.7 * parts[0] + 0.3 * parts[1])
+    blocks = model.encode(histories, num_blocks=2).blocks
+    for own, llms in zip(blocks, model.llm.encode(histories, num_blocks=2).blocks, strict=True):
+        torch.testing.assert_close(own, llms)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["input", "score", "both"])
+def test_where_titles_count(side: str) -> None:
+    model, histories = decoder(titles=side), batch([1, 2, 3])
+    users, items = model.encode(histories).users, model.item_vectors().clone()
+    assert items.shape == (21, 8 if side == "input" else 11)
+    model.titles.vectors[1:4] += 1
+    assert torch.allclose(users, model.encode(histories).users) == (side == "score")
+    assert torch.equal(items, model.item_vectors()) == (side == "input")
+    assert torch.equal(items[:, :8], model.item_vectors()[:, :8])
+
+
+def test_the_map_of_titles_learns_through_both_sides() -> None:
+    for side in ("input", "score", "both"):
+        model = decoder(titles=side).train()
+        users = model.encode(batch([1, 2, 3])).users
+        (users @ model.item_vectors().T).square().sum().backward()
+        assert model.titles.map.weight.grad.abs().sum() > 0, side
+        assert "titles.map.weight" in dict(model.named_parameters())
+        assert not any(name == "titles.vectors" for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def test_students_take_over_the_titles() -> None:
+    teacher = decoder(titles="both")
+    for student in (
+        student_from(teacher, (0, 1), item_dropout=0.0, train_items=False),
+        fresh_student(teacher, 2, {}, item_dropout=0.0, train_items=False),
+    ):
+        torch.testing.assert_close(student.item_vectors(), teacher.item_vectors(), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_the_influence_of_a_layer_is_how_far_it_turns_the_states() -> None:
+    model, histories = decoder(), batch([1, 2, 3], [4, 5])
+    for weight in (model.decoder.layers[2].self_attn.o_proj.weight, model.decoder.layers[2].mlp.down_proj.weight):
+        weight.zero_()  # what is left of this layer is the residual
+    influence = layer_influence(model, histories)
+    assert influence.shape == (4,)
+    assert influence[2].abs() < 1e-6 and (influence[[0, 1, 3]] > 1e-3).all()
 
 
 def test_an_adapted_model_saves_no_weight_of_its_backbone(tmp_path: Path) -> None:
@@ -229,6 +313,14 @@ def test_blocks_must_divide_the_depth() -> None:
 )
 def test_choice_of_layers(arguments: tuple[int, int, int, tuple[int, ...] | None], expected: tuple[int, ...]) -> None:
     assert choose_layers(*arguments, "finetune") == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "num", "expected"),
+    [(8, 4, (0, 2, 5, 7)), (4, 2, (0, 3)), (8, 1, (0,)), (8, 2, (0, 7)), (4, 4, (0, 1, 2, 3))],
+)
+def test_evenly_spaced_layers(depth: int, num: int, expected: tuple[int, ...]) -> None:
+    assert evenly_spaced(depth, num) == expected
 
 
 def test_a_depth_that_is_not_there_is_refused() -> None:

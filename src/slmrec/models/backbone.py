@@ -179,6 +179,16 @@ def choose_layers(
     return layers
 
 
+def evenly_spaced(depth: int, num_layers: int) -> tuple[int, ...]:
+    """`num_layers` of `depth` layers, the first and the last among them if there are two or more.
+
+    >>> evenly_spaced(8, 4)
+    (0, 2, 5, 7)
+    """
+    last = max(1, num_layers - 1)
+    return tuple((2 * index * (depth - 1) + last) // (2 * last) for index in range(num_layers))
+
+
 def resolve(source: str) -> str:
     """What transformers can open: a folder or a hub id; GGUF files are dequantised once, into the cache.
 
@@ -192,6 +202,14 @@ def resolve(source: str) -> str:
             raise CheckpointError(f"finetune.backbone is {source!r}: no such file")
         return str(_dequantised(Path(source)))
     return source
+
+
+def content_of(source: str) -> str:
+    """What identifies a backbone's weights: the sum of its files, or, if it is on a hub, its id."""
+    if source == SMOLLM2 or source.endswith(".gguf"):
+        return Path(resolve(source)).name
+    files = sorted(file for file in Path(source).rglob("*") if file.is_file())
+    return " ".join(_sha256(file) for file in files) or source
 
 
 def _smollm2_file() -> Path:

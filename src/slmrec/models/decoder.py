@@ -16,10 +16,12 @@ from slmrec.errors import ConfigError
 from slmrec.models.attention import KeysValues, Recorder, check_attention, use_packed_attention
 from slmrec.models.backbone import Backbone, drop_token_table, keep_layers, random_decoder
 from slmrec.models.packing import Row, pack
+from slmrec.models.titles import TitleMap
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
-_HEADS = ("item_embeddings.", "input_proj.", "score.", "prefix", "response")
+TitleSide = Literal["input", "score", "both"]
+_HEADS = ("item_embeddings.", "titles.", "input_proj.", "score.", "prefix", "response")
 
 
 class DecoderRecommenderConfig(PretrainedConfig):
@@ -41,6 +43,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         layers: tuple[int, ...] = (),
         lora: dict[str, Any] | None = None,
         quantization: dict[str, Any] | None = None,
+        titles: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.decoder = decoder or {}
@@ -55,6 +58,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         self.layers = list(layers)
         self.lora = lora
         self.quantization = quantization
+        self.titles = titles
         super().__init__(**kwargs)
 
 
@@ -80,8 +84,15 @@ class DecoderRecommender(PreTrainedModel):
             inject_adapter_in_model(lora_config(config.lora), self.decoder)
         self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.item_dropout = nn.Dropout(config.item_dropout)
-        self.input_proj = nn.Linear(config.item_dim, width)
-        self.score = nn.Linear(width, config.item_dim, bias=False)
+        self.titles = None
+        read = scored = config.item_dim
+        if config.titles:
+            self.titles = TitleMap(config.num_items, config.titles["num_components"], config.titles["width"])
+            self.title_side: TitleSide = config.titles["side"]
+            read += config.titles["width"] * (self.title_side != "score")
+            scored += config.titles["width"] * (self.title_side != "input")
+        self.input_proj = nn.Linear(read, width)
+        self.score = nn.Linear(width, scored, bias=False)
         self.register_buffer("prefix", torch.zeros(config.num_prefix_tokens, width))
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
@@ -114,7 +125,9 @@ class DecoderRecommender(PreTrainedModel):
 
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
-        return self.item_embeddings.weight
+        if self.titles is None or self.title_side == "input":
+            return self.item_embeddings.weight
+        return torch.cat([self.item_embeddings.weight, self.titles()], dim=1)
 
     def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) and, if asked for, the states (N, H) at the end of each of `num_blocks` blocks.
@@ -200,8 +213,11 @@ class DecoderRecommender(PreTrainedModel):
         return user
 
     def _item_inputs(self, items: Tensor) -> Tensor:
-        vectors: Tensor = self.input_proj(self.item_dropout(self.item_embeddings(items)))
-        return vectors
+        vectors = self.item_embeddings(items)
+        if self.titles is not None and self.title_side != "score":
+            vectors = torch.cat([vectors, self.titles(items)], dim=-1)
+        projected: Tensor = self.input_proj(self.item_dropout(vectors))
+        return projected
 
     def _read(self, batch: Batch, row: "Row", prefix_known: bool) -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
@@ -260,11 +276,15 @@ def build_decoder(
     item_dropout: float,
     train_items: bool,
     quantization: dict[str, Any] | None = None,
+    title_vectors: Tensor | None = None,
+    title_width: int = 64,
+    title_side: TitleSide = "both",
 ) -> DecoderRecommender:
     """A recommender from some layers of a backbone and given item vectors (V+1, D).
 
-    With `lora` the layers are frozen and get adapters; without, they train. Consumes the backbone: its other layers
-    are dropped.
+    With `lora` the layers are frozen and get adapters; without, they train. Vectors of titles (V+1, C) join those of
+    the items through a learned map to `title_width` numbers, where the history is read, in the scores, or in both.
+    Consumes the backbone: its other layers are dropped.
     """
     check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
@@ -283,14 +303,21 @@ def build_decoder(
         layers=layers,
         lora=lora,
         quantization=quantization,
+        titles=None if title_vectors is None else _title_settings(title_vectors, title_width, title_side),
     )
     model = DecoderRecommender(config, backbone.decoder)
     model.prefix.copy_(backbone.prefix)
     model.response.copy_(backbone.response)
     with torch.no_grad():
         model.item_embeddings.weight.copy_(item_vectors)
+        if title_vectors is not None:
+            model.titles.vectors.copy_(title_vectors)  # type: ignore[union-attr]
     set_trainable(model, train_items)
     return model
+
+
+def _title_settings(vectors: Tensor, width: int, side: TitleSide) -> dict[str, Any]:
+    return {"num_components": vectors.shape[1], "width": width, "side": side}
 
 
 def set_trainable(model: DecoderRecommender, train_items: bool) -> None:
@@ -354,11 +381,35 @@ def fresh_student(
     student.decoder.init_weights()
     with torch.no_grad():
         student.item_embeddings.weight.copy_(teacher.item_embeddings.weight)
+        if student.titles is not None and teacher.titles is not None:
+            student.titles.load_state_dict(teacher.titles.state_dict())
         if student.hidden_size == teacher.hidden_size:
             student.prefix.copy_(teacher.prefix)
             student.response.copy_(teacher.response)
     set_trainable(student, train_items)
     return student
+
+
+def layer_influence(model: DecoderRecommender, batch: Batch) -> Tensor:
+    """(layers,) how much each layer turns the states: the mean of 1 - cosine between its input and its output.
+
+    Source: Men et al. 2024, ShortGPT, block influence.
+    """
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        found.append((1 - nn.functional.cosine_similarity(given[0].float(), after.float(), dim=-1)).mean().cpu())
+
+    # At every position, so that the last layer runs for all tokens, as the others do.
+    everywhere = batch._replace(every_position=True).to(model.device)
+    with torch.inference_mode():
+        model.encode(everywhere)  # after this the prefix is known and runs through the layers no more
+        hooks = [layer.register_forward_hook(note) for layer in model.decoder.layers]
+        model.encode(everywhere)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)
 
 
 def merged_state_dict(model: DecoderRecommender) -> dict[str, Tensor]:
@@ -431,7 +482,7 @@ def _alone(
         decoder.pop("head_dim", None)
     if decoder["hidden_size"] != teacher.hidden_size:
         values |= {"num_prefix_tokens": 0, "num_response_tokens": 0}
-    kept = {key: values[key] for key in ("num_items", "item_dim", "positions", "max_history_items")}
+    kept = {key: values[key] for key in ("num_items", "item_dim", "positions", "max_history_items", "titles")}
     tokens = {key: values[key] for key in ("num_prefix_tokens", "num_response_tokens")}
     return DecoderRecommenderConfig(decoder=decoder, item_dropout=item_dropout, **kept, **tokens)
 

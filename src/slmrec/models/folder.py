@@ -1,11 +1,10 @@
 """Weights and architecture of a model, to a folder and back; strict about every key."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
@@ -18,9 +17,10 @@ from slmrec.models.decoder import (
     own_state_dict,
     set_trainable,
 )
+from slmrec.models.ensemble import Ensemble, EnsembleConfig
 from slmrec.models.sasrec import SasRec, SasRecConfig
 
-Model = SasRec | DecoderRecommender
+Model = SasRec | DecoderRecommender | Ensemble
 _ADAPTER = "adapter_model.safetensors"
 
 
@@ -28,12 +28,12 @@ def save_model(model: Model, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors`; of an adapted model the adapters, as PEFT does, and the heads."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    weights = model.state_dict() if isinstance(model, SasRec) else own_state_dict(model)
-    _write(weights, folder / "model.safetensors")
-    if isinstance(model, DecoderRecommender) and model.config.lora:
-        _write(adapter_state_dict(model), folder / _ADAPTER)
-        settings = lora_config(model.config.lora)
-        settings.base_model_name_or_path = model.config.backbone
+    _write(_own_weights(model), folder / "model.safetensors")
+    decoder = decoder_of(model)
+    if decoder is not None and decoder.config.lora:
+        _write(adapter_state_dict(decoder), folder / _ADAPTER)
+        settings = lora_config(decoder.config.lora)
+        settings.base_model_name_or_path = decoder.config.backbone
         settings.save_pretrained(folder)
 
 
@@ -44,18 +44,38 @@ def load_model(folder: Path) -> Model:
         CheckpointError: a weight is missing, unknown or of another shape, or the backbone cannot be had.
     """
     config = AutoConfig.from_pretrained(folder)
-    if isinstance(config, SasRecConfig):
-        model: Model = SasRec(config)
-    elif isinstance(config, DecoderRecommenderConfig):
-        model = _decoder(config)
-    else:
-        raise CheckpointError(f"{folder}: a {config.model_type} model; expected one that slmrec trained")
+    model = _empty(config, folder)
     _load_strictly(model, _read(folder / "model.safetensors"), folder)
-    if isinstance(model, DecoderRecommender) and model.config.lora:
-        wrong = load_adapter(model, _read(folder / _ADAPTER))
-        _refuse(folder, wrong)
+    decoder = decoder_of(model)
+    if decoder is not None and decoder.config.lora:
+        _refuse(folder, load_adapter(decoder, _read(folder / _ADAPTER)))
     model.eval()
     return model
+
+
+def decoder_of(model: Model) -> DecoderRecommender | None:
+    """The decoder that a model is or has."""
+    if isinstance(model, Ensemble):
+        return model.llm
+    return model if isinstance(model, DecoderRecommender) else None
+
+
+def _empty(config: PretrainedConfig, folder: Path) -> Model:
+    if isinstance(config, SasRecConfig):
+        return SasRec(config)
+    if isinstance(config, DecoderRecommenderConfig):
+        return _decoder(config)
+    if isinstance(config, EnsembleConfig):
+        return Ensemble(config, _decoder(DecoderRecommenderConfig(**config.llm)))
+    raise CheckpointError(f"{folder}: a {config.model_type} model; expected one that slmrec trained")
+
+
+def _own_weights(model: Model) -> dict[str, Tensor]:
+    """What belongs to the model alone, by name; not the backbone that adapters adapt."""
+    if isinstance(model, Ensemble):
+        own = {f"llm.{name}": value for name, value in own_state_dict(model.llm).items()}
+        return own | {f"sasrec.{name}": value for name, value in model.sasrec.state_dict().items()}
+    return own_state_dict(model) if isinstance(model, DecoderRecommender) else model.state_dict()
 
 
 def _decoder(config: DecoderRecommenderConfig) -> DecoderRecommender:
@@ -69,7 +89,7 @@ def _decoder(config: DecoderRecommenderConfig) -> DecoderRecommender:
 
 
 def _load_strictly(model: Model, weights: dict[str, Tensor], folder: Path) -> None:
-    own: dict[str, Any] = model.state_dict() if isinstance(model, SasRec) else own_state_dict(model)
+    own = _own_weights(model)
     wrong = own.keys() ^ weights.keys()
     wrong |= {key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape}
     _refuse(folder, sorted(wrong))

@@ -4,20 +4,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress
 
 from slmrec.checkpoint import load_recommender, save_recommender
 from slmrec.config import Config, DistillConfig
+from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.losses import DistillationLoss
-from slmrec.models.backbone import choose_layers
-from slmrec.models.decoder import DecoderRecommender, fresh_student, set_trainable, student_from
+from slmrec.models.backbone import choose_layers, evenly_spaced
+from slmrec.models.decoder import DecoderRecommender, fresh_student, layer_influence, set_trainable, student_from
+from slmrec.models.ensemble import Ensemble
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import adjust_decoder, forget_training_state, learn, sampling, training_samples
+from slmrec.stages.learning import (
+    adjust_decoder,
+    cross_entropy_settings,
+    forget_training_state,
+    learn,
+    training_samples,
+)
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import TrainingSamples
+
+Teacher = DecoderRecommender | Ensemble
+INFLUENCE_USERS = 256
+"""Users on whom the influence of the layers is measured."""
 
 
 def build(task: Task) -> dict[str, float]:
@@ -26,27 +39,27 @@ def build(task: Task) -> dict[str, float]:
     dataset = Dataset.load(task.output / "prepare")
     teacher = load_teacher(Path(settings.teacher) if settings.teacher else task.output / "finetune", dataset)
     torch.manual_seed(task.config.seed)
-    student = _student(settings, teacher)
+    student = _student(settings, _decoder(teacher), dataset)
     _check_blocks(settings, student, teacher)
     data = training_samples(dataset, task.config.finetune.supervision, student)
     loss = _loss(task, student, teacher, data, dataset)
     sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its answers are stored and its weights are of no more use
     metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
-    if isinstance(loss.teacher, DecoderRecommender):
+    if isinstance(loss.teacher, DecoderRecommender | Ensemble):
         save_recommender(loss.teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)
     return metrics | sizes
 
 
-def load_teacher(folder: Path, dataset: Dataset) -> DecoderRecommender:
+def load_teacher(folder: Path, dataset: Dataset) -> Teacher:
     """The teacher of a folder.
 
     Raises:
         CheckpointError: it is no decoder, or was trained on another data set.
     """
     model, vocabulary = load_recommender(folder)
-    if not isinstance(model, DecoderRecommender):
+    if not isinstance(model, DecoderRecommender | Ensemble):
         raise CheckpointError(f"{folder}: a {model.config.model_type} model; expected the output of finetune")
     if not vocabulary.item_ids.equals(dataset.item_ids):
         raise CheckpointError(
@@ -57,13 +70,14 @@ def load_teacher(folder: Path, dataset: Dataset) -> DecoderRecommender:
 
 
 def _loss(
-    task: Task, student: DecoderRecommender, teacher: DecoderRecommender, data: TrainingSamples, dataset: Dataset
+    task: Task, student: DecoderRecommender, teacher: Teacher, data: TrainingSamples, dataset: Dataset
 ) -> DistillationLoss:
     settings = task.config.distill
     online = settings.mode == "online"
     adjust_decoder(student, settings.train)
     if online:
-        set_trainable(teacher, task.config.finetune.item_table == "trained")
+        teacher.requires_grad_(False)  # SASRec, where it has a say, stays as it is
+        set_trainable(_decoder(teacher), task.config.finetune.item_table == "trained")
     return DistillationLoss(
         student,
         teacher if online else _stored(task, teacher, data),
@@ -72,12 +86,13 @@ def _loss(
         num_blocks=settings.num_blocks,
         weights=settings.weights.model_dump(),
         kl_temperature=settings.kl_temperature,
+        normalized_states=settings.normalized_states,
         online=online,
-        **sampling(dataset, settings.train),
+        **cross_entropy_settings(dataset, settings.train),
     )
 
 
-def _stored(task: Task, teacher: DecoderRecommender, data: TrainingSamples) -> StoredTeacher:
+def _stored(task: Task, teacher: Teacher, data: TrainingSamples) -> StoredTeacher:
     """The teacher's answers to all training samples, computed unless an earlier run has."""
     settings = task.config.distill
     folder = Path(settings.teacher_states) if settings.teacher_states else task.output / "teacher_states"
@@ -95,7 +110,7 @@ def _stored(task: Task, teacher: DecoderRecommender, data: TrainingSamples) -> S
     return StoredTeacher.open(path, key, teacher.item_vectors().cpu(), data.samples, **wanted)
 
 
-def _store(teacher: DecoderRecommender, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
+def _store(teacher: Teacher, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
     start = time.perf_counter()
     on_device: Any = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     with Progress(transient=True) as progress:
@@ -109,16 +124,37 @@ def _store(teacher: DecoderRecommender, data: TrainingSamples, path: Path, wante
     )
 
 
-def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRecommender:
+def _decoder(teacher: Teacher) -> DecoderRecommender:
+    return teacher.llm if isinstance(teacher, Ensemble) else teacher
+
+
+def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> DecoderRecommender:
     dropout, train_items = settings.item_dropout, settings.item_table == "trained"
     if settings.init == "fresh":
         changes = settings.backbone_config or {}
         return fresh_student(teacher, settings.num_layers, changes, item_dropout=dropout, train_items=train_items)
-    layers = choose_layers(teacher.num_layers, settings.num_layers, 1, settings.layers, "distill")
+    layers = _layers(settings, teacher, dataset)
+    print(f"distill: the student starts from the teacher's layers {', '.join(map(str, layers))} (from 0)", flush=True)
     return student_from(teacher, layers, item_dropout=dropout, train_items=train_items)
 
 
-def _check_blocks(settings: DistillConfig, student: DecoderRecommender, teacher: DecoderRecommender) -> None:
+def _layers(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> tuple[int, ...]:
+    """The teacher's layers from which the student starts."""
+    depth, num = teacher.num_layers, settings.num_layers
+    if not isinstance(settings.layers, str):
+        return choose_layers(depth, num, 1, settings.layers, "distill")
+    first = choose_layers(depth, num, 1, None, "distill")
+    if settings.layers == "evenly_spaced":
+        return evenly_spaced(depth, num)
+    if settings.layers == "influence":
+        samples = dataset.held_out("valid")
+        rows = np.arange(min(len(samples), INFLUENCE_USERS))
+        influence = layer_influence(teacher, collate(samples, rows, teacher.max_history_items))
+        return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num].tolist()))
+    return first
+
+
+def _check_blocks(settings: DistillConfig, student: DecoderRecommender, teacher: Teacher) -> None:
     blocks, weights = settings.num_blocks, settings.weights
     if not (weights.cosine or weights.norm or weights.multiple):
         return

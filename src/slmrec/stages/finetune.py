@@ -2,14 +2,28 @@
 
 import torch
 
-from slmrec.checkpoint import item_vectors_of
+from slmrec.checkpoint import item_vectors_of, load_recommender, save_recommender
 from slmrec.config import Config, FinetuneConfig, PromptTemplate
 from slmrec.data.dataset import Dataset
+from slmrec.errors import CheckpointError
+from slmrec.evaluation import validate
 from slmrec.losses import NextItemLoss
 from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
-from slmrec.models.decoder import build_decoder
+from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.ensemble import Ensemble
+from slmrec.models.sasrec import SasRec
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import adjust_decoder, forget_training_state, learn, sampling, training_samples
+from slmrec.stages.learning import (
+    EVAL_BATCH,
+    adjust_decoder,
+    cross_entropy_settings,
+    forget_training_state,
+    learn,
+    training_samples,
+    validation_sample,
+)
+from slmrec.stages.titles import title_components
+from slmrec.training import MONITORED
 
 ALPACA = PromptTemplate(
     prefix=(
@@ -25,7 +39,7 @@ def build(task: Task) -> dict[str, float]:
     """Builds and trains the teacher."""
     settings = task.config.finetune
     dataset = Dataset.load(task.output / "prepare")
-    vectors = item_vectors_of(task.output / "pretrain")
+    vectors, titles = item_vectors_of(task.output / "pretrain"), title_components(settings, dataset)
     torch.manual_seed(task.config.seed)
     backbone = _backbone(settings)
     depth = backbone.decoder.config.num_hidden_layers
@@ -40,13 +54,31 @@ def build(task: Task) -> dict[str, float]:
         item_dropout=settings.item_dropout,
         train_items=settings.item_table == "trained",
         quantization=settings.quantization_config,
+        title_vectors=titles,
+        title_width=settings.titles.width if settings.titles else 0,
+        title_side=settings.titles.side if settings.titles else "both",
     )
     adjust_decoder(model, settings.train)
-    loss = NextItemLoss(model, **sampling(dataset, settings.train))
+    loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model)
     metrics = learn(task, "finetune", model, loss, data, dataset, settings.train)
+    if settings.sasrec_weight:
+        metrics |= _join_sasrec(task, model, dataset)
     forget_training_state(task)
     return metrics | {"num_layers": model.num_layers}
+
+
+def _join_sasrec(task: Task, model: DecoderRecommender, dataset: Dataset) -> dict[str, float]:
+    """Saves the ensemble of the decoder and of pretrain's SASRec in the decoder's place; its metrics on validation."""
+    settings, (sasrec, _) = task.config.finetune, load_recommender(task.output / "pretrain")
+    if not isinstance(sasrec, SasRec):
+        raise CheckpointError(f"{task.output / 'pretrain'}: a {sasrec.config.model_type} model; run pretrain again")
+    teacher = Ensemble.of(model, sasrec.to(model.device), settings.sasrec_weight)
+    found = validate(teacher, validation_sample(task, dataset, settings.train), EVAL_BATCH)
+    weight = settings.sasrec_weight
+    print(f"finetune: with weight {weight} on SASRec's scores: valid NDCG@10 {found[MONITORED]:.4f}", flush=True)
+    save_recommender(teacher, dataset, task.folder, "SLMRec finetune", found)
+    return {f"valid/{key}": value for key, value in found.items()} | {"num_parameters": teacher.num_parameters()}
 
 
 def _backbone(settings: FinetuneConfig) -> Backbone:

@@ -9,7 +9,7 @@ from torch import nn
 from slmrec.catalogue import ItemSampler
 from slmrec.checkpoint import save_recommender
 from slmrec.config import DecoderTraining, TrainConfig
-from slmrec.data.dataset import Dataset
+from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation import validate
 from slmrec.models.decoder import DecoderRecommender, compile_layers
@@ -42,10 +42,10 @@ def training_samples(dataset: Dataset, supervision: str, model: Model) -> Traini
     )
 
 
-def sampling(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
-    """What the losses are told of sampling: nothing, or how items are drawn, by the counts of the train split."""
+def cross_entropy_settings(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
+    """What the losses are told: how labels are smoothed, or how items are drawn, by the counts of the train split."""
     if settings.num_sampled is None:
-        return {}
+        return {"label_smoothing": settings.label_smoothing_factor}
     counts = torch.from_numpy(dataset.train_counts())
     return {"sampler": ItemSampler(counts, SAMPLING_EXPONENT), "num_sampled": settings.num_sampled}
 
@@ -68,18 +68,14 @@ def learn(
     settings: TrainConfig,
 ) -> dict[str, float]:
     """Trains a model inside its loss, writes its folder, and returns the metrics of its best epoch on validation."""
-    seed = task.config.seed
-    held_out = dataset.held_out("valid")
-    if 0 < settings.eval_max_users < len(held_out):
-        rows = np.random.default_rng(seed).choice(len(held_out), settings.eval_max_users, replace=False)
-        held_out = held_out.take(rows)
+    held_out = validation_sample(task, dataset, settings)
     done = fit(
         loss,
         data,
         settings,
         validate=lambda: validate(model, held_out, EVAL_BATCH),
         folder=task.folder / "training",
-        seed=seed,
+        seed=task.config.seed,
         name=name,
     )
     sizes: dict[str, Any] = {
@@ -91,6 +87,15 @@ def learn(
     }
     save_recommender(model, dataset, task.folder, f"SLMRec {name}", done.best)
     return {f"valid/{key}": value for key, value in done.best.items()} | sizes
+
+
+def validation_sample(task: Task, dataset: Dataset, settings: TrainConfig) -> Samples:
+    """The users, all or some, on whom the epochs are compared; the same ones for a seed."""
+    held_out = dataset.held_out("valid")
+    if not 0 < settings.eval_max_users < len(held_out):
+        return held_out
+    chosen = np.random.default_rng(task.config.seed).choice(len(held_out), settings.eval_max_users, replace=False)
+    return held_out.take(chosen)
 
 
 def forget_training_state(task: Task) -> None:

@@ -11,7 +11,7 @@ from slmrec.data.vectors import read_item_vectors
 from slmrec.losses import NextItemLoss
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.stages.folders import Stage, Task
-from slmrec.stages.learning import forget_training_state, learn, sampling, training_samples
+from slmrec.stages.learning import cross_entropy_settings, forget_training_state, learn, training_samples
 
 
 def build(task: Task) -> dict[str, float]:
@@ -33,7 +33,7 @@ def build(task: Task) -> dict[str, float]:
             max_history_items=settings.max_history_items,
         )
     )
-    loss = NextItemLoss(model, **sampling(dataset, settings.train))
+    loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model)
     metrics = learn(task, "pretrain", model, loss, data, dataset, settings.train)
     save_file({"item_vectors": model.item_vectors().detach().cpu()}, task.folder / "item_vectors.safetensors")

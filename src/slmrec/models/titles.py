@@ -1,0 +1,115 @@
+"""What a language model knows of items: vectors of their titles, read once, and a learned map that joins them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from slmrec.errors import ConfigError
+from slmrec.models.backbone import load_decoder, resolve
+
+MAX_TITLE_TOKENS = 64
+"""Longer titles are cut; half of Beauty's have 20 tokens or fewer."""
+_BATCH = 64
+_TINY = 1e-12
+
+
+class TitleMap(nn.Module):
+    """A learned linear map of fixed title vectors; items without a title have the vector 0.
+
+    Args:
+        num_items: V.
+        num_components: C, the width of the title vectors.
+        width: T, what they are mapped to.
+    """
+
+    vectors: Tensor
+    """(V+1, C); row 0 is padding."""
+
+    def __init__(self, num_items: int, num_components: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(num_items + 1, num_components))
+        self.map = nn.Linear(num_components, width, bias=False)
+        nn.init.normal_(self.map.weight, std=0.02)
+
+    def forward(self, items: Tensor | None = None) -> Tensor:
+        """(..., T) of some items, or (V+1, T) of all."""
+        mapped: Tensor = self.map(self.vectors if items is None else self.vectors[items])
+        return mapped
+
+
+def read_titles(
+    source: str, titles: list[str | None], layer: int, progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """(V+1, H) the mean of a pretrained decoder's hidden states over the tokens of each title, on the CPU.
+
+    Rows of items without a title, and row 0, are 0.
+
+    Args:
+        source: of the decoder, as in `load_backbone`.
+        titles: of the items 1..V.
+        layer: after how many layers the states are read.
+        progress: called after each batch with the number of titles in it.
+
+    Raises:
+        CheckpointError: the source cannot be found, or is not a decoder.
+        ConfigError: it has fewer layers.
+    """
+    decoder = load_decoder(source).eval()
+    depth = len(decoder.layers)
+    if layer > depth:
+        raise ConfigError(f"finetune.titles.layer is {layer} but there are {depth} layers; choose 1-{depth}")
+    decoder.layers = decoder.layers[: layer + (layer < depth)]  # the state after the last one has been normalised
+    decoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(resolve(source))
+    named = [(item, title) for item, title in enumerate(titles, 1) if title and title.strip()]
+    tokens = tokenizer([title for _, title in named], add_special_tokens=False)["input_ids"] if named else []
+    rows = [torch.tensor(ids[:MAX_TITLE_TOKENS]) for ids in tokens]
+    vectors = torch.zeros(len(titles) + 1, decoder.config.hidden_size)
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    for at in range(0, len(order), _BATCH):
+        chosen = order[at : at + _BATCH]
+        items = torch.tensor([named[row][0] for row in chosen])
+        vectors[items] = _pooled(decoder, [rows[row] for row in chosen], layer)
+        if progress:
+            progress(len(chosen))
+    return vectors
+
+
+def _pooled(decoder: nn.Module, rows: list[Tensor], layer: int) -> Tensor:
+    """(B, H) means over tokens; pads stand on the right, where a causal decoder cannot see them."""
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    inside = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
+    with torch.inference_mode():
+        output = decoder(
+            input_ids=tokens.to(next(decoder.parameters()).device), output_hidden_states=True, use_cache=False
+        )
+    states = output.hidden_states[layer].float().cpu()
+    means: Tensor = (states * inside[:, :, None]).sum(dim=1) / lengths[:, None]
+    return means
+
+
+def whitened(vectors: Tensor, num_components: int, power: float = 0.5) -> Tensor:
+    """(V+1, C) the leading principal components of title vectors, scaled so that all components of an item matter.
+
+    A component of standard deviation s is divided by s ** power, and all by their root mean square, so that a title's
+    vector has a norm near sqrt(C). Rows that are 0 stay 0, and do not count for the mean.
+
+    Args:
+        vectors: (V+1, H) of `read_titles`.
+        num_components: C, at most H.
+        power: 0 leaves the components as they are, 1 gives all the same scale.
+    """
+    known = vectors.abs().sum(dim=1) > 0
+    centred = vectors[known].double()
+    centred = centred - centred.mean(dim=0)
+    values, axes = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))
+    order = values.argsort(descending=True)[:num_components]
+    scales = values[order].clamp(min=values.max() * 1e-9 + _TINY).sqrt()
+    components = centred @ axes[:, order] / scales**power
+    result = torch.zeros(len(vectors), num_components)
+    result[known] = (components / components.square().mean().sqrt().clamp(min=_TINY)).float()
+    return result
