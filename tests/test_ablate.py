@@ -191,6 +191,10 @@ def test_the_grid_fits_the_recipe() -> None:
     assert variants_of()["no_norm"] == {"distill.weights.norm": 0.0}
     only_kl = "distill.weights={cosine: 0, norm: 0, multiple: 0, kl: 1}"
     assert list(variants_of(only_kl, "distill.kl_temperature=2")) == ["full", "no_kl", "online"]
+    own = variants_of("distill.weights.kl=1", "distill.kl_temperature=2", "distill.normalized_states=true")
+    assert own["no_norm"] == {"distill.weights.norm": 0.0, "distill.normalized_states": False}
+    assert own["no_kl"] == {"distill.weights.kl": 0.0, "distill.kl_temperature": 1.0}
+    assert own["no_kl"].items() | own["no_norm"].items() <= own["ce_alone"].items()
     assert list(variants_of("distill.weights.ce=0")) == ["full", "no_cosine", "no_norm", "no_multiple", "online"]
     nothing_else = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, kl: 1}"
     assert list(variants_of(nothing_else)) == ["full", "online"]

@@ -57,7 +57,7 @@ def default_variants(distill: DistillConfig) -> Variants:
     Source: SLMRec, the ablation of its losses.
     """
     terms = {name: weight for name, weight in distill.weights.model_dump().items() if weight and name != "ce"}
-    off = {name: _off(name) for name in terms}
+    off = {name: _off(distill, name) for name in terms}
     variants: Variants = {"full": {}}
     if distill.weights.ce or len(terms) > 1:
         variants |= {f"no_{name}": changes for name, changes in off.items()}
@@ -68,9 +68,14 @@ def default_variants(distill: DistillConfig) -> Variants:
     return variants | {"online": {"distill.mode": "online", "distill.teacher_states": None}}
 
 
-def _off(term: str) -> dict[str, Any]:
-    temperature = {"distill.kl_temperature": 1.0} if term == "kl" else {}  # it belongs to that term
-    return {f"distill.weights.{term}": 0.0, **temperature}
+def _off(distill: DistillConfig, term: str) -> dict[str, Any]:
+    """Leaves a term out, and with it the setting that belongs to it."""
+    off: dict[str, Any] = {f"distill.weights.{term}": 0.0}
+    if term == "kl" and distill.kl_temperature != 1:
+        off["distill.kl_temperature"] = 1.0
+    if term == "norm" and distill.normalized_states:
+        off["distill.normalized_states"] = False
+    return off
 
 
 def _recipes(config: Config, variants: Variants) -> dict[str, Config]:
