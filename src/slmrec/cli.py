@@ -17,8 +17,9 @@ STAGES = {
     "distill": "the student: fewer layers, taught by the teacher",
     "evaluate": "all models side by side on the test split",
     "run": "all of the above, what is done is skipped",
+    "ablate": "variants of the distillation with several seeds, after one teacher",
 }
-TAKE_INPUT = ("prepare", "run")
+TAKE_INPUT = ("prepare", "run", "ablate")
 DEFAULTS = "each has its default: the paper's recipe on smollm2-135m"
 FORMATS = """
 formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
     bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
+    _add_compare(commands)
     _add_data_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
@@ -101,6 +103,24 @@ def _add(commands: Any, name: str, text: str, epilog: str | None = None) -> argp
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     return added
+
+
+def _add_compare(commands: Any) -> None:
+    example = (
+        "Examples: slmrec compare out/beauty out/seed1\n"
+        "          slmrec compare out/beauty out/beauty --model teacher --model-b student --metric mrr\n"
+        "Differences are B - A, user by user; docs/statistics.md says how to read them."
+    )
+    compare = _add(commands, "compare", "two evaluated models: differences, intervals, tests, slices", epilog=example)
+    compare.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of an evaluated run")
+    compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another one, or the same")
+    compare.add_argument("--model", default="student", help="the model of RUN_A (default: student)")
+    compare.add_argument("--model-b", help="the model of RUN_B (default: that of RUN_A)")
+    compare.add_argument("--protocol", help="for example full (default: the primary one of RUN_A)")
+    compare.add_argument(
+        "--metric", action="append", help="for example hit@5; may be repeated, the first one is shown by slices too"
+    )
+    compare.add_argument("--output", type=Path, help="JSON file to write the numbers to as well")
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
@@ -150,10 +170,26 @@ def _dispatch(options: argparse.Namespace) -> None:
         from slmrec.stages.demo import demo
 
         demo(options.output, options.overrides, options.force)
+    elif options.command == "compare":
+        _compare(options)
     elif options.command == "data":
         _run_data_command(options)
     else:
         _run_stage(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from slmrec.stages.compare import METRICS, compare
+
+    compare(
+        options.run_a,
+        options.run_b,
+        model=options.model,
+        model_b=options.model_b,
+        protocol=options.protocol,
+        metrics=tuple(options.metric or METRICS),
+        output=options.output,
+    )
 
 
 def _run_data_command(options: argparse.Namespace) -> None:
@@ -184,6 +220,11 @@ def _run_stage(options: argparse.Namespace) -> None:
         from slmrec.stages.run import run
 
         run(config, options.output, options.force)
+        return
+    if options.command == "ablate":
+        from slmrec.stages.ablate import ablate
+
+        ablate(config, options.output, options.force)
         return
     stage = importlib.import_module(f"slmrec.stages.{options.command}")  # alone: preparing data needs no torch
     target = options.output if options.command == "prepare" and options.config is None else None

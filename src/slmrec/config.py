@@ -1,6 +1,8 @@
 """The whole configuration: every setting, its default and what it does. Defaults live here and nowhere else."""
 
 import difflib
+import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -467,12 +469,47 @@ class EvaluateConfig(Section):
         "sampled",
     )
     """Rankings to report; one forward pass serves all."""
+    models: tuple[Literal["popularity", "cooccurrence", "sasrec", "teacher", "student"], ...] | None = Field(
+        None, min_length=1
+    )
+    """What is evaluated; null: all that there is."""
     num_negatives: int = Field(999, ge=1)
     """Negatives a user of the `sampled` protocol, drawn once from the items outside the user's history and stored."""
     batch_size: int = Field(256, ge=1)
     """Users encoded at once."""
     timing_users: int = Field(2000, ge=1)
     """Users over whom the speed of each model is measured, in turn, the median of three rounds."""
+
+
+class AblateConfig(Section):
+    """Variants of the distillation, side by side; read by `slmrec ablate` alone."""
+
+    variants: dict[str, dict[str, Any]] | None = None
+    """By name, the settings of distill that differ, `{distill.weights.kl: 0}`; `{}` is the recipe as it is. null: the
+    recipe as `full`, without each of its terms, with cross-entropy alone, and online (offline if the recipe is online).
+    Source: SLMRec's ablation of its losses."""
+    seeds: tuple[int, ...] = Field((42, 1, 2), min_length=1)
+    """Each variant is distilled with each of these; all share one teacher."""
+    baseline: str = "full"
+    """The variant that the others are compared with."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AblateConfig":
+        _check(len(set(self.seeds)) == len(self.seeds), f"seeds are {list(self.seeds)}; name each seed once")
+        names = ["full"] if self.variants is None else list(self.variants)
+        _check(self.baseline in names, f"baseline is {self.baseline!r}, which is no variant; choose of: {names}")
+        for name, changes in (self.variants or {}).items():
+            _check(
+                re.fullmatch(r"\w[\w.-]*", name) is not None and name != "base",
+                f"variants has {name!r}: a variant is a folder; take letters, digits, '_', '.' and '-', and not 'base'",
+            )
+            for key in changes:
+                _check(
+                    key.startswith("distill."),
+                    f"variants.{name} changes {key!r}; only settings of distill can differ (distill.num_layers, "
+                    "...), since what comes before is done once for all",
+                )
+        return self
 
 
 class Config(Section):
@@ -485,6 +522,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -500,6 +538,10 @@ class Config(Section):
                 f"distill.num_blocks is {distill.num_blocks}, but the student has {student} layers and the teacher "
                 f"{teacher}; choose a number that divides both",
             )
+        _check(
+            self.pretrain.item_vectors is None or "sasrec" not in (self.evaluate.models or ()),
+            "evaluate.models names sasrec, but with pretrain.item_vectors none is trained; leave it out",
+        )
         return self
 
 
@@ -519,6 +561,21 @@ def load_config(path: Path | None, overrides: list[str]) -> Config:
         for fault in error.errors():
             faults.setdefault(_origin(fault["loc"], path, overrides), []).append(_describe(fault))
         raise ConfigError("; ".join(f"{origin}: {'; '.join(found)}" for origin, found in faults.items())) from None
+
+
+def vary(config: Config, changes: dict[str, Any], where: str) -> Config:
+    """The same configuration but for some settings, given by `key.path`.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range, or they contradict the rest; it begins with `where`.
+    """
+    values = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in changes.items():
+        _apply(values, f"{key}={json.dumps(value, default=str)}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {'; '.join(map(_describe, error.errors()))}") from None
 
 
 def _origin(location: tuple[Any, ...], path: Path | None, overrides: list[str]) -> str:

@@ -95,19 +95,18 @@ def _loss(
 def _stored(task: Task, teacher: Teacher, data: TrainingSamples) -> StoredTeacher:
     """The teacher's answers to all training samples, computed unless an earlier run has."""
     settings = task.config.distill
-    compared = settings.weights.cosine or settings.weights.norm
-    wanted: dict[str, Any] = {
-        "num_blocks": settings.num_blocks if compared else 0,
-        "max_history_items": data.max_history_items,
-        "every_position": data.every_position,
-    }
-    key = fingerprint(teacher, data.samples, **wanted)
     folder = Path(settings.teacher_states) if settings.teacher_states else task.output / "teacher_states"
-    path = folder / f"{key}.safetensors"
+    read: dict[str, Any] = {"max_history_items": data.max_history_items, "every_position": data.every_position}
+    compared = settings.weights.cosine or settings.weights.norm
+    choices = [settings.num_blocks] if compared else [0, settings.num_blocks]  # user vectors come with blocks as well
+    keys = {number: fingerprint(teacher, data.samples, num_blocks=number, **read) for number in choices}
+    paths = {number: folder / f"{key}.safetensors" for number, key in keys.items()}
+    num_blocks = next((number for number in choices if paths[number].exists()), choices[0])
+    path, key, wanted = paths[num_blocks], keys[num_blocks], {"num_blocks": num_blocks, **read}
     if path.exists():
         print(f"distill: the teacher's outputs taken from {path}", flush=True)
     else:
-        _store(teacher, data, path, wanted | {"fingerprint": key})
+        _store(teacher, data, path, {"fingerprint": key, **wanted})
     return StoredTeacher.open(path, key, teacher.item_vectors().cpu(), data.samples, **wanted)
 
 

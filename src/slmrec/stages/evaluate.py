@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from slmrec.baselines import LastItemCooccurrence, Popularity
 from slmrec.checkpoint import load_recommender
 from slmrec.config import Config, EvaluateConfig
-from slmrec.data.dataset import Dataset, Samples
+from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation import EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
 from slmrec.metrics import ranking_metrics
@@ -39,9 +39,9 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
     settings = task.config.evaluate
     dataset = Dataset.load(task.output / "prepare")
     models = _models(task, dataset)
+    counts = dataset.train_counts()
     scorers: dict[str, Scorer] = {
-        "popularity": Popularity(dataset.train_counts()),
-        "cooccurrence": LastItemCooccurrence(dataset),
+        **_baselines(dataset, counts, settings),
         **{name: EncoderScorer(model) for name, model in models.items()},
         **extra(dataset),
     }
@@ -50,7 +50,9 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
     sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
     content = _report(task, dataset, ranks, sizes, _speeds(settings, samples, scorers))
     (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _write_ranks(task.folder / "per_user.parquet", dataset.user_ids.take(pa.array(samples.users())), ranks)
+    user_ids = dataset.user_ids.take(pa.array(samples.users()))
+    _write_ranks(task.folder / "per_user.parquet", user_ids, ranks)
+    _write_users(task.folder / "users.parquet", user_ids, samples, counts)
     return {}
 
 
@@ -60,6 +62,14 @@ def show(folder: Path) -> None:
     console = Console(width=max(Console().width, 118))
     for name, protocol in content["protocols"].items():
         console.print(_table(name, protocol))
+
+
+def _baselines(dataset: Dataset, counts: Ints, settings: EvaluateConfig) -> dict[str, Scorer]:
+    makers: dict[str, Callable[[], Scorer]] = {
+        "popularity": lambda: Popularity(counts),
+        "cooccurrence": lambda: LastItemCooccurrence(dataset),
+    }
+    return {name: make() for name, make in makers.items() if name in (settings.models or makers)}
 
 
 def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
@@ -72,6 +82,7 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     if task.config.pretrain.item_vectors:
         del folders["sasrec"]  # the vectors were brought; no SASRec was trained
     models: dict[str, Model] = {}
+    folders = {name: folder for name, folder in folders.items() if name in (task.config.evaluate.models or folders)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, folder in folders.items():
         model, vocabulary = load_recommender(folder)
@@ -156,6 +167,17 @@ def _write_ranks(path: Path, user_ids: pa.Array, ranks: dict[str, Any]) -> None:
         for protocol, found in by.items()
     ]
     pq.write_table(pa.concat_tables(tables), path)
+
+
+def _write_users(path: Path, user_ids: pa.Array, samples: Samples, counts: Ints) -> None:
+    """What users can be told apart by: how much was read of them, and how often the target was seen in training."""
+    lengths, targets = [], []
+    for rows in samples.chunks():
+        starts, ends, _ = samples.spans(rows)
+        lengths.append(ends - starts)
+        targets.append(counts[samples.flat[ends]])
+    columns = {"history_length": np.concatenate(lengths), "target_count": np.concatenate(targets)}
+    pq.write_table(pa.table({"user_id": user_ids} | columns), path)
 
 
 def _table(name: str, protocol: dict[str, Any]) -> Table:
