@@ -136,7 +136,7 @@ def first_batch(folder: Path, supervision: str) -> dict[str, float]:
     from slmrec.data.batching import collate, shuffled
     from slmrec.data.dataset import Dataset
     from slmrec.data.histories import write_histories
-    from slmrec.stages.memory import peak_rss_mb
+    from slmrec.memory import peak_rss_mb
 
     imported, imports_mb = time.perf_counter(), peak_rss_mb()
     if not supervision:

@@ -1,10 +1,13 @@
 """Settings: all faults at once, unknown keys with a suggestion, every recipe valid."""
 
+import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 from slmrec.config import Config, load_config
+from slmrec.data.public import find_dataset
 from slmrec.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -14,6 +17,78 @@ RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_every_recipe_is_valid(path: Path) -> None:
     config = load_config(path, [])
     assert config.distill.num_layers * 2 <= config.finetune.num_layers
+
+
+PAPER = {
+    "prepare.preset": "paper",
+    "finetune.backbone": "meta-llama/Llama-2-7b-hf",
+    "finetune.num_layers": 8,
+    "finetune.lora.r": 16,
+    "finetune.lora.lora_alpha": 16,
+    "finetune.lora.lora_dropout": 0.05,
+    "finetune.lora.target_modules": ("gate_proj", "up_proj", "down_proj"),
+    "finetune.prompt": "alpaca",
+    "finetune.positions": "right_aligned",
+    "finetune.item_table": "frozen",
+    "finetune.max_history_items": 30,
+    "finetune.supervision": "last_position",
+    "finetune.train.learning_rate": 1e-3,
+    "finetune.train.num_train_epochs": 3,
+    "finetune.train.per_device_train_batch_size": 256,
+    "finetune.train.reference_batch_size": 256,
+    "finetune.train.warmup_steps": 100,
+    "finetune.train.lr_scheduler_type": "cosine",
+    "finetune.train.weight_decay": 0,
+    "distill.mode": "offline",
+    "distill.num_layers": 4,
+    "distill.num_blocks": 4,
+    "distill.weights.ce": 1,
+    "distill.weights.cosine": 1,
+    "distill.weights.norm": 0.1,
+    "distill.weights.multiple": 1,
+    "distill.weights.kl": 0,
+    "distill.train.learning_rate": 1e-3,
+    "distill.train.num_train_epochs": 5,
+    "distill.train.per_device_train_batch_size": 128,
+    "distill.train.reference_batch_size": 128,
+    "distill.train.warmup_steps": 50,
+    "distill.train.lr_scheduler_type": "cosine",
+    "distill.train.weight_decay": 0,
+    "evaluate.protocols": ("full_history_excluded", "full", "sampled"),
+    "evaluate.num_negatives": 999,
+}
+"""The published recipe; sources as in docs/paper.md."""
+
+
+@pytest.mark.parametrize("name", ["cloth", "movie", "music", "sport"])
+def test_recipes_of_the_paper_have_its_values(name: str) -> None:
+    path = RECIPES[0].parent / f"paper_{name}.yaml"
+    config = load_config(path, [])
+    for key, expected in PAPER.items():
+        assert reduce(getattr, key.split("."), config) == expected, key
+    text = path.read_text(encoding="utf-8")
+    fetched = find_dataset(*re.findall(r"slmrec data fetch (\S+)", text))
+    assert fetched.about.endswith(f"{name.capitalize()} in the SLMRec paper")
+    assert f"--input data/{fetched.events} --items data/{fetched.items}" in text
+    values = text[text.index("\nseed:") :].strip().splitlines()
+    assert all(
+        "#" in line or line.strip().split(":")[0] in {*Config.model_fields, "train", "weights"} or line[:4] == "    "
+        for line in values
+    )  # a value without a source stands under one that has it
+    assert "1e-3 the loss exploded" in text and "train.learning_rate=1e-4" in text
+
+
+def test_recipes_of_the_paper_differ_in_their_data_alone() -> None:
+    paper = [load_config(path, []) for path in RECIPES if path.name.startswith("paper_")]
+    assert len(paper) == 4 and all(config == paper[0] for config in paper)
+
+
+def test_the_recipe_of_a_small_modern_backbone_fits_any_gpu_and_says_that_it_is_unmeasured() -> None:
+    path = RECIPES[0].parent / "qwen3.yaml"
+    config = load_config(path, [])
+    assert config.finetune.backbone == "Qwen/Qwen3-0.6B"
+    assert {part.train.per_device_train_batch_size for part in (config.finetune, config.distill)} == {"auto"}
+    assert "NOT MEASURED YET" in path.read_text(encoding="utf-8")
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -108,6 +183,16 @@ def test_a_fault_names_where_it_came_from(tmp_path: Path) -> None:
         load_config(path, ["distill.num_blocks=1"])
 
 
+def test_a_section_that_the_recipe_leaves_out_is_begun_by_its_first_setting(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("finetune: {lora: null}", encoding="utf-8")
+    lora = load_config(path, ["finetune.lora.r=8"]).finetune.lora
+    assert lora is not None and (lora.r, lora.lora_alpha) == (8, 16)
+    with pytest.raises(ConfigError, match=r"override 'seed\.x=1': 'seed' is 42, which has no settings of its own"):
+        path.write_text("seed: 42", encoding="utf-8")
+        load_config(path, ["seed.x=1"])
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]
@@ -118,6 +203,21 @@ def test_settings_are_frozen() -> None:
     [
         (["pretrain.train.loss=sampled_softmax"], "loss is sampled_softmax and num_sampled is None"),
         (["finetune.train.num_sampled=8"], "loss is ce and num_sampled is 8; num_sampled belongs to loss"),
+        (
+            ["finetune.train.per_device_train_batch_size=auto"],
+            "is auto and reference_batch_size is not set; give the",
+        ),
+        (
+            [
+                "finetune.train.per_device_train_batch_size=auto",
+                "finetune.train.reference_batch_size=8",
+                "finetune.train.gradient_accumulation_steps=2",
+            ],
+            "gradient_accumulation_steps is 2; auto divides a step itself",
+        ),
+        (["distill.train.per_device_train_batch_size=0"], "got 0, expected a whole number from 1, or auto"),
+        (["distill.train.per_device_train_batch_size=large"], "got 'large', expected a whole number from 1, or auto"),
+        (["distill.train.per_device_train_batch_size=1.5"], "got 1.5, expected a whole number from 1, or auto"),
         (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),
     ],
 )

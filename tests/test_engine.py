@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slmrec.errors import ConfigError
-from slmrec.models import flex
+from slmrec.losses import NextItemLoss
+from slmrec.models import attention, flex
 from slmrec.models.attention import PADDED_SHARE, KeysValues, NewestQueries, PackedRow, ScoreRule, groups_of
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.decoder import DecoderRecommender, build_decoder, compile_layers
@@ -308,3 +309,42 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(ConfigError, match=r"cannot compile here \(no compiler\); install a C\+\+ compiler"):
         compile_layers(random_model())
+
+
+def test_norms_are_exact_under_autocast_however_large_their_input() -> None:
+    """A mean of squares summed in bfloat16 would stop growing after 256 like terms, and be wrong by a factor."""
+    torch.manual_seed(0)
+    model = random_model()
+    states = (3e4 * (1 + torch.rand(7, model.hidden_size))).to(torch.bfloat16)
+    for norm in (model.decoder.norm, torch.nn.LayerNorm(model.hidden_size)):
+        exact = norm.double()(states.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = norm.float()(states.float())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = norm(states)  # what it is given and gives is rounded, what it computes is not
+        torch.testing.assert_close(rounded.double(), exact, rtol=2**-7, atol=2**-7)
+
+
+def test_the_softmax_of_attention_is_exact_in_bfloat16() -> None:
+    """Of 4,096 equal scores each weight is 1/4096; sums in bfloat16 would stop at 256."""
+    scores = torch.full((1, 4096), 3e4, dtype=torch.bfloat16)
+    weights = attention._weights(scores, ScoreRule(1.0, None, 0.0), torch.bfloat16)
+    assert torch.equal(weights, torch.full_like(weights, 1 / 4096))
+
+
+def test_a_large_input_trains_under_autocast_as_without() -> None:
+    model = random_model(num_layers=2)
+    with torch.no_grad():
+        model.item_embeddings.weight.mul_(1e3)
+    [batch] = random_batches(np.array([3, 9, 20]), 8)[:1]
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = NextItemLoss(model)(batch).total
+        loss.backward()
+        assert loss.dtype == torch.float32 and torch.isfinite(loss)
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
+    assert torch.isfinite(gradients[1]).all()
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98

@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
-MIDDLE = {"data", "models", "losses", "metrics", "statistics", "config", "catalogue"}
-TOOLS = {"training", "evaluation", "baselines", "checkpoint", "teacher_states"}
+MIDDLE = {"data", "models", "losses", "metrics", "statistics", "config", "catalogue", "memory"}
+TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
 SERVING = {"recommend", "server"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     **dict.fromkeys(MIDDLE, BASE),
     "losses": BASE | {"catalogue"},
-    "training": BASE | {"config", "data", "models", "losses", "metrics"},
+    "batch_size": BASE | {"data", "memory"},
+    "training": BASE | {"config", "data", "models", "losses", "metrics", "batch_size"},
     "evaluation": BASE | {"data", "metrics", "catalogue"},
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},

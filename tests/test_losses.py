@@ -173,3 +173,13 @@ def test_draws_never_hold_the_padding_item() -> None:
             sampler=SAMPLER,
             num_sampled=4,
         )
+
+
+def test_terms_of_bfloat16_states_are_computed_in_float32() -> None:
+    """1,024 entries that differ by 1: a sum of squares in bfloat16 stops at 256, a distance of 16 instead of 32."""
+    student, teacher = torch.full((2, 1024), 129.0, dtype=torch.bfloat16), torch.full((2, 1024), 128.0)
+    for other in (teacher, teacher.to(torch.bfloat16)):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert losses.feature_norm(student, other).item() == 32.0
+            assert losses.feature_direction(student, other).abs().item() < 1e-6
+            assert losses.feature_norm(student, other).dtype == torch.float32

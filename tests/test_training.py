@@ -12,6 +12,7 @@ from slmrec.config import TrainConfig
 from slmrec.data.dataset import Samples
 from slmrec.errors import TrainingError
 from slmrec.losses import NextItemLoss
+from slmrec.metrics import ranks_of_targets
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.training import Progressed, TrainingSamples, fit, schedule
 from slmrec.types import Batch, LossTerms
@@ -182,6 +183,112 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_and_remedy(tmp_path: Pat
         TrainingError, match=r"nan at step 0 with learning rate 5\.00e-03.*lower pretrain\.train\.learning_rate"
     ):
         fit(Broken(), samples(), SETTINGS, validate=Validation(), folder=tmp_path, seed=1, name="pretrain")
+
+
+class Reading(nn.Module):
+    """One weight that is 0, so that a loss may be anything that validation is told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.weight, self.error = nn.Parameter(torch.zeros(1)), error
+
+    def forward(self, batch: Batch) -> LossTerms:
+        if self.error:
+            raise self.error
+        return LossTerms(self.weight.sum(), {})
+
+
+@pytest.mark.parametrize(
+    ("die_at", "expected"),
+    [
+        (1, r"pretrain: validation before the first step: scores of users.*; nothing was trained yet, so look at the"),
+        (
+            2,
+            r"pretrain: validation at step 4 with learning rate \d\.\d\de-0\d: scores of users \(counted from 0\) 7: "
+            r".*; the state before this epoch is kept; lower pretrain\.train\.learning_rate or raise pretrain",
+        ),
+    ],
+)
+def test_scores_that_are_no_numbers_are_told_with_stage_step_and_rate(
+    tmp_path: Path, die_at: int, expected: str
+) -> None:
+    calls = iter(range(1, 9))
+
+    def validate() -> dict[str, float]:
+        if next(calls) == die_at:
+            ranks_of_targets(
+                torch.full((1, 3), torch.nan), torch.ones(1, dtype=torch.int64), np.zeros(1), np.array([7])
+            )
+        return {"ndcg@10": 0.1}
+
+    with pytest.raises(TrainingError, match=expected):
+        fit(Reading(), samples(), SETTINGS, validate=validate, folder=tmp_path, seed=1, name="pretrain")
+
+
+def test_memory_that_ends_is_told_with_a_remedy(tmp_path: Path) -> None:
+    broken = Reading(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(TrainingError, match=r"finetune: out of memory at step 0 with 4 samples at once; set finet"):
+        fit(broken, samples(), SETTINGS, validate=Validation(), folder=tmp_path, seed=1, name="finetune")
+
+
+def changed(**values: object) -> TrainConfig:
+    return TrainConfig.model_validate(SETTINGS.model_dump() | values)
+
+
+def test_another_batch_takes_the_square_root_of_the_rate(tmp_path: Path) -> None:
+    settings = changed(reference_batch_size=16, gradient_accumulation_steps=2, warmup_steps=0)
+    done = train(model(), tmp_path / "scaled", Validation(), settings)
+    assert (done.samples_per_step, done.samples_at_once) == (8, 4)
+    assert done.peak_learning_rate == pytest.approx(1e-2 * 0.5**0.5)
+    by_hand, scaled = model(), model()
+    train(by_hand, tmp_path / "hand", Validation(), changed(learning_rate=5e-3))
+    train(scaled, tmp_path / "root", Validation(), changed(reference_batch_size=16))
+    assert all(torch.equal(a, b) for a, b in zip(by_hand.parameters(), scaled.parameters(), strict=True))
+
+
+AUTO = {"per_device_train_batch_size": "auto", "reference_batch_size": 4}
+
+
+def test_auto_is_the_whole_batch_where_it_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    auto, whole = model(), model()
+    done = train(auto, tmp_path / "auto", Validation(), changed(**AUTO))
+    assert "pretrain: 4 samples a step, 4 at once; learning rate 1.00e-02 (1.00e-02 for 4)" in capsys.readouterr().out
+    assert (done.samples_at_once, done.samples_per_step, done.peak_learning_rate) == (4, 4, 1e-2)
+    train(whole, tmp_path / "whole", Validation())
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), auto.parameters(), strict=True))
+
+
+def test_pieces_of_any_size_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of one step have unequal numbers of positions, which all weigh alike."""
+    flat, ends = np.tile(np.arange(1, 9), 4), np.arange(3, 19)
+    starts = ends - 1 - ends % 4
+    data = TrainingSamples(Samples.of(flat, starts, ends, np.arange(len(ends))), 5, True)
+
+    def trained(at_once: int) -> SasRec:
+        monkeypatch.setattr("slmrec.training.largest_that_fits", lambda *arguments: at_once)
+        torch.manual_seed(0)
+        own = SasRec(SasRecConfig(num_items=8, hidden_size=8, dropout=0.0, max_history_items=5))
+        folder, settings = tmp_path / str(at_once), changed(**AUTO | {"reference_batch_size": 6})
+        fit(NextItemLoss(own), data, settings, validate=Validation(), folder=folder, seed=1, name="pretrain")
+        return own
+
+    whole = trained(6)
+    for at_once in (1, 2, 4):
+        for a, b in zip(whole.parameters(), trained(at_once).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_training_keeps_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmrec.training.largest_that_fits", lambda *arguments: 3)
+    whole = model()
+    train(whole, tmp_path / "whole", Validation(), changed(**AUTO))
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), tmp_path / "cut", Validation(die_after=3), changed(**AUTO))
+    monkeypatch.setattr("slmrec.training.largest_that_fits", lambda *arguments: pytest.fail("measured again"))
+    resumed = model()
+    done = train(resumed, tmp_path / "cut", Validation(*np.linspace(0.1, 0.5, 9)[3:]), changed(**AUTO))
+    assert done.samples_at_once == 3
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_schedules() -> None:

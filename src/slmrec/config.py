@@ -5,10 +5,10 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from slmrec.errors import ConfigError
 
@@ -33,6 +33,15 @@ def _check_layers(layers: tuple[int, ...] | None, num_layers: int, section: "typ
     )
 
 
+def _whole_or_auto(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    _check(whole or value == "auto", f"got {value!r}, expected a whole number from 1, or auto")
+    return value
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
+
+
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
@@ -48,8 +57,12 @@ class TrainConfig(Section):
     """Passes over the training samples; 0 trains nothing."""
     max_steps: int = Field(-1, ge=-1)
     """Stop after this many optimiser steps; -1: the epochs decide."""
-    per_device_train_batch_size: int = Field(64, ge=1)
-    """Users (or samples) a step and device."""
+    per_device_train_batch_size: BatchSize = 64
+    """Users (or samples) a batch and device; `auto`: a step takes `reference_batch_size` in all, as many at once as
+    memory allows."""
+    reference_batch_size: int | None = Field(None, ge=1)
+    """Samples of the step that `learning_rate` belongs to: a step of another size takes the rate times the square root
+    of the ratio of sizes; null: the rate is taken as it is."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Batches whose gradients are added up before a step."""
     warmup_steps: int = Field(100, ge=0)
@@ -76,6 +89,21 @@ class TrainConfig(Section):
     """The share of each label that is spread evenly over the catalogue; for loss: ce."""
 
     @model_validator(mode="after")
+    def _batch_is_whole(self) -> "TrainConfig":
+        auto = self.per_device_train_batch_size == "auto"
+        _check(
+            not auto or self.reference_batch_size is not None,
+            "per_device_train_batch_size is auto and reference_batch_size is not set; give the samples of a step that "
+            f"learning_rate ({self.learning_rate:g}) belongs to",
+        )
+        _check(
+            not auto or self.gradient_accumulation_steps == 1,
+            f"per_device_train_batch_size is auto, and gradient_accumulation_steps is "
+            f"{self.gradient_accumulation_steps}; auto divides a step itself, leave gradient_accumulation_steps out",
+        )
+        return self
+
+    @model_validator(mode="after")
     def _sampling_is_whole(self) -> "TrainConfig":
         _check(
             (self.loss == "sampled_softmax") == (self.num_sampled is not None),
@@ -94,8 +122,8 @@ class PretrainTraining(TrainConfig):
 
     num_train_epochs: int = Field(32, ge=0)
     """Passes over the training samples."""
-    per_device_train_batch_size: int = Field(256, ge=1)
-    """Samples a step and device."""
+    per_device_train_batch_size: BatchSize = 256
+    """Samples a batch and device, or `auto`."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after the warm-up."""
 
@@ -116,8 +144,8 @@ class FinetuneTraining(DecoderTraining):
     """Peak learning rate of AdamW."""
     num_train_epochs: int = Field(3, ge=0)
     """Passes over the training samples; 0 trains nothing."""
-    per_device_train_batch_size: int = Field(256, ge=1)
-    """Users (or samples) a step and device."""
+    per_device_train_batch_size: BatchSize = 256
+    """Users (or samples) a batch and device, or `auto`."""
 
 
 class DistillTraining(DecoderTraining):
@@ -127,8 +155,8 @@ class DistillTraining(DecoderTraining):
     """Peak learning rate of AdamW."""
     num_train_epochs: int = Field(5, ge=0)
     """Passes over the training samples; 0 trains nothing."""
-    per_device_train_batch_size: int = Field(128, ge=1)
-    """Users (or samples) a step and device."""
+    per_device_train_batch_size: BatchSize = 128
+    """Users (or samples) a batch and device, or `auto`."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the learning rate rises from 0."""
 
@@ -607,9 +635,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: expected key.path=value, for example distill.num_layers=2")
     *sections, name = key.split(".")
     for section in sections:
-        below = values.setdefault(section, {})
+        below = values.get(section)
+        if below is None:  # left out, or null: begun with this setting, its others as by default
+            below = values[section] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+            raise ConfigError(
+                f"override {override!r}: {section!r} is {below!r}, which has no settings of its own; give {section}=..."
+            )
         values = below
     try:
         values[name] = yaml.safe_load(text)

@@ -18,7 +18,7 @@ def feature_direction(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: SLMRec, the feature similarity term (cosine).
     """
-    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+    return (1 - F.cosine_similarity(_exact(student), _exact(teacher), dim=-1)).mean()
 
 
 def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,12 +29,17 @@ def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: SLMRec, the feature norm term.
     """
-    distances: Tensor = torch.linalg.vector_norm(student - teacher, dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(_exact(student) - _exact(teacher), dim=-1)
     return distances.mean()
 
 
 def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return feature_norm(F.normalize(student, dim=-1), F.normalize(teacher, dim=-1))
+
+
+def _exact(states: Tensor) -> Tensor:
+    """In float32 at least: under autocast states come in bfloat16, whose sums and differences are too coarse."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 class _CrossEntropy:

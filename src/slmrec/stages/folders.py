@@ -19,7 +19,7 @@ import yaml
 from slmrec import __version__
 from slmrec.config import Config
 from slmrec.errors import CheckpointError
-from slmrec.stages.memory import peak_rss_mb, reset_peak
+from slmrec.memory import peak_rss_mb, reset_peak
 
 ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
 _PLACES = {"teacher_states", "input", "items", "memory_limit"}

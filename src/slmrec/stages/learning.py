@@ -83,6 +83,9 @@ def learn(
         "num_trainable_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "best_epoch": done.best_epoch,
         "epochs": done.epoch,
+        "samples_at_once": done.samples_at_once,
+        "samples_per_step": done.samples_per_step,
+        "peak_learning_rate": done.peak_learning_rate,
         "training_s": round(done.seconds, 3),
     }
     save_recommender(model, dataset, task.folder, f"SLMRec {name}", done.best)
