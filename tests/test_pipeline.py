@@ -120,6 +120,27 @@ def test_a_finished_run_does_nothing_and_says_so(
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_batches_that_fit_are_found_and_recorded(
+    output: Path, finished: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = [
+        f"{stage}.train.{key}"
+        for stage in ("finetune", "distill")
+        for key in ("per_device_train_batch_size=auto", "reference_batch_size=32")
+    ]
+    assert main(["run", "--config", str(config), "--output", str(output), *auto]) == 0
+    assert "finetune: 32 samples a step, 32 at once; learning rate 2.00e-03" in capsys.readouterr().out
+    for stage in ("finetune", "distill"):
+        metrics = json.loads((output / stage / "metrics.json").read_text(encoding="utf-8"))
+        assert (metrics["samples_at_once"], metrics["samples_per_step"], metrics["peak_learning_rate"]) == (
+            32,
+            32,
+            2e-3,
+        )
+        ours, theirs = (load_file(folder / stage / "model.safetensors") for folder in (output, finished))
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
 def test_a_changed_setting_redoes_its_stage_and_those_after_it(
     output: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

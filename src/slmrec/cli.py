@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--force", action="store_true", help="redo what is done")
         if name in TAKE_INPUT:
             _add_data_options(command)
+        if name == "run":
+            about = "show what would be done and what it would take; write nothing"
+            command.add_argument("--dry-run", action="store_true", help=about)
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the YAML")
     demo = commands.add_parser("demo", help="the whole pipeline on a simulated shop, in minutes")
     demo.add_argument("--output", type=Path, required=True, help="folder of the run")
@@ -217,9 +220,9 @@ def _run_stage(options: argparse.Namespace) -> None:
     from slmrec.stages.folders import run_stage
 
     if options.command == "run":
-        from slmrec.stages.run import run
+        from slmrec.stages.run import plan, run
 
-        run(config, options.output, options.force)
+        (plan if options.dry_run else run)(config, options.output, options.force)
         return
     if options.command == "ablate":
         from slmrec.stages.ablate import ablate

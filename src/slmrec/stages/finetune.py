@@ -86,9 +86,14 @@ def _backbone(settings: FinetuneConfig) -> Backbone:
         decoder = random_decoder(settings.backbone_config)
         nothing = torch.zeros(0, decoder.config.hidden_size)
         return Backbone(decoder, nothing, nothing)  # random weights have no words to prompt with
-    named = {"alpaca": ALPACA, "none": PromptTemplate()}
-    prompt = named[settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
+    prompt = prompt_of(settings)
     return load_backbone(settings.backbone, prompt.prefix, prompt.response, settings.quantization_config)
+
+
+def prompt_of(settings: FinetuneConfig) -> PromptTemplate:
+    """The text before and after the items."""
+    named = {"alpaca": ALPACA, "none": PromptTemplate()}
+    return named[settings.prompt] if isinstance(settings.prompt, str) else settings.prompt
 
 
 def _sources(config: Config) -> tuple[str | None, ...]:

@@ -72,6 +72,12 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
         return _run_stage(stage, config, output, force, target)
 
 
+def is_done(stage: Stage, config: Config, output: Path) -> bool:
+    """Whether `run_stage` would have nothing to do, given that the stages before are as they shall be."""
+    upstream = {name: str(read_record(output / name).get("fingerprint")) for name in stage.needs(config)}
+    return read_record(output / stage.name).get("fingerprint") == _fingerprint(stage, config, upstream)
+
+
 def _run_stage(stage: Stage, config: Config, output: Path, force: bool, target: Path) -> Path:
     upstream = {name: _current(output, name) for name in stage.needs(config)}
     fingerprint = _fingerprint(stage, config, upstream)
