@@ -363,6 +363,8 @@ class FinetuneConfig(Section):
     """Whether the item vectors stay as pretrained."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the decoder reads."""
+    layer_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on what attention and MLP of each layer add to the states, as SASRec has it; the reference has none."""
     titles: TitleSettings | None = None
     """Join what the titles say; null: the item vectors alone."""
     sasrec_weight: float = Field(0.0, ge=0, lt=1)
@@ -459,6 +461,8 @@ class DistillConfig(Section):
     """Whether the student's item vectors stay as the teacher's."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the student reads."""
+    layer_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on what attention and MLP of each of its layers add to the states."""
     train: DistillTraining = DistillTraining()
     """How it is trained; the samples are those of finetune.supervision."""
 

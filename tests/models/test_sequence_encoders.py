@@ -12,6 +12,7 @@ from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, rando
 from slmrec.models.decoder import (
     DecoderRecommender,
     build_decoder,
+    drop_out_branches,
     fresh_student,
     layer_influence,
     merged_state_dict,
@@ -227,6 +228,25 @@ def test_the_influence_of_a_layer_is_how_far_it_turns_the_states() -> None:
     influence = layer_influence(model, histories)
     assert influence.shape == (4,)
     assert influence[2].abs() < 1e-6 and (influence[[0, 1, 3]] > 1e-3).all()
+
+
+def test_dropout_in_the_layers_is_for_training_alone(tmp_path: Path) -> None:
+    student = student_from(decoder(), (0, 1), item_dropout=0.0, layer_dropout=0.5, train_items=False)
+    plain = student_from(decoder(), (0, 1), item_dropout=0.0, train_items=False).eval()
+    histories = batch([1, 2, 3])
+    with torch.no_grad():
+        one, other = student.train().encode(histories).users, student.encode(histories).users
+        assert not torch.allclose(one, other, atol=1e-3)
+        torch.testing.assert_close(student.eval().encode(histories).users, plain.encode(histories).users)
+    save_model(student, tmp_path)
+    assert load_model(tmp_path).layer_dropout.p == 0.5
+
+
+def test_dropout_needs_layers_that_are_known() -> None:
+    strange = random_decoder(LLAMA)
+    del strange.layers[0].mlp
+    with pytest.raises(ConfigError, match="layer_dropout: the MLPs of LlamaModel are not found"):
+        drop_out_branches(strange, torch.nn.Dropout(0.1))
 
 
 def test_an_adapted_model_saves_no_weight_of_its_backbone(tmp_path: Path) -> None:

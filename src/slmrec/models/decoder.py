@@ -39,6 +39,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         positions: Positions = "contiguous",
         max_history_items: int = 50,
         item_dropout: float = 0.0,
+        layer_dropout: float = 0.0,
         backbone: str | None = None,
         layers: tuple[int, ...] = (),
         lora: dict[str, Any] | None = None,
@@ -54,6 +55,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         self.positions = positions
         self.max_history_items = max_history_items
         self.item_dropout = item_dropout
+        self.layer_dropout = layer_dropout
         self.backbone = backbone
         self.layers = list(layers)
         self.lora = lora
@@ -84,6 +86,9 @@ class DecoderRecommender(PreTrainedModel):
             inject_adapter_in_model(lora_config(config.lora), self.decoder)
         self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.item_dropout = nn.Dropout(config.item_dropout)
+        self.layer_dropout = nn.Dropout(config.layer_dropout)
+        if config.layer_dropout:
+            drop_out_branches(self.decoder, self.layer_dropout)
         self.titles = None
         read = scored = config.item_dim
         if config.titles:
@@ -274,6 +279,7 @@ def build_decoder(
     positions: Positions,
     max_history_items: int,
     item_dropout: float,
+    layer_dropout: float = 0.0,
     train_items: bool,
     quantization: dict[str, Any] | None = None,
     title_vectors: Tensor | None = None,
@@ -299,6 +305,7 @@ def build_decoder(
         positions=positions,
         max_history_items=max_history_items,
         item_dropout=item_dropout,
+        layer_dropout=layer_dropout,
         backbone=source,
         layers=layers,
         lora=lora,
@@ -348,13 +355,18 @@ def compile_layers(model: DecoderRecommender) -> None:
 
 
 def student_from(
-    teacher: DecoderRecommender, layers: tuple[int, ...], *, item_dropout: float, train_items: bool
+    teacher: DecoderRecommender,
+    layers: tuple[int, ...],
+    *,
+    item_dropout: float,
+    layer_dropout: float = 0.0,
+    train_items: bool,
 ) -> DecoderRecommender:
     """A student that starts from some of the teacher's layers and from all its heads.
 
     The teacher's adapters are merged into the layers first, so that the student stands alone.
     """
-    config = _alone(teacher, item_dropout, len(layers), {})
+    config = _alone(teacher, len(layers), {}, item_dropout=item_dropout, layer_dropout=layer_dropout)
     student = DecoderRecommender(config)
     state = merged_state_dict(teacher)
     own = {name: value for name, value in state.items() if not name.startswith("decoder.layers.")}
@@ -371,13 +383,21 @@ def student_from(
 
 
 def fresh_student(
-    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], *, item_dropout: float, train_items: bool
+    teacher: DecoderRecommender,
+    num_layers: int,
+    changes: dict[str, Any],
+    *,
+    item_dropout: float,
+    layer_dropout: float = 0.0,
+    train_items: bool,
 ) -> DecoderRecommender:
     """A student with random layers of the teacher's architecture but for `changes`, and the teacher's item vectors.
 
     The prompt is kept if the hidden width is.
     """
-    student = DecoderRecommender(_alone(teacher, item_dropout, num_layers, changes))
+    student = DecoderRecommender(
+        _alone(teacher, num_layers, changes, item_dropout=item_dropout, layer_dropout=layer_dropout)
+    )
     student.decoder.init_weights()
     with torch.no_grad():
         student.item_embeddings.weight.copy_(teacher.item_embeddings.weight)
@@ -471,7 +491,7 @@ def _versions(model: DecoderRecommender) -> tuple[Any, ...]:
 
 
 def _alone(
-    teacher: DecoderRecommender, item_dropout: float, num_layers: int, changes: dict[str, Any]
+    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], **dropouts: float
 ) -> DecoderRecommenderConfig:
     values = teacher.config.to_dict()
     decoder = values["decoder"] | {"num_hidden_layers": num_layers}
@@ -484,7 +504,23 @@ def _alone(
         values |= {"num_prefix_tokens": 0, "num_response_tokens": 0}
     kept = {key: values[key] for key in ("num_items", "item_dim", "positions", "max_history_items", "titles")}
     tokens = {key: values[key] for key in ("num_prefix_tokens", "num_response_tokens")}
-    return DecoderRecommenderConfig(decoder=decoder, item_dropout=item_dropout, **kept, **tokens)
+    return DecoderRecommenderConfig(decoder=decoder, **dropouts, **kept, **tokens)
+
+
+def drop_out_branches(decoder: PreTrainedModel, dropout: nn.Dropout) -> None:
+    """Dropout on what attention and MLP of each layer add to the states, as SASRec has it."""
+
+    def dropped(_: nn.Module, __: Any, output: Any) -> Any:
+        return dropout(output) if isinstance(output, Tensor) else (dropout(output[0]), *output[1:])
+
+    for layer in decoder.layers:
+        if not isinstance(getattr(layer, "mlp", None), nn.Module):
+            raise ConfigError(
+                f"layer_dropout: the MLPs of {type(decoder).__name__} are not found; set it to 0, or choose a "
+                "LLaMA-like decoder"
+            )
+        for branch in (layer.self_attn, layer.mlp):
+            branch.register_forward_hook(dropped)
 
 
 def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:

@@ -129,13 +129,16 @@ def _decoder(teacher: Teacher) -> DecoderRecommender:
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> DecoderRecommender:
-    dropout, train_items = settings.item_dropout, settings.item_table == "trained"
+    learning: Any = {
+        "item_dropout": settings.item_dropout,
+        "layer_dropout": settings.layer_dropout,
+        "train_items": settings.item_table == "trained",
+    }
     if settings.init == "fresh":
-        changes = settings.backbone_config or {}
-        return fresh_student(teacher, settings.num_layers, changes, item_dropout=dropout, train_items=train_items)
+        return fresh_student(teacher, settings.num_layers, settings.backbone_config or {}, **learning)
     layers = _layers(settings, teacher, dataset)
     print(f"distill: the student starts from the teacher's layers {', '.join(map(str, layers))} (from 0)", flush=True)
-    return student_from(teacher, layers, item_dropout=dropout, train_items=train_items)
+    return student_from(teacher, layers, **learning)
 
 
 def _layers(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> tuple[int, ...]:

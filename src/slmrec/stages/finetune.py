@@ -52,6 +52,7 @@ def build(task: Task) -> dict[str, float]:
         positions=settings.positions,
         max_history_items=settings.max_history_items,
         item_dropout=settings.item_dropout,
+        layer_dropout=settings.layer_dropout,
         train_items=settings.item_table == "trained",
         quantization=settings.quantization_config,
         title_vectors=titles,
