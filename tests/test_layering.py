@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
-MIDDLE = {"data", "models", "losses", "metrics", "config", "catalogue"}
+MIDDLE = {"data", "models", "losses", "metrics", "diversity", "config", "catalogue"}
 TOOLS = {"training", "evaluation", "baselines", "checkpoint", "teacher_states"}
 SERVING = {"recommend", "server"}
 
