@@ -34,10 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Done. The command is $(BIN)/slmrec; 'source $(BIN)/activate' makes it plain slmrec"
 
-# For one test, and as large as all the rest: the demo does without.
+# For a test each, and together as large as all the rest: the demo does without.
 $(SPARK): $(STAMP)
-	@echo "Installing Spark, for its test (a minute)"
-	@$(PIP) install -c .venv/constraints.txt -e '.[spark]'
+	@echo "Installing Spark and ranx, for their tests (a minute)"
+	@$(PIP) install -c .venv/constraints.txt -e '.[spark,parity]'
 	@touch $@
 
 demo: setup  ## The whole pipeline on generated data, into out/demo

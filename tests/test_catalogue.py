@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slmrec import catalogue
-from slmrec.catalogue import ItemSampler, catalogue_cross_entropy, catalogue_divergence, sampled_cross_entropy, top_k
+from slmrec.catalogue import (
+    ItemSampler,
+    best_columns,
+    catalogue_cross_entropy,
+    catalogue_divergence,
+    sampled_cross_entropy,
+    top_k,
+)
 
 NUM_ITEMS, NUM_ROWS, WIDTH = 23, 7, 5
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -427,3 +434,31 @@ def test_nan_where_nothing_may_rank_is_no_matter() -> None:
     allowed = torch.tensor([True, True, False, True, True])
     scores, best = top_k(torch.ones(1, 1), items, 3, excluded=torch.tensor([[4, 0]]), allowed=allowed)
     assert pairs(scores, best) == [[(2.0, 3), (1.0, 1), (-math.inf, 0)]]
+
+
+@settings(deadline=None)
+@given(
+    scores=st.lists(st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 2.0, 2.5]), min_size=40, max_size=40), max_size=4),
+    k=st.integers(1, 8),
+    block=st.integers(2, 4),
+    width=st.integers(1, 40),
+)
+def test_best_columns_by_blocks_are_the_first_of_the_best(
+    scores: list[list[float]], k: int, block: int, width: int
+) -> None:
+    table = torch.tensor(scores).view(-1, 40)[:, :width]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "_BLOCK", block)
+        found = best_columns(table, k)
+    for row, columns in zip(table.tolist(), found.tolist(), strict=True):
+        first = sorted(sorted(range(width), key=lambda column: (-row[column], column))[:k])
+        finite = [column for column in first if row[column] > -math.inf]
+        assert columns == sorted(columns)
+        assert len(set(columns)) == min(k, width)
+        assert [column for column in columns if row[column] > -math.inf] == finite
+
+
+def test_best_columns_by_blocks_count_nan_as_best() -> None:
+    scores = torch.arange(2000.0).repeat(2, 1)
+    scores[1, 70] = torch.nan
+    assert best_columns(scores, 2).tolist() == [[1998, 1999], [70, 1999]]

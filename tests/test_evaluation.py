@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from slmrec import evaluation
+from slmrec import catalogue, evaluation
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError, TrainingError
 from slmrec.evaluation import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput, validate
@@ -156,6 +156,27 @@ def test_constant_scorer_gets_k_of_the_catalogue():
         assert sampled[f"hit@{k}"] == pytest.approx(k / 20, abs=1 / num_users)
 
 
+def test_constant_scorer_gets_k_of_what_is_left_wherever_the_history_lies():
+    num_items, num_users = 40, 500
+    generator = np.random.default_rng(0)
+    # Five different items each: the target stands among the 36 outside the history.
+    dataset = dataset_of([generator.permutation(num_items)[:5] + 1 for _ in range(num_users)], num_items)
+    ranks = evaluate(FixedScorer([0.5] * num_items), dataset.held_out("test"), ALL[:1], batch_size=64)
+    metrics = ranking_metrics(ranks["full_history_excluded"])
+    for k in (1, 5, 10, 20):
+        assert metrics[f"hit@{k}"] == pytest.approx(k / 36, abs=1 / num_users)
+
+
+def test_nan_raises_under_every_protocol_that_has_the_item_as_candidate():
+    scores = torch.arange(12.0).tolist()
+    scores[6] = torch.nan  # item 7, outside all histories
+    samples = dataset_of([[1, 2, 3, 4]], 12).held_out("test")
+    for protocol in ALL:
+        negatives = np.array([[7, 8]], dtype=np.int32) if protocol == "sampled" else None
+        with pytest.raises(TrainingError, match=r"\(counted from 0\) 0: got NaN"):
+            evaluate(FixedScorer(scores), samples, (protocol,), negatives=negatives)
+
+
 def test_tie_seed_alone_decides_among_ties():
     samples = random_dataset(50, 20).held_out("test")
     scorer = FixedScorer([0.0] * 20)
@@ -210,6 +231,71 @@ def test_large_catalogue_is_ranked_in_blocks_and_read_in_whole_batches(monkeypat
     assert scorer.block_sizes == [3, 3, 1]
     in_blocks = evaluate(EncoderScorer(MeanEncoder(20)), samples, batch_size=100)
     assert in_blocks["full"].tolist() == expected["full"].tolist()
+
+
+def top_lists_of(scorer, samples, protocols=ALL[:2], **settings):
+    lists = {}
+
+    def keep(protocol, rows, items):
+        lists.setdefault(protocol, np.full((len(samples), evaluation.TOP_K), -1))[rows] = items
+
+    ranks = evaluate(scorer, samples, protocols, top_lists=keep, **settings)
+    return ranks, lists
+
+
+def test_top_lists_hold_what_would_be_recommended_best_first():
+    # History 12, 11, 3; the target is 5. Items 1 and 2 score alike.
+    samples = dataset_of([[12, 11, 3, 5]], 12).held_out("test")
+    negatives = np.array([[1, 2]], dtype=np.int32)
+    _, lists = top_lists_of(FixedScorer([2.0, 2, *range(3, 13)]), samples, ALL, negatives=negatives)
+    assert {name: items.tolist() for name, items in lists.items()} == {
+        "full_history_excluded": [[10, 9, 8, 7, 6, 5, 4, 1, 2, 0]],  # nine are left
+        "full": [[12, 11, 10, 9, 8, 7, 6, 5, 4, 3]],
+    }
+
+
+def test_top_lists_do_not_know_the_target():
+    # The first target, 12, is in the history: a candidate for its rank, but nothing to recommend.
+    samples = dataset_of([[12, 1, 12], [1, 2, 11]], 12).held_out("test")
+    ranks, lists = top_lists_of(FixedScorer([float(item) for item in range(1, 13)]), samples)
+    assert ranks["full_history_excluded"].tolist() == [0, 1]
+    assert lists["full_history_excluded"].tolist() == [
+        [11, 10, 9, 8, 7, 6, 5, 4, 3, 2],
+        [12, 11, 10, 9, 8, 7, 6, 5, 4, 3],
+    ]
+
+
+def test_top_lists_of_a_small_catalogue_are_filled_up():
+    samples = dataset_of([[1, 2, 3], [3, 2, 1, 3]], 3).held_out("test")
+    _, lists = top_lists_of(FixedScorer([1.0, 2, 3]), samples)
+    assert lists["full"].tolist() == [[3, 2, 1, *[0] * 7]] * 2
+    assert lists["full_history_excluded"].tolist() == [[3, *[0] * 9], [0] * 10]
+
+
+@pytest.mark.parametrize("block", [2, 64])
+def test_top_lists_agree_with_ranks_and_with_sorting(monkeypatch, block):
+    monkeypatch.setattr(catalogue, "_BLOCK", block)
+    dataset, model = random_dataset(40, 60, seed=1), MeanEncoder(60).eval()
+    samples = dataset.held_out("test")
+    ranks, lists = top_lists_of(EncoderScorer(model), samples, batch_size=7)
+    assert evaluate(EncoderScorer(model), samples, ALL[:2])["full"].tolist() == ranks["full"].tolist()
+    table = model.table.weight.detach()
+    for user in range(40):
+        events = dataset.flat[dataset.offsets[user] : dataset.offsets[user + 1]].tolist()
+        history, target = events[:-1], events[-1]
+        best = (table @ table[history[-4:]].mean(0))[1:].argsort(descending=True) + 1
+        assert lists["full"][user].tolist() == best[:10].tolist()
+        unseen = [item for item in best.tolist() if item not in history]
+        assert lists["full_history_excluded"][user].tolist() == unseen[:10]
+        assert (target in lists["full"][user]) == (ranks["full"][user] < 10)
+        hit = ranks["full_history_excluded"][user] < 10 and target not in history
+        assert (target in lists["full_history_excluded"][user]) == hit
+
+
+def test_top_lists_take_no_second_pass():
+    samples, scorer = random_dataset(10, 30).held_out("test"), FixedScorer([0.0] * 30)
+    top_lists_of(scorer, samples)
+    assert scorer.batch_sizes == scorer.block_sizes == [4, 4, 2]
 
 
 def test_progress_counts_the_users():

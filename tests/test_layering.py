@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
-MIDDLE = {"data", "models", "losses", "metrics", "statistics", "config", "catalogue", "memory"}
+MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
 TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
 SERVING = {"recommend", "server"}
 

@@ -106,6 +106,8 @@ def test_evaluation_can_be_recomputed_from_its_ranks(finished: Path) -> None:
             for name, value in ranking_metrics(own["rank"].to_numpy()).items():
                 assert metrics[name] == pytest.approx(value)
             assert metrics["users_per_second"] > 0
+            of_lists = {"coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10"} & metrics.keys()
+            assert len(of_lists) == (0 if protocol == "sampled_20" else 5)
     assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
 
 

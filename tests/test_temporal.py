@@ -59,7 +59,7 @@ def targets(run: Path) -> dict[int, int]:
 
 
 def test_the_ranks_are_those_of_the_users_with_a_test_target(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     timed = []
     throughput = evaluate.throughput
@@ -79,9 +79,22 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
             own = rows[(rows["protocol"] == protocol) & (rows["model"] == model)]
             assert own["user_id"].tolist() == [f"u{user}" for user in wanted]
             assert ranking_metrics(own["rank"].to_numpy())["mrr"] == pytest.approx(metrics["mrr"])
+            assert ("coverage@10" in metrics) == (protocol != "sampled_5")
+            assert "ild@10" not in metrics  # there are no item vectors
     assert sorted(np.flatnonzero(negatives.any(axis=1)).tolist()) == sorted(wanted)
     trained = [item for log in events(run).values() for time, item in log if time < VALID_FROM]
     counts = np.bincount(trained, minlength=NUM_ITEMS + 1)
+    histories = [
+        [item for time, item in log if time < TEST_FROM] for user, log in events(run).items() if user in wanted
+    ]
+    best = np.argsort(-counts[1:], kind="stable")[:10] + 1
+    lift = counts[best].mean() / np.mean([counts[history].mean() for history in histories]) - 1
+    found = content["protocols"]["full"]["models"]["popularity"]
+    assert found["coverage@10"] == pytest.approx(10 / NUM_ITEMS)
+    assert found["popularity_lift@10"] == pytest.approx(lift)
+    evaluate.show(tmp_path)
+    printed = capsys.readouterr().out
+    assert "the top 10 of each user" in printed and f"{lift:.4f}" in printed
     by_popularity = rows[rows["model"] == "popularity"]
     for protocol in ("full", "sampled_5"):
         ranks = by_popularity[by_popularity["protocol"] == protocol]["rank"].tolist()

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from slmrec.catalogue import best_columns
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import DataError
@@ -20,7 +22,7 @@ from slmrec.types import Batch, SequenceEncoder
 MAX_SCORES = 8 * 2**20
 """Scores (float32) at once, 32 MiB, and as much again without the history: a batch is ranked in blocks of its rows."""
 TOP_K = 10
-"""Items that a timed model recommends to each user."""
+"""Items of a top list, and of what a timed model recommends to each user."""
 TIE_SEED = 0
 """Ties are broken alike for all models, so that their users can be compared one by one."""
 
@@ -28,7 +30,8 @@ RankingProtocol = Literal["full_history_excluded", "full", "sampled"]
 """Against what the target is ranked.
 
 `full_history_excluded`: all items outside the user's history. `full`: all items. `sampled`: the user's negatives. The
-target is always a candidate, even if it is in the history.
+target is always a candidate, even if it is in the history. Top lists do not know the target: under
+`full_history_excluded` they hold no item of the history, `sampled` has none.
 """
 
 
@@ -107,6 +110,7 @@ def evaluate_scorer(
     protocols: tuple[RankingProtocol, ...],
     negatives: NDArray[np.int32] | None = None,
     tie_seed: int = TIE_SEED,
+    top_lists: Callable[[str, Ints, Ints], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Ints]:
     """The 0-based rank of each sample's target under each protocol.
@@ -118,6 +122,9 @@ def evaluate_scorer(
         protocols: rankings wanted.
         negatives: (U, K) of `draw_negatives`; given if and only if `sampled` is wanted.
         tie_seed: breaks ties; the same seed breaks them alike for every scorer.
+        top_lists: called for each block and protocol but `sampled` with the protocol's name, the rows of the samples
+            (b,) and what would be recommended to them: (b, TOP_K) items, best first, the smaller item first among
+            equal scores, 0 where fewer are left.
         progress: called after each batch with the number of users in it.
 
     Returns:
@@ -141,6 +148,8 @@ def evaluate_scorer(
                 candidates, columns = _candidates(protocol, scores, whole.targets, whole.items, drawn)
                 name = protocol_name(protocol, num_negatives)
                 ranks[name][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
+                if top_lists and protocol != "sampled":
+                    top_lists(name, rows, _top_items(protocol, candidates, whole.items))
             if progress:
                 progress(len(rows))
     return ranks
@@ -175,7 +184,17 @@ def _candidates(
         return scores, columns[:, 0]
     # Pads of the history are item 0, which never ranks anyway.
     others = scores.scatter(1, history, -torch.inf)
-    return others.scatter(1, columns, scores.gather(1, columns)), columns[:, 0]
+    return others.scatter_(1, columns, scores.gather(1, columns)), columns[:, 0]
+
+
+def _top_items(protocol: RankingProtocol, candidates: Tensor, history: Tensor) -> Ints:
+    """(B, TOP_K) items with the best scores; may overwrite the candidates of a protocol that leaves the history out."""
+    if protocol == "full_history_excluded":
+        candidates.scatter_(1, history, -torch.inf)  # the target too, if it is in the history
+    columns = best_columns(candidates, TOP_K)
+    scores, order = candidates.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    items = columns.gather(1, order).masked_fill(scores.isneginf(), 0)
+    return F.pad(items, (0, TOP_K - items.shape[1])).cpu().numpy()
 
 
 def protocol_name(protocol: RankingProtocol, num_negatives: int) -> str:

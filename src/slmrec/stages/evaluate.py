@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,21 @@ from safetensors.numpy import save_file
 from slmrec.baselines import LastItemCooccurrence, Popularity
 from slmrec.checkpoint import load_recommender
 from slmrec.config import Config, EvaluateConfig
+from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Ints, Samples
+from slmrec.data.vectors import read_item_vectors
+from slmrec.diversity import Lists, list_means, list_metrics
 from slmrec.errors import CheckpointError
-from slmrec.evaluation import EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
+from slmrec.evaluation import TOP_K, EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
 from slmrec.metrics import ranking_metrics
 from slmrec.models.folder import Model
 from slmrec.stages.folders import Stage, Task
 
 PRIMARY = "full_history_excluded"
 SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
+SHOWN_OF_LISTS = ("coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10")
+Lines = dict[str, dict[str, dict[str, float]]]
+"""Metrics of each model and protocol."""
 Extra = Callable[[Dataset], dict[str, Scorer]]
 
 
@@ -46,9 +53,9 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
         **extra(dataset),
     }
     samples = dataset.held_out("test")
-    ranks = _ranks(task, dataset, samples, scorers)
+    ranks, of_lists = _ranks(task, dataset, samples, scorers)
     sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
-    content = _report(task, dataset, ranks, sizes, _speeds(settings, samples, scorers))
+    content = _report(task, dataset, ranks, of_lists, sizes, _speeds(settings, samples, scorers))
     (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     user_ids = dataset.user_ids.take(pa.array(samples.users()))
     _write_ranks(task.folder / "per_user.parquet", user_ids, ranks)
@@ -62,6 +69,9 @@ def show(folder: Path) -> None:
     console = Console(width=max(Console().width, 118))
     for name, protocol in content["protocols"].items():
         console.print(_table(name, protocol))
+    of_lists = _table_of_lists(content["protocols"])
+    if of_lists.row_count:
+        console.print(of_lists)
 
 
 def _baselines(dataset: Dataset, counts: Ints, settings: EvaluateConfig) -> dict[str, Scorer]:
@@ -94,25 +104,43 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     return models
 
 
-def _ranks(task: Task, dataset: Dataset, samples: Samples, scorers: dict[str, Scorer]) -> dict[str, Any]:
+def _ranks(task: Task, dataset: Dataset, samples: Samples, scorers: dict[str, Scorer]) -> tuple[dict[str, Any], Lines]:
+    """The ranks of each model, and the metrics of its top lists, from the same pass; lists are not kept."""
     settings, negatives = task.config.evaluate, None
     if "sampled" in settings.protocols:
         negatives = draw_negatives(dataset, settings.num_negatives, task.config.seed, samples.users())
         save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
-    ranks = {}
+    ranks, of_lists, measured = {}, {}, _measure(task, dataset, samples)
     with Progress(transient=True) as progress:
         for name, scorer in scorers.items():
             print(f"evaluate: {name} ranks the test items of {len(samples)} users", flush=True)
             bar = progress.add_task(f"evaluate {name}", total=len(samples))
+            lists: dict[str, Lists] = {}
             ranks[name] = evaluate_scorer(
                 scorer,
                 samples,
                 batch_size=settings.batch_size,
                 protocols=settings.protocols,
                 negatives=negatives,
+                top_lists=partial(_keep, lists, len(samples)),
                 progress=lambda number, bar=bar: progress.advance(bar, number),  # type: ignore[misc]
             )
-    return ranks
+            of_lists[name] = {protocol: measured(found) for protocol, found in lists.items()}
+    return ranks, of_lists
+
+
+def _keep(lists: dict[str, Lists], num_samples: int, protocol: str, rows: Ints, items: Ints) -> None:
+    lists.setdefault(protocol, np.zeros((num_samples, TOP_K), np.int32))[rows] = items
+
+
+def _measure(task: Task, dataset: Dataset, samples: Samples) -> Callable[[Lists], dict[str, float]]:
+    """What measures the lists of any model; distances between items are those of the vectors that pretrain left."""
+    counts = dataset.train_counts()
+    whole = by_length(samples, task.config.evaluate.batch_size, np.iinfo(np.int64).max)
+    total = sum(list_means(batch.items.numpy(), counts).sum() for _, batch in whole)
+    path = task.output / "pretrain" / "item_vectors.safetensors"
+    vectors = read_item_vectors(path, dataset.num_items).numpy() if path.exists() else None
+    return lambda lists: list_metrics(lists, counts, float(total) / len(samples), vectors)
 
 
 def _speeds(settings: EvaluateConfig, samples: Samples, scorers: dict[str, Scorer]) -> dict[str, float]:
@@ -122,13 +150,19 @@ def _speeds(settings: EvaluateConfig, samples: Samples, scorers: dict[str, Score
 
 
 def _report(
-    task: Task, dataset: Dataset, ranks: dict[str, Any], sizes: dict[str, int], speeds: dict[str, float]
+    task: Task,
+    dataset: Dataset,
+    ranks: dict[str, Any],
+    of_lists: Lines,
+    sizes: dict[str, int],
+    speeds: dict[str, float],
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     protocols = {}
     for name in _names(task.config.evaluate):
         models = {
             model: ranking_metrics(by[name])
+            | of_lists[model].get(name, {})
             | {"users_per_second": round(speeds[model], 1), "num_parameters": sizes[model]}
             for model, by in ranks.items()
         }
@@ -193,6 +227,21 @@ def _table(name: str, protocol: dict[str, Any]) -> Table:
     for model, values in protocol["models"].items():
         cells = [f"{values[metric]:.4f}" for metric in SHOWN]
         table.add_row(model, *cells, f"{values['num_parameters']:,}", f"{values['users_per_second']:,.0f}")
+    return table
+
+
+def _table_of_lists(protocols: dict[str, Any]) -> Table:
+    """Beyond accuracy: a line for each model under each protocol that gives lists."""
+    table = Table(title=f"the top {TOP_K} of each user, whether right or not")
+    table.add_column("protocol")
+    table.add_column("model")
+    for metric in SHOWN_OF_LISTS:
+        table.add_column(metric.replace("popularity_lift", "popularity lift"), justify="right")
+    for name, protocol in protocols.items():
+        for model, values in protocol["models"].items():
+            if "coverage@10" in values:
+                cells = [f"{values[metric]:.4f}" if metric in values else "-" for metric in SHOWN_OF_LISTS]
+                table.add_row(name, model, *cells)
     return table
 
 
