@@ -19,7 +19,7 @@ import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 
 from slmrec.losses import NextItemLoss
-from slmrec.models.decoder import compile_layers
+from slmrec.models.build import compile_layers
 from slmrec.stages import bench
 from slmrec.types import Batch
 

@@ -12,7 +12,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from slmrec.cli import main
-from slmrec.config import Config, load_config, vary
+from slmrec.config import Config
+from slmrec.config_file import load_config, vary
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
 from slmrec.metrics import user_metrics

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.config import Config, load_config
+from slmrec.config import Config
+from slmrec.config_file import load_config
 from slmrec.data.public import find_dataset
 from slmrec.errors import ConfigError
 

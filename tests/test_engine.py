@@ -14,7 +14,8 @@ from slmrec.losses import NextItemLoss
 from slmrec.models import attention, flex
 from slmrec.models.attention import PADDED_SHARE, KeysValues, NewestQueries, PackedRow, ScoreRule, groups_of
 from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder, compile_layers
+from slmrec.models.build import build_decoder, compile_layers
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.padded import PaddedEncoder
 from slmrec.stages.bench import random_batches, random_model
 from slmrec.types import Batch, Encoded

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from slmrec.losses import DistillationLoss, catalogue_cross_entropy
 from slmrec.metrics import ranking_metrics, ranks_of_targets
 from slmrec.models.backbone import Backbone, choose_layers, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.types import Batch
 
 RELATIVE = 1e-4

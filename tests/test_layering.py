@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     **dict.fromkeys(MIDDLE, BASE),
+    "config_file": BASE | {"config"},
     "losses": BASE | {"catalogue"},
     "batch_size": BASE | {"data", "memory"},
     "training": BASE | {"config", "data", "models", "losses", "metrics", "batch_size"},
@@ -28,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": BASE | {"data", "models"},
     "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue"},
     "server": BASE | {"recommend"},
-    "stages": BASE | MIDDLE | TOOLS | SERVING,
-    "cli": BASE | MIDDLE | TOOLS | SERVING | {"stages"},
+    "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
+    "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
     "__main__": {"cli"},
     "__init__": {"recommend", "stages"},  # deferred: see test_package.py
 }
@@ -96,7 +97,9 @@ def test_the_table_points_downwards() -> None:
 
 
 def test_only_cli_stages_and_training_know_the_config() -> None:
-    assert {place for place, below in MAY_IMPORT.items() if "config" in below} == {"cli", "stages", "training"}
+    assert {place for place, below in MAY_IMPORT.items() if "config" in below} == {
+        *("cli", "stages", "training", "config_file")
+    }
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from slmrec.data.dataset import Samples
 from slmrec.errors import CheckpointError
 from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder, student_from
+from slmrec.models.build import build_decoder, student_from
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import TrainingSamples, fit
 from slmrec.types import Batch, Encoded

@@ -211,7 +211,7 @@ def _run_data_command(options: argparse.Namespace) -> None:
 
 
 def _run_stage(options: argparse.Namespace) -> None:
-    from slmrec.config import load_config
+    from slmrec.config_file import load_config
 
     given = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
     named = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in given.items() if text]

@@ -10,7 +10,7 @@ import torch
 from slmrec.errors import CheckpointError
 from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone, resolve
-from slmrec.models.decoder import build_decoder, student_from
+from slmrec.models.build import build_decoder, student_from
 from slmrec.models.folder import load_model, save_model
 from slmrec.types import Batch
 

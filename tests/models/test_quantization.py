@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaModel
 from slmrec.errors import ConfigError
 from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone
-from slmrec.models.decoder import build_decoder, student_from
+from slmrec.models.build import build_decoder, student_from
 from slmrec.models.folder import load_model, save_model
 from slmrec.types import Batch
 

@@ -9,18 +9,12 @@ from transformers import AutoModel
 import slmrec.models.folder
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, random_decoder
-from slmrec.models.decoder import (
-    DecoderRecommender,
-    build_decoder,
-    drop_out_branches,
-    fresh_student,
-    layer_influence,
-    merged_state_dict,
-    student_from,
-)
+from slmrec.models.build import build_decoder, fresh_student, layer_influence, student_from
+from slmrec.models.decoder import DecoderRecommender, drop_out_branches
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.weights import merged_state_dict
 from slmrec.types import Batch
 
 LLAMA = {

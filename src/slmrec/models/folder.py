@@ -8,17 +8,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
-from slmrec.models.decoder import (
-    DecoderRecommender,
-    DecoderRecommenderConfig,
-    adapter_state_dict,
-    load_adapter,
-    lora_config,
-    own_state_dict,
-    set_trainable,
-)
+from slmrec.models.build import set_trainable
+from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
 from slmrec.models.ensemble import Ensemble, EnsembleConfig
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.weights import adapter_state_dict, load_adapter, own_state_dict
 
 Model = SasRec | DecoderRecommender | Ensemble
 _ADAPTER = "adapter_model.safetensors"

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from slmrec.config import Config, DistillConfig, vary
+from slmrec.config import Config, DistillConfig
+from slmrec.config_file import vary
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.stages import distill, evaluate
 from slmrec.stages.ablation import report

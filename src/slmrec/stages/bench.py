@@ -25,7 +25,8 @@ from slmrec.evaluation import EncoderScorer, eval_mode, throughput
 from slmrec.losses import DistillationLoss, NextItemLoss
 from slmrec.memory import growth_mb
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.padded import PaddedEncoder
 from slmrec.teacher_states import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training import use_bf16

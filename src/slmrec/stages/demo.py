@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slmrec.config import Config, load_config
+from slmrec.config import Config
+from slmrec.config_file import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.data.simulate import Oracle, Shop, write_shop
 from slmrec.evaluation import Scorer

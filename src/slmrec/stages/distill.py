@@ -15,7 +15,8 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import choose_layers, evenly_spaced
-from slmrec.models.decoder import DecoderRecommender, fresh_student, layer_influence, set_trainable, student_from
+from slmrec.models.build import fresh_student, layer_influence, set_trainable, student_from
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.stages.folders import Stage, Task
 from slmrec.stages.learning import (

@@ -9,7 +9,8 @@ from slmrec.errors import CheckpointError
 from slmrec.evaluation import validate
 from slmrec.losses import NextItemLoss
 from slmrec.models.backbone import Backbone, choose_layers, load_backbone, random_decoder
-from slmrec.models.decoder import DecoderRecommender, build_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.sasrec import SasRec
 from slmrec.stages.folders import Stage, Task

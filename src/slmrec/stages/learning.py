@@ -12,7 +12,8 @@ from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation import validate
-from slmrec.models.decoder import DecoderRecommender, compile_layers
+from slmrec.models.build import compile_layers
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
 from slmrec.stages.folders import Task
 from slmrec.training import TrainingSamples, fit

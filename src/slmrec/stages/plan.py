@@ -12,7 +12,8 @@ from slmrec.config import Config, DistillConfig, FinetuneConfig, TrainConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import Backbone, choose_layers, count_tokens, random_decoder, read_architecture
-from slmrec.models.decoder import DecoderRecommender, build_decoder, fresh_student, student_from
+from slmrec.models.build import build_decoder, fresh_student, student_from
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.stages.estimate import (
@@ -207,7 +208,7 @@ def _teacher(
     config: Config, architecture: dict[str, Any], num_items: int, prompt: tuple[int, int]
 ) -> tuple[DecoderRecommender, int]:
     """The teacher without weights, and the parameters of its whole backbone."""
-    settings = config.finetune
+    settings, titles = config.finetune, config.finetune.titles
     with torch.device("meta"):
         decoder = random_decoder(architecture)
         width, whole = decoder.config.hidden_size, decoder.num_parameters()
@@ -222,6 +223,8 @@ def _teacher(
             max_history_items=settings.max_history_items,
             item_dropout=0.0,
             train_items=settings.item_table == "trained",
+            title_vectors=torch.zeros(num_items + 1, titles.num_components) if titles else None,
+            title_width=titles.width if titles else 0,
         )
     return model, whole
 

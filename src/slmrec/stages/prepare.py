@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from slmrec.config import Config, PrepareConfig, load_config
+from slmrec.config import Config, PrepareConfig
+from slmrec.config_file import load_config
 from slmrec.data.engine import one_line
 from slmrec.data.items import ItemsReading
 from slmrec.data.prepare import prepare_dataset

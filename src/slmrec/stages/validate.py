@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from slmrec.config import load_config
+from slmrec.config_file import load_config
 from slmrec.data.describe import date, time_unit
 from slmrec.data.engine import connected, value
 from slmrec.data.rejects import Reject, counts
