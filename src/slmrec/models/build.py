@@ -128,7 +128,7 @@ def fresh_student(
 
 
 def _alone(
-    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], **dropouts: float
+    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], **dropouts: Any
 ) -> DecoderRecommenderConfig:
     values = teacher.config.to_dict()
     decoder = values["decoder"] | {"num_hidden_layers": num_layers}

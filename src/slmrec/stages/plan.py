@@ -248,7 +248,8 @@ def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRec
         if settings.init == "fresh":
             changes = settings.backbone_config or {}
             return fresh_student(teacher, settings.num_layers, changes, item_dropout=0.0, train_items=train_items)
-        layers = choose_layers(teacher.num_layers, settings.num_layers, 1, settings.layers, "distill")
+        listed = None if isinstance(settings.layers, str) else settings.layers
+        layers = choose_layers(teacher.num_layers, settings.num_layers, 1, listed, "distill")
         return student_from(teacher, layers, item_dropout=0.0, train_items=train_items)
 
 
