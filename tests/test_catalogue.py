@@ -48,6 +48,10 @@ def cross_entropy_with_padding(users: Tensor, items: Tensor) -> Tensor:
     return catalogue_cross_entropy(users, items, TARGETS, include_padding=True)
 
 
+def smoothed_cross_entropy(users: Tensor, items: Tensor) -> Tensor:
+    return catalogue_cross_entropy(users, items, TARGETS, label_smoothing=0.2)
+
+
 def divergence(users: Tensor, items: Tensor) -> Tensor:
     teacher = vectors(users.dtype, seed=1, width=3)
     return catalogue_divergence(users, items, *teacher, temperature=3.0)
@@ -59,6 +63,10 @@ def naive_cross_entropy(users: Tensor, items: Tensor) -> Tensor:
 
 def naive_cross_entropy_with_padding(users: Tensor, items: Tensor) -> Tensor:
     return F.cross_entropy(users @ items.T, TARGETS)
+
+
+def naive_smoothed_cross_entropy(users: Tensor, items: Tensor) -> Tensor:
+    return F.cross_entropy(users @ items[1:].T, TARGETS - 1, label_smoothing=0.2)
 
 
 def naive_divergence(users: Tensor, items: Tensor) -> Tensor:
@@ -73,6 +81,7 @@ LOSSES = pytest.mark.parametrize(
     [
         pytest.param(cross_entropy, naive_cross_entropy, id="cross_entropy"),
         pytest.param(cross_entropy_with_padding, naive_cross_entropy_with_padding, id="with_padding"),
+        pytest.param(smoothed_cross_entropy, naive_smoothed_cross_entropy, id="smoothed"),
         pytest.param(divergence, naive_divergence, id="divergence"),
     ],
 )

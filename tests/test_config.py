@@ -219,6 +219,23 @@ def test_settings_are_frozen() -> None:
         (["distill.train.per_device_train_batch_size=0"], "got 0, expected a whole number from 1, or auto"),
         (["distill.train.per_device_train_batch_size=large"], "got 'large', expected a whole number from 1, or auto"),
         (["distill.train.per_device_train_batch_size=1.5"], "got 1.5, expected a whole number from 1, or auto"),
+        (
+            ["finetune.train={loss: sampled_softmax, num_sampled: 8, label_smoothing_factor: 0.1}"],
+            "label_smoothing_factor spreads labels over the whole catalogue; it belongs to loss: ce",
+        ),
+        (
+            ["distill.weights.norm=0", "distill.normalized_states=true"],
+            "normalized_states belongs to weights.norm, which is 0",
+        ),
+        (
+            ["finetune={backbone: random, backbone_config: {model_type: llama}, lora: null, titles: {}}"],
+            "a random backbone cannot read titles; give titles.source",
+        ),
+        (
+            ["finetune.sasrec_weight=0.5", "pretrain.item_vectors=x.npy"],
+            "finetune.sasrec_weight needs a SASRec, but pretrain.item_vectors brings vectors alone",
+        ),
+        (["distill.layers=middle"], "distill.layers"),
         (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),
     ],
 )

@@ -1,10 +1,12 @@
 """Losses against hand-worked values and naive re-implementations; every distillation term teaches."""
 
 import doctest
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slmrec import losses
 from slmrec.catalogue import ItemSampler, sampled_cross_entropy
@@ -38,9 +40,16 @@ class Linear(nn.Module):
 BATCH = Batch(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([4, 5]), False)
 
 
-def distillation(weights: dict[str, float], online: bool = False, width: int = 4) -> DistillationLoss:
+def distillation(weights: dict[str, float], online: bool = False, width: int = 4, **more: Any) -> DistillationLoss:
     return DistillationLoss(
-        Linear(width, 0), Linear(4, 1), widths=(width, 4), item_width=3, num_blocks=2, weights=weights, online=online
+        Linear(width, 0),
+        Linear(4, 1),
+        widths=(width, 4),
+        item_width=3,
+        num_blocks=2,
+        weights=weights,
+        online=online,
+        **more,
     )
 
 
@@ -69,6 +78,30 @@ def test_each_term_adds_to_the_gradient_of_cross_entropy(term: str) -> None:
         return loss.student.first.weight.grad.clone()
 
     assert not torch.allclose(gradient({"ce": 1.0}), gradient({"ce": 1.0, term: 1.0}))
+
+
+def test_normalized_states_have_no_length() -> None:
+    student, teacher = (model.encode(BATCH, 2).blocks for model in (Linear(4, 0), Linear(4, 1)))
+    pairs = list(zip(student, teacher, strict=True))
+    unit = sum((F.normalize(own, dim=1) - F.normalize(other, dim=1)).norm(dim=1).mean() for own, other in pairs)
+    raw = sum((own - other).norm(dim=1).mean() for own, other in pairs)
+    found = [distillation({"norm": 1.0}, normalized_states=wanted)(BATCH).total for wanted in (True, False)]
+    torch.testing.assert_close(torch.stack(found), torch.stack([unit, raw]))
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_smoothed_labels_enter_every_cross_entropy() -> None:
+    for weights in ({"ce": 1.0}, {"multiple": 1.0}):
+        torch.manual_seed(0)
+        plain = distillation(weights)(BATCH).total
+        torch.manual_seed(0)
+        assert distillation(weights, label_smoothing=0.3)(BATCH).total != plain
+    model = Linear(4, 0)
+    users, items = model.encode(BATCH).users, model.item_vectors()
+    expected = F.cross_entropy(users @ items[1:].T, BATCH.targets - 1, label_smoothing=0.3)
+    torch.testing.assert_close(NextItemLoss(model, label_smoothing=0.3)(BATCH).total, expected)
+    with pytest.raises(ValueError, match="label_smoothing with a sampler"):
+        NextItemLoss(model, ItemSampler(torch.ones(6), 1.0), 2, label_smoothing=0.3)
 
 
 def test_weights_scale_terms_and_zero_leaves_one_out() -> None:
