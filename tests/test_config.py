@@ -194,6 +194,11 @@ def test_a_section_that_the_recipe_leaves_out_is_begun_by_its_first_setting(tmp_
         load_config(path, ["seed.x=1"])
 
 
+def test_a_brought_teacher_needs_no_sasrec_of_its_own() -> None:
+    brought = ["pretrain.item_vectors=x.npy", "distill.teacher=out/finetune"]
+    assert load_config(None, [*brought, "finetune.sasrec_weight=0.5"]).finetune.sasrec_weight == 0.5
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # type: ignore[misc]
@@ -239,6 +244,6 @@ def test_settings_are_frozen() -> None:
         (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),
     ],
 )
-def test_settings_of_training_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)

@@ -553,7 +553,7 @@ class Config(Section):
     def _consistent(self) -> "Config":
         distill, weights = self.distill, self.distill.weights
         _check(
-            not (self.finetune.sasrec_weight and self.pretrain.item_vectors),
+            not (self.finetune.sasrec_weight and self.pretrain.item_vectors and distill.teacher is None),
             "finetune.sasrec_weight needs a SASRec, but pretrain.item_vectors brings vectors alone; leave one out",
         )
         if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
