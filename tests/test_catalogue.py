@@ -449,16 +449,11 @@ def test_nan_where_nothing_may_rank_is_no_matter() -> None:
 @given(
     scores=st.lists(st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 2.0, 2.5]), min_size=40, max_size=40), max_size=4),
     k=st.integers(1, 8),
-    block=st.integers(2, 4),
     width=st.integers(1, 40),
 )
-def test_best_columns_by_blocks_are_the_first_of_the_best(
-    scores: list[list[float]], k: int, block: int, width: int
-) -> None:
+def test_best_columns_are_the_first_of_the_best(scores: list[list[float]], k: int, width: int) -> None:
     table = torch.tensor(scores).view(-1, 40)[:, :width]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalogue, "_BLOCK", block)
-        found = best_columns(table, k)
+    found = best_columns(table, k)
     for row, columns in zip(table.tolist(), found.tolist(), strict=True):
         first = sorted(sorted(range(width), key=lambda column: (-row[column], column))[:k])
         finite = [column for column in first if row[column] > -math.inf]
@@ -467,7 +462,7 @@ def test_best_columns_by_blocks_are_the_first_of_the_best(
         assert [column for column in columns if row[column] > -math.inf] == finite
 
 
-def test_best_columns_by_blocks_count_nan_as_best() -> None:
+def test_best_columns_count_nan_as_best() -> None:
     scores = torch.arange(2000.0).repeat(2, 1)
     scores[1, 70] = torch.nan
     assert best_columns(scores, 2).tolist() == [[1998, 1999], [70, 1999]]

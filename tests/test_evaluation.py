@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from slmrec import catalogue, evaluation
+from slmrec import evaluation
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError, TrainingError
 from slmrec.evaluation import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput, validate
@@ -272,9 +272,7 @@ def test_top_lists_of_a_small_catalogue_are_filled_up():
     assert lists["full_history_excluded"].tolist() == [[3, *[0] * 9], [0] * 10]
 
 
-@pytest.mark.parametrize("block", [2, 64])
-def test_top_lists_agree_with_ranks_and_with_sorting(monkeypatch, block):
-    monkeypatch.setattr(catalogue, "_BLOCK", block)
+def test_top_lists_agree_with_ranks_and_with_sorting():
     dataset, model = random_dataset(40, 60, seed=1), MeanEncoder(60).eval()
     samples = dataset.held_out("test")
     ranks, lists = top_lists_of(EncoderScorer(model), samples, batch_size=7)

@@ -14,7 +14,6 @@ MAX_CHUNK_SCORES = 2**25
 MAX_RANKED_SCORES = 2**23
 """Scores (float32) that `top_k` computes at once, 32 MiB."""
 _MAX_RANKED_ROWS = 256  # Few rows make wide chunks, and so few merges of each row.
-_BLOCK = 64  # Scores of which the best are looked for only if their maximum is among the best maxima.
 
 _ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]
 """From a chunk's rows, its scores (free to overwrite) and their log-softmax to the summed loss.
@@ -327,21 +326,6 @@ def best_columns(scores: Tensor, k: int) -> Tensor:
         >>> best_columns(torch.tensor([[5.0, 7.0, 5.0, 9.0]]), 3).tolist()
         [[0, 1, 3]]
     """
-    num_rows, width = scores.shape
-    num_blocks = width // _BLOCK
-    if num_blocks <= 2 * k:
-        return _best_of_all(scores, k)
-    # A score outside the k best blocks has k better ones, their maxima: one fast pass leaves few scores to search.
-    in_blocks = scores[:, : num_blocks * _BLOCK].view(num_rows, num_blocks, _BLOCK)
-    rest = scores[:, num_blocks * _BLOCK :]
-    blocks = best_columns(in_blocks.amax(dim=2), k)
-    rows = torch.arange(num_rows, device=scores.device)[:, None]
-    places = _best_of_all(torch.cat([in_blocks[rows, blocks].flatten(1), rest], dim=1), k)
-    blocks = F.pad(blocks, (0, 1), value=num_blocks)  # the rest
-    return blocks.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
-
-
-def _best_of_all(scores: Tensor, k: int) -> Tensor:
     num_rows, width = scores.shape
     if width <= k:
         return torch.arange(width, device=scores.device).expand(num_rows, width)
