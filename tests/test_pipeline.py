@@ -156,7 +156,7 @@ def test_a_teacher_of_titles_and_sasrec_teaches_a_student(
     tmp_path: Path, config: Path, shop_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = tmp_path / "items.csv"
-    items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing {item // 4}\n" for item in range(40)))
+    items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing{item * 's'}\n" for item in range(40)))
     monkeypatch.setattr("slmrec.stages.titles.read_titles", lambda _, titles, *rest: title_lengths(titles))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     given = ["finetune.titles={source: any, num_components: 2, width: 4}", "finetune.sasrec_weight=0.4"]
