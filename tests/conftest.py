@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from slmrec import prepare
 from slmrec.data.dataset import Dataset
@@ -27,6 +29,27 @@ def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     walks = [[f"i{(7 * user + step * (1 + user % 3)) % 40:02d}" for step in range(5 + user % 9)] for user in range(80)]
     path.write_text("".join(f"u{user:02d} {' '.join(items)}\n" for user, items in enumerate(walks)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(shop_file: Path) -> str:
+    """`configs/tiny.yaml` for that file, as YAML: each test loads and changes its own."""
+    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_dump(content | {"prepare": {"input": str(shop_file)}})
+
+
+@pytest.fixture
+def titled_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Titles of the file's items, and instead of a language model something that reads their lengths."""
+
+    def read(_: str, titles: list[str], *rest: object) -> torch.Tensor:
+        return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
+
+    monkeypatch.setattr("slmrec.stages.titles.read_titles", read)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing{item * 's'}\n" for item in range(40)))
+    return items
 
 
 @pytest.fixture(scope="session")

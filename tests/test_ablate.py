@@ -31,9 +31,8 @@ TIMES = ("wall_s", "peak_rss_mb", "training_s")
 
 
 @pytest.fixture(scope="module")
-def recipe(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
-    content["prepare"] = {"input": str(shop_file)}
+def recipe(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
     content["distill"]["train"] |= {"learning_rate": 1e-2, "warmup_steps": 0}
     content["evaluate"] = {"protocols": ["full_history_excluded"], "timing_users": 10}

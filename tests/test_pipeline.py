@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from safetensors.numpy import load_file
 
 from slmrec import Recommender
 from slmrec.checkpoint import load_recommender
 from slmrec.cli import main
+from slmrec.config_file import load_config
 from slmrec.metrics import ranking_metrics
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
+from slmrec.stages import finetune
+from slmrec.stages.folders import _fingerprint
 from slmrec.training import _Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +33,8 @@ TIMES = ("wall_s", "peak_rss_mb", "training_s")
 
 
 @pytest.fixture(scope="session")
-def config(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
-    content["prepare"] = {"input": str(shop_file)}
+def config(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
     content["evaluate"] = {"num_negatives": 20, "timing_users": 20}
     path = tmp_path_factory.mktemp("config") / "recipe.yaml"
@@ -153,14 +154,10 @@ def test_a_changed_setting_redoes_its_stage_and_those_after_it(
 
 
 def test_a_teacher_of_titles_and_sasrec_teaches_a_student(
-    tmp_path: Path, config: Path, shop_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: Path, titled_items: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    items = tmp_path / "items.csv"
-    items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing{item * 's'}\n" for item in range(40)))
-    monkeypatch.setattr("slmrec.stages.titles.read_titles", lambda _, titles, *rest: title_lengths(titles))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     given = ["finetune.titles={source: any, num_components: 2, width: 4}", "finetune.sasrec_weight=0.4"]
-    run = ["run", "--config", str(config), "--items", str(items), "--output", str(tmp_path / "run"), *given]
+    run = ["run", "--config", str(config), "--items", str(titled_items), "--output", str(tmp_path / "run"), *given]
     assert main(run) == 0
     said = capsys.readouterr().out
     assert "titles read in" in said and "with weight 0.4 on SASRec's scores: valid NDCG@10" in said
@@ -174,11 +171,6 @@ def test_a_teacher_of_titles_and_sasrec_teaches_a_student(
     assert "the titles' vectors taken from" in capsys.readouterr().out
 
 
-def title_lengths(titles: list[str]) -> torch.Tensor:
-    """Stands in for a language model."""
-    return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
-
-
 def test_titles_that_are_not_there(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--config", str(config), "--output", str(tmp_path), "finetune.titles={source: smollm2-135m}"]
     assert main(["run", *given]) == 2
@@ -186,6 +178,18 @@ def test_titles_that_are_not_there(tmp_path: Path, config: Path, capsys: pytest.
     assert main(["finetune", *given[:-1], "finetune.titles={source: smollm2-135m, required: false}"]) == 0
     assert "the items have no titles (--items FILE gives them); going on without" in capsys.readouterr().out
     assert load_recommender(tmp_path / "finetune")[0].titles is None
+
+
+def test_a_backbone_is_known_by_its_files_or_by_its_id(tmp_path: Path) -> None:
+    def fingerprint(source: str) -> str:
+        return _fingerprint(finetune.STAGE, load_config(None, [f"finetune.backbone={source}"]), {})
+
+    assert fingerprint("meta-llama/Llama-2-7b-hf") == fingerprint("meta-llama/Llama-2-7b-hf")
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(str(tmp_path))
+    assert fingerprint(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    assert fingerprint(str(tmp_path)) != before
 
 
 KILLED_IN = {

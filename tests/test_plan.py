@@ -34,9 +34,8 @@ TRAINED = ("pretrain", "finetune", "distill")
 
 
 @pytest.fixture(scope="module")
-def recipe(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
-    content |= {"prepare": {"input": str(shop_file)}, "evaluate": {"protocols": ["full"], "timing_users": 20}}
+def recipe(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = yaml.safe_load(tiny_recipe) | {"evaluate": {"protocols": ["full"], "timing_users": 20}}
     for stage in TRAINED:
         content[stage]["train"]["num_train_epochs"] = 1
     path = tmp_path_factory.mktemp("plan") / "recipe.yaml"
@@ -87,6 +86,27 @@ def test_the_plan_counts_what_the_run_then_counts(
     forced, _ = planned(recipe, tmp_path, capsys, "--force")
     assert [row[0] for row in forced.values()] == ["would run"] * 5
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+
+
+@pytest.mark.parametrize("side", ["input", "both"])
+def test_titles_are_counted_where_the_data_have_them(
+    side: str, recipe: Path, tmp_path: Path, titled_items: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"finetune.titles={{source: any, num_components: 2, width: 4, side: {side}, required: false}}"]
+    bare = ["--config", str(recipe), "--output", str(tmp_path / "bare")]
+    assert main(["prepare", *bare, *given]) == 0
+    without, said = planned(recipe, tmp_path / "bare", capsys, *given)
+    assert "the items have no titles" in said
+    given.append(f"prepare.items={titled_items}")
+    common = ["--config", str(recipe), "--output", str(tmp_path / "run"), *given]
+    assert main(["prepare", *common]) == 0
+    found, _ = planned(recipe, tmp_path / "run", capsys, *given)
+    assert main(["run", *common]) == 0
+    for stage in ("finetune", "distill"):
+        metrics = json.loads((tmp_path / "run" / stage / "metrics.json").read_text(encoding="utf-8"))
+        counts = [int(cell.replace(",", "")) for cell in found[stage][1:3]]
+        assert counts == [metrics["num_parameters"], metrics["num_trainable_parameters"]], stage
+        assert int(without[stage][1].replace(",", "")) < counts[0]
 
 
 def test_a_large_backbone_out_of_reach_is_counted_from_the_table(

@@ -14,6 +14,7 @@ from slmrec.models.decoder import DecoderRecommender, drop_out_branches
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
 from slmrec.types import Batch
 
@@ -51,9 +52,7 @@ def decoder(
         max_history_items=6,
         item_dropout=0.0,
         train_items=False,
-        title_vectors=torch.cat([torch.zeros(1, 5), torch.randn(20, 5)]) if titles else None,
-        title_width=3,
-        title_side=titles or "both",
+        titles=Titles(torch.cat([torch.zeros(1, 5), torch.randn(20, 5)]), 3, titles) if titles else None,
     )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -169,6 +168,14 @@ def test_item_vectors_are_saved_and_auto_model_opens_them(build: object, tmp_pat
     save_model(model, tmp_path)
     for again in (load_model(tmp_path), AutoModel.from_pretrained(tmp_path).eval()):
         torch.testing.assert_close(again.item_vectors(), model.item_vectors(), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_an_ensemble_reads_every_position_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, histories = ensemble(), batch([1, 2, 3], [4], [5, 6], every_position=True)
+    at_once = model.encode(histories).users
+    monkeypatch.setattr("slmrec.models.ensemble.PREFIXES", 4)
+    torch.testing.assert_close(model.encode(histories).users, at_once)
 
 
 @torch.no_grad()

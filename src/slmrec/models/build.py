@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from slmrec.errors import ConfigError
 from slmrec.models.attention import check_attention
 from slmrec.models.backbone import Backbone, keep_layers
-from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, Positions, TitleSide
+from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, Positions
+from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
 from slmrec.types import Batch
 
@@ -26,15 +27,12 @@ def build_decoder(
     layer_dropout: float = 0.0,
     train_items: bool,
     quantization: dict[str, Any] | None = None,
-    title_vectors: Tensor | None = None,
-    title_width: int = 64,
-    title_side: TitleSide = "both",
+    titles: Titles | None = None,
 ) -> DecoderRecommender:
     """A recommender from some layers of a backbone and given item vectors (V+1, D).
 
-    With `lora` the layers are frozen and get adapters; without, they train. Vectors of titles (V+1, C) join those of
-    the items through a learned map to `title_width` numbers, where the history is read, in the scores, or in both.
-    Consumes the backbone: its other layers are dropped.
+    With `lora` the layers are frozen and get adapters; without, they train. Titles join the items' vectors. The other
+    layers of the backbone are dropped.
     """
     check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
@@ -54,21 +52,21 @@ def build_decoder(
         layers=layers,
         lora=lora,
         quantization=quantization,
-        titles=None if title_vectors is None else _title_settings(title_vectors, title_width, title_side),
+        titles=None if titles is None else _title_settings(titles),
     )
     model = DecoderRecommender(config, backbone.decoder)
     model.prefix.copy_(backbone.prefix)
     model.response.copy_(backbone.response)
     with torch.no_grad():
         model.item_embeddings.weight.copy_(item_vectors)
-        if title_vectors is not None:
-            model.titles.vectors.copy_(title_vectors)  # type: ignore[union-attr]
+        if titles is not None and model.titles is not None:
+            model.titles.vectors.copy_(titles.vectors)
     set_trainable(model, train_items)
     return model
 
 
-def _title_settings(vectors: Tensor, width: int, side: TitleSide) -> dict[str, Any]:
-    return {"num_components": vectors.shape[1], "width": width, "side": side}
+def _title_settings(titles: Titles) -> dict[str, Any]:
+    return {"num_components": titles.vectors.shape[1], "width": titles.width, "side": titles.side}
 
 
 def student_from(

@@ -15,11 +15,10 @@ from slmrec.errors import ConfigError
 from slmrec.models.attention import KeysValues, Recorder, use_packed_attention
 from slmrec.models.backbone import drop_token_table, random_decoder
 from slmrec.models.packing import Row, pack
-from slmrec.models.titles import TitleMap
+from slmrec.models.titles import TitleMap, TitleSide
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
-TitleSide = Literal["input", "score", "both"]
 
 
 class DecoderRecommenderConfig(PretrainedConfig):

@@ -1,5 +1,6 @@
 """Two recommenders as one: the scores of a decoder and of SASRec, mixed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.types import Batch, Encoded
+
+PREFIXES = 1024
+"""Histories that SASRec reads at once, where every position of a batch is one."""
 
 
 class EnsembleConfig(PretrainedConfig):
@@ -84,22 +88,25 @@ class Ensemble(PreTrainedModel):
         """User vectors (N, D + D') and, if asked for, the decoder's states at the end of each block."""
         encoded = self.llm.encode(batch, num_blocks)
         weight = self.config.sasrec_weight
-        both = [(1 - weight) * encoded.users, weight * self.sasrec.encode(_prefixes(batch)).users]
-        return Encoded(torch.cat(both, dim=1), encoded.blocks)
+        sasrecs = torch.cat([self.sasrec.encode(piece).users for piece in _prefixes(batch)])
+        return Encoded(torch.cat([(1 - weight) * encoded.users, weight * sasrecs], dim=1), encoded.blocks)
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
         return self.encode(batch, num_blocks)
 
 
-def _prefixes(batch: Batch) -> Batch:
+def _prefixes(batch: Batch) -> Iterator[Batch]:
     """Each read-out position as the newest of a history of its own: SASRec counts positions back from there."""
     if not batch.every_position:
-        return batch
+        yield batch
+        return
     rows = torch.repeat_interleave(batch.lengths)
     firsts = batch.lengths.cumsum(0) - batch.lengths
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
-    return Batch(batch.items[rows], lengths, batch.targets, every_position=False)
+    for start in range(0, len(rows), PREFIXES):
+        some = slice(start, start + PREFIXES)
+        yield Batch(batch.items[rows[some]], lengths[some], batch.targets[some], every_position=False)
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

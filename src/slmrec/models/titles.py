@@ -1,6 +1,7 @@
 """What a language model knows of items: vectors of their titles, read once, and a learned map that joins them."""
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +12,22 @@ from slmrec.errors import ConfigError
 from slmrec.models.backbone import load_decoder, resolve
 
 MAX_TITLE_TOKENS = 64
-"""Longer titles are cut; half of Beauty's have 20 tokens or fewer."""
+"""Longer titles are cut."""
 _BATCH = 64
 _TINY = 1e-12
+
+TitleSide = Literal["input", "score", "both"]
+"""Where titles count: where the history is read, in the scores, or in both."""
+
+
+class Titles(NamedTuple):
+    """What joins the items' own vectors."""
+
+    vectors: Tensor
+    """(V+1, C) of `whitened`."""
+    width: int
+    """T, what a learned map makes of them."""
+    side: TitleSide
 
 
 class TitleMap(nn.Module):
@@ -92,16 +106,15 @@ def _pooled(decoder: nn.Module, rows: list[Tensor], layer: int) -> Tensor:
     return means
 
 
-def whitened(vectors: Tensor, num_components: int, power: float = 0.5) -> Tensor:
-    """(V+1, C) the leading principal components of title vectors, scaled so that all components of an item matter.
+def whitened(vectors: Tensor, num_components: int) -> Tensor:
+    """(V+1, C) the leading principal components of title vectors, half-way to all having the same scale.
 
-    A component of standard deviation s is divided by s ** power, and all by their root mean square, so that a title's
+    A component of standard deviation s is divided by sqrt(s), and all by their root mean square, so that a title's
     vector has a norm near sqrt(C). Rows that are 0 stay 0, and do not count for the mean.
 
     Args:
         vectors: (V+1, H) of `read_titles`.
         num_components: C, at most H.
-        power: 0 leaves the components as they are, 1 gives all the same scale.
     """
     known = vectors.abs().sum(dim=1) > 0
     centred = vectors[known].double()
@@ -109,7 +122,7 @@ def whitened(vectors: Tensor, num_components: int, power: float = 0.5) -> Tensor
     values, axes = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))
     order = values.argsort(descending=True)[:num_components]
     scales = values[order].clamp(min=values.max() * 1e-9 + _TINY).sqrt()
-    components = centred @ axes[:, order] / scales**power
+    components = centred @ axes[:, order] / scales.sqrt()
     result = torch.zeros(len(vectors), num_components)
     result[known] = (components / components.square().mean().sqrt().clamp(min=_TINY)).float()
     return result

@@ -10,9 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from slmrec.metrics import Floats
 from slmrec.stages.compare import numbers, percent
 from slmrec.stages.describe import BLUE, ORANGE
-from slmrec.stages.evaluated import Evaluated, Floats, in_order_of, label
+from slmrec.stages.evaluated import Evaluated, in_order_of, label
 from slmrec.statistics import CONFIDENCE, Comparison, compare_means, holm
 
 METRIC = "ndcg@10"

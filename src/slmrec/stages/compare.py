@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import ConfigError
-from slmrec.stages.evaluated import Evaluated, Ints, in_order_of, label, read_evaluated
+from slmrec.metrics import Ints
+from slmrec.stages.evaluated import Evaluated, in_order_of, label, read_evaluated
 from slmrec.statistics import CONFIDENCE, NUM_RESAMPLES, NUM_SIGN_FLIPS, Comparison, compare_means, holm
 
 METRICS = ("ndcg@10", "hit@10", "mrr")

@@ -130,6 +130,15 @@ def _decoder(teacher: Teacher) -> DecoderRecommender:
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> DecoderRecommender:
+    if settings.init == "fresh":
+        return begin_student(settings, teacher, ())
+    layers = _layers(settings, teacher, dataset)
+    print(f"distill: the student starts from the teacher's layers {', '.join(map(str, layers))} (from 0)", flush=True)
+    return begin_student(settings, teacher, layers)
+
+
+def begin_student(settings: DistillConfig, teacher: DecoderRecommender, layers: tuple[int, ...]) -> DecoderRecommender:
+    """The student, untrained: from some of the teacher's layers or, with `init: fresh`, from random ones."""
     learning: Any = {
         "item_dropout": settings.item_dropout,
         "layer_dropout": settings.layer_dropout,
@@ -137,8 +146,6 @@ def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Data
     }
     if settings.init == "fresh":
         return fresh_student(teacher, settings.num_layers, settings.backbone_config or {}, **learning)
-    layers = _layers(settings, teacher, dataset)
-    print(f"distill: the student starts from the teacher's layers {', '.join(map(str, layers))} (from 0)", flush=True)
     return student_from(teacher, layers, **learning)
 
 

@@ -33,6 +33,8 @@ SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "
 SHOWN_OF_LISTS = ("coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10")
 Lines = dict[str, dict[str, dict[str, float]]]
 """Metrics of each model and protocol."""
+Measure = Callable[[Lists], dict[str, float]]
+"""The metrics of the top lists of a model."""
 Extra = Callable[[Dataset], dict[str, Scorer]]
 
 
@@ -53,7 +55,7 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
         **extra(dataset),
     }
     samples = dataset.held_out("test")
-    ranks, of_lists = _ranks(task, dataset, samples, scorers)
+    ranks, of_lists = _ranks(task, dataset, samples, scorers, _measure(task, samples, counts, dataset.num_items))
     sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
     content = _report(task, dataset, ranks, of_lists, sizes, _speeds(settings, samples, scorers))
     (task.folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -104,13 +106,15 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     return models
 
 
-def _ranks(task: Task, dataset: Dataset, samples: Samples, scorers: dict[str, Scorer]) -> tuple[dict[str, Any], Lines]:
+def _ranks(
+    task: Task, dataset: Dataset, samples: Samples, scorers: dict[str, Scorer], measured: Measure
+) -> tuple[dict[str, Any], Lines]:
     """The ranks of each model, and the metrics of its top lists, from the same pass; lists are not kept."""
     settings, negatives = task.config.evaluate, None
     if "sampled" in settings.protocols:
         negatives = draw_negatives(dataset, settings.num_negatives, task.config.seed, samples.users())
         save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
-    ranks, of_lists, measured = {}, {}, _measure(task, dataset, samples)
+    ranks, of_lists = {}, {}
     with Progress(transient=True) as progress:
         for name, scorer in scorers.items():
             print(f"evaluate: {name} ranks the test items of {len(samples)} users", flush=True)
@@ -133,13 +137,12 @@ def _keep(lists: dict[str, Lists], num_samples: int, protocol: str, rows: Ints, 
     lists.setdefault(protocol, np.zeros((num_samples, TOP_K), np.int32))[rows] = items
 
 
-def _measure(task: Task, dataset: Dataset, samples: Samples) -> Callable[[Lists], dict[str, float]]:
+def _measure(task: Task, samples: Samples, counts: Ints, num_items: int) -> Measure:
     """What measures the lists of any model; distances between items are those of the vectors that pretrain left."""
-    counts = dataset.train_counts()
     whole = by_length(samples, task.config.evaluate.batch_size, np.iinfo(np.int64).max)
     total = sum(list_means(batch.items.numpy(), counts).sum() for _, batch in whole)
     path = task.output / "pretrain" / "item_vectors.safetensors"
-    vectors = read_item_vectors(path, dataset.num_items).numpy() if path.exists() else None
+    vectors = read_item_vectors(path, num_items).numpy() if path.exists() else None
     return lambda lists: list_metrics(lists, counts, float(total) / len(samples), vectors)
 
 

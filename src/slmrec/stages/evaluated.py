@@ -10,14 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.metrics import user_metrics
+from slmrec.metrics import Floats, Ints, user_metrics
 from slmrec.stages.folders import finished
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """The teacher: some layers of a pretrained decoder, tuned to recommend over the item vectors of pretrain."""
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from slmrec.checkpoint import item_vectors_of, load_recommender, save_recommender
 from slmrec.config import Config, FinetuneConfig, PromptTemplate
@@ -13,6 +16,7 @@ from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.sasrec import SasRec
+from slmrec.models.titles import Titles
 from slmrec.stages.folders import Stage, Task
 from slmrec.stages.learning import (
     EVAL_BATCH,
@@ -23,7 +27,7 @@ from slmrec.stages.learning import (
     training_samples,
     validation_sample,
 )
-from slmrec.stages.titles import title_components
+from slmrec.stages.titles import titles_of
 from slmrec.training import MONITORED
 
 ALPACA = PromptTemplate(
@@ -40,26 +44,9 @@ def build(task: Task) -> dict[str, float]:
     """Builds and trains the teacher."""
     settings = task.config.finetune
     dataset = Dataset.load(task.output / "prepare")
-    vectors, titles = item_vectors_of(task.output / "pretrain"), title_components(settings, dataset)
+    vectors, titles = item_vectors_of(task.output / "pretrain"), titles_of(settings, dataset)
     torch.manual_seed(task.config.seed)
-    backbone = _backbone(settings)
-    depth = backbone.decoder.config.num_hidden_layers
-    model = build_decoder(
-        backbone,
-        choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, "finetune"),
-        vectors,
-        source=settings.backbone,
-        lora=settings.lora.model_dump(mode="json") if settings.lora else None,
-        positions=settings.positions,
-        max_history_items=settings.max_history_items,
-        item_dropout=settings.item_dropout,
-        layer_dropout=settings.layer_dropout,
-        train_items=settings.item_table == "trained",
-        quantization=settings.quantization_config,
-        title_vectors=titles,
-        title_width=settings.titles.width if settings.titles else 0,
-        title_side=settings.titles.side if settings.titles else "both",
-    )
+    model = assemble(settings, _backbone(settings), vectors, titles)
     adjust_decoder(model, settings.train)
     loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model)
@@ -68,6 +55,27 @@ def build(task: Task) -> dict[str, float]:
         metrics |= _join_sasrec(task, model, dataset)
     forget_training_state(task)
     return metrics | {"num_layers": model.num_layers}
+
+
+def assemble(
+    settings: FinetuneConfig, backbone: Backbone, item_vectors: Tensor, titles: Titles | None
+) -> DecoderRecommender:
+    """The decoder of the teacher, untrained."""
+    depth = backbone.decoder.config.num_hidden_layers
+    return build_decoder(
+        backbone,
+        choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, "finetune"),
+        item_vectors,
+        source=settings.backbone,
+        lora=settings.lora.model_dump(mode="json") if settings.lora else None,
+        positions=settings.positions,
+        max_history_items=settings.max_history_items,
+        item_dropout=settings.item_dropout,
+        layer_dropout=settings.layer_dropout,
+        train_items=settings.item_table == "trained",
+        quantization=settings.quantization_config,
+        titles=titles,
+    )
 
 
 def _join_sasrec(task: Task, model: DecoderRecommender, dataset: Dataset) -> dict[str, float]:
@@ -99,8 +107,10 @@ def prompt_of(settings: FinetuneConfig) -> PromptTemplate:
 
 
 def _sources(config: Config) -> tuple[str | None, ...]:
-    source = config.finetune.backbone
-    return (source if "/" in source or source.endswith(".gguf") else None,)
+    """Backbones that are files here; one of a hub is known by its id, which is among the settings."""
+    titles = config.finetune.titles
+    given = (config.finetune.backbone, titles.source if titles else None)
+    return tuple(source for source in given if source and Path(source).exists())
 
 
 STAGE = Stage("finetune", lambda config: ("prepare", "pretrain"), build, _sources)

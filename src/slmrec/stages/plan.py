@@ -8,14 +8,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from slmrec.config import Config, DistillConfig, FinetuneConfig, TrainConfig
+from slmrec.config import Config, DistillConfig, FinetuneConfig, TitleSettings, TrainConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import Backbone, choose_layers, count_tokens, random_decoder, read_architecture
-from slmrec.models.build import build_decoder, fresh_student, student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.titles import Titles
+from slmrec.stages.distill import begin_student
 from slmrec.stages.estimate import (
     Rates,
     Sizes,
@@ -30,7 +31,7 @@ from slmrec.stages.estimate import (
     training_work,
     work_of,
 )
-from slmrec.stages.finetune import prompt_of
+from slmrec.stages.finetune import assemble, prompt_of
 from slmrec.stages.folders import Stage, is_done, read_record
 from slmrec.training import use_bf16
 
@@ -115,11 +116,25 @@ def _rows(config: Config, names: list[str], dataset: Dataset | None, notes: list
         return rows
     architecture, reached = _architecture(config.finetune, notes)
     prompt = _prompt(config.finetune, reached, notes)
-    teacher, whole = _teacher(config, architecture, num_items, prompt)
+    teacher, whole = _teacher(config, architecture, num_items, prompt, _titles(config, dataset, notes))
     rows["finetune"] = _row(config, "finetune", teacher, dataset, prompt)
+    if config.finetune.sasrec_weight:
+        notes.append("finetune: its parameters are the decoder's; the teacher has those of pretrain besides")
     rows["distill"] = _row(config, "distill", _student(config.distill, teacher), dataset, prompt, teacher)
     notes.append(f"loading the backbone whole: {whole:,} parameters, {_size(4 * whole)} of this machine's memory")
     return rows
+
+
+def _titles(config: Config, dataset: Dataset | None, notes: list[str]) -> TitleSettings | None:
+    """What is done with titles, given what the data have."""
+    wanted = config.finetune.titles
+    if wanted is None or dataset is None:
+        return wanted
+    if dataset.titles is not None:
+        notes.append("finetune: reading the titles, once for all runs, is not in its time")
+        return wanted
+    notes.append("finetune: the items have no titles" + ("; it would stop there" if wanted.required else ""))
+    return None
 
 
 def _row(
@@ -205,27 +220,22 @@ def _sasrec(config: Config, num_items: int) -> SasRec:
 
 
 def _teacher(
-    config: Config, architecture: dict[str, Any], num_items: int, prompt: tuple[int, int]
+    config: Config,
+    architecture: dict[str, Any],
+    num_items: int,
+    prompt: tuple[int, int],
+    wanted: TitleSettings | None,
 ) -> tuple[DecoderRecommender, int]:
     """The teacher without weights, and the parameters of its whole backbone."""
-    settings, titles = config.finetune, config.finetune.titles
     with torch.device("meta"):
         decoder = random_decoder(architecture)
         width, whole = decoder.config.hidden_size, decoder.num_parameters()
-        depth = decoder.config.num_hidden_layers
-        model = build_decoder(
-            Backbone(decoder, *(torch.zeros(number, width) for number in prompt)),
-            choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, "finetune"),
-            torch.zeros(num_items + 1, config.pretrain.hidden_size),
-            source=settings.backbone,
-            lora=settings.lora.model_dump(mode="json") if settings.lora else None,
-            positions=settings.positions,
-            max_history_items=settings.max_history_items,
-            item_dropout=0.0,
-            train_items=settings.item_table == "trained",
-            title_vectors=torch.zeros(num_items + 1, titles.num_components) if titles else None,
-            title_width=titles.width if titles else 0,
-        )
+        backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
+        vectors = torch.zeros(num_items + 1, config.pretrain.hidden_size)
+        titles = None
+        if wanted is not None:
+            titles = Titles(torch.zeros(num_items + 1, wanted.num_components), wanted.width, wanted.side)
+        model = assemble(config.finetune, backbone, vectors, titles)
     return model, whole
 
 
@@ -243,14 +253,11 @@ def _architecture(settings: FinetuneConfig, notes: list[str]) -> tuple[dict[str,
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRecommender:
-    train_items = settings.item_table == "trained"
+    listed = None if isinstance(settings.layers, str) else settings.layers  # layers chosen by name are as many
     with torch.device("meta"):
-        if settings.init == "fresh":
-            changes = settings.backbone_config or {}
-            return fresh_student(teacher, settings.num_layers, changes, item_dropout=0.0, train_items=train_items)
-        listed = None if isinstance(settings.layers, str) else settings.layers
-        layers = choose_layers(teacher.num_layers, settings.num_layers, 1, listed, "distill")
-        return student_from(teacher, layers, item_dropout=0.0, train_items=train_items)
+        fresh = settings.init == "fresh"
+        layers = () if fresh else choose_layers(teacher.num_layers, settings.num_layers, 1, listed, "distill")
+        return begin_student(settings, teacher, layers)
 
 
 def _prompt(settings: FinetuneConfig, reached: bool, notes: list[str]) -> tuple[int, int]:

@@ -13,11 +13,11 @@ from slmrec.config import FinetuneConfig, TitleSettings
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.backbone import cache_folder, content_of
-from slmrec.models.titles import MAX_TITLE_TOKENS, read_titles, whitened
+from slmrec.models.titles import MAX_TITLE_TOKENS, Titles, read_titles, whitened
 
 
-def title_components(settings: FinetuneConfig, dataset: Dataset) -> Tensor | None:
-    """(V+1, C) whitened components of the titles' vectors; None if titles are not asked for, or optional and absent.
+def titles_of(settings: FinetuneConfig, dataset: Dataset) -> Titles | None:
+    """The titles, as the language model reads them; None if they are not asked for, or optional and absent.
 
     Raises:
         DataError: titles are required and the data have none.
@@ -41,7 +41,7 @@ def title_components(settings: FinetuneConfig, dataset: Dataset) -> Tensor | Non
             f"finetune.titles.num_components is {wanted.num_components} but the backbone's width is "
             f"{vectors.shape[1]}; choose 1-{vectors.shape[1]}"
         )
-    return whitened(vectors, wanted.num_components)
+    return Titles(whitened(vectors, wanted.num_components), wanted.width, wanted.side)
 
 
 def _vectors(wanted: TitleSettings, source: str, titles: list[str | None]) -> Tensor:
