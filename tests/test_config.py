@@ -196,7 +196,7 @@ def test_a_section_that_the_recipe_leaves_out_is_begun_by_its_first_setting(tmp_
 
 def test_a_brought_teacher_needs_no_sasrec_of_its_own() -> None:
     brought = ["pretrain.item_vectors=x.npy", "distill.teacher=out/finetune"]
-    assert load_config(None, [*brought, "finetune.sasrec_weight=0.5"]).finetune.sasrec_weight == 0.5
+    assert load_config(None, [*brought, "finetune.ensemble=[sasrec]"]).finetune.ensemble == ("sasrec",)
 
 
 def test_settings_are_frozen() -> None:
@@ -237,8 +237,15 @@ def test_settings_are_frozen() -> None:
             "a random backbone cannot read titles; give titles.source",
         ),
         (
-            ["finetune.sasrec_weight=0.5", "pretrain.item_vectors=x.npy"],
-            "finetune.sasrec_weight needs a SASRec, but pretrain.item_vectors brings vectors alone",
+            ["finetune.ensemble=[sasrec]", "pretrain.item_vectors=x.npy"],
+            "finetune.ensemble names sasrec, but pretrain.item_vectors brings vectors alone",
+        ),
+        (["finetune.ensemble=[companion]"], "finetune.ensemble names companion, but there is no section of that name"),
+        (["finetune.ensemble=[sasrec, sasrec]"], r"ensemble is \['sasrec', 'sasrec'\]; name each once"),
+        (["distill.keep_ensemble=true"], "keep_ensemble is true, but finetune.ensemble names no other model"),
+        (
+            ["finetune.ensemble=[sasrec]", "pretrain.max_history_items=20"],
+            "finetune reads the newest 50 items and sasrec 20; in an ensemble all read alike",
         ),
         (["distill.layers=middle"], "distill.layers"),
         (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),

@@ -153,22 +153,57 @@ def test_a_changed_setting_redoes_its_stage_and_those_after_it(
     assert "distill: done in" in said and "evaluate: done in" in said
 
 
-def test_a_teacher_of_titles_and_sasrec_teaches_a_student(
-    tmp_path: Path, config: Path, titled_items: Path, capsys: pytest.CaptureFixture[str]
+COMPANION = "companion={max_history_items: 20, supervision: every_position, train: {num_train_epochs: 1}}"
+
+
+def test_a_teacher_of_titles_with_companions_teaches_a_student(
+    tmp_path: Path,
+    config: Path,
+    titled_items: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = ["finetune.titles={source: any, num_components: 2, width: 4}", "finetune.sasrec_weight=0.4"]
+    monkeypatch.setattr("slmrec.stages.ensemble.shares", lambda members, samples: [0.5, 0.3, 0.2])
+    given = [
+        "finetune.titles={source: any, num_components: 2, width: 4}",
+        "finetune.ensemble=[sasrec, companion]",
+        COMPANION,
+    ]
     run = ["run", "--config", str(config), "--items", str(titled_items), "--output", str(tmp_path / "run"), *given]
     assert main(run) == 0
     said = capsys.readouterr().out
-    assert "titles read in" in said and "with weight 0.4 on SASRec's scores: valid NDCG@10" in said
-    teacher, student = (load_recommender(tmp_path / "run" / stage)[0] for stage in ("finetune", "distill"))
-    assert isinstance(teacher, Ensemble) and teacher.config.sasrec_weight == 0.4
+    assert "titles read in" in said and "shares, by validation: the decoder 0.5, sasrec 0.3, companion 0.2" in said
+    names = ("companion", "finetune", "distill")
+    companion, teacher, student = (load_recommender(tmp_path / "run" / stage)[0] for stage in names)
+    assert isinstance(teacher, Ensemble) and teacher.config.weights == [0.5, 0.3, 0.2]
     assert isinstance(student, DecoderRecommender) and student.titles.vectors.any()
-    assert teacher.item_vectors().shape[1] == student.item_vectors().shape[1] + 16
+    assert teacher.item_vectors().shape[1] == student.item_vectors().shape[1] + 16 + 16
+    assert (teacher.others[1].item_vectors() == companion.item_vectors()).all()
     models = json.loads((tmp_path / "run" / "evaluate" / "metrics.json").read_text())["protocols"]["full"]["models"]
     assert models["teacher"]["num_parameters"] == teacher.num_parameters()
-    assert main([*run, "finetune.train.num_train_epochs=1"]) == 0
-    assert "the titles' vectors taken from" in capsys.readouterr().out
+    assert list(models) == ["popularity", "cooccurrence", "sasrec", "companion", "teacher", "student"]
+    assert main([*run, "distill.keep_ensemble=true"]) == 0
+    said = capsys.readouterr().out
+    assert "the titles' vectors taken from" not in said and "distill: with the other models' scores: valid" in said
+    student = load_recommender(tmp_path / "run" / "distill")[0]
+    assert isinstance(student, Ensemble) and student.config.weights == [0.5, 0.3, 0.2]
+    assert student.num_layers < teacher.num_layers
+
+
+def test_models_that_make_it_no_better_do_not_join(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmrec.stages.ensemble.shares", lambda members, samples: [1.0, 0.0])
+    given = ["finetune.ensemble=[sasrec]", "distill.keep_ensemble=true"]
+    assert main(["run", "--config", str(config), "--output", str(tmp_path / "run"), *given]) == 0
+    assert "shares, by validation: the decoder 1\n" in capsys.readouterr().out
+    models = [load_recommender(tmp_path / "run" / stage)[0] for stage in ("finetune", "distill")]
+    assert all(isinstance(model, DecoderRecommender) for model in models)
+
+
+def test_a_companion_that_is_not_described(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["companion", "--config", str(config), "--output", str(tmp_path)]) == 2
+    assert "companion is null; give its section" in capsys.readouterr().err
 
 
 def test_titles_that_are_not_there(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from slmrec.errors import SlmrecError
 STAGES = {
     "prepare": "raw logs to a data-set folder",
     "pretrain": "SASRec and its item vectors",
+    "companion": "a small decoder from scratch, which the teacher may mix in",
     "finetune": "the teacher: a pretrained decoder, pruned and tuned",
     "distill": "the student: fewer layers, taught by the teacher",
     "evaluate": "all models side by side on the test split",

@@ -130,6 +130,19 @@ class DecoderTraining(TrainConfig):
     """Compile the layers' norms and MLPs: some seconds at the start for a share of each step; takes a C++ compiler."""
 
 
+class CompanionTraining(DecoderTraining):
+    """Defaults for the small decoder from scratch: those of SASRec, and a running average of the weights."""
+
+    num_train_epochs: int = Field(20, ge=0)
+    """Passes over the training samples."""
+    per_device_train_batch_size: BatchSize = 256
+    """Samples a batch and device, or `auto`."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up."""
+    average_decay: float = Field(0.995, ge=0, lt=1)
+    """Validate and keep a running average of the weights, in which the latest weigh 1 - this; 0: the latest alone."""
+
+
 class FinetuneTraining(DecoderTraining):
     """Defaults for the teacher. Source: SLMRec's published run script."""
 
@@ -330,8 +343,8 @@ class TitleSettings(Section):
     """Stop if the data have no titles, or (false) go on without."""
 
 
-class FinetuneConfig(Section):
-    """The teacher: the kept layers of a pretrained decoder over item vectors."""
+class DecoderConfig(Section):
+    """A decoder over item vectors: how it is built, what it reads, how it is trained."""
 
     backbone: str = "smollm2-135m"
     """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`)."""
@@ -352,25 +365,23 @@ class FinetuneConfig(Section):
     """The reference's instruction form, nothing, or a text of your own; a random backbone has none."""
     positions: Literal["contiguous", "right_aligned"] = "contiguous"
     """`contiguous` numbers the tokens 0, 1, ...; `right_aligned` lets the pads of a short history take up positions."""
-    item_table: Literal["frozen", "trained"] = "frozen"
-    """Whether the item vectors stay as pretrained."""
+    item_table: Literal["frozen", "trained", "fresh"] = "frozen"
+    """The item vectors stay as pretrained, are trained on from there, or are trained from random ones."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the decoder reads."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on what attention and MLP of each layer add to the states, as SASRec has it; the reference has none."""
     titles: TitleSettings | None = None
     """Join what the titles say; null: the item vectors alone."""
-    sasrec_weight: float = Field(0.0, ge=0, lt=1)
-    """The teacher's scores are 1 - this times the decoder's and this times those of pretrain's SASRec."""
     max_history_items: int = Field(50, ge=1)
     """The newest items of a history that are read."""
     supervision: Supervision = "last_position"
     """Which positions are samples; `every_position` needs a prompt without response."""
-    train: FinetuneTraining = FinetuneTraining()
+    train: DecoderTraining = DecoderTraining()
     """How it is trained."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "FinetuneConfig":
+    def _consistent(self) -> "DecoderConfig":
         _check(
             (self.backbone == "random") == (self.backbone_config is not None),
             "backbone_config belongs to backbone: random, and only to it",
@@ -400,6 +411,54 @@ class FinetuneConfig(Section):
             "supervision: every_position reads scores at the items, so the prompt must have no response; "
             "set prompt: none, or a prompt with a prefix only",
         )
+        return self
+
+
+class CompanionConfig(DecoderConfig):
+    """A small decoder, trained from scratch, whose scores the teacher can mix in; what it gets wrong, it gets wrong
+    otherwise than a decoder that starts from SASRec's item vectors."""
+
+    backbone: str = "random"
+    """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`)."""
+    backbone_config: dict[str, Any] | None = {
+        "model_type": "llama",
+        "vocab_size": 8,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    """The architecture of a `random` backbone, in transformers' names (`model_type`, `hidden_size`, ...)."""
+    num_layers: int = Field(2, ge=1)
+    """Decoder layers."""
+    lora: LoraSettings | None = None
+    """Adapters on frozen layers; null trains the layers themselves."""
+    prompt: Literal["alpaca", "none"] | PromptTemplate = "none"
+    """The reference's instruction form, nothing, or a text of your own; a random backbone has none."""
+    item_table: Literal["frozen", "trained", "fresh"] = "fresh"
+    """The item vectors stay as pretrained, are trained on from there, or are trained from random ones."""
+    item_dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout on the item vectors that the decoder reads."""
+    layer_dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout on what attention and MLP of each layer add to the states, as SASRec has it."""
+    supervision: Supervision = "every_prefix"
+    """Which positions are samples."""
+    train: CompanionTraining = CompanionTraining()
+    """How it is trained."""
+
+
+class FinetuneConfig(DecoderConfig):
+    """The teacher: the kept layers of a pretrained decoder over item vectors."""
+
+    ensemble: tuple[Literal["sasrec", "companion"], ...] = ()
+    """Models whose scores the teacher's are mixed with, each by the share that is best on validation."""
+    train: FinetuneTraining = FinetuneTraining()
+    """How it is trained."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "FinetuneConfig":
+        _check(len(set(self.ensemble)) == len(self.ensemble), f"ensemble is {list(self.ensemble)}; name each once")
         return self
 
 
@@ -452,6 +511,9 @@ class DistillConfig(Section):
     """Both score distributions are softened by this before they are compared."""
     item_table: Literal["frozen", "trained"] = "frozen"
     """Whether the student's item vectors stay as the teacher's."""
+    keep_ensemble: bool = False
+    """Mix the student's scores with those of finetune.ensemble's models, by the teacher's shares; false: its own
+    alone."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the student reads."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)
@@ -481,7 +543,7 @@ class DistillConfig(Section):
         return self
 
 
-def _depth(part: FinetuneConfig | DistillConfig) -> int:
+def _depth(part: DecoderConfig | DistillConfig) -> int:
     return part.num_layers if part.layers is None or isinstance(part.layers, str) else len(part.layers)
 
 
@@ -494,8 +556,8 @@ class EvaluateConfig(Section):
         "sampled",
     )
     """Rankings to report; one forward pass serves all."""
-    models: tuple[Literal["popularity", "cooccurrence", "sasrec", "teacher", "student"], ...] | None = Field(
-        None, min_length=1
+    models: tuple[Literal["popularity", "cooccurrence", "sasrec", "companion", "teacher", "student"], ...] | None = (
+        Field(None, min_length=1)
     )
     """What is evaluated; null: all that there is."""
     num_negatives: int = Field(999, ge=1)
@@ -544,6 +606,7 @@ class Config(Section):
     """Seeds everything that is drawn."""
     prepare: PrepareConfig = PrepareConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    companion: CompanionConfig | None = None
     finetune: FinetuneConfig = FinetuneConfig()
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -552,10 +615,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         distill, weights = self.distill, self.distill.weights
-        _check(
-            not (self.finetune.sasrec_weight and self.pretrain.item_vectors and distill.teacher is None),
-            "finetune.sasrec_weight needs a SASRec, but pretrain.item_vectors brings vectors alone; leave one out",
-        )
+        if distill.teacher is None:
+            self._check_ensemble()
         if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
             student, teacher = _depth(distill), _depth(self.finetune)
             _check(
@@ -568,3 +629,27 @@ class Config(Section):
             "evaluate.models names sasrec, but with pretrain.item_vectors none is trained; leave it out",
         )
         return self
+
+    def _check_ensemble(self) -> None:
+        finetune, brought = self.finetune, self.pretrain.item_vectors
+        _check(
+            "sasrec" not in finetune.ensemble or brought is None,
+            "finetune.ensemble names sasrec, but pretrain.item_vectors brings vectors alone; leave one out",
+        )
+        _check(
+            "companion" not in finetune.ensemble or self.companion is not None,
+            "finetune.ensemble names companion, but there is no section of that name; give `companion: {}`",
+        )
+        _check(
+            bool(finetune.ensemble) or not self.distill.keep_ensemble,
+            "distill.keep_ensemble is true, but finetune.ensemble names no other model; leave it out",
+        )
+        lengths = {"sasrec": self.pretrain.max_history_items}
+        if self.companion:
+            lengths["companion"] = self.companion.max_history_items
+        for name in finetune.ensemble:
+            _check(
+                lengths[name] == finetune.max_history_items,
+                f"finetune reads the newest {finetune.max_history_items} items and {name} {lengths[name]}; in an "
+                "ensemble all read alike: set one max_history_items",
+            )

@@ -61,7 +61,8 @@ def decoder(
 
 
 def ensemble(lora: bool = False) -> Ensemble:
-    return Ensemble.of(decoder(prompt=False, lora=lora, titles="both"), sasrec(), 0.3).eval()
+    others = [sasrec(), decoder(prompt=False)]
+    return Ensemble.of(decoder(prompt=False, lora=lora, titles="both"), others, [0.3, 0.2]).eval()
 
 
 MODELS = {
@@ -182,11 +183,27 @@ def test_an_ensemble_reads_every_position_in_pieces(monkeypatch: pytest.MonkeyPa
 def test_an_ensembles_scores_are_the_weighted_sum() -> None:
     model, histories = ensemble(), batch([1, 2, 3], [4])
     scores = model.encode(histories).users @ model.item_vectors().T
-    parts = [part.encode(histories).users @ part.item_vectors().T for part in (model.llm, model.sasrec)]
-    torch.testing.assert_close(scores, 0.7 * parts[0] + 0.3 * parts[1])
+    parts = [part.encode(histories).users @ part.item_vectors().T for part in (model.decoder, *model.others)]
+    torch.testing.assert_close(scores, 0.5 * parts[0] + 0.3 * parts[1] + 0.2 * parts[2])
     blocks = model.encode(histories, num_blocks=2).blocks
-    for own, llms in zip(blocks, model.llm.encode(histories, num_blocks=2).blocks, strict=True):
+    for own, llms in zip(blocks, model.decoder.encode(histories, num_blocks=2).blocks, strict=True):
         torch.testing.assert_close(own, llms)
+
+
+def test_an_ensembles_other_members_drop_nothing_out() -> None:
+    model = ensemble().train()
+    assert model.decoder.training and not any(member.training for member in model.others)
+
+
+@torch.no_grad()
+def test_an_ensemble_appends_what_it_would_read() -> None:
+    model, state = ensemble(), ensemble().new_state()
+    history = [1, 2, 3, 4, 5, 6, 7, 8]  # longer than the models read
+    for number, item in enumerate(history, 1):
+        newest = history[max(0, number - model.max_history_items) : number]
+        torch.testing.assert_close(
+            model.append(state, item), model.encode(batch(newest)).users[0], rtol=1e-4, atol=1e-5
+        )
 
 
 @torch.no_grad()

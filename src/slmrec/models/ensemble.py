@@ -1,112 +1,183 @@
-"""Two recommenders as one: the scores of a decoder and of SASRec, mixed."""
+"""Several recommenders as one: the scores of a decoder and of smaller models, mixed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
-from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.decoder import DecoderRecommender, UserState
+from slmrec.models.sasrec import SasRec
 from slmrec.types import Batch, Encoded
 
+Member = DecoderRecommender | SasRec
 PREFIXES = 1024
 """Histories that SASRec reads at once, where every position of a batch is one."""
 
 
 class EnsembleConfig(PretrainedConfig):
-    """Architecture of an `Ensemble`."""
+    """Architecture of an `Ensemble`: the configurations of its members, and what each one's scores weigh."""
 
     model_type = "slmrec_ensemble"
 
-    def __init__(
-        self,
-        llm: dict[str, Any] | None = None,
-        sasrec: dict[str, Any] | None = None,
-        sasrec_weight: float = 0.5,
-        **kwargs: Any,
-    ) -> None:
-        self.llm, self.sasrec = llm or {}, sasrec or {}
-        self.sasrec_weight = sasrec_weight
+    def __init__(self, members: Sequence[dict[str, Any]] = (), weights: Sequence[float] = (), **kwargs: Any) -> None:
+        self.members, self.weights = list(members), list(weights)
         super().__init__(**kwargs)
 
 
 class Ensemble(PreTrainedModel):
-    """(1 - w) times the scores of a decoder plus w times those of SASRec; a `SequenceEncoder`.
+    """The weighted sum of the scores of a decoder and of other models of the same items; a `SequenceEncoder`.
 
     A weighted sum of dot products is one dot product of the vectors side by side, so whatever works with user and item
-    vectors works with it. In probabilities it is the geometric mean of both models' distributions.
+    vectors works with it. In probabilities it is the weighted geometric mean of the members' distributions.
+
+    The decoder comes first: its states are the ensemble's, and it alone trains.
     """
 
     config_class = EnsembleConfig
     base_model_prefix = "ensemble"
     config: EnsembleConfig
 
-    def __init__(
-        self, config: EnsembleConfig, llm: DecoderRecommender | None = None, sasrec: SasRec | None = None
-    ) -> None:
+    def __init__(self, config: EnsembleConfig, members: Sequence[Member] | None = None) -> None:
         super().__init__(config)
-        self.llm = llm or DecoderRecommender(DecoderRecommenderConfig(**config.llm))
-        self.sasrec = sasrec or SasRec(SasRecConfig(**config.sasrec))
+        self.members = nn.ModuleList(members or [_member(settings) for settings in config.members])
         self.all_tied_weights_keys: dict[str, str] = {}
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
+    def _init_weights(self, module: nn.Module) -> None:
         """Its members bring their weights."""
 
     @classmethod
-    def of(cls, llm: DecoderRecommender, sasrec: SasRec, sasrec_weight: float) -> "Ensemble":
-        """The ensemble of two models of the same items."""
-        config = EnsembleConfig(llm.config.to_dict(), sasrec.config.to_dict(), sasrec_weight)
-        return cls(config, llm, sasrec)
+    def of(cls, decoder: DecoderRecommender, others: Sequence[Member], weights: Sequence[float]) -> "Ensemble":
+        """The ensemble of a decoder and other models.
+
+        Args:
+            decoder: its scores weigh what the others leave of 1.
+            others: models of the same items that read histories of the same length.
+            weights: of the others.
+        """
+        members = [decoder, *others]
+        config = EnsembleConfig([member.config.to_dict() for member in members], [1 - sum(weights), *weights])
+        return cls(config, members)
+
+    @property
+    def decoder(self) -> DecoderRecommender:
+        """The first member."""
+        first: DecoderRecommender = self.members[0]  # type: ignore[assignment]
+        return first
+
+    @property
+    def others(self) -> list[Member]:
+        """All members but the decoder."""
+        return list(self.members)[1:]  # type: ignore[return-value]
 
     @property
     def num_items(self) -> int:
         """V."""
-        return self.llm.num_items
+        return self.decoder.num_items
 
     @property
     def max_history_items(self) -> int:
-        """The longest history that both read."""
-        return min(self.llm.max_history_items, self.sasrec.max_history_items)
+        """The longest history that all read."""
+        return self.decoder.max_history_items
 
     @property
     def hidden_size(self) -> int:
         """H of the decoder."""
-        return self.llm.hidden_size
+        return self.decoder.hidden_size
 
     @property
     def num_layers(self) -> int:
         """The decoder's depth."""
-        return self.llm.num_layers
+        return self.decoder.num_layers
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D + D'); row 0 is padding."""
-        return torch.cat([self.llm.item_vectors(), self.sasrec.item_vectors()], dim=1)
+        """(V+1, D): those of all members side by side; row 0 is padding."""
+        return torch.cat([member.item_vectors() for member in (self.decoder, *self.others)], dim=1)
 
     def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D + D') and, if asked for, the decoder's states at the end of each block."""
-        encoded = self.llm.encode(batch, num_blocks)
-        weight = self.config.sasrec_weight
-        sasrecs = torch.cat([self.sasrec.encode(piece).users for piece in _prefixes(batch)])
-        return Encoded(torch.cat([(1 - weight) * encoded.users, weight * sasrecs], dim=1), encoded.blocks)
+        """User vectors (N, D) and, if asked for, the decoder's states at the end of each block."""
+        encoded = self.decoder.encode(batch, num_blocks)
+        users = [encoded.users, *(_users(member, batch) for member in self.others)]
+        return Encoded(self._weighted(users), encoded.blocks)
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
         return self.encode(batch, num_blocks)
 
+    def train(self, mode: bool = True) -> "Ensemble":
+        """As `nn.Module.train`, for the decoder: the other members do not learn, and drop nothing out."""
+        super().train(mode)
+        for member in self.others:
+            member.eval()
+        return self
+
+    def new_state(self) -> "EnsembleState":
+        """The state of a user without history, for `append`."""
+        states = (member.new_state() if isinstance(member, DecoderRecommender) else None for member in self.members)
+        return EnsembleState([], list(states))
+
+    def append(self, state: "EnsembleState", item: int) -> Tensor:
+        """The user vector (D,) after one more item; updates the state.
+
+        Decoders go on from what they know; SASRec, whose positions all move, reads the history again.
+
+        Raises:
+            ConfigError: a decoder's positions are right-aligned, so that every new item moves all others.
+        """
+        state.items = [*state.items, item][-self.max_history_items :]
+        users = []
+        for member, known in zip((self.decoder, *self.others), state.members, strict=True):
+            if isinstance(member, DecoderRecommender) and known is not None:
+                users.append(member.append(known, item))
+            else:
+                users.append(_read_again(member, state.items))
+        return self._weighted(users)
+
+    def _weighted(self, users: list[Tensor]) -> Tensor:
+        weighted = [weight * vectors for weight, vectors in zip(self.config.weights, users, strict=True)]
+        return torch.cat(weighted, dim=-1)
+
+
+@dataclass
+class EnsembleState:
+    """What `Ensemble.append` keeps of a user."""
+
+    items: list[int]
+    """The newest items, oldest first."""
+    members: list[UserState | None]
+    """What each member keeps; None of one that reads the history again."""
+
+
+def _member(settings: dict[str, Any]) -> PreTrainedModel:
+    """A member of a configuration, with weights still to be read."""
+    member: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(**settings))
+    return member
+
+
+def _users(member: Member, batch: Batch) -> Tensor:
+    """(N, D) user vectors of one member."""
+    if isinstance(member, DecoderRecommender) or not batch.every_position:
+        return member.encode(batch).users
+    return torch.cat([member.encode(piece).users for piece in _prefixes(batch)])
+
 
 def _prefixes(batch: Batch) -> Iterator[Batch]:
-    """Each read-out position as the newest of a history of its own: SASRec counts positions back from there."""
-    if not batch.every_position:
-        yield batch
-        return
+    """Each position as the newest of a history of its own: SASRec counts positions back from there."""
     rows = torch.repeat_interleave(batch.lengths)
     firsts = batch.lengths.cumsum(0) - batch.lengths
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
     for start in range(0, len(rows), PREFIXES):
         some = slice(start, start + PREFIXES)
         yield Batch(batch.items[rows[some]], lengths[some], batch.targets[some], every_position=False)
+
+
+def _read_again(member: Member, items: list[int]) -> Tensor:
+    """(D,) the user vector of one history."""
+    row = torch.tensor([items], device=member.device)
+    with torch.inference_mode():
+        return member.encode(Batch(row, torch.tensor([len(items)], device=member.device), row[:, -1], False)).users[0]
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

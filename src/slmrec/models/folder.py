@@ -1,6 +1,7 @@
 """Weights and architecture of a model, to a folder and back; strict about every key."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -10,7 +11,7 @@ from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
 from slmrec.models.build import set_trainable
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
-from slmrec.models.ensemble import Ensemble, EnsembleConfig
+from slmrec.models.ensemble import Ensemble, EnsembleConfig, Member
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.weights import adapter_state_dict, load_adapter, own_state_dict
 
@@ -50,25 +51,36 @@ def load_model(folder: Path) -> Model:
 def decoder_of(model: Model) -> DecoderRecommender | None:
     """The decoder that a model is or has."""
     if isinstance(model, Ensemble):
-        return model.llm
+        return model.decoder
     return model if isinstance(model, DecoderRecommender) else None
 
 
 def _empty(config: PretrainedConfig, folder: Path) -> Model:
+    if isinstance(config, EnsembleConfig):
+        return Ensemble(config, [_member(_member_config(settings), folder) for settings in config.members])
+    return _member(config, folder)
+
+
+def _member(config: PretrainedConfig, folder: Path) -> Member:
     if isinstance(config, SasRecConfig):
         return SasRec(config)
     if isinstance(config, DecoderRecommenderConfig):
         return _decoder(config)
-    if isinstance(config, EnsembleConfig):
-        return Ensemble(config, _decoder(DecoderRecommenderConfig(**config.llm)))
     raise CheckpointError(f"{folder}: a {config.model_type} model; expected one that slmrec trained")
+
+
+def _member_config(settings: dict[str, Any]) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.for_model(**settings)
+    return config
 
 
 def _own_weights(model: Model) -> dict[str, Tensor]:
     """What belongs to the model alone, by name; not the backbone that adapters adapt."""
     if isinstance(model, Ensemble):
-        own = {f"llm.{name}": value for name, value in own_state_dict(model.llm).items()}
-        return own | {f"sasrec.{name}": value for name, value in model.sasrec.state_dict().items()}
+        members = enumerate((model.decoder, *model.others))
+        return {
+            f"members.{number}.{name}": value for number, one in members for name, value in _own_weights(one).items()
+        }
     return own_state_dict(model) if isinstance(model, DecoderRecommender) else model.state_dict()
 
 

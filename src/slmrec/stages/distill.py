@@ -17,7 +17,8 @@ from slmrec.losses import DistillationLoss
 from slmrec.models.backbone import choose_layers, evenly_spaced
 from slmrec.models.build import fresh_student, layer_influence, set_trainable, student_from
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.ensemble import Ensemble
+from slmrec.models.ensemble import Ensemble, Member
+from slmrec.stages.ensemble import save_ensemble
 from slmrec.stages.folders import Stage, Task
 from slmrec.stages.learning import (
     adjust_decoder,
@@ -42,11 +43,14 @@ def build(task: Task) -> dict[str, float]:
     torch.manual_seed(task.config.seed)
     student = _student(settings, _decoder(teacher), dataset)
     _check_blocks(settings, student, teacher)
+    kept = _kept(settings, teacher)
     data = training_samples(dataset, task.config.finetune.supervision, student)
     loss = _loss(task, student, teacher, data, dataset)
     sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its answers are stored and its weights are of no more use
     metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
+    if kept is not None:
+        metrics |= save_ensemble(task, "distill", Ensemble.of(student, *kept), settings.train)
     if isinstance(loss.teacher, DecoderRecommender | Ensemble):
         save_recommender(loss.teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)
@@ -125,8 +129,15 @@ def _store(teacher: Teacher, data: TrainingSamples, path: Path, wanted: dict[str
     )
 
 
+def _kept(settings: DistillConfig, teacher: Teacher) -> tuple[list[Member], list[float]] | None:
+    """What the student's scores are mixed with, and the weights; None: with nothing."""
+    if not settings.keep_ensemble or not isinstance(teacher, Ensemble):
+        return None
+    return teacher.others, teacher.config.weights[1:]
+
+
 def _decoder(teacher: Teacher) -> DecoderRecommender:
-    return teacher.llm if isinstance(teacher, Ensemble) else teacher
+    return teacher.decoder if isinstance(teacher, Ensemble) else teacher
 
 
 def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> DecoderRecommender:

@@ -26,7 +26,7 @@ from slmrec.errors import CheckpointError
 from slmrec.evaluation import TOP_K, EncoderScorer, Scorer, draw_negatives, evaluate_scorer, protocol_name, throughput
 from slmrec.metrics import ranking_metrics
 from slmrec.models.folder import Model
-from slmrec.stages.folders import Stage, Task
+from slmrec.stages.folders import ORDER, Stage, Task
 
 PRIMARY = "full_history_excluded"
 SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
@@ -88,11 +88,14 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     online, brought = task.output / "distill" / "teacher", task.config.distill.teacher
     folders = {
         "sasrec": task.output / "pretrain",
+        "companion": task.output / "companion",
         "teacher": online if online.exists() else Path(brought) if brought else task.output / "finetune",
         "student": task.output / "distill",
     }
     if task.config.pretrain.item_vectors:
         del folders["sasrec"]  # the vectors were brought; no SASRec was trained
+    if task.config.companion is None:
+        del folders["companion"]
     models: dict[str, Model] = {}
     folders = {name: folder for name, folder in folders.items() if name in (task.config.evaluate.models or folders)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -250,8 +253,8 @@ def _table_of_lists(protocols: dict[str, Any]) -> Table:
 
 def needs(config: Config) -> tuple[str, ...]:
     """The stages before it; a teacher that is brought replaces finetune."""
-    stages = ("prepare", "pretrain", "finetune", "distill")
-    return tuple(stage for stage in stages if stage != "finetune" or config.distill.teacher is None)
+    left_out = {"companion": config.companion is None, "finetune": config.distill.teacher is not None}
+    return tuple(name for name in ORDER if name != "evaluate" and not left_out.get(name))
 
 
 STAGE = Stage("evaluate", needs, build)

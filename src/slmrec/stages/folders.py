@@ -21,7 +21,7 @@ from slmrec.config import Config
 from slmrec.errors import CheckpointError
 from slmrec.memory import peak_rss_mb, reset_peak
 
-ORDER = ("prepare", "pretrain", "finetune", "distill", "evaluate")
+ORDER = ("prepare", "pretrain", "companion", "finetune", "distill", "evaluate")
 _PLACES = {"teacher_states", "input", "items", "memory_limit"}
 """Settings that change no result; of files, moving them redoes no stage, but changing what is in them does."""
 

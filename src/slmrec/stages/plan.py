@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from slmrec.config import Config, DistillConfig, FinetuneConfig, TitleSettings, TrainConfig
+from slmrec.config import Config, DecoderConfig, DistillConfig, PretrainConfig, TitleSettings, TrainConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import Backbone, choose_layers, count_tokens, random_decoder, read_architecture
@@ -16,6 +16,7 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.titles import Titles
+from slmrec.stages.decoder import assemble, prompt_of
 from slmrec.stages.distill import begin_student
 from slmrec.stages.estimate import (
     Rates,
@@ -31,7 +32,6 @@ from slmrec.stages.estimate import (
     training_work,
     work_of,
 )
-from slmrec.stages.finetune import assemble, prompt_of
 from slmrec.stages.folders import Stage, is_done, read_record
 from slmrec.training import use_bf16
 
@@ -71,6 +71,17 @@ class Row(NamedTuple):
     samples: int | None = None
     num_bytes: int | None = None
     seconds: float | None = None
+
+
+class Planned(NamedTuple):
+    """A decoder that would be built."""
+
+    model: DecoderRecommender
+    """Without weights."""
+    prompt: tuple[int, int]
+    """Tokens before and after the items."""
+    whole: int
+    """Parameters of its backbone, with the layers that are dropped."""
 
 
 def pending_stages(stages: Iterable[Stage], config: Config, output: Path, force: bool) -> list[str]:
@@ -114,26 +125,26 @@ def _rows(config: Config, names: list[str], dataset: Dataset | None, notes: list
     if "finetune" not in names:
         notes.append(f"distill.teacher is {config.distill.teacher}: its sizes are not read, nor those of its student")
         return rows
-    architecture, reached = _architecture(config.finetune, notes)
-    prompt = _prompt(config.finetune, reached, notes)
-    teacher, whole = _teacher(config, architecture, num_items, prompt, _titles(config, dataset, notes))
+    if config.companion is not None:
+        companion = _decoder(config, "companion", dataset, notes)
+        rows["companion"] = _row(config, "companion", companion.model, dataset, companion.prompt)
+    teacher, prompt, whole = _decoder(config, "finetune", dataset, notes)
     rows["finetune"] = _row(config, "finetune", teacher, dataset, prompt)
-    if config.finetune.sasrec_weight:
-        notes.append("finetune: its parameters are the decoder's; the teacher has those of pretrain besides")
+    if config.finetune.ensemble:
+        notes.append(f"finetune: its parameters are the decoder's; {', '.join(config.finetune.ensemble)} may join them")
     rows["distill"] = _row(config, "distill", _student(config.distill, teacher), dataset, prompt, teacher)
     notes.append(f"loading the backbone whole: {whole:,} parameters, {_size(4 * whole)} of this machine's memory")
     return rows
 
 
-def _titles(config: Config, dataset: Dataset | None, notes: list[str]) -> TitleSettings | None:
+def _titles(name: str, wanted: TitleSettings | None, dataset: Dataset | None, notes: list[str]) -> TitleSettings | None:
     """What is done with titles, given what the data have."""
-    wanted = config.finetune.titles
     if wanted is None or dataset is None:
         return wanted
     if dataset.titles is not None:
-        notes.append("finetune: reading the titles, once for all runs, is not in its time")
+        notes.append(f"{name}: reading the titles, once for all runs, is not in its time")
         return wanted
-    notes.append("finetune: the items have no titles" + ("; it would stop there" if wanted.required else ""))
+    notes.append(f"{name}: the items have no titles" + ("; it would stop there" if wanted.required else ""))
     return None
 
 
@@ -145,7 +156,7 @@ def _row(
     prompt: tuple[int, int],
     teacher: DecoderRecommender | None = None,
 ) -> Row:
-    section = config.pretrain if name == "pretrain" else config.finetune
+    section = _samples_of(config, name)
     settings: TrainConfig = getattr(config, name).train
     sizes, bf16 = sizes_of(model), use_bf16(settings.bf16)
     if dataset is None:
@@ -154,7 +165,7 @@ def _row(
     work = training_work(dataset, section.supervision, section.max_history_items, batch_size)
     scores = _scores(config, name, work, dataset.num_items)
     tokens = tokens_of(work, prompt, batch_size)
-    bits = _bits(config.finetune) if name == "finetune" else None
+    bits = _bits(section) if isinstance(section, DecoderConfig) and name != "distill" else None
     at_once = work.largest + sum(prompt) * min(batch_size, work.samples)
     per_batch = (work.largest if section.supervision == "every_position" else batch_size) * dataset.num_items
     rates = measure_rates(sizes, dataset.num_items, bf16)
@@ -171,6 +182,12 @@ def _row(
         training_bytes(sizes, at_once, per_batch, settings, bits=bits, bf16=bf16, with_kl=_uses_kl(config, name)),
         seconds,
     )
+
+
+def _samples_of(config: Config, name: str) -> PretrainConfig | DecoderConfig:
+    """The section that says what a stage trains on; the student takes the teacher's samples."""
+    section: PretrainConfig | DecoderConfig = getattr(config, "finetune" if name == "distill" else name)
+    return section
 
 
 def _uses_kl(config: Config, name: str) -> bool:
@@ -199,7 +216,7 @@ def _validation(sizes: Sizes, dataset: Dataset, settings: TrainConfig, max_histo
     return share * reading_seconds(sizes, work.items, work.samples * dataset.num_items, rates)
 
 
-def _bits(settings: FinetuneConfig) -> int | None:
+def _bits(settings: DecoderConfig) -> int | None:
     if settings.quantization_config is None:
         return None
     return 4 if settings.quantization_config.get("load_in_4bit") else 8
@@ -219,14 +236,13 @@ def _sasrec(config: Config, num_items: int) -> SasRec:
         )
 
 
-def _teacher(
-    config: Config,
-    architecture: dict[str, Any],
-    num_items: int,
-    prompt: tuple[int, int],
-    wanted: TitleSettings | None,
-) -> tuple[DecoderRecommender, int]:
-    """The teacher without weights, and the parameters of its whole backbone."""
+def _decoder(config: Config, name: str, dataset: Dataset | None, notes: list[str]) -> Planned:
+    """The decoder of a section, without weights."""
+    settings: DecoderConfig = getattr(config, name)
+    num_items = dataset.num_items if dataset else 0
+    architecture, reached = _architecture(settings, notes)
+    prompt = _prompt(settings, reached, notes)
+    wanted = _titles(name, settings.titles, dataset, notes)
     with torch.device("meta"):
         decoder = random_decoder(architecture)
         width, whole = decoder.config.hidden_size, decoder.num_parameters()
@@ -235,11 +251,10 @@ def _teacher(
         titles = None
         if wanted is not None:
             titles = Titles(torch.zeros(num_items + 1, wanted.num_components), wanted.width, wanted.side)
-        model = assemble(config.finetune, backbone, vectors, titles)
-    return model, whole
+        return Planned(assemble(name, settings, backbone, vectors, titles), prompt, whole)
 
 
-def _architecture(settings: FinetuneConfig, notes: list[str]) -> tuple[dict[str, Any], bool]:
+def _architecture(settings: DecoderConfig, notes: list[str]) -> tuple[dict[str, Any], bool]:
     """In transformers' names, and whether it was read from the backbone itself."""
     if settings.backbone_config is not None:
         return settings.backbone_config, True
@@ -260,7 +275,7 @@ def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRec
         return begin_student(settings, teacher, layers)
 
 
-def _prompt(settings: FinetuneConfig, reached: bool, notes: list[str]) -> tuple[int, int]:
+def _prompt(settings: DecoderConfig, reached: bool, notes: list[str]) -> tuple[int, int]:
     """Tokens before and after the items; a start token is counted."""
     if settings.backbone == "random":
         return 0, 0

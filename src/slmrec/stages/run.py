@@ -4,11 +4,12 @@ from pathlib import Path
 
 from slmrec.config import Config
 from slmrec.models.backbone import check_backbone
-from slmrec.stages import distill, evaluate, finetune, prepare, pretrain
+from slmrec.stages import companion, distill, evaluate, finetune, prepare, pretrain
 from slmrec.stages.folders import Stage, run_stage
 from slmrec.stages.plan import pending_stages, show_plan
 
-STAGES = {stage.name: stage for stage in (prepare.STAGE, pretrain.STAGE, finetune.STAGE, distill.STAGE, evaluate.STAGE)}
+_MODULES = (prepare, pretrain, companion, finetune, distill, evaluate)
+STAGES = {module.STAGE.name: module.STAGE for module in _MODULES}
 
 
 def run(config: Config, output: Path, force: bool = False, evaluate_stage: Stage = evaluate.STAGE) -> None:

@@ -9,15 +9,20 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slmrec.config import FinetuneConfig, TitleSettings
+from slmrec.config import DecoderConfig, TitleSettings
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.backbone import cache_folder, content_of
 from slmrec.models.titles import MAX_TITLE_TOKENS, Titles, read_titles, whitened
 
 
-def titles_of(settings: FinetuneConfig, dataset: Dataset) -> Titles | None:
+def titles_of(name: str, settings: DecoderConfig, dataset: Dataset) -> Titles | None:
     """The titles, as the language model reads them; None if they are not asked for, or optional and absent.
+
+    Args:
+        name: the section whose settings they are.
+        settings: with what is asked for.
+        dataset: with the titles.
 
     Raises:
         DataError: titles are required and the data have none.
@@ -30,34 +35,34 @@ def titles_of(settings: FinetuneConfig, dataset: Dataset) -> Titles | None:
     if not any(titles):
         if wanted.required:
             raise DataError(
-                "finetune.titles is set, but the items have no titles; give a table of items with --items FILE, or "
-                "set finetune.titles=null"
+                f"{name}.titles is set, but the items have no titles; give a table of items with --items FILE, or "
+                f"set {name}.titles=null"
             )
-        print("finetune: the items have no titles (--items FILE gives them); going on without", flush=True)
+        print(f"{name}: the items have no titles (--items FILE gives them); going on without", flush=True)
         return None
-    vectors = _vectors(wanted, wanted.source or settings.backbone, titles)
+    vectors = _vectors(name, wanted, wanted.source or settings.backbone, titles)
     if wanted.num_components > vectors.shape[1]:
         raise ConfigError(
-            f"finetune.titles.num_components is {wanted.num_components} but the backbone's width is "
+            f"{name}.titles.num_components is {wanted.num_components} but the backbone's width is "
             f"{vectors.shape[1]}; choose 1-{vectors.shape[1]}"
         )
     return Titles(whitened(vectors, wanted.num_components), wanted.width, wanted.side)
 
 
-def _vectors(wanted: TitleSettings, source: str, titles: list[str | None]) -> Tensor:
+def _vectors(name: str, wanted: TitleSettings, source: str, titles: list[str | None]) -> Tensor:
     facts = [1, content_of(source), wanted.layer, MAX_TITLE_TOKENS, titles]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     path = cache_folder() / "titles" / f"{key}.safetensors"
     if path.exists():
-        print(f"finetune: the titles' vectors taken from {path}", flush=True)
+        print(f"{name}: the titles' vectors taken from {path}", flush=True)
         return load_file(path)["vectors"]
     start = time.perf_counter()
     with Progress(transient=True) as progress:
-        bar = progress.add_task("finetune: the titles, read by the backbone", total=len(titles))
+        bar = progress.add_task(f"{name}: the titles, read by the backbone", total=len(titles))
         vectors = read_titles(source, titles, wanted.layer, lambda number: progress.advance(bar, number))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file({"vectors": vectors}, partial)
     partial.replace(path)
-    print(f"finetune: titles read in {time.perf_counter() - start:.0f} s, kept in {path}", flush=True)
+    print(f"{name}: titles read in {time.perf_counter() - start:.0f} s, kept in {path}", flush=True)
     return vectors

@@ -1,0 +1,22 @@
+"""A small decoder, trained from scratch on items and titles, whose scores the teacher can mix in."""
+
+from slmrec.config import CompanionConfig, Config
+from slmrec.errors import ConfigError
+from slmrec.stages.decoder import backbone_files, train_decoder
+from slmrec.stages.folders import Stage, Task
+
+
+def build(task: Task) -> dict[str, float]:
+    """Builds and trains the companion."""
+    return train_decoder(task, "companion", _settings(task.config))[1]
+
+
+def _settings(config: Config) -> CompanionConfig:
+    if config.companion is None:
+        raise ConfigError("companion is null; give its section, `companion: {}` or companion.num_layers=2")
+    return config.companion
+
+
+STAGE = Stage(
+    "companion", lambda config: ("prepare", "pretrain"), build, lambda config: backbone_files(_settings(config))
+)
