@@ -12,11 +12,19 @@ def build(task: Task) -> dict[str, float]:
 
 
 def _settings(config: Config) -> CompanionConfig:
+    """The section.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if config.companion is None:
         raise ConfigError("companion is null; give its section, `companion: {}` or companion.num_layers=2")
     return config.companion
 
 
-STAGE = Stage(
-    "companion", lambda config: ("prepare", "pretrain"), build, lambda config: backbone_files(_settings(config))
-)
+def _needs(config: Config) -> tuple[str, ...]:
+    _settings(config)  # told before anything that is missing
+    return "prepare", "pretrain"
+
+
+STAGE = Stage("companion", _needs, build, lambda config: backbone_files(_settings(config)))
