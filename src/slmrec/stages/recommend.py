@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -15,11 +14,10 @@ from slmrec.data.files import Source, inspect, lines, unpacked
 from slmrec.data.kinds import DELIMITERS, Format, json_fault, kind_of_name
 from slmrec.errors import ConfigError, DataError
 from slmrec.recommend import Recommender
+from slmrec.sequences import COLUMNS, Sequences, sequences_of
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _READ = ".parquet, .csv, .tsv, .jsonl or .txt (one user a line), each plain or .gz"
-_COLUMNS = ("user_id", "history", "item_id", "timestamp")
-_TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
 
 def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: bool = True) -> None:
@@ -34,7 +32,7 @@ def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: 
         raise ConfigError(f"{output}: recommendations are written as {', '.join(_SUFFIXES)}; choose one of them")
     source = _source(input)
     recommender = Recommender.from_pretrained(model)
-    users, histories = _histories(source, _id_pattern(recommender))
+    users, histories = _histories(source, recommender.id_pattern)
     found = recommender.recommend(histories, k, filter_seen=filter_seen, user_ids=users)
     _write(found.table, output)
     notes = [f"recommend: {found.table.num_rows} rows for {len(users)} users written to {output}"]
@@ -56,80 +54,11 @@ def _source(path: Path) -> Source:
     return inspect(path, cast(Format, kind), ())
 
 
-def _id_pattern(recommender: Recommender) -> str:
-    """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
-    has_commas = any("," in str(item_id) for item_id in recommender.vocabulary.item_ids.to_pylist())
-    return r"\S+" if has_commas else r"[^\s,]+"
-
-
-def _histories(source: Source, id_pattern: str) -> tuple[list[Any], list[list[Any]]]:
-    path = source.path
+def _histories(source: Source, id_pattern: str) -> Sequences:
     if source.kind == "sequences":
-        words = [re.findall(r"[^ \t\n]+", line) for line in lines(path) if line.strip()]
-        return [user for user, *_ in words], [items for _, *items in words]
-    table = _read(source)
-    columns = set(table.column_names)
-    if {"user_id", "history"} <= columns:
-        histories = [_history(value, path, id_pattern) for value in table["history"].to_pylist()]
-        return table["user_id"].to_pylist(), histories
-    if {"user_id", "item_id", "timestamp"} <= columns:
-        return _grouped(table, path)
-    raise DataError(
-        f"{path}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
-        "item_id and timestamp (a row an event); rename the columns"
-    )
-
-
-def _grouped(table: pa.Table, path: Path) -> tuple[list[Any], list[list[Any]]]:
-    keys = pa.table({"time": _times(table["timestamp"], path), "row": range(table.num_rows)})
-    ordered = table.take(pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]))
-    histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
-    for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
-        histories[user].append(item)
-    return list(histories), list(histories.values())
-
-
-def _times(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """Numbers or dates, also those that are written as text."""
-    missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
-    if missing >= 0:
-        raise _bad_time(path, missing, column)
-    if not pa.types.is_string(column.type):
-        return column
-    kind = next((kind for kind in _TIME_TYPES if _reads(column[:1], kind)), None)
-    if kind is None or not _reads(column, kind):
-        wrong = (row for row in range(len(column)) if kind is None or not _reads(column[row : row + 1], kind))
-        raise _bad_time(path, next(wrong), column)
-    return column.cast(kind)
-
-
-def _reads(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
-    try:
-        texts.cast(kind)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _bad_time(path: Path, row: int, column: pa.ChunkedArray) -> DataError:
-    return DataError(
-        f"{path}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in one way "
-        "throughout; mend it or remove the row"
-    )
-
-
-def _history(value: Any, path: Path, id_pattern: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str):  # a csv has no lists: a JSON list, or ids between spaces or commas
-        try:
-            parsed = json.loads(value) if value.startswith("[") else re.findall(id_pattern, value)
-        except json.JSONDecodeError:
-            raise DataError(f'{path}: history {value!r} is no JSON list; write ["a", "b"], or a b') from None
-        return list(parsed)
-    if value is None:
-        return []
-    return [value]
+        words = [re.findall(r"[^ \t\n]+", line) for line in lines(source.path) if line.strip()]
+        return Sequences([user for user, *_ in words], [items for _, *items in words])
+    return sequences_of(_read(source), id_pattern, str(source.path))
 
 
 def _read(source: Source) -> pa.Table:
@@ -159,7 +88,7 @@ def _read_jsonl(source: Source) -> pa.Table:
         if fault:
             raise DataError(f"{source.path}: line {number}: {fault}; write one JSON object a line")
     rows = [json.loads(line) for line in lines(source.path) if line.strip()]
-    names = dict.fromkeys(name for row in rows for name in row if name in _COLUMNS)
+    names = dict.fromkeys(name for row in rows for name in row if name in COLUMNS)
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
