@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
     "sequences": BASE,
-    "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue", "sequences"},
+    "recommend": BASE | {"checkpoint", "evaluation", "data", "models", "catalogue", "sequences"},
     "server": BASE | {"recommend"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
@@ -41,7 +41,8 @@ MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
     "accelerate": {"training"},
-    "urllib": {"data"},  # fetch.py: nothing else speaks to the network
+    "urllib": {"data"},  # fetch.py
+    "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.catalogue import top_k
-from slmrec.checkpoint import Model, Vocabulary, load_recommender
+from slmrec.checkpoint import (
+    About,
+    Vocabulary,
+    find_folder,
+    load_recommender,
+    publish,
+    read_about,
+    save_folder,
+)
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
 from slmrec.evaluation import eval_mode
-from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, check_histories, is_table, sequences_of
+from slmrec.models.folder import Model
+from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, Sequences, check_histories, is_table, sequences_of
 
 ItemId = str | int
 Histories = Any
@@ -59,9 +69,10 @@ class Recommendations:
 class Recommender:
     """Recommends next items to histories, oldest item first, in the caller's ids."""
 
-    def __init__(self, model: Model, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: Model, vocabulary: Vocabulary, about: About | None = None) -> None:
         self.model = model
         self.vocabulary = vocabulary
+        self.about = about or About()
         with torch.inference_mode():
             self._item_vectors = model.item_vectors().float()
         item_ids = vocabulary.item_ids.to_pylist()
@@ -69,13 +80,38 @@ class Recommender:
         self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Recommender":
-        """The recommender of a folder that a training stage wrote.
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Recommender":
+        """The recommender of a folder that a training stage or `save_pretrained` wrote, or of one on a hub.
+
+        Args:
+            source: the folder, or a hub id (`owner/name`).
+            revision: a branch, tag or commit of the hub.
 
         Raises:
-            CheckpointError: the folder is incomplete, or a backbone that it builds on cannot be had.
+            CheckpointError: there is no such folder, a file of it is missing or damaged, or a backbone that it builds
+                on cannot be had.
         """
-        return cls(*load_recommender(Path(folder)))
+        folder = find_folder(source, revision)
+        return cls(*load_recommender(folder), read_about(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` opens: weights, architecture, items and a card."""
+        save_folder(Path(folder), self.model, self.vocabulary, self.about)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Publishes that folder on the Hugging Face hub; the address of the commit.
+
+        Args:
+            repo_id: `owner/name`; made if it is not there.
+            private: whether a new one is seen by its owner alone.
+            token: by default the one of `hf auth login`.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return publish(Path(folder), repo_id, private, token)
 
     def recommend(
         self,
@@ -161,7 +197,7 @@ class Recommender:
         """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
         return ITEM_IDS_WITH_COMMAS if any("," in item_id for item_id in self._items) else ITEM_IDS
 
-    def _asked(self, sequences: Histories, user_ids: Sequence[Any] | None) -> tuple[list[Any], list[Sequence[Any]]]:
+    def _asked(self, sequences: Histories, user_ids: Sequence[Any] | None) -> Sequences:
         if is_table(sequences):
             users, histories = sequences_of(sequences, self.id_pattern)
         else:
@@ -171,9 +207,9 @@ class Recommender:
             if len(user_ids) != len(histories):
                 raise ConfigError(f"user_ids has {len(user_ids)} names for {len(histories)} histories; give one each")
             users = list(user_ids)
-        return users, histories
+        return Sequences(users, histories)
 
-    def _known(self, histories: list[Sequence[Any]]) -> list[list[int]]:
+    def _known(self, histories: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Histories as items, without those that the model does not know."""
         return [[self._items[key] for item in history if (key := str(item)) in self._items] for history in histories]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class Sequences(NamedTuple):
     """Histories of item ids, oldest first, and whose they are."""
 
     users: list[Any]
-    histories: list[list[Any]]
+    histories: Sequence[Sequence[Any]]
 
 
 def is_table(data: object) -> bool:
@@ -89,10 +90,10 @@ def _history(value: Any, where: str, id_pattern: str) -> list[Any]:
 
 def _grouped(table: pa.Table, where: str) -> Sequences:
     keys = pa.table({"time": _times(table["timestamp"], where), "row": range(table.num_rows)})
-    ordered = table.take(pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]))
-    histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
-    for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
-        histories[user].append(item)
+    users, items = table["user_id"].to_pylist(), table["item_id"].to_pylist()
+    histories: dict[Any, list[Any]] = {user: [] for user in users}
+    for row in pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]).to_pylist():
+        histories[users[row]].append(items[row])
     return Sequences(list(histories), list(histories.values()))
 
 
@@ -101,7 +102,9 @@ def _times(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
     if missing >= 0:
         raise _bad_time(where, missing, column)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):  # as polars and pandas have it
+        column = column.cast(pa.string())
+    if not pa.types.is_string(column.type):
         return column
     kind = next((kind for kind in _TIME_TYPES if _reads(column[:1], kind)), None)
     if kind is None or not _reads(column, kind):
