@@ -228,6 +228,8 @@ class Recommender:
         """(V+1,): whether an item may be recommended; None if all may."""
         if candidates is None and exclude is None:
             return None
+        if isinstance(exclude, str):
+            raise _no_list("exclude", exclude)
         allowed = torch.full((self.model.num_items + 1,), candidates is None)
         if candidates is not None:
             allowed[self._places(candidates, "candidate")] = True
@@ -237,7 +239,7 @@ class Recommender:
     def _places(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
         """The items that these ids stand for."""
         if isinstance(item_ids, str):
-            raise ConfigError(f"{name}s is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")
+            raise _no_list(f"{name}s", item_ids)
         unknown = [item_id for item_id in item_ids if str(item_id) not in self._items]
         if unknown:
             raise ConfigError(f"{name} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
@@ -255,6 +257,10 @@ class Recommender:
                 "rank": pa.array(np.arange(len(flat)) - firsts + 1),
             }
         )
+
+
+def _no_list(name: str, item_ids: str) -> ConfigError:
+    return ConfigError(f"{name} is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")
 
 
 def _nan_error(scores: Tensor, users: list[Any]) -> TrainingError:
