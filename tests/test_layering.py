@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
     "sequences": BASE,
-    "recommend": BASE | {"checkpoint", "evaluation", "data", "models", "catalogue", "sequences"},
+    "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences"},
     "server": BASE | {"recommend"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},

@@ -26,7 +26,6 @@ from slmrec.checkpoint import (
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
-from slmrec.evaluation import eval_mode
 from slmrec.models.folder import Model
 from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, Sequences, check_histories, is_table, sequences_of
 
@@ -67,14 +66,18 @@ class Recommendations:
 
 
 class Recommender:
-    """Recommends next items to histories, oldest item first, in the caller's ids."""
+    """Recommends next items to histories, oldest item first, in the caller's ids.
+
+    Puts the model into eval mode, and takes its item vectors as they are then.
+    """
 
     def __init__(self, model: Model, vocabulary: Vocabulary, about: About | None = None) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.about = about or About()
-        with torch.inference_mode():
-            self._item_vectors = model.item_vectors().float()
+        model.eval()
+        with torch.no_grad():
+            self._item_vectors = model.item_vectors().float().detach()
         item_ids = vocabulary.item_ids.to_pylist()
         self._items = {str(item_id): item for item, item_id in enumerate(item_ids, 1)}
         self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
@@ -217,7 +220,7 @@ class Recommender:
         """Rows, their user vectors, and the item vectors to rank by; without history the items' popularity ranks."""
         filled = np.array([row for row, history in enumerate(known) if history], dtype=np.int64)
         samples = _samples([known[row] for row in filled])
-        with eval_mode(self.model), torch.inference_mode():
+        with torch.inference_mode():
             for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
                 yield filled[rows], self.model.encode(batch).users.float(), self._item_vectors
         empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)

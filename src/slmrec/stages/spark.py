@@ -14,7 +14,10 @@ from slmrec.recommend import Recommender
 from slmrec.sequences import sequences_of
 from slmrec.stages.recommend import Wanted
 
-_WHOLE = ("tinyint", "smallint", "int", "bigint")
+_NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
+"""Spark's names of the types."""
+_USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "bigint": pa.int64(), "string": pa.string()}
+"""By Spark's names of the types that a user's id may have."""
 
 
 def recommend_with_spark(model: Path, input: Path, output: Path, wanted: Wanted) -> None:
@@ -36,15 +39,15 @@ def recommend_with_spark(model: Path, input: Path, output: Path, wanted: Wanted)
             f"{output}: is there already; --engine spark writes a new folder, so remove it or name another"
         )
     arguments = wanted.arguments()
-    recommender = Recommender.from_pretrained(model)  # so that a damaged folder is told here, in one line
+    source = str(model.resolve()) if model.exists() else str(model)
+    recommender = Recommender.from_pretrained(source)  # so that a damaged folder is told here, in one line
     frame = _read(_session(), input)
-    kind = "bigint" if pa.types.is_integer(recommender.vocabulary.item_ids.type) else "string"
-    users = dict(frame.dtypes)["user_id"]
-    columns = f"user_id {'bigint' if users in _WHOLE else users}, item_id {kind}, score float, rank bigint"
-    rows = frame.mapInArrow(partial(_answer, str(model), arguments, recommender.id_pattern), columns)
-    partial_output = output.with_name(f".{output.name}.partial")
-    rows.write.mode("overwrite").parquet(str(partial_output))
-    partial_output.rename(output)
+    schema = _schema(frame, recommender, input)
+    columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
+    rows = frame.mapInArrow(partial(_answer, source, arguments, recommender.id_pattern, schema), columns)
+    aside = output.with_name(f".{output.name}.partial").resolve()
+    rows.write.mode("overwrite").parquet(aside.as_uri())
+    aside.rename(output)
     print(f"recommend: written to {output}, a folder of Parquet files", flush=True)
 
 
@@ -63,7 +66,7 @@ def _read(session: Any, path: Path) -> Any:
         raise DataError(f"{path}: no such file or folder")
     if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path}: --engine spark reads Parquet with the columns user_id and history; convert it")
-    frame = session.read.parquet(str(path))
+    frame = session.read.parquet(path.resolve().as_uri())
     if not {"user_id", "history"} <= set(frame.columns):
         raise DataError(
             f"{path}: columns {', '.join(frame.columns)}; --engine spark takes user_id and history (a row a user)"
@@ -71,8 +74,18 @@ def _read(session: Any, path: Path) -> Any:
     return frame.select("user_id", "history")
 
 
+def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
+    """Of the answer, as `recommend_file` writes it."""
+    users = dict(frame.dtypes)["user_id"]
+    if users not in _USERS:
+        raise DataError(f"{path}: user_id is of the type {users}; expected text or whole numbers")
+    items = pa.int64() if pa.types.is_integer(recommender.vocabulary.item_ids.type) else pa.string()
+    types = {"user_id": _USERS[users], "item_id": items, "score": pa.float32(), "rank": pa.int64()}
+    return pa.schema(list(types.items()))
+
+
 def _answer(
-    model: str, arguments: dict[str, Any], id_pattern: str, batches: Iterator[pa.RecordBatch]
+    model: str, arguments: dict[str, Any], id_pattern: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of some users, in a worker; Spark gives each core one."""
     import torch
@@ -82,4 +95,4 @@ def _answer(
     for batch in batches:
         users, histories = sequences_of(pa.Table.from_batches([batch]), id_pattern)
         found = recommender.recommend(histories, user_ids=users, **arguments)
-        yield from found.table.to_batches()
+        yield from found.table.cast(schema).to_batches()
