@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 BASE = {"errors", "types"}
 MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
 TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
-SERVING = {"recommend", "server"}
+SERVING = {"sequences", "recommend", "server"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
-    "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue"},
+    "sequences": BASE,
+    "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences"},
     "server": BASE | {"recommend"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
@@ -40,7 +41,8 @@ MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
     "accelerate": {"training"},
-    "urllib": {"data"},  # fetch.py: nothing else speaks to the network
+    "urllib": {"data"},  # fetch.py
+    "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else

@@ -1,19 +1,30 @@
 """Model folders: weights, architecture, item vocabulary and a card; nothing else is needed to recommend."""
 
+import hashlib
+import json
 import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slmrec import __version__
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
-from slmrec.models.folder import Model, load_model, save_model
+from slmrec.models.folder import Model, decoder_of, load_model, save_model
 
-_ITEMS = "items.parquet"
+_CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
+_PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
@@ -26,42 +37,123 @@ class Vocabulary(NamedTuple):
     """How often each item occurs in the train split."""
 
 
+@dataclass(frozen=True)
+class About:
+    """What the card of a model says, beyond what the model itself tells."""
+
+    title: str = "SLMRec"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the validation split, full ranking, history not excluded."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """How the data was prepared: `rules`, and the `sources` with their checksums."""
+
+
 def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float]) -> None:
-    """Writes a folder that `load_recommender` opens.
+    """Writes a folder that `load_recommender` opens, of a model that was trained on a data set.
 
     A model with adapters is saved as adapters and heads, without the weights of the backbone they adapt.
     """
+    counts = pa.array(dataset.train_counts()[1:])
+    vocabulary = Vocabulary(dataset.item_ids, dataset.titles, counts)
+    save_folder(folder, model, vocabulary, About(title, metrics, dataset.preparation))
+
+
+def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About) -> None:
+    """The same of any model and vocabulary. What is there is replaced once all files are written.
+
+    `about.json` holds the checksums of the others and comes last: a folder that was replaced in part is refused.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder)
-    columns = {"item": pa.array(range(1, dataset.num_items + 1)), "item_id": dataset.item_ids}
-    if dataset.titles is not None:
-        columns["title"] = dataset.titles
-    columns["count"] = pa.array(dataset.train_counts()[1:])
-    pq.write_table(pa.table(columns), folder / _ITEMS)
-    (folder / "README.md").write_text(_card(model, title, metrics, dataset.item_ids[0].as_py()), encoding="utf-8")
+    columns = {"item": pa.array(range(1, model.num_items + 1)), "item_id": vocabulary.item_ids}
+    if vocabulary.titles is not None:
+        columns["title"] = vocabulary.titles
+    columns["count"] = vocabulary.counts
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as aside:
+        partial = Path(aside)
+        save_model(model, partial)
+        pq.write_table(pa.table(columns), partial / _ITEMS)
+        (partial / _CARD).write_text(_card(model, about, vocabulary.item_ids[0].as_py()), encoding="utf-8")
+        names = sorted(file.name for file in partial.iterdir())
+        sums = {name: _sha256(partial / name) for name in names if name != _CARD}
+        content = {"slmrec": __version__, **asdict(about), "sha256": sums}
+        (partial / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for name in [*names, _ABOUT]:
+            (partial / name).replace(folder / name)
 
 
 def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
     """The model of a folder, in eval mode, and its vocabulary.
 
     Raises:
-        CheckpointError: a file is missing, or the weights do not fit the architecture.
+        CheckpointError: a file is missing, damaged, or not the one that was saved, or the weights do not fit the
+            architecture.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / _CONFIG).is_file():
         raise CheckpointError(
             f"{folder}: not a model folder (config.json is missing); give the output of a training stage"
         )
+    vocabulary = _read_items(folder / _ITEMS)
     model = load_model(folder)
-    try:
-        items = pq.read_table(folder / _ITEMS)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: {_ITEMS} is missing, without which items have no ids") from None
-    if items.num_rows != model.num_items:
+    if len(vocabulary.item_ids) != model.num_items:
         raise CheckpointError(
-            f"{folder}: {_ITEMS} has {items.num_rows} rows but the model knows {model.num_items} items"
+            f"{folder}: {_ITEMS} has {len(vocabulary.item_ids)} rows but the model knows {model.num_items} items"
         )
-    titles = items["title"].combine_chunks() if "title" in items.column_names else None
-    return model, Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
+    _check_sums(folder)
+    return model, vocabulary
+
+
+def read_about(folder: Path) -> About:
+    """What is known of a model beyond itself; folders of other programs may have nothing.
+
+    Raises:
+        CheckpointError: the file that says it cannot be read.
+    """
+    content = _read_about(folder)
+    return About(**{name: content[name] for name in About.__dataclass_fields__ if name in content})
+
+
+def find_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The model folder that a path or a hub id stands for; a hub's is downloaded into the hub's cache, once.
+
+    Args:
+        source: a folder, or `owner/name` on the hub.
+        revision: a branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: there is no such folder, and no such model on the hub either.
+    """
+    if Path(source).exists():
+        return Path(source)
+    if not _HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(
+            f"{source}: no such folder; give the output of a training stage, or a hub id (owner/name)"
+        )
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=_PUBLISHED))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: neither a folder nor a model on the hub that can be reached ({_one_line(error)}); give the "
+            "output of a training stage, or the id of a published model"
+        ) from None
+
+
+def publish(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
+    """Uploads a model folder to the hub; the address of the commit.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or refuses.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        message = f"Upload of slmrec {__version__}"
+        done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{repo_id}: cannot be published ({_one_line(error)}); log in with 'hf auth login', or give a token that "
+            "may write"
+        ) from None
+    return str(done.commit_url)
 
 
 def item_vectors_of(folder: Path) -> Tensor:
@@ -76,15 +168,98 @@ def item_vectors_of(folder: Path) -> Tensor:
     return load_file(path)["item_vectors"]
 
 
-def _card(model: Model, title: str, metrics: dict[str, float], item_id: str | int) -> str:
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    backbone = str(getattr(model.config, "backbone", None))
-    hub_id = _HUB_IDS.get(backbone, backbone)
-    base = f"base_model: {hub_id}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) else ""
+def _read_items(path: Path) -> Vocabulary:
+    try:
+        items = pq.read_table(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: {_ITEMS} is missing, without which items have no ids") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, _one_line(error)) from None
+    absent = [name for name in ("item", "item_id", "count") if name not in items.column_names]
+    if absent:
+        raise _damaged(path, f"column {absent[0]} is missing")
+    if items["item"].to_pylist() != list(range(1, items.num_rows + 1)):
+        raise _damaged(path, f"column item is not 1 to {items.num_rows} in order")
+    if any(items[name].null_count for name in ("item_id", "count")):
+        raise _damaged(path, "an item has no id or no count")
+    _check_unique(path, [str(item_id) for item_id in items["item_id"].to_pylist()])
+    titles = items["title"].combine_chunks() if "title" in items.column_names else None
+    return Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
+
+
+def _check_unique(path: Path, item_ids: list[str]) -> None:
+    if len(set(item_ids)) < len(item_ids):
+        [(again, _)] = Counter(item_ids).most_common(1)
+        raise _damaged(path, f"item_id {again!r} is there more than once")
+
+
+def _check_sums(folder: Path) -> None:
+    for name, expected in _read_about(folder).get("sha256", {}).items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; the folder is incomplete, copy it anew")
+        if _sha256(folder / name) != expected:
+            raise _damaged(folder / name, f"it is not the file that was saved, as its checksum in {_ABOUT} shows")
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / _ABOUT
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, _one_line(error)) from None
+    if not isinstance(content, dict) or not isinstance(content.get("sha256", {}), dict):
+        raise _damaged(path, "it is no JSON object")
+    return content
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {reason}; copy the folder anew, or save it with save_pretrained")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _card(model: Model, about: About, item_id: str | int) -> str:
     use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
-    return (
-        f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"
-        f"# {title}\n\nNext-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
+    metadata = yaml.safe_dump(_metadata(model, about), sort_keys=False, allow_unicode=True)
+    text = (
+        f"---\n{metadata}---\n\n# {about.title}\n\n"
+        f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
         f"```python\n{use}\n```\n\n"
-        f"Validation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
+        f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read; items "
+        f"that are not in `{_ITEMS}` are left out. Without a known item the most popular items are given.\n"
     )
+    if about.metrics:
+        figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in about.metrics.items())
+        text += f"\nValidation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
+    rules = about.preprocessing.get("rules")
+    return text + (f"\nThe data was prepared with `{json.dumps(rules)}`.\n" if rules else "")
+
+
+def _metadata(model: Model, about: About) -> dict[str, Any]:
+    """The head of the card, as hubs read it."""
+    metadata: dict[str, Any] = {"library_name": "slmrec", "pipeline_tag": "other"}
+    decoder = decoder_of(model)
+    backbone = str(decoder and decoder.config.backbone)
+    hub_id = _HUB_IDS.get(backbone, backbone)
+    if _HUB_ID.fullmatch(hub_id):
+        metadata["base_model"] = hub_id
+    metadata["tags"] = ["sequential-recommendation"]
+    if about.metrics:
+        files = [str(source.get("file")) for source in about.preprocessing.get("sources", ())]
+        data = files[0] if files else "unnamed"
+        result = {
+            "task": {"type": "sequential-recommendation"},
+            "dataset": {"name": data, "type": data, "split": "validation"},
+            "metrics": [{"type": name, "value": round(value, 6)} for name, value in about.metrics.items()],
+        }
+        metadata["model-index"] = [{"name": about.title, "results": [result]}]
+    return metadata

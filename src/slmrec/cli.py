@@ -80,17 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, required=True, help="folder of the run")
     demo.add_argument("--force", action="store_true", help="redo what is done")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings over those of the demo")
-    recommend = commands.add_parser("recommend", help="top-k lists for a file of histories")
-    recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-    recommend.add_argument(
-        "--input",
-        type=Path,
-        required=True,
-        help="rows of user_id, history, or user_id, item_id, timestamp",
-    )
-    recommend.add_argument("--output", type=Path, required=True, help=".parquet, .csv or .jsonl to write")
-    recommend.add_argument("--k", type=int, default=10, help="at most this many items a user (default 10)")
-    recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
+    _add_recommend(commands)
     bench = commands.add_parser("bench", help="what the engine gains on this machine, in minutes")
     bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
     bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
@@ -107,6 +97,25 @@ def _add(commands: Any, name: str, text: str, epilog: str | None = None) -> argp
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     return added
+
+
+def _add_recommend(commands: Any) -> None:
+    example = (
+        "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"
+        "          slmrec recommend --model out/beauty/distill --history 9,18,27\n"
+        "A second run of an interrupted command goes on where it stopped. docs/serving.md tells more."
+    )
+    recommend = _add(commands, "recommend", "top-k lists for a file of histories, or for one history", epilog=example)
+    recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model, or its hub id")
+    recommend.add_argument("--history", help="item ids of one history, oldest first, between commas; prints titles")
+    recommend.add_argument("--input", type=Path, help="rows of user_id, history, or user_id, item_id, timestamp")
+    recommend.add_argument("--output", type=Path, help=".parquet, .csv or .jsonl to write")
+    recommend.add_argument("--k", type=int, default=10, help="at most this many items a user (default 10)")
+    recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
+    recommend.add_argument("--candidates", type=Path, metavar="FILE", help="rank the items of this file alone")
+    recommend.add_argument("--exclude-items", type=Path, metavar="FILE", help="items that nobody gets")
+    about = "compute on Spark: Parquet of user_id, history in, a folder of Parquet files out"
+    recommend.add_argument("--engine", choices=("spark",), help=about)
 
 
 def _add_compare(commands: Any) -> None:
@@ -163,9 +172,7 @@ def _epilog(name: str) -> str:
 
 def _dispatch(options: argparse.Namespace) -> None:
     if options.command == "recommend":
-        from slmrec.stages.recommend import recommend_file
-
-        recommend_file(options.model, options.input, options.output, options.k, not options.keep_seen)
+        _recommend(options)
     elif options.command == "bench":
         from slmrec.stages.bench import bench
 
@@ -180,6 +187,23 @@ def _dispatch(options: argparse.Namespace) -> None:
         _run_data_command(options)
     else:
         _run_stage(options)
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    files = options.input, options.output
+    if None in files if options.history is None else any((*files, options.engine)):
+        options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
+    from slmrec.stages.recommend import Wanted, recommend_file, recommend_history
+
+    wanted = Wanted(options.k, not options.keep_seen, options.candidates, options.exclude_items)
+    if options.history is not None:
+        recommend_history(options.model, options.history, wanted)
+    elif options.engine == "spark":
+        from slmrec.stages.spark import recommend_with_spark
+
+        recommend_with_spark(options.model, *files, wanted)
+    else:
+        recommend_file(options.model, *files, wanted)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """The recommender: a model folder, and histories in the caller's ids."""
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from reprlib import repr as shortened
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.catalogue import top_k
-from slmrec.checkpoint import Vocabulary, load_recommender
+from slmrec.checkpoint import (
+    About,
+    Vocabulary,
+    find_folder,
+    load_recommender,
+    publish,
+    read_about,
+    save_folder,
+)
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
-from slmrec.evaluation import eval_mode
-from slmrec.types import SequenceEncoder
+from slmrec.models.folder import Model
+from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, Sequences, check_histories, is_table, sequences_of
 
 ItemId = str | int
+Histories = Any
+"""A list of histories, each a list of item ids, oldest first; or a table (Arrow, pandas, polars) with the columns
+`user_id, history`, or `user_id, item_id, timestamp`."""
 BATCH_USERS = 256
 
 
@@ -30,92 +42,150 @@ class Recommendations:
 
     table: pa.Table
     """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows where no more items are left."""
-    num_unknown: int
-    """Items of the histories that the model does not know; they were left out."""
-    first_unknown: Any
-    """The first of these; None if there is none."""
+    sizes: tuple[int, ...]
+    """Rows of each user, in the order of the request."""
+    unknown: tuple[tuple[Any, ...], ...]
+    """Items of each user's history that the model does not know; they were left out."""
     fallback_users: tuple[Any, ...]
     """Users without a known item in their history; their list is that of the most popular items."""
 
+    @property
+    def num_unknown(self) -> int:
+        """How many items were left out in all."""
+        return sum(map(len, self.unknown))
+
+    @property
+    def first_unknown(self) -> Any:
+        """The first of these; None if there is none."""
+        return next((item for items in self.unknown for item in items), None)
+
+    def to_lists(self) -> list[list[tuple[ItemId, float]]]:
+        """For each user, in the order of the request, item ids and scores, best first."""
+        rows = zip(self.table["item_id"].to_pylist(), self.table["score"].to_pylist(), strict=True)
+        return [[next(rows) for _ in range(size)] for size in self.sizes]
+
 
 class Recommender:
-    """Recommends next items to histories, oldest item first, in the caller's ids."""
+    """Recommends next items to histories, oldest item first, in the caller's ids.
 
-    def __init__(self, model: SequenceEncoder, vocabulary: Vocabulary) -> None:
+    Puts the model into eval mode, and takes its item vectors as they are then.
+    """
+
+    def __init__(self, model: Model, vocabulary: Vocabulary, about: About | None = None) -> None:
         self.model = model
         self.vocabulary = vocabulary
-        with torch.inference_mode():
-            self._item_vectors = model.item_vectors().float()
-        self._item_ids = vocabulary.item_ids.to_pylist()
-        self._items = {str(item_id): item for item, item_id in enumerate(self._item_ids, 1)}
+        self.about = about or About()
+        model.eval()
+        with torch.no_grad():
+            self._item_vectors = model.item_vectors().float().detach()
+        item_ids = vocabulary.item_ids.to_pylist()
+        self._items = {str(item_id): item for item, item_id in enumerate(item_ids, 1)}
         self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Recommender":
-        """The recommender of a folder that a training stage wrote.
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Recommender":
+        """The recommender of a folder that a training stage or `save_pretrained` wrote, or of one on a hub.
+
+        Args:
+            source: the folder, or a hub id (`owner/name`).
+            revision: a branch, tag or commit of the hub.
 
         Raises:
-            CheckpointError: the folder is incomplete, or a backbone that it builds on cannot be had.
+            CheckpointError: there is no such folder, a file of it is missing or damaged, or a backbone that it builds
+                on cannot be had.
         """
-        return cls(*load_recommender(Path(folder)))
+        folder = find_folder(source, revision)
+        return cls(*load_recommender(folder), read_about(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` opens: weights, architecture, items and a card."""
+        save_folder(Path(folder), self.model, self.vocabulary, self.about)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Publishes that folder on the Hugging Face hub; the address of the commit.
+
+        Args:
+            repo_id: `owner/name`; made if it is not there.
+            private: whether a new one is seen by its owner alone.
+            token: by default the one of `hf auth login`.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return publish(Path(folder), repo_id, private, token)
 
     def recommend(
         self,
-        sequences: Sequence[Sequence[ItemId]],
+        sequences: Histories,
         k: int = 10,
         *,
         filter_seen: bool = True,
         candidates: Sequence[ItemId] | None = None,
+        exclude: Sequence[ItemId] | None = None,
         user_ids: Sequence[Any] | None = None,
     ) -> Recommendations:
         """The k best next items of each history.
 
         Args:
-            sequences: item ids, oldest first; text and number forms of an id are the same.
+            sequences: a list of histories, each a list of item ids, oldest first; text and number forms of an id are
+                the same. Or a table of them, with the columns `user_id, history` or `user_id, item_id, timestamp`.
             k: items wanted, at least 1.
             filter_seen: leave out the items of the history.
             candidates: rank these items alone.
-            user_ids: names for the rows of the answer; by default 0, 1, ...
+            exclude: items that nobody gets; those that the model does not know are never given anyway.
+            user_ids: names for the rows of the answer; by default those of the table, or 0, 1, ...
 
         Raises:
-            ConfigError: k is below 1, a candidate is unknown, or a sequence is no list.
+            ConfigError: k is below 1, a candidate is unknown, a sequence is no list, or there are not as many users.
+            DataError: the table has other columns.
             TrainingError: the model scores with NaN.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
-        users = list(user_ids) if user_ids is not None else list(range(len(sequences)))
-        known = self._known(sequences)
+        users, histories = self._asked(sequences, user_ids)
+        known = self._known(histories)
         best = [np.zeros(0, dtype=np.int64)] * len(known)
         scores = [np.zeros(0, dtype=np.float32)] * len(known)
-        allowed = self._allowed(candidates)
+        allowed = self._allowed(candidates, exclude)
         for rows, vectors, items in self._batches(known):
             seen = _padded([known[row] for row in rows]) if filter_seen else None
             try:
                 found = top_k(vectors, items, k, excluded=seen, allowed=allowed)
             except ValueError:
                 raise _nan_error(vectors @ items.T, [users[row] for row in rows]) from None
-            for row, values, places in zip(rows, *found, strict=True):
-                shown = values > -torch.inf
-                best[row], scores[row] = places[shown].numpy(), values[shown].numpy()
-        unknown = [item for sequence in sequences for item in sequence if str(item) not in self._items]
+            for row, values, places in zip(rows, *(part.numpy() for part in found), strict=True):
+                shown = values > -np.inf
+                best[row], scores[row] = places[shown], values[shown]
+        unknown = tuple(tuple(item for item in history if str(item) not in self._items) for history in histories)
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
-        table = self._table(users, best, scores)
-        return Recommendations(table, len(unknown), next(iter(unknown), None), fallback)
+        return Recommendations(self._table(users, best, scores), tuple(map(len, best)), unknown, fallback)
 
-    def encode(self, sequences: Sequence[Sequence[ItemId]]) -> Tensor:
+    def encode(self, sequences: Histories) -> Tensor:
         """User vectors (B, D) of histories that hold at least one known item each.
 
         Raises:
             ConfigError: a history has no known item, or is no list.
+            DataError: a table has other columns than `recommend` takes.
         """
-        known = self._known(sequences)
+        known = self._known(self._asked(sequences, None)[1])
         if not all(known):
             raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
-        vectors = torch.zeros(len(known), self.model.item_vectors().shape[1])
-        for rows, batch in by_length(_samples(known), BATCH_USERS, self.model.max_history_items):
-            with torch.inference_mode():
-                vectors[rows] = self.model.encode(batch).users
+        vectors = torch.zeros(len(known), self._item_vectors.shape[1])
+        for rows, users, _ in self._batches(known):
+            vectors[rows] = users
         return vectors
+
+    def score(self, sequences: Histories, items: Sequence[ItemId] | None = None) -> Tensor:
+        """Scores (B, K) of these items, or (B, V) of all items in the order of `vocabulary.item_ids`.
+
+        Raises:
+            ConfigError: an item is unknown, a history has no known item, or is no list.
+            DataError: a table has other columns than `recommend` takes.
+        """
+        vectors = self._item_vectors[1:] if items is None else self._item_vectors[self._places(items, "item")]
+        return self.encode(sequences) @ vectors.T
 
     def title(self, item_id: ItemId) -> str | None:
         """The title of an item, if it has one."""
@@ -125,49 +195,75 @@ class Recommender:
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
 
-    def _known(self, sequences: Sequence[Sequence[ItemId]]) -> list[list[int]]:
+    @cached_property
+    def id_pattern(self) -> str:
+        """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
+        return ITEM_IDS_WITH_COMMAS if any("," in item_id for item_id in self._items) else ITEM_IDS
+
+    def _asked(self, sequences: Histories, user_ids: Sequence[Any] | None) -> Sequences:
+        if is_table(sequences):
+            users, histories = sequences_of(sequences, self.id_pattern)
+        else:
+            check_histories(sequences)
+            users, histories = list(range(len(sequences))), sequences
+        if user_ids is not None:
+            if len(user_ids) != len(histories):
+                raise ConfigError(f"user_ids has {len(user_ids)} names for {len(histories)} histories; give one each")
+            users = list(user_ids)
+        return Sequences(users, histories)
+
+    def _known(self, histories: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Histories as items, without those that the model does not know."""
-        for number, sequence in enumerate(sequences):
-            if isinstance(sequence, str):  # would be taken for a sequence of letters
-                raise ConfigError(f"history {number} is {sequence!r}, expected a list of item ids; give [{sequence!r}]")
-            if not isinstance(sequence, Sized):
-                given = shortened(sequences)
-                raise ConfigError(f"histories is {given}, expected a list of histories; give [{given}]")
-        return [[self._items[str(i)] for i in sequence if str(i) in self._items] for sequence in sequences]
+        return [[self._items[key] for item in history if (key := str(item)) in self._items] for history in histories]
 
     def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor, Tensor]]:
         """Rows, their user vectors, and the item vectors to rank by; without history the items' popularity ranks."""
         filled = np.array([row for row, history in enumerate(known) if history], dtype=np.int64)
         samples = _samples([known[row] for row in filled])
-        with eval_mode(self.model), torch.inference_mode():
+        with torch.inference_mode():
             for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
                 yield filled[rows], self.model.encode(batch).users.float(), self._item_vectors
         empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)
         if len(empty):
             yield empty, torch.ones(len(empty), 1), self._popularity
 
-    def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor | None:
+    def _allowed(self, candidates: Sequence[ItemId] | None, exclude: Sequence[ItemId] | None) -> Tensor | None:
         """(V+1,): whether an item may be recommended; None if all may."""
-        if candidates is None:
+        if candidates is None and exclude is None:
             return None
-        unknown = [candidate for candidate in candidates if str(candidate) not in self._items]
-        if unknown:
-            raise ConfigError(f"candidate {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
-        allowed = torch.zeros(self.model.num_items + 1, dtype=torch.bool)
-        allowed[[self._items[str(candidate)] for candidate in candidates]] = True
+        if isinstance(exclude, str):
+            raise _no_list("exclude", exclude)
+        allowed = torch.full((self.model.num_items + 1,), candidates is None)
+        if candidates is not None:
+            allowed[self._places(candidates, "candidate")] = True
+        allowed[[self._items[str(item)] for item in exclude or () if str(item) in self._items]] = False
         return allowed
 
+    def _places(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
+        """The items that these ids stand for."""
+        if isinstance(item_ids, str):
+            raise _no_list(f"{name}s", item_ids)
+        unknown = [item_id for item_id in item_ids if str(item_id) not in self._items]
+        if unknown:
+            raise ConfigError(f"{name} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
+        return [self._items[str(item_id)] for item_id in item_ids]
+
     def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
-        sizes = [len(items) for items in best]
+        sizes = np.array([len(items) for items in best], dtype=np.int64)
         flat = np.concatenate([*best, np.zeros(0, dtype=np.int64)])
+        firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
         return pa.table(
             {
-                "user_id": pa.array([user for user, size in zip(users, sizes, strict=True) for _ in range(size)]),
+                "user_id": pa.array(users).take(pa.array(np.repeat(np.arange(len(best)), sizes))),
                 "item_id": self.vocabulary.item_ids.take(pa.array(flat - 1)),
                 "score": pa.array(np.concatenate([*scores, np.zeros(0, dtype=np.float32)])),
-                "rank": pa.array([rank for size in sizes for rank in range(1, size + 1)], pa.int64()),
+                "rank": pa.array(np.arange(len(flat)) - firsts + 1),
             }
         )
+
+
+def _no_list(name: str, item_ids: str) -> ConfigError:
+    return ConfigError(f"{name} is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")
 
 
 def _nan_error(scores: Tensor, users: list[Any]) -> TrainingError:
@@ -184,7 +280,7 @@ def _padded(histories: list[list[int]]) -> Tensor:
 
 
 def _samples(histories: list[list[int]]) -> Samples:
-    ends = np.cumsum([len(history) for history in histories], dtype=np.int64)
-    starts = ends - np.array([len(history) for history in histories], dtype=np.int64)
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    ends = np.cumsum(lengths)
     flat = np.array([item for history in histories for item in history] + [0], dtype=np.int64)  # a target for the last
-    return Samples.of(flat, starts, ends, np.arange(len(histories)))
+    return Samples.of(flat, ends - lengths, ends, np.arange(len(histories)))

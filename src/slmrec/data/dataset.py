@@ -4,8 +4,8 @@ Nothing is held for every user or sample: spans are worked out for the rows that
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +96,8 @@ class Dataset:
     """Identifies the prepared data; models carry it."""
     cuts: NDArray[np.int32] | None = None
     """(U, 2): how many events of each user come before validation and before test; None: leave-one-out."""
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    """How it was prepared, as `dataset.json` says it: `rules` and `sources`."""
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -110,7 +112,8 @@ class Dataset:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         flat, offsets, cuts = open_histories(folder)
         users, items = folder / "users.parquet", folder / "items.parquet"
-        return cls(flat, offsets, users, items, facts["fingerprint"], cuts)
+        preparation = {name: facts[name] for name in ("rules", "sources") if name in facts}
+        return cls(flat, offsets, users, items, facts["fingerprint"], cuts, preparation)
 
     @property
     def num_users(self) -> int:

@@ -77,6 +77,11 @@ class DecoderRecommender(PreTrainedModel):
 
     def __init__(self, config: DecoderRecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        if config.lora and decoder is None:  # else the layers under the adapters would be random
+            raise ConfigError(
+                f"a model with adapters on {config.backbone!r} holds none of its layers; open its folder with "
+                "slmrec.Recommender.from_pretrained"
+            )
         self.decoder = decoder if decoder is not None else _empty_decoder(config.decoder)
         width = self.decoder.config.hidden_size
         if config.lora:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -38,9 +39,15 @@ def load_model(folder: Path) -> Model:
     Raises:
         CheckpointError: a weight is missing, unknown or of another shape, or the backbone cannot be had.
     """
-    config = AutoConfig.from_pretrained(folder)
-    model = _empty(config, folder)
-    _load_strictly(model, _read(folder / "model.safetensors"), folder)
+    config = _config(folder)
+    weights = _read(folder / "model.safetensors")
+    try:
+        model = _empty(config, folder)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what is raised depends on what was edited
+        raise _no_model(folder, error) from None
+    _load_strictly(model, weights, folder)
     decoder = decoder_of(model)
     if decoder is not None and decoder.config.lora:
         _refuse(folder, load_adapter(decoder, _read(folder / _ADAPTER)))
@@ -53,6 +60,18 @@ def decoder_of(model: Model) -> DecoderRecommender | None:
     if isinstance(model, Ensemble):
         return model.decoder
     return model if isinstance(model, DecoderRecommender) else None
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # the same
+        raise _no_model(folder, error) from None
+
+
+def _no_model(folder: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(f"{folder / 'config.json'}: makes no model ({reason}); copy the folder anew, or train it")
 
 
 def _empty(config: PretrainedConfig, folder: Path) -> Model:
@@ -112,7 +131,11 @@ def _refuse(folder: Path, wrong: list[str]) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder is incomplete")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: cut off or damaged ({reason}); copy it anew") from None
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> None:

@@ -49,6 +49,8 @@ def load_adapter(model: DecoderRecommender, weights: dict[str, Tensor]) -> list[
     """Loads adapters written by `adapter_state_dict`; the names of those that did not fit."""
     own = {name.replace(".default", ""): value for name, value in model.decoder.state_dict().items() if "lora_" in name}
     given = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
-    for name in own.keys() & given.keys():
+    wrong = own.keys() ^ given.keys()
+    wrong |= {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
+    for name in own.keys() - wrong:
         own[name].copy_(given[name])
-    return sorted(own.keys() ^ given.keys())
+    return sorted(wrong)

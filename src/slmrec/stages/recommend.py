@@ -1,175 +1,139 @@
-"""Histories from a file, recommendations into a file."""
+"""Histories from a file, recommendations into a file; or one history, recommendations on the screen."""
 
-import json
-import re
+import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
 
-from slmrec.data.files import Source, inspect, lines, unpacked
-from slmrec.data.kinds import DELIMITERS, Format, json_fault, kind_of_name
-from slmrec.errors import ConfigError, DataError
-from slmrec.recommend import Recommender
+from slmrec import __version__
+from slmrec.checkpoint import find_folder
+from slmrec.errors import SlmrecError
+from slmrec.recommend import Recommendations, Recommender
+from slmrec.sequences import history_of_text
+from slmrec.stages.history_files import HistoryFile, read_item_ids
+from slmrec.stages.parts import Parts, check_output
 
-_SUFFIXES = (".parquet", ".csv", ".jsonl")
-_READ = ".parquet, .csv, .tsv, .jsonl or .txt (one user a line), each plain or .gz"
-_COLUMNS = ("user_id", "history", "item_id", "timestamp")
-_TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+CHUNK_USERS = 8192
+"""Users whose recommendations are computed, and then written, at a time."""
 
 
-def recommend_file(model: Path, input: Path, output: Path, k: int, filter_seen: bool = True) -> None:
-    """Writes `user_id, item_id, score, rank` for every user of a file.
+class Wanted(NamedTuple):
+    """What every user is to get."""
+
+    k: int = 10
+    filter_seen: bool = True
+    candidates: Path | None = None
+    """A file of the item ids to rank."""
+    exclude: Path | None = None
+    """A file of item ids that nobody gets."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `Recommender.recommend`."""
+        files = {"candidates": self.candidates, "exclude": self.exclude}
+        item_ids = {name: None if path is None else read_item_ids(path) for name, path in files.items()}
+        return {"k": self.k, "filter_seen": self.filter_seen, **item_ids}
+
+
+def recommend_file(model: Path, input: Path, output: Path, wanted: Wanted) -> None:
+    """Writes `user_id, item_id, score, rank` for every user of a file, in the order of the file.
+
+    Some users at a time are read, answered and written into a folder beside the output, where a second run of the same
+    command finds them. The output appears whole.
 
     Raises:
-        CheckpointError: the model folder is incomplete.
+        CheckpointError: the model folder is incomplete or damaged.
         ConfigError: a file is of a kind that is not read or written.
         DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
     """
-    if output.suffix not in _SUFFIXES:
-        raise ConfigError(f"{output}: recommendations are written as {', '.join(_SUFFIXES)}; choose one of them")
-    source = _source(input)
+    check_output(output)
+    file, arguments = HistoryFile.open(input), wanted.arguments()
+    folder = find_folder(model)
+    recommender = Recommender.from_pretrained(folder)
+    files = {"model": _state(*sorted(folder.iterdir())), "input": _state(input)}
+    parts = Parts(output, {"slmrec": __version__, "chunk_users": CHUNK_USERS, **files, **arguments})
+    try:
+        _answer(recommender, file, arguments, parts)
+    except SlmrecError:  # the same again would end the same
+        parts.remove()
+        raise
+    facts = parts.facts()
+    parts.finish()
+    print("; ".join(_notes(facts, output, wanted.k)), flush=True)
+
+
+def recommend_history(model: Path, history: str, wanted: Wanted) -> None:
+    """Prints the recommendations for one history, with titles.
+
+    Raises:
+        CheckpointError: the model folder is incomplete or damaged.
+        DataError: the history begins as a JSON list and is none.
+    """
     recommender = Recommender.from_pretrained(model)
-    users, histories = _histories(source, _id_pattern(recommender))
-    found = recommender.recommend(histories, k, filter_seen=filter_seen, user_ids=users)
-    _write(found.table, output)
-    notes = [f"recommend: {found.table.num_rows} rows for {len(users)} users written to {output}"]
+    items = history_of_text(history, recommender.id_pattern, "--history")
+    found = recommender.recommend([items], **wanted.arguments())
+    console = Console()
+    console.print("after " + ", ".join(escape(_named(recommender, item)) for item in items), highlight=False)
+    table = Table("rank", "item_id", "title", "score")
+    for rank, (item_id, score) in enumerate(found.to_lists()[0], 1):
+        table.add_row(str(rank), escape(str(item_id)), escape(recommender.title(item_id) or ""), f"{score:.4f}")
+    console.print(table)
     if found.num_unknown:
-        notes.append(f"{found.num_unknown} unknown items left out, the first one {found.first_unknown!r}")
+        print(f"{found.num_unknown} unknown items left out, the first one {found.first_unknown!r}")
     if found.fallback_users:
-        notes.append(f"{len(found.fallback_users)} users without a known item got the most popular ones")
-    if found.table.num_rows < k * len(users):
+        print("no known item in the history: these are the most popular ones")
+
+
+def _named(recommender: Recommender, item: Any) -> str:
+    title = recommender.title(item)
+    return f"{item} ({title})" if title else str(item)
+
+
+def _answer(recommender: Recommender, file: HistoryFile, arguments: dict[str, Any], parts: Parts) -> None:
+    """Computes the parts that are not there yet."""
+    num_done = len(parts)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("users", total=file.num_users)
+        for number, (users, histories) in enumerate(file.chunks(CHUNK_USERS, recommender.id_pattern)):
+            if number >= num_done:
+                found = recommender.recommend(histories, user_ids=users, **arguments)
+                parts.append(found.table, _facts(found))
+            progress.advance(bar, len(users))
+    if not len(parts):
+        found = recommender.recommend([], **arguments)
+        parts.append(found.table, _facts(found))
+
+
+def _facts(found: Recommendations) -> dict[str, Any]:
+    return {
+        "users": len(found.sizes),
+        "rows": found.table.num_rows,
+        "unknown": found.num_unknown,
+        "first_unknown": repr(found.first_unknown),
+        "fallback": len(found.fallback_users),
+    }
+
+
+def _notes(facts: list[dict[str, Any]], output: Path, k: int) -> list[str]:
+    users, rows, unknown, fallback = (
+        sum(part[name] for part in facts) for name in ("users", "rows", "unknown", "fallback")
+    )
+    notes = [f"recommend: {rows} rows for {users} users written to {output}"]
+    if unknown:
+        first = next(part["first_unknown"] for part in facts if part["unknown"])
+        notes.append(f"{unknown} unknown items left out, the first one {first}")
+    if fallback:
+        notes.append(f"{fallback} users without a known item got the most popular ones")
+    if rows < k * users:
         notes.append(f"fewer than {k} a user where no more items are left")
-    print("; ".join(notes), flush=True)
+    return notes
 
 
-def _source(path: Path) -> Source:
-    kind = kind_of_name(path)
-    if kind is None:
-        raise ConfigError(f"{path}: histories are read from {_READ}; name the file so, or convert it")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of histories")
-    return inspect(path, cast(Format, kind), ())
-
-
-def _id_pattern(recommender: Recommender) -> str:
-    """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
-    has_commas = any("," in str(item_id) for item_id in recommender.vocabulary.item_ids.to_pylist())
-    return r"\S+" if has_commas else r"[^\s,]+"
-
-
-def _histories(source: Source, id_pattern: str) -> tuple[list[Any], list[list[Any]]]:
-    path = source.path
-    if source.kind == "sequences":
-        words = [re.findall(r"[^ \t\n]+", line) for line in lines(path) if line.strip()]
-        return [user for user, *_ in words], [items for _, *items in words]
-    table = _read(source)
-    columns = set(table.column_names)
-    if {"user_id", "history"} <= columns:
-        histories = [_history(value, path, id_pattern) for value in table["history"].to_pylist()]
-        return table["user_id"].to_pylist(), histories
-    if {"user_id", "item_id", "timestamp"} <= columns:
-        return _grouped(table, path)
-    raise DataError(
-        f"{path}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
-        "item_id and timestamp (a row an event); rename the columns"
-    )
-
-
-def _grouped(table: pa.Table, path: Path) -> tuple[list[Any], list[list[Any]]]:
-    keys = pa.table({"time": _times(table["timestamp"], path), "row": range(table.num_rows)})
-    ordered = table.take(pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]))
-    histories: dict[Any, list[Any]] = {user: [] for user in table["user_id"].to_pylist()}
-    for user, item in zip(ordered["user_id"].to_pylist(), ordered["item_id"].to_pylist(), strict=True):
-        histories[user].append(item)
-    return list(histories), list(histories.values())
-
-
-def _times(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """Numbers or dates, also those that are written as text."""
-    missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
-    if missing >= 0:
-        raise _bad_time(path, missing, column)
-    if not pa.types.is_string(column.type):
-        return column
-    kind = next((kind for kind in _TIME_TYPES if _reads(column[:1], kind)), None)
-    if kind is None or not _reads(column, kind):
-        wrong = (row for row in range(len(column)) if kind is None or not _reads(column[row : row + 1], kind))
-        raise _bad_time(path, next(wrong), column)
-    return column.cast(kind)
-
-
-def _reads(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
-    try:
-        texts.cast(kind)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _bad_time(path: Path, row: int, column: pa.ChunkedArray) -> DataError:
-    return DataError(
-        f"{path}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in one way "
-        "throughout; mend it or remove the row"
-    )
-
-
-def _history(value: Any, path: Path, id_pattern: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str):  # a csv has no lists: a JSON list, or ids between spaces or commas
-        try:
-            parsed = json.loads(value) if value.startswith("[") else re.findall(id_pattern, value)
-        except json.JSONDecodeError:
-            raise DataError(f'{path}: history {value!r} is no JSON list; write ["a", "b"], or a b') from None
-        return list(parsed)
-    if value is None:
-        return []
-    return [value]
-
-
-def _read(source: Source) -> pa.Table:
-    try:
-        if source.kind == "jsonl":
-            return _read_jsonl(source)
-        with TemporaryDirectory() as folder:
-            (path,) = unpacked(source, Path(folder)).files
-            return pq.read_table(path) if source.kind == "parquet" else _read_csv(path, DELIMITERS[source.kind])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{source.path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-
-
-def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    text = {name: pa.string() for name in ("user_id", "item_id", "history")}
-    return pa_csv.read_csv(
-        path,
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter),
-        convert_options=pa_csv.ConvertOptions(column_types=text),
-    )
-
-
-def _read_jsonl(source: Source) -> pa.Table:
-    """Values as they are written; Arrow's reader takes ids that look like dates for dates."""
-    for number, line in enumerate(lines(source.path), 1):
-        fault = json_fault(line)
-        if fault:
-            raise DataError(f"{source.path}: line {number}: {fault}; write one JSON object a line")
-    rows = [json.loads(line) for line in lines(source.path) if line.strip()]
-    names = dict.fromkeys(name for row in rows for name in row if name in _COLUMNS)
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".parquet":
-        pq.write_table(table, partial)
-    elif path.suffix == ".csv":
-        pa_csv.write_csv(table, partial)
-    else:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
-    partial.replace(path)
+def _state(*files: Path) -> list[tuple[str, int, int]]:
+    """What changes when a file does."""
+    found = ((file.resolve(), file.stat()) for file in files if file.is_file())
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]

@@ -1,0 +1,263 @@
+"""A trained model at work on this machine: one request, many users, a large catalogue; each beside the naive way.
+
+Naive is the same artefact as it is commonly run: every history padded to the longest one the model reads, the prompt in
+front of each, softmax over the whole catalogue, all items sorted, the seen ones struck out. Both sides run in turn in
+every round. Of a request in this process the time is that of `Recommender.recommend`, table included. The share of
+matrix products is the time of the model's and the catalogue's bare products, one by one on the same shapes, as part of
+the time of the whole command `slmrec recommend` (reading, ranking, writing; without loading the model).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from slmrec import Recommender
+    from slmrec.types import SequenceEncoder
+
+K = 10
+LARGE_ITEMS, LARGE_WIDTH = 1_000_000, 128
+Histories = list[list[Any]]
+
+
+def main() -> None:
+    """Measures, prints and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a student, such as OUT/distill")
+    parser.add_argument("--data", type=Path, required=True, help="the data set it was trained on, OUT/prepare")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serving.json")
+    parser.add_argument("--requests", type=int, default=500, help="requests of one user")
+    parser.add_argument("--users", type=int, default=20_000, help="users of the batch command")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large-items", type=int, default=LARGE_ITEMS, help="items of the large catalogue")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        print(json.dumps(JOBS[options.job](options)))
+        return
+    report = {job: _in_a_process(job) for job in JOBS}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+def _in_a_process(job: str) -> Any:
+    """Each job in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--job", job]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_request(options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of requests of one user each, drawn at random; batches of one on the naive side too."""
+    recommender, histories = _load(options)
+    naive = _Naive(recommender)
+    drawn = histories[: options.requests]
+    sides: dict[str, Callable[[Histories], Any]] = {"ours": lambda some: recommender.recommend(some, K), "naive": naive}
+    for ask in sides.values():
+        for history in drawn[:20]:
+            ask([history])
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for history in drawn:
+        for name, ask in sides.items():
+            times[name].append(1e3 * _seconds(lambda ask=ask, history=history: ask([history])))  # type: ignore[misc]
+    found = {
+        f"{name}_p{share}_ms": float(np.percentile(values, share))
+        for name, values in times.items()
+        for share in (50, 90, 99)
+    }
+    return found | {"speedup_p50": found["naive_p50_ms"] / found["ours_p50_ms"], "requests": len(drawn)}
+
+
+def batch(options: argparse.Namespace) -> dict[str, float]:
+    """Users a second of the batch command and of the naive way, and the command's share of matrix products."""
+    from slmrec.stages.bench import flop
+
+    recommender, histories = _load(options)
+    many = [histories[user % len(histories)] for user in range(options.users)]
+    few, naive = many[: min(2048, len(many))], _Naive(recommender)
+    products = _products(recommender, many)
+    rates: dict[str, list[float]] = {"ours": [], "naive": [], "command": [], "share": [], "gflop": []}
+    naive(few[:256])
+    for _ in range(options.rounds):
+        rates["ours"].append(len(few) / _seconds(lambda: recommender.recommend(few, K)))
+        rates["naive"].append(
+            len(few) / _seconds(lambda: [naive(few[at : at + 256]) for at in range(0, len(few), 256)])
+        )
+        seconds = _command(options.model, many)
+        alone = _multiplied(products)
+        rates["command"].append(len(many) / seconds)
+        rates["share"].append(alone / seconds)
+        rates["gflop"].append(flop(products) / alone / 1e9)
+    middle = {name: float(np.median(values)) for name, values in rates.items()}
+    return {
+        "python_users_per_s": middle["ours"],
+        "naive_users_per_s": middle["naive"],
+        "speedup": float(np.median(np.divide(rates["ours"], rates["naive"]))),
+        "command_users_per_s": middle["command"],
+        "command_share_of_matmul": middle["share"],
+        "matmul_gflop_per_s": middle["gflop"],
+        "gflop_per_user": flop(products) / len(many) / 1e9,
+        "users": len(many),
+        "rounds": options.rounds,
+    }
+
+
+def large_catalogue(options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds that exact top-k of a large catalogue takes a request; memory of its vectors and of a request."""
+    import torch
+
+    from slmrec.catalogue import top_k
+    from slmrec.memory import growth_mb
+
+    torch.manual_seed(0)
+    items = torch.randn(options.large_items + 1, LARGE_WIDTH)
+    users, seen = torch.randn(100, 1, LARGE_WIDTH), torch.randint(1, options.large_items, (1, 9))
+
+    def naive(user: torch.Tensor) -> None:
+        torch.softmax(user @ items[1:].T, dim=1).argsort(dim=1, descending=True)[:, :K]
+
+    with torch.inference_mode():
+        for user in users[:3]:
+            top_k(user, items, K, excluded=seen)
+        ours = [1e3 * _seconds(lambda user=user: top_k(user, items, K, excluded=seen)) for user in users]  # type: ignore[misc]
+        plain = [1e3 * _seconds(lambda user=user: naive(user)) for user in users[:10]]  # type: ignore[misc]
+        growth = growth_mb(lambda: top_k(users[0], items, K, excluded=seen))
+    return {
+        "items": options.large_items,
+        "width": LARGE_WIDTH,
+        "p50_ms": float(np.percentile(ours, 50)),
+        "p99_ms": float(np.percentile(ours, 99)),
+        "naive_p50_ms": float(np.percentile(plain, 50)),
+        "speedup_p50": float(np.percentile(plain, 50) / np.percentile(ours, 50)),
+        "vectors_mb": items.numel() * 4 / 2**20,
+        "request_mb": growth,
+    }
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    """What this ran on, and how busy that was."""
+    import os
+
+    from slmrec.stages.bench import hardware
+
+    return hardware() | {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+
+
+JOBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "machine": machine,
+    "one_request": one_request,
+    "batch": batch,
+    "large_catalogue": large_catalogue,
+}
+
+
+class _Naive:
+    """Top-k lists of some histories, one batch, the plain way."""
+
+    def __init__(self, recommender: "Recommender") -> None:
+        from slmrec.models.decoder import DecoderRecommender
+        from slmrec.models.padded import PaddedEncoder
+
+        model = recommender.model
+        if not isinstance(model, DecoderRecommender):
+            raise SystemExit(f"{type(model).__name__} has no naive formulation to compare with; give a student")
+        self._recommender = recommender
+        self._encoder: SequenceEncoder = PaddedEncoder(model, model.max_history_items).eval()
+        self._items = model.item_vectors().detach().float()
+
+    def __call__(self, histories: Histories) -> list[list[int]]:
+        import torch
+
+        from slmrec.data.batching import collate
+        from slmrec.recommend import _samples
+
+        known = self._recommender._known(histories)
+        samples = _samples(known)
+        with torch.inference_mode():
+            users = self._encoder.encode(collate(samples, np.arange(len(known)), self._encoder.max_history_items)).users
+            scores = torch.softmax(users @ self._items.T, dim=1)
+            order = scores.argsort(dim=1, descending=True)
+        return [
+            [item for item in row.tolist() if item and item not in set(seen)][:K]
+            for row, seen in zip(order[:, : K + 1 + max(map(len, known))], known, strict=True)
+        ]
+
+
+def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
+    """The model, and the histories at test time in a random order."""
+    from slmrec import Recommender
+    from slmrec.data.dataset import Dataset
+
+    recommender, dataset = Recommender.from_pretrained(options.model), Dataset.load(options.data)
+    samples, item_ids = dataset.held_out("test"), dataset.item_ids.to_pylist()
+    starts, ends, _ = samples.spans(np.random.default_rng(0).permutation(len(samples)))
+    histories = [[item_ids[i - 1] for i in samples.flat[a:b]] for a, b in zip(starts, ends, strict=True)]
+    return recommender, histories
+
+
+def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
+    """The matrix products of answering these histories: the model's on each batch, and the catalogue's."""
+    from slmrec.data.batching import by_length
+    from slmrec.recommend import BATCH_USERS, _samples
+    from slmrec.stages.bench import Product, products_of
+    from slmrec.stages.recommend import CHUNK_USERS
+
+    known, found = recommender._known(histories), []
+    num_items, width = recommender.model.item_vectors().shape
+    for at in range(0, len(known), CHUNK_USERS):
+        for rows, some in by_length(
+            _samples(known[at : at + CHUNK_USERS]), BATCH_USERS, recommender.model.max_history_items
+        ):
+            *of_the_model, _ = products_of(recommender.model, some, backward=False)  # type: ignore[arg-type]
+            found += [*of_the_model, Product(len(rows), width, num_items - 1)]
+    return found
+
+
+def _multiplied(products: list[Any]) -> float:
+    """Seconds of the products one after the other, in float32, and of nothing else."""
+    import torch
+
+    left = torch.randn(max(product.rows * product.inner for product in products))
+    right = torch.randn(max(product.inner * product.columns for product in products))
+    out = torch.empty(max(product.rows * product.columns for product in products))
+
+    def multiply() -> None:
+        for rows, inner, columns in products:
+            operands = left[: rows * inner].view(rows, inner), right[: inner * columns].view(inner, columns)
+            torch.mm(*operands, out=out[: rows * columns].view(rows, columns))
+
+    return _seconds(multiply)
+
+
+def _command(model: Path, histories: Histories) -> float:
+    """Seconds of the batch command on a Parquet file, without those of opening the model."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from slmrec import Recommender
+    from slmrec.stages.recommend import Wanted, recommend_file
+
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.parquet", Path(folder) / "out.parquet"
+        pq.write_table(pa.table({"user_id": range(len(histories)), "history": histories}), source)
+        loading = _seconds(lambda: Recommender.from_pretrained(model))
+        return _seconds(lambda: recommend_file(model, source, target, Wanted(K))) - loading
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
