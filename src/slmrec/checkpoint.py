@@ -24,6 +24,8 @@ class Vocabulary(NamedTuple):
     titles: pa.Array | None
     counts: pa.Array
     """How often each item occurs in the train split."""
+    removed: pa.Array | None = None
+    """Whether an item must never be recommended; None if all may be. In histories it is still read."""
 
 
 def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float]) -> None:
@@ -31,14 +33,26 @@ def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, m
 
     A model with adapters is saved as adapters and heads, without the weights of the backbone they adapt.
     """
+    vocabulary = Vocabulary(dataset.item_ids, dataset.titles, pa.array(dataset.train_counts()[1:]))
+    write_recommender(model, vocabulary, folder, title, metrics)
+
+
+def write_recommender(
+    model: Model, vocabulary: Vocabulary, folder: Path, title: str, metrics: dict[str, float]
+) -> None:
+    """The same, with a vocabulary in place of the data set."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
-    columns = {"item": pa.array(range(1, dataset.num_items + 1)), "item_id": dataset.item_ids}
-    if dataset.titles is not None:
-        columns["title"] = dataset.titles
-    columns["count"] = pa.array(dataset.train_counts()[1:])
-    pq.write_table(pa.table(columns), folder / _ITEMS)
-    (folder / "README.md").write_text(_card(model, title, metrics, dataset.item_ids[0].as_py()), encoding="utf-8")
+    write_vocabulary(vocabulary, folder / _ITEMS)
+    (folder / "README.md").write_text(_card(model, title, metrics, vocabulary.item_ids[0].as_py()), encoding="utf-8")
+
+
+def write_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
+    """Writes `item, item_id, title, count, removed`, without what is unknown of all items."""
+    columns = {"item": pa.array(range(1, len(vocabulary.item_ids) + 1)), "item_id": vocabulary.item_ids}
+    optional = {"title": vocabulary.titles, "count": vocabulary.counts, "removed": vocabulary.removed}
+    columns |= {name: column for name, column in optional.items() if column is not None}
+    pq.write_table(pa.table(columns), path)
 
 
 def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
@@ -60,8 +74,8 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         raise CheckpointError(
             f"{folder}: {_ITEMS} has {items.num_rows} rows but the model knows {model.num_items} items"
         )
-    titles = items["title"].combine_chunks() if "title" in items.column_names else None
-    return model, Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
+    found = {name: items[name].combine_chunks() for name in items.column_names}
+    return model, Vocabulary(found["item_id"], found.get("title"), found["count"], found.get("removed"))
 
 
 def item_vectors_of(folder: Path) -> Tensor:
@@ -77,7 +91,8 @@ def item_vectors_of(folder: Path) -> Tensor:
 
 
 def _card(model: Model, title: str, metrics: dict[str, float], item_id: str | int) -> str:
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    figures = "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics.items())
+    heading = "Validation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n"
     backbone = str(getattr(model.config, "backbone", None))
     hub_id = _HUB_IDS.get(backbone, backbone)
     base = f"base_model: {hub_id}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) else ""
@@ -85,6 +100,5 @@ def _card(model: Model, title: str, metrics: dict[str, float], item_id: str | in
     return (
         f"---\nlibrary_name: slmrec\npipeline_tag: other\n{base}tags: [sequential-recommendation]\n---\n\n"
         f"# {title}\n\nNext-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
-        f"```python\n{use}\n```\n\n"
-        f"Validation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
+        f"```python\n{use}\n```\n" + (f"\n{heading}{figures}" if metrics else "")
     )

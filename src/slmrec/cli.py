@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     _add_compare(commands)
     _add_data_commands(commands)
+    _add_import_reference(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
@@ -124,6 +125,18 @@ def _add_compare(commands: Any) -> None:
         "--metric", action="append", help="for example hit@5; may be repeated, the first one is shown by slices too"
     )
     compare.add_argument("--output", type=Path, help="JSON file to write the numbers to as well")
+
+
+def _add_import_reference(commands: Any) -> None:
+    text = "a checkpoint of the original SLMRec code, to a model folder"
+    command = _add(commands, "import-reference", text, epilog="Item ids are the numbers 1..V. See docs/serving.md.")
+    command.add_argument("--weights", type=Path, required=True, help="its state dict: .safetensors, .bin, .pt or .pth")
+    command.add_argument("--backbone-config", type=Path, required=True, help="config.json of its LLaMA")
+    command.add_argument("--prompt-ids", type=Path, required=True, help="JSON list of the token ids before the items")
+    command.add_argument("--response-ids", type=Path, required=True, help="JSON list of the token ids after them")
+    command.add_argument("--max-history-items", type=int, required=True, help="the length it pads histories to")
+    command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / r (default: r)")
+    command.add_argument("--output", type=Path, required=True, help="a new model folder")
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
@@ -177,6 +190,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         _compare(options)
     elif options.command == "data":
         _run_data_command(options)
+    elif options.command == "import-reference":
+        _import_reference(options)
     else:
         _run_stage(options)
 
@@ -192,6 +207,20 @@ def _compare(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         metrics=tuple(options.metric or METRICS),
         output=options.output,
+    )
+
+
+def _import_reference(options: argparse.Namespace) -> None:
+    from slmrec.stages.import_reference import import_reference
+
+    import_reference(
+        options.weights,
+        options.backbone_config,
+        options.prompt_ids,
+        options.response_ids,
+        options.max_history_items,
+        options.output,
+        options.lora_alpha,
     )
 
 

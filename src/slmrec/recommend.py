@@ -148,14 +148,16 @@ class Recommender:
 
     def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor | None:
         """(V+1,): whether an item may be recommended; None if all may."""
+        removed = self.vocabulary.removed
+        shown = None if removed is None else torch.tensor([False, *(not gone for gone in removed.to_pylist())])
         if candidates is None:
-            return None
+            return shown
         unknown = [candidate for candidate in candidates if str(candidate) not in self._items]
         if unknown:
             raise ConfigError(f"candidate {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
         allowed = torch.zeros(self.model.num_items + 1, dtype=torch.bool)
         allowed[[self._items[str(candidate)] for candidate in candidates]] = True
-        return allowed
+        return allowed if shown is None else allowed & shown
 
     def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
         sizes = [len(items) for items in best]
