@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
 MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
-TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
+TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
 SERVING = {"recommend", "server"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
-    "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue"},
+    "index": BASE | {"catalogue"},
+    "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue", "index"},
     "server": BASE | {"recommend"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
@@ -43,6 +44,8 @@ MAY_USE: dict[str, set[str]] = {
     "urllib": {"data"},  # fetch.py: nothing else speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
+    "onnxruntime": {"stages"},
+    "faiss": {"index"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }

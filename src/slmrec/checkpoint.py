@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,8 +44,13 @@ def write_recommender(
     """The same, with a vocabulary in place of the data set."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder)
-    write_vocabulary(vocabulary, folder / _ITEMS)
+    write_items(vocabulary, folder)
     (folder / "README.md").write_text(_card(model, title, metrics, vocabulary.item_ids[0].as_py()), encoding="utf-8")
+
+
+def write_items(vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes the vocabulary of a model folder."""
+    write_vocabulary(vocabulary, folder / _ITEMS)
 
 
 def write_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
@@ -76,6 +82,13 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         )
     found = {name: items[name].combine_chunks() for name in items.column_names}
     return model, Vocabulary(found["item_id"], found.get("title"), found["count"], found.get("removed"))
+
+
+def may_recommend(vocabulary: Vocabulary) -> Tensor:
+    """(V+1,) bool: the items that have not been removed; padding never may be."""
+    if vocabulary.removed is None:
+        return torch.arange(len(vocabulary.item_ids) + 1) > 0
+    return torch.tensor([False, *(not removed for removed in vocabulary.removed.to_pylist())])
 
 
 def item_vectors_of(folder: Path) -> Tensor:

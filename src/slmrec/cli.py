@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_data_commands(commands)
     _add_import_reference(commands)
+    _add_export(commands)
+    _add_item_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
@@ -137,6 +139,34 @@ def _add_import_reference(commands: Any) -> None:
     command.add_argument("--max-history-items", type=int, required=True, help="the length it pads histories to")
     command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / r (default: r)")
     command.add_argument("--output", type=Path, required=True, help="a new model folder")
+
+
+def _add_export(commands: Any) -> None:
+    text = "a model in another form: an ONNX graph, with 8-bit weights, without adapters; or an index of its items"
+    command = _add(commands, "export", text, epilog="How each is used stands in docs/serving.md.")
+    command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    command.add_argument("--format", choices=("onnx", "int8", "merged", "faiss"), required=True)
+    command.add_argument(
+        "--output", type=Path, required=True, help="FILE.onnx, a new folder for merged, any file for faiss"
+    )
+    command.add_argument(
+        "--recall", type=float, default=0.95, help="of faiss: share of the 10 best items (default 0.95)"
+    )
+
+
+def _add_item_commands(commands: Any) -> None:
+    text = "add items to a model without training, remove some, restore them"
+    inner = _add(commands, "items", text).add_subparsers(dest="items_command", required=True, metavar="COMMAND")
+    for name, about, table in (
+        ("add", "new items by their vectors, or by items that they are like", "item_id, perhaps title; vector or like"),
+        ("remove", "items that shall no longer be recommended", "item_id"),
+        ("restore", "removed items that may be recommended again", "item_id"),
+    ):
+        command = _add(inner, name, about)
+        command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+        command.add_argument("--items", type=Path, required=True, help=f".parquet, .jsonl or .csv with {table}")
+        command.add_argument("--output", type=Path, help="a new folder (default: the model's own is replaced)")
+        command.set_defaults(parser=command)
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
@@ -192,6 +222,12 @@ def _dispatch(options: argparse.Namespace) -> None:
         _run_data_command(options)
     elif options.command == "import-reference":
         _import_reference(options)
+    elif options.command == "export":
+        from slmrec.stages.export import export
+
+        export(options.model, options.format, options.output, options.recall)
+    elif options.command == "items":
+        _run_items_command(options)
     else:
         _run_stage(options)
 
@@ -222,6 +258,15 @@ def _import_reference(options: argparse.Namespace) -> None:
         options.output,
         options.lora_alpha,
     )
+
+
+def _run_items_command(options: argparse.Namespace) -> None:
+    from slmrec.stages.items import add_items, mark_items
+
+    if options.items_command == "add":
+        add_items(options.model, options.items, options.output)
+    else:
+        mark_items(options.model, options.items, options.items_command == "remove", options.output)
 
 
 def _run_data_command(options: argparse.Namespace) -> None:

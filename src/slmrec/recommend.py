@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.catalogue import top_k
-from slmrec.checkpoint import Vocabulary, load_recommender
+from slmrec.checkpoint import Vocabulary, load_recommender, may_recommend
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
 from slmrec.evaluation import eval_mode
+from slmrec.index import ItemIndex
 from slmrec.types import SequenceEncoder
 
 ItemId = str | int
@@ -41,8 +42,9 @@ class Recommendations:
 class Recommender:
     """Recommends next items to histories, oldest item first, in the caller's ids."""
 
-    def __init__(self, model: SequenceEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: SequenceEncoder, vocabulary: Vocabulary, index: ItemIndex | None = None) -> None:
         self.model = model
+        self.index = index
         self.vocabulary = vocabulary
         with torch.inference_mode():
             self._item_vectors = model.item_vectors().float()
@@ -51,13 +53,23 @@ class Recommender:
         self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Recommender":
+    def from_pretrained(cls, folder: str | Path, index: str | Path | None = None) -> "Recommender":
         """The recommender of a folder that a training stage wrote.
 
+        Args:
+            folder: the model folder.
+            index: an index of its items by `slmrec export --format faiss`; without one, search is exact.
+
         Raises:
-            CheckpointError: the folder is incomplete, or a backbone that it builds on cannot be had.
+            CheckpointError: the folder is incomplete, or a backbone that it builds on cannot be had, or the index is
+                that of other items.
+            ConfigError: FAISS is not installed.
         """
-        return cls(*load_recommender(Path(folder)))
+        model, vocabulary = load_recommender(Path(folder))
+        if index is None:
+            return cls(model, vocabulary)
+        items = model.item_vectors().detach().float()
+        return cls(model, vocabulary, ItemIndex.load(Path(index), items, may_recommend(vocabulary)))
 
     def recommend(
         self,
@@ -88,10 +100,12 @@ class Recommender:
         best = [np.zeros(0, dtype=np.int64)] * len(known)
         scores = [np.zeros(0, dtype=np.float32)] * len(known)
         allowed = self._allowed(candidates)
+        search = top_k if self.index is None or candidates is not None else self.index.top_k
         for rows, vectors, items in self._batches(known):
             seen = _padded([known[row] for row in rows]) if filter_seen else None
             try:
-                found = top_k(vectors, items, k, excluded=seen, allowed=allowed)
+                find = search if items is self._item_vectors else top_k
+                found = find(vectors, items, k, excluded=seen, allowed=allowed)
             except ValueError:
                 raise _nan_error(vectors @ items.T, [users[row] for row in rows]) from None
             for row, values, places in zip(rows, *found, strict=True):
@@ -148,16 +162,14 @@ class Recommender:
 
     def _allowed(self, candidates: Sequence[ItemId] | None) -> Tensor | None:
         """(V+1,): whether an item may be recommended; None if all may."""
-        removed = self.vocabulary.removed
-        shown = None if removed is None else torch.tensor([False, *(not gone for gone in removed.to_pylist())])
         if candidates is None:
-            return shown
+            return None if self.vocabulary.removed is None else may_recommend(self.vocabulary)
         unknown = [candidate for candidate in candidates if str(candidate) not in self._items]
         if unknown:
             raise ConfigError(f"candidate {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
         allowed = torch.zeros(self.model.num_items + 1, dtype=torch.bool)
         allowed[[self._items[str(candidate)] for candidate in candidates]] = True
-        return allowed if shown is None else allowed & shown
+        return allowed & may_recommend(self.vocabulary)
 
     def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
         sizes = [len(items) for items in best]

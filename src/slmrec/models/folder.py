@@ -1,6 +1,7 @@
 """Weights and architecture of a model, to a folder and back; strict about every key."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -8,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
-from slmrec.models.build import set_trainable
+from slmrec.models.build import set_trainable, standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
 from slmrec.models.ensemble import Ensemble, EnsembleConfig
 from slmrec.models.sasrec import SasRec, SasRecConfig
@@ -52,6 +53,39 @@ def decoder_of(model: Model) -> DecoderRecommender | None:
     if isinstance(model, Ensemble):
         return model.llm
     return model if isinstance(model, DecoderRecommender) else None
+
+
+def alone(model: Model) -> Model:
+    """The same model with the adapters of all its decoders merged, which opens without a backbone.
+
+    Raises:
+        CheckpointError: there are no adapters.
+    """
+    adapted = [(name, part) for name, part in model.named_modules() if isinstance(part, DecoderRecommender)]
+    adapted = [(name, part) for name, part in adapted if part.config.lora]
+    if not adapted:
+        raise CheckpointError("the model has no adapters, so it opens without a backbone as it is; copy the folder")
+    for name, part in adapted:
+        if not name:
+            return standalone(part)
+        parent, _, own = name.rpartition(".")
+        merged = standalone(part)
+        setattr(model.get_submodule(parent), own, merged)
+        _replace_settings(model.config.__dict__, merged.config.to_dict())
+    return model
+
+
+def _replace_settings(settings: dict[str, Any], new: dict[str, Any]) -> None:
+    """Puts the configuration of a merged decoder in the place of the adapted one's."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            settings[name] = new if _is_adapted(value) else value
+        elif isinstance(value, list):
+            settings[name] = [new if _is_adapted(inner) else inner for inner in value]
+
+
+def _is_adapted(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("model_type") == "slmrec_decoder" and bool(value.get("lora"))
 
 
 def _empty(config: PretrainedConfig, folder: Path) -> Model:
