@@ -1,9 +1,9 @@
 """What an exported graph costs and gains: size, time and NDCG@10 of a model as float32 and with 8-bit weights.
 
-The first users of the validation split, their histories left out; a batch at a time, and one user at a time, all by one
-thread of onnxruntime, and by the model folder in PyTorch. Times are the best of the rounds, in processor seconds, so that
-other programs on the machine count for little. Two ways to 8 bits are compared: `int8`, which `slmrec export` writes
-(weights and activations, products of whole numbers), and `int8_weights_alone` (onnxruntime's MatMulNBits, blocks of 32).
+The first users of the validation split, their histories left out; a batch at a time, and one user at a time, by one
+thread of onnxruntime, and by the model folder in PyTorch. Times are the best of the rounds, in processor seconds, so
+that other programs on the machine count for little. Two ways to 8 bits are compared: `int8`, which `slmrec export`
+writes (weights and activations, products of whole numbers), and `int8_weights_alone` (onnxruntime's MatMulNBits).
 
 Run: OMP_NUM_THREADS=1 python benchmarks/export.py MODEL_FOLDER DATA_FOLDER_OF_PREPARE
 """

@@ -146,12 +146,9 @@ def _add_export(commands: Any) -> None:
     command = _add(commands, "export", text, epilog="How each is used stands in docs/serving.md.")
     command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
     command.add_argument("--format", choices=("onnx", "int8", "merged", "faiss"), required=True)
-    command.add_argument(
-        "--output", type=Path, required=True, help="FILE.onnx, a new folder for merged, any file for faiss"
-    )
-    command.add_argument(
-        "--recall", type=float, default=0.95, help="of faiss: share of the 10 best items (default 0.95)"
-    )
+    where = "FILE.onnx; for merged a new folder, for faiss any file"
+    command.add_argument("--output", type=Path, required=True, help=where)
+    command.add_argument("--recall", type=float, help="for faiss: wanted share of the 10 best items (default 0.95)")
 
 
 def _add_item_commands(commands: Any) -> None:

@@ -45,7 +45,7 @@ class Checked(NamedTuple):
     """Share of PyTorch's best items that are among the graph's."""
 
 
-def export(model: Path, format: Format, output: Path, recall: float = RECALL) -> None:
+def export(model: Path, format: Format, output: Path, recall: float | None = None) -> None:
     """Writes the recommender of a folder in another form.
 
     Args:
@@ -53,16 +53,18 @@ def export(model: Path, format: Format, output: Path, recall: float = RECALL) ->
         format: `onnx` and `int8` write a file, and the vocabulary beside it; `merged` a model folder without adapters;
             `faiss` an index of the items, and its recall beside it.
         output: the file, or the folder, which must not be there yet.
-        recall: of an index, the wanted share of the 10 best items.
+        recall: of an index, the wanted share of the 10 best items; 0.95 unless given.
 
     Raises:
         CheckpointError: the model folder is incomplete, or the graph does not answer as the model does.
         ConfigError: a library is missing, or the file's name does not end in .onnx.
     """
+    if recall is not None and format != "faiss":
+        raise ConfigError(f"--recall is {recall}, which is for --format faiss; leave it out for {format}")
     if format == "merged":
         _merge(model, output)
     elif format == "faiss":
-        _export_index(model, output, recall)
+        _export_index(model, output, RECALL if recall is None else recall)
     else:
         _export_graph(model, output, int8=format == "int8")
 
