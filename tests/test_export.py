@@ -206,7 +206,7 @@ def test_wrong_exports_are_refused(tiny_dataset: Dataset, tmp_path: Path, monkey
         export(folder, "onnx", tmp_path / "student.bin")
     with pytest.raises(CheckpointError, match="the model has no adapters"):
         export(folder, "merged", tmp_path / "other")
-    with pytest.raises(ConfigError, match="--recall is 0.9, which is for --format faiss; leave it out for onnx"):
+    with pytest.raises(ConfigError, match=r"--recall is 0.9, which is for --format faiss; leave it out for onnx"):
         export(folder, "onnx", tmp_path / "student.onnx", 0.9)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
