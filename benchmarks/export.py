@@ -55,8 +55,7 @@ def measure(folder: Path, data: Path, num_users: int) -> dict[str, Any]:
     with TemporaryDirectory() as aside:
         files = {name: Path(aside) / f"{name}.onnx" for name in ("float32", "int8", "int8_weights_alone")}
         write_graph(model, allowed, files["float32"])
-        files["int8"].write_bytes(files["float32"].read_bytes())
-        quantize(files["int8"])
+        quantize(files["float32"], files["int8"])
         weights_alone(files["float32"], files["int8_weights_alone"])
         forms: dict[str, Run] = {name: open_graph(file, model.num_items) for name, file in files.items()}
         sizes = {name: file.stat().st_size / 1e6 for name, file in files.items()}

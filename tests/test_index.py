@@ -33,7 +33,7 @@ def many() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def index(many: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> ItemIndex:
     items, allowed, users = many
     allowed = allowed & (torch.arange(5001) > 0)
-    return ItemIndex.build(items, allowed, users, 0.9)
+    return ItemIndex.build(items, allowed, users, 0.9, "")
 
 
 def test_a_part_of_the_catalogue_gives_the_recall(
@@ -107,7 +107,7 @@ def test_indices_of_other_items_and_damaged_ones_are_refused(
     (tmp_path / "gone.csv").write_text("item_id\ni03\n", encoding="utf-8")
     where = ["--model", str(folder), "--items", str(tmp_path / "gone.csv"), "--output", str(tmp_path / "fewer")]
     assert main(["items", "remove", *where]) == 0
-    with pytest.raises(CheckpointError, match=r"items.faiss: an index of other items than the model's; export it anew"):
+    with pytest.raises(CheckpointError, match=r"items.faiss: an index of other items than those of the model folder"):
         Recommender.from_pretrained(tmp_path / "fewer", index=file)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="no index that can be read"):
@@ -115,7 +115,7 @@ def test_indices_of_other_items_and_damaged_ones_are_refused(
     with pytest.raises(CheckpointError, match="no index that can be read"):
         Recommender.from_pretrained(folder, index=tmp_path / "none.faiss")
     with pytest.raises(ConfigError, match=r"--recall is 1.5, expected a share"):
-        ItemIndex.build(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), torch.zeros(2, 2), 1.5)
+        ItemIndex.build(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), torch.zeros(2, 2), 1.5, "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs faiss, not installed here; run: pip install 'slmrec\[faiss\]'"):
         Recommender.from_pretrained(folder, index=file)

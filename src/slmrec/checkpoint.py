@@ -1,5 +1,6 @@
 """Model folders: weights, architecture, item vocabulary and a card; nothing else is needed to recommend."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,15 @@ def may_recommend(vocabulary: Vocabulary) -> Tensor:
     if vocabulary.removed is None:
         return torch.arange(len(vocabulary.item_ids) + 1) > 0
     return torch.tensor([False, *(not removed for removed in vocabulary.removed.to_pylist())])
+
+
+def fingerprint_of(folder: Path) -> str:
+    """What identifies the weights and the vocabulary of a model folder."""
+    found = hashlib.sha256()
+    for name in ("model.safetensors", _ITEMS):
+        with (folder / name).open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()
 
 
 def item_vectors_of(folder: Path) -> Tensor:

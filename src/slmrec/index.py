@@ -1,12 +1,10 @@
 """An approximate index of item vectors by FAISS, for catalogues where exact search takes too long."""
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ class Built(NamedTuple):
     num_lists: int
     num_probed: int
     fingerprint: str
-    """Of the item vectors and of what may be recommended."""
+    """Of the model folder whose items it holds."""
 
 
 class ItemIndex:
@@ -40,7 +38,7 @@ class ItemIndex:
         self._index, self.built = index, built
 
     @classmethod
-    def build(cls, items: Tensor, allowed: Tensor, queries: Tensor, recall: float) -> "ItemIndex":
+    def build(cls, items: Tensor, allowed: Tensor, queries: Tensor, recall: float, fingerprint: str) -> "ItemIndex":
         """An index that searches as few lists as the recall asks for.
 
         Args:
@@ -49,6 +47,7 @@ class ItemIndex:
             queries: (Q, D) user vectors: on the first half the number of lists is chosen, on the other half the
                 recall is measured.
             recall: wanted share of the exact 10 best items, above 0, at most 1.
+            fingerprint: of the model folder.
 
         Raises:
             ConfigError: FAISS is not installed, or the recall is out of range.
@@ -64,7 +63,7 @@ class ItemIndex:
         index.cp.max_points_per_centroid, index.cp.min_points_per_centroid, index.cp.seed = _POINTS_PER_LIST, 1, 0
         index.train(vectors)
         index.add_with_ids(vectors, places.numpy())
-        own = cls(index, Built(0.0, num_lists, 1, _fingerprint(items, allowed)))
+        own = cls(index, Built(0.0, num_lists, 1, fingerprint))
         tuned, tested = queries[0::2].float(), queries[1::2].float()
         index.nprobe = 1
         while index.nprobe < num_lists and own.recall(tuned, items, allowed) < recall:
@@ -73,8 +72,8 @@ class ItemIndex:
         return own
 
     @classmethod
-    def load(cls, path: Path, items: Tensor, allowed: Tensor) -> "ItemIndex":
-        """An index that `save` wrote, for the same items.
+    def load(cls, path: Path, fingerprint: str) -> "ItemIndex":
+        """An index that `save` wrote, of the model folder with this fingerprint.
 
         Raises:
             CheckpointError: a file is missing or damaged, or it is an index of other items.
@@ -87,8 +86,8 @@ class ItemIndex:
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: no index that can be read ({reason}); export it anew") from None
-        if built.fingerprint != _fingerprint(items, allowed):
-            raise CheckpointError(f"{path}: an index of other items than the model's; export it anew")
+        if built.fingerprint != fingerprint:
+            raise CheckpointError(f"{path}: an index of other items than those of the model folder; export it anew")
         index.nprobe = built.num_probed
         return cls(index, built)
 
@@ -144,8 +143,3 @@ def _faiss() -> Any:
 
 def _facts(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _fingerprint(items: Tensor, allowed: Tensor) -> str:
-    parts = (np.ascontiguousarray(items.detach().float().numpy()), allowed.numpy())
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

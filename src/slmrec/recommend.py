@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.catalogue import top_k
-from slmrec.checkpoint import Vocabulary, load_recommender, may_recommend
+from slmrec.checkpoint import Vocabulary, fingerprint_of, load_recommender, may_recommend
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
@@ -66,10 +66,8 @@ class Recommender:
             ConfigError: FAISS is not installed.
         """
         model, vocabulary = load_recommender(Path(folder))
-        if index is None:
-            return cls(model, vocabulary)
-        items = model.item_vectors().detach().float()
-        return cls(model, vocabulary, ItemIndex.load(Path(index), items, may_recommend(vocabulary)))
+        loaded = None if index is None else ItemIndex.load(Path(index), fingerprint_of(Path(folder)))
+        return cls(model, vocabulary, loaded)
 
     def recommend(
         self,

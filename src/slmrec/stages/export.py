@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmrec.catalogue import top_k
-from slmrec.checkpoint import load_recommender, may_recommend, write_recommender, write_vocabulary
+from slmrec.checkpoint import fingerprint_of, load_recommender, may_recommend, write_recommender, write_vocabulary
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.index import RECALL_AT, ItemIndex
 from slmrec.models.exportable import INPUTS, OUTPUTS, as_program
@@ -83,7 +83,7 @@ def _export_index(folder: Path, output: Path, recall: float) -> None:
     allowed, vectors = may_recommend(vocabulary), model.item_vectors().float()
     counts = torch.tensor([0, *vocabulary.counts.to_pylist()]) + (torch.arange(model.num_items + 1) > 0)
     queries = model.encode(_random_histories(model, counts.double(), _QUERIES, _QUERY_ITEMS)).users
-    index = ItemIndex.build(vectors, allowed, queries, recall)
+    index = ItemIndex.build(vectors, allowed, queries, recall, fingerprint_of(folder))
     output.parent.mkdir(parents=True, exist_ok=True)
     index.save(output)
     found = index.built
@@ -112,7 +112,7 @@ def _export_graph(folder: Path, output: Path, int8: bool) -> None:
     allowed = may_recommend(vocabulary)
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as aside:
-        file = Path(aside) / output.name
+        file = _in_new_folder(Path(aside) / "float32", output)
         write_graph(model, allowed, file)
         checked = check_graph(file, model, allowed)
         if not checked.score_gap <= TOLERANCE:
@@ -122,15 +122,20 @@ def _export_graph(folder: Path, output: Path, int8: bool) -> None:
             )
         note = f"scores differ from PyTorch's by at most {checked.score_gap:.1e}"
         if int8:
-            quantize(file)
+            exact, file = file, _in_new_folder(Path(aside) / "int8", output)
+            quantize(exact, file)
             checked = check_graph(file, model, allowed)
             note = f"{checked.overlap:.1%} of PyTorch's best {_CHECKED_K} items of random histories stay"
-        items = Path(aside) / items_beside(output).name
-        write_vocabulary(vocabulary, items)
-        for path in sorted(Path(aside).iterdir(), key=lambda path: path == file):  # the graph last, when all is there
+        write_vocabulary(vocabulary, items_beside(file))
+        for path in sorted(file.parent.iterdir(), key=lambda path: path == file):  # the graph last, when all is there
             path.replace(output.parent / path.name)
     size = output.stat().st_size / 1e6
     print(f"export: {size:.1f} MB written to {output}, its items to {items_beside(output)}; {note}", flush=True)
+
+
+def _in_new_folder(folder: Path, output: Path) -> Path:
+    folder.mkdir()
+    return folder / output.name
 
 
 def items_beside(graph: Path) -> Path:
@@ -233,18 +238,18 @@ def _score_gap(found: Tensor, expected: Tensor) -> float:
     return float(gaps.max()) if len(gaps) else 0.0
 
 
-def quantize(file: Path) -> None:
-    """Rewrites a graph with 8-bit weights: of the matrix products, and of the tables where histories are read."""
+def quantize(source: Path, target: Path) -> None:
+    """Writes a graph with 8-bit weights: of the matrix products, and of the tables where histories are read."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    folded = file.with_suffix(".folded.onnx")
+    folded = source.with_suffix(".folded.onnx")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it advises to do what has just been done
     try:
-        quant_pre_process(file, folded, skip_symbolic_shape=True)
-        quantize_dynamic(folded, file, per_channel=True, weight_type=QuantType.QInt8)
+        quant_pre_process(source, folded, skip_symbolic_shape=True)
+        quantize_dynamic(folded, target, per_channel=True, weight_type=QuantType.QInt8)
     finally:
         root.setLevel(level)
     folded.unlink()
