@@ -21,11 +21,11 @@ ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
 
 @pytest.fixture(scope="module")
 def many() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """5,000 items around 50 centres, of which the even ones may be recommended, and 200 users near the centres."""
+    """5,000 items around 50 centres, of which the even ones may be recommended, and 200 users near their centres."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(50, 16, generator=generator) * 2
     items = centres[torch.arange(5001) % 50] + torch.randn(5001, 16, generator=generator)
-    users = centres[torch.arange(200) % 50] + torch.randn(200, 16, generator=generator)
+    users = centres[torch.arange(200) // 2 * 2 % 50] + torch.randn(200, 16, generator=generator)
     return items, torch.arange(5001) % 2 == 0, users
 
 

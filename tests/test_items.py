@@ -136,7 +136,7 @@ def test_a_folder_is_replaced_whole_and_items_come_back(plain: Path, tmp_path: P
         ("add", [{"item_id": "a", "vector": "near"}], "vector is near, expected a list of numbers"),
         ("add", [{"id": "a"}], "there is no column item_id"),
         ("add", [], "holds no items"),
-        ("remove", [{"item_id": "x"}, {"item_id": "i01"}], "item 'x' is unknown to"),
+        ("remove", [{"item_id": "x"}, {"item_id": "i01"}], "item 'x' is not in"),
         ("remove", [{"item_id": "i01"}, {"item_id": "i01"}], "item 'i01' stands there 2 times"),
         ("remove", [{"item_id": item} for item in ITEMS], "removes all 40 items"),
     ],
