@@ -1,6 +1,7 @@
 """Our model with the reference's recorded weights gives the reference's recorded outputs, to 1e-4 relative."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from torch.nn import functional as F
 
 from slmrec.losses import DistillationLoss, catalogue_cross_entropy
 from slmrec.metrics import ranking_metrics, ranks_of_targets
-from slmrec.models.backbone import Backbone, choose_layers, random_decoder
-from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.reference import decoder_of_reference
 from slmrec.types import Batch
 
 RELATIVE = 1e-4
@@ -34,58 +34,45 @@ def settings(shared: Path) -> dict[str, Any]:
     return content
 
 
-def build(
-    recorded: Recorded, settings: dict[str, Any], role: str, layers: tuple[int, ...], base: str
-) -> DecoderRecommender:
-    """Layers of the LLaMA under `base`, then the adapters and heads that were saved for `role`."""
-    depth = 8 if base == "teacher" else 4
-    decoder = random_decoder(settings["llama_config"] | {"model_type": "llama", "num_hidden_layers": depth})
-    prefix = f"{base}/llama_model.base_model.model."
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            key = prefix + name
-            if key not in recorded:
-                key = key.replace(".weight", ".base_layer.weight")
-            parameter.copy_(torch.from_numpy(recorded[key]))
-    table = torch.from_numpy(recorded[f"{role}/llama_model.base_model.model.embed_tokens.weight"])
-    prompt = [table[torch.from_numpy(recorded[f"io/{name}_ids"])] for name in ("instruct", "response")]
-    lora = settings["lora"]
-    model = build_decoder(
-        Backbone(decoder, *prompt),
-        layers,
-        torch.from_numpy(recorded[f"{role}/input_embeds.weight"]),
-        source="random",
-        lora={
-            "r": lora["r"],
-            "lora_alpha": lora["alpha"],
-            "lora_dropout": 0.0,
-            "target_modules": lora["target_modules"],
-        },
-        positions="right_aligned",
+def state_dict_of(recorded: Recorded, role: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(f"{role}/"): torch.from_numpy(value)
+        for key, value in recorded.items()
+        if key.startswith(f"{role}/")
+    }
+
+
+def interval_state_dict(recorded: Recorded) -> dict[str, Tensor]:
+    """Every second layer and the norm of the teacher's LLaMA, with the student's adapters and heads."""
+    llm, own = "llama_model.base_model.model.", state_dict_of(recorded, "student")
+    for key, value in state_dict_of(recorded, "teacher").items():
+        if key == f"{llm}norm.weight":
+            own[key] = value
+        layer = re.match(rf"{re.escape(llm)}layers\.(\d+)\.", key)
+        if layer and int(layer[1]) % 2 == 0 and "lora_" not in key:
+            own[key.replace(layer[0], f"{llm}layers.{int(layer[1]) // 2}.")] = value
+    return own
+
+
+def build(recorded: Recorded, settings: dict[str, Any], weights: dict[str, Tensor]) -> DecoderRecommender:
+    return decoder_of_reference(
+        weights,
+        settings["llama_config"],
+        prompt_ids=recorded["io/instruct_ids"].tolist(),
+        response_ids=recorded["io/response_ids"].tolist(),
         max_history_items=settings["max_len"],
-        item_dropout=0.0,
-        train_items=False,
+        lora_alpha=settings["lora"]["alpha"],
     )
-    own = model.state_dict()
-    for key, value in recorded.items():
-        name = key.removeprefix(f"{role}/").replace("llama_model.base_model.model.", "decoder.")
-        if (
-            key.startswith(f"{role}/")
-            and name in own
-            and ("lora_" in name or name.split(".")[0] in ("score", "input_proj"))
-        ):
-            own[name].copy_(torch.from_numpy(value))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def teacher(recorded: Recorded, settings: dict[str, Any]) -> DecoderRecommender:
-    return build(recorded, settings, "teacher", tuple(range(8)), "teacher")
+    return build(recorded, settings, state_dict_of(recorded, "teacher"))
 
 
 @pytest.fixture(scope="module")
 def student(recorded: Recorded, settings: dict[str, Any]) -> DecoderRecommender:
-    return build(recorded, settings, "student", tuple(range(4)), "student")
+    return build(recorded, settings, state_dict_of(recorded, "student"))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +162,6 @@ def test_each_block_on_its_own(
 
 @torch.no_grad()
 def test_interval_variant(recorded: Recorded, settings: dict[str, Any], batch: Batch) -> None:
-    layers = choose_layers(8, 4, 2, None, "finetune")
-    model = build(recorded, settings, "student", layers, "teacher")
+    model = build(recorded, settings, interval_state_dict(recorded))
     assert model.num_layers == int(recorded["interval_out/num_layers"])
     assert_close(model.encode(batch).users, recorded["interval_out/user_vector"])

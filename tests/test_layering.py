@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
 MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
-TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
+TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
 SERVING = {"sequences", "recommend", "server"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
+    "index": BASE | {"catalogue"},
     "sequences": BASE,
-    "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences"},
+    "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences", "index"},
     "server": BASE | {"recommend"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
@@ -45,6 +46,8 @@ MAY_USE: dict[str, set[str]] = {
     "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
+    "onnxruntime": {"stages"},
+    "faiss": {"index"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file
@@ -35,6 +36,8 @@ class Vocabulary(NamedTuple):
     titles: pa.Array | None
     counts: pa.Array
     """How often each item occurs in the train split."""
+    removed: pa.Array | None = None
+    """Whether an item must never be recommended; None if all may be. In histories it is still read."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,10 @@ def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About
     `about.json` holds the checksums of the others and comes last: a folder that was replaced in part is refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {"item": pa.array(range(1, model.num_items + 1)), "item_id": vocabulary.item_ids}
-    if vocabulary.titles is not None:
-        columns["title"] = vocabulary.titles
-    columns["count"] = vocabulary.counts
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as aside:
         partial = Path(aside)
         save_model(model, partial)
-        pq.write_table(pa.table(columns), partial / _ITEMS)
+        write_vocabulary(vocabulary, partial / _ITEMS)
         (partial / _CARD).write_text(_card(model, about, vocabulary.item_ids[0].as_py()), encoding="utf-8")
         names = sorted(file.name for file in partial.iterdir())
         sums = {name: _sha256(partial / name) for name in names if name != _CARD}
@@ -79,6 +78,23 @@ def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About
         (partial / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for name in [*names, _ABOUT]:
             (partial / name).replace(folder / name)
+
+
+def write_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
+    """Writes `item, item_id, title, count, removed`, without what is unknown of all items."""
+    columns = {"item": pa.array(range(1, len(vocabulary.item_ids) + 1)), "item_id": vocabulary.item_ids}
+    optional = {"title": vocabulary.titles, "count": vocabulary.counts, "removed": vocabulary.removed}
+    columns |= {name: column for name, column in optional.items() if column is not None}
+    pq.write_table(pa.table(columns), path)
+
+
+def replace_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes the vocabulary of a model folder anew, and its checksum."""
+    write_vocabulary(vocabulary, folder / _ITEMS)
+    content = _read_about(folder)
+    if "sha256" in content:
+        content["sha256"][_ITEMS] = _sha256(folder / _ITEMS)
+        (folder / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
@@ -100,6 +116,21 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         )
     _check_sums(folder)
     return model, vocabulary
+
+
+def may_recommend(vocabulary: Vocabulary) -> Tensor:
+    """(V+1,) bool: the items that have not been removed; padding never may be."""
+    if vocabulary.removed is None:
+        return torch.arange(len(vocabulary.item_ids) + 1) > 0
+    return torch.tensor([False, *(not removed for removed in vocabulary.removed.to_pylist())])
+
+
+def fingerprint_of(folder: Path) -> str:
+    """What identifies the weights and the vocabulary of a model folder."""
+    found = hashlib.sha256()
+    for name in ("model.safetensors", _ITEMS):
+        found.update(bytes.fromhex(_sha256(folder / name)))
+    return found.hexdigest()
 
 
 def read_about(folder: Path) -> About:
@@ -183,8 +214,8 @@ def _read_items(path: Path) -> Vocabulary:
     if any(items[name].null_count for name in ("item_id", "count")):
         raise _damaged(path, "an item has no id or no count")
     _check_unique(path, [str(item_id) for item_id in items["item_id"].to_pylist()])
-    titles = items["title"].combine_chunks() if "title" in items.column_names else None
-    return Vocabulary(items["item_id"].combine_chunks(), titles, items["count"].combine_chunks())
+    found = {name: items[name].combine_chunks() for name in items.column_names}
+    return Vocabulary(found["item_id"], found.get("title"), found["count"], found.get("removed"))
 
 
 def _check_unique(path: Path, item_ids: list[str]) -> None:

@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     _add_compare(commands)
     _add_data_commands(commands)
+    _add_import_reference(commands)
+    _add_export(commands)
+    _add_item_commands(commands)
     for command in commands.choices.values():
         command.set_defaults(parser=command)
     return parser
@@ -134,6 +137,43 @@ def _add_compare(commands: Any) -> None:
         "--metric", action="append", help="for example hit@5; may be repeated, the first one is shown by slices too"
     )
     compare.add_argument("--output", type=Path, help="JSON file to write the numbers to as well")
+
+
+def _add_import_reference(commands: Any) -> None:
+    text = "a checkpoint of the original SLMRec code, to a model folder"
+    command = _add(commands, "import-reference", text, epilog="Item ids are the numbers 1..V. See docs/serving.md.")
+    command.add_argument("--weights", type=Path, required=True, help="its state dict: .safetensors, .bin, .pt or .pth")
+    command.add_argument("--backbone-config", type=Path, required=True, help="config.json of its LLaMA")
+    command.add_argument("--prompt-ids", type=Path, required=True, help="JSON list of the token ids before the items")
+    command.add_argument("--response-ids", type=Path, required=True, help="JSON list of the token ids after them")
+    command.add_argument("--max-history-items", type=int, required=True, help="the length it pads histories to")
+    command.add_argument("--lora-alpha", type=float, help="adapters are scaled by alpha / r (default: r)")
+    command.add_argument("--output", type=Path, required=True, help="a new model folder")
+
+
+def _add_export(commands: Any) -> None:
+    text = "a model in another form: an ONNX graph, with 8-bit weights, without adapters; or an index of its items"
+    command = _add(commands, "export", text, epilog="How each is used stands in docs/serving.md.")
+    command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    command.add_argument("--format", choices=("onnx", "int8", "merged", "faiss"), required=True)
+    where = "FILE.onnx; for merged a new folder, for faiss any file"
+    command.add_argument("--output", type=Path, required=True, help=where)
+    command.add_argument("--recall", type=float, help="for faiss: wanted share of the 10 best items (default 0.95)")
+
+
+def _add_item_commands(commands: Any) -> None:
+    text = "add items to a model without training, remove some, restore them"
+    inner = _add(commands, "items", text).add_subparsers(dest="items_command", required=True, metavar="COMMAND")
+    for name, about, table in (
+        ("add", "new items by their vectors, or by items that they are like", "item_id, perhaps title; vector or like"),
+        ("remove", "items that shall no longer be recommended", "item_id"),
+        ("restore", "removed items that may be recommended again", "item_id"),
+    ):
+        command = _add(inner, name, about)
+        command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+        command.add_argument("--items", type=Path, required=True, help=f".parquet, .jsonl or .csv with {table}")
+        command.add_argument("--output", type=Path, help="a new folder (default: the model's own is replaced)")
+        command.set_defaults(parser=command)
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
@@ -185,6 +225,14 @@ def _dispatch(options: argparse.Namespace) -> None:
         _compare(options)
     elif options.command == "data":
         _run_data_command(options)
+    elif options.command == "import-reference":
+        _import_reference(options)
+    elif options.command == "export":
+        from slmrec.stages.export import export
+
+        export(options.model, options.format, options.output, options.recall)
+    elif options.command == "items":
+        _run_items_command(options)
     else:
         _run_stage(options)
 
@@ -218,6 +266,29 @@ def _compare(options: argparse.Namespace) -> None:
         metrics=tuple(options.metric or METRICS),
         output=options.output,
     )
+
+
+def _import_reference(options: argparse.Namespace) -> None:
+    from slmrec.stages.import_reference import import_reference
+
+    import_reference(
+        options.weights,
+        options.backbone_config,
+        options.prompt_ids,
+        options.response_ids,
+        options.max_history_items,
+        options.output,
+        options.lora_alpha,
+    )
+
+
+def _run_items_command(options: argparse.Namespace) -> None:
+    from slmrec.stages.items import add_items, mark_items
+
+    if options.items_command == "add":
+        add_items(options.model, options.items, options.output)
+    else:
+        mark_items(options.model, options.items, options.items_command == "remove", options.output)
 
 
 def _run_data_command(options: argparse.Namespace) -> None:

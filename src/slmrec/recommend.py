@@ -18,7 +18,9 @@ from slmrec.checkpoint import (
     About,
     Vocabulary,
     find_folder,
+    fingerprint_of,
     load_recommender,
+    may_recommend,
     publish,
     read_about,
     save_folder,
@@ -26,6 +28,7 @@ from slmrec.checkpoint import (
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
+from slmrec.index import ItemIndex
 from slmrec.models.folder import Model
 from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, Sequences, check_histories, is_table, sequences_of
 
@@ -71,8 +74,11 @@ class Recommender:
     Puts the model into eval mode, and takes its item vectors as they are then.
     """
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, about: About | None = None) -> None:
+    def __init__(
+        self, model: Model, vocabulary: Vocabulary, about: About | None = None, index: ItemIndex | None = None
+    ) -> None:
         self.model = model
+        self.index = index
         self.vocabulary = vocabulary
         self.about = about or About()
         model.eval()
@@ -83,19 +89,24 @@ class Recommender:
         self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Recommender":
+    def from_pretrained(
+        cls, source: str | Path, revision: str | None = None, index: str | Path | None = None
+    ) -> "Recommender":
         """The recommender of a folder that a training stage or `save_pretrained` wrote, or of one on a hub.
 
         Args:
             source: the folder, or a hub id (`owner/name`).
             revision: a branch, tag or commit of the hub.
+            index: an index of its items by `slmrec export --format faiss`; without one, search is exact.
 
         Raises:
-            CheckpointError: there is no such folder, a file of it is missing or damaged, or a backbone that it builds
-                on cannot be had.
+            CheckpointError: there is no such folder, a file of it is missing or damaged, a backbone that it builds
+                on cannot be had, or the index is that of other items.
+            ConfigError: FAISS is not installed.
         """
         folder = find_folder(source, revision)
-        return cls(*load_recommender(folder), read_about(folder))
+        loaded = None if index is None else ItemIndex.load(Path(index), fingerprint_of(folder))
+        return cls(*load_recommender(folder), read_about(folder), loaded)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` opens: weights, architecture, items and a card."""
@@ -149,10 +160,12 @@ class Recommender:
         best = [np.zeros(0, dtype=np.int64)] * len(known)
         scores = [np.zeros(0, dtype=np.float32)] * len(known)
         allowed = self._allowed(candidates, exclude)
+        search = top_k if self.index is None or candidates is not None else self.index.top_k
         for rows, vectors, items in self._batches(known):
             seen = _padded([known[row] for row in rows]) if filter_seen else None
             try:
-                found = top_k(vectors, items, k, excluded=seen, allowed=allowed)
+                find = search if items is self._item_vectors else top_k
+                found = find(vectors, items, k, excluded=seen, allowed=allowed)
             except ValueError:
                 raise _nan_error(vectors @ items.T, [users[row] for row in rows]) from None
             for row, values, places in zip(rows, *(part.numpy() for part in found), strict=True):
@@ -229,7 +242,7 @@ class Recommender:
 
     def _allowed(self, candidates: Sequence[ItemId] | None, exclude: Sequence[ItemId] | None) -> Tensor | None:
         """(V+1,): whether an item may be recommended; None if all may."""
-        if candidates is None and exclude is None:
+        if candidates is None and exclude is None and self.vocabulary.removed is None:
             return None
         if isinstance(exclude, str):
             raise _no_list("exclude", exclude)
@@ -237,7 +250,7 @@ class Recommender:
         if candidates is not None:
             allowed[self._places(candidates, "candidate")] = True
         allowed[[self._items[str(item)] for item in exclude or () if str(item) in self._items]] = False
-        return allowed
+        return allowed & may_recommend(self.vocabulary)
 
     def _places(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
         """The items that these ids stand for."""

@@ -97,6 +97,14 @@ def student_from(
     return student
 
 
+def standalone(model: DecoderRecommender) -> DecoderRecommender:
+    """The same model with its adapters merged and nothing quantised, which opens without the backbone."""
+    dropouts = {name: getattr(model.config, name) for name in ("item_dropout", "layer_dropout")}
+    alone = student_from(model, tuple(range(model.num_layers)), train_items=False, **dropouts)
+    alone.eval()
+    return alone
+
+
 def fresh_student(
     teacher: DecoderRecommender,
     num_layers: int,

@@ -203,7 +203,7 @@ class DecoderRecommender(PreTrainedModel):
     def _extend(self, state: "UserState", items: list[int]) -> Tensor:
         """The user vector after some more items."""
         prefix = self._prefix_states()
-        vectors = self._item_inputs(torch.tensor(items, device=self.device))
+        vectors = self.item_inputs(torch.tensor(items, device=self.device))
         before = [_joined(parts) for parts in zip(*filter(None, (prefix, state.layers)), strict=True)] or None
         packing = Recorder(self.longest, before)
         start = len(self.prefix) + len(state.items)
@@ -219,7 +219,8 @@ class DecoderRecommender(PreTrainedModel):
         user: Tensor = self.score(output.last_hidden_state[0, -1])
         return user
 
-    def _item_inputs(self, items: Tensor) -> Tensor:
+    def item_inputs(self, items: Tensor) -> Tensor:
+        """(..., H) what the layers read for some items."""
         vectors = self.item_embeddings(items)
         if self.titles is not None and self.title_side != "score":
             vectors = torch.cat([vectors, self.titles(items)], dim=-1)
@@ -228,7 +229,7 @@ class DecoderRecommender(PreTrainedModel):
 
     def _read(self, batch: Batch, row: "Row", prefix_known: bool) -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
-        items = self._item_inputs(batch.items[row.item_rows, row.item_columns])
+        items = self.item_inputs(batch.items[row.item_rows, row.item_columns])
         parts = [items] if prefix_known else [self.prefix.to(items.dtype), items]
         if not len(self.response):
             return torch.cat(parts)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
-from slmrec.models.build import set_trainable
+from slmrec.models.build import set_trainable, standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
 from slmrec.models.ensemble import Ensemble, EnsembleConfig, Member
 from slmrec.models.sasrec import SasRec, SasRecConfig
@@ -72,6 +72,39 @@ def _config(folder: Path) -> PretrainedConfig:
 def _no_model(folder: Path, error: Exception) -> CheckpointError:
     reason = " ".join(str(error).split())[:300]
     return CheckpointError(f"{folder / 'config.json'}: makes no model ({reason}); copy the folder anew, or train it")
+
+
+def alone(model: Model) -> Model:
+    """The same model with the adapters of all its decoders merged, which opens without a backbone.
+
+    Raises:
+        CheckpointError: there are no adapters.
+    """
+    adapted = [(name, part) for name, part in model.named_modules() if isinstance(part, DecoderRecommender)]
+    adapted = [(name, part) for name, part in adapted if part.config.lora]
+    if not adapted:
+        raise CheckpointError("the model has no adapters, so it opens without a backbone as it is; copy the folder")
+    for name, part in adapted:
+        if not name:
+            return standalone(part)
+        parent, _, own = name.rpartition(".")
+        merged = standalone(part)
+        setattr(model.get_submodule(parent), own, merged)
+        _replace_settings(model.config.__dict__, merged.config.to_dict())
+    return model
+
+
+def _replace_settings(settings: dict[str, Any], new: dict[str, Any]) -> None:
+    """Puts the configuration of a merged decoder in the place of the adapted one's."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            settings[name] = new if _is_adapted(value) else value
+        elif isinstance(value, list):
+            settings[name] = [new if _is_adapted(inner) else inner for inner in value]
+
+
+def _is_adapted(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("model_type") == "slmrec_decoder" and bool(value.get("lora"))
 
 
 def _empty(config: PretrainedConfig, folder: Path) -> Model:

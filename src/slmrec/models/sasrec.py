@@ -104,7 +104,7 @@ class SasRec(PreTrainedModel):
         if batch.every_position:
             return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside], ())
         last = batch.lengths - 1
-        newest = x[torch.arange(len(x), device=x.device), last].unsqueeze(1)
+        newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
         return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1), ())
 
     def forward(self, batch: Batch) -> Encoded:

@@ -72,6 +72,31 @@ def run_stage(stage: Stage, config: Config, output: Path, force: bool = False, t
         return _run_stage(stage, config, output, force, target)
 
 
+@contextmanager
+def folder_in_place(target: Path, replaced: bool = False) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when all is written; else nothing is left of it.
+
+    Args:
+        target: where the folder shall be.
+        replaced: whether it takes the place of one that is there.
+
+    Raises:
+        CheckpointError: something is there that is not to be replaced, or the disk is full.
+    """
+    with _disk_faults_told(target):
+        _end_replacement(target)
+        if not replaced and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise CheckpointError(f"{target} exists; choose another --output, or remove it: nothing was changed")
+        partial = target.parent / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            _put_in_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def is_done(stage: Stage, config: Config, output: Path) -> bool:
     """Whether `run_stage` would have nothing to do, given that the stages before are as they shall be."""
     upstream = {name: str(read_record(output / name).get("fingerprint")) for name in stage.needs(config)}

@@ -1,0 +1,130 @@
+"""What an exported graph costs and gains: size, time and NDCG@10 of a model as float32 and with 8-bit weights.
+
+The first users of the validation split, their histories left out; a batch at a time, and one user at a time, by one
+thread of onnxruntime, and by the model folder in PyTorch. Times are the best of the rounds, in processor seconds, so
+that other programs on the machine count for little. Two ways to 8 bits are compared: `int8`, which `slmrec export`
+writes (weights and activations, products of whole numbers), and `int8_weights_alone` (onnxruntime's MatMulNBits).
+
+Run: OMP_NUM_THREADS=1 python benchmarks/export.py MODEL_FOLDER DATA_FOLDER_OF_PREPARE
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from slmrec.catalogue import top_k
+from slmrec.checkpoint import load_recommender, may_recommend
+from slmrec.data.batching import by_length
+from slmrec.data.dataset import Dataset
+from slmrec.models.folder import Model
+from slmrec.stages import bench
+from slmrec.stages.export import Run, open_graph, quantize, write_graph
+from slmrec.types import Batch
+
+BATCH, K, ROUNDS, ALONE = 64, 10, 3, 100
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "export.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    text = json.dumps(measure(arguments.model, arguments.data, arguments.users) | bench.hardware(), indent=1)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measure(folder: Path, data: Path, num_users: int) -> dict[str, Any]:
+    """Figures of each form, and the ratios of 8 bits to float32."""
+    model, vocabulary = load_recommender(folder)
+    allowed = may_recommend(vocabulary)
+    samples = Dataset.load(data).held_out("valid")
+    samples = samples.take(np.arange(min(num_users, len(samples))))
+    batches = [batch for _, batch in by_length(samples, BATCH, model.max_history_items)]
+    alone = [batch for _, batch in by_length(samples.take(np.arange(ALONE)), 1, model.max_history_items)]
+    with TemporaryDirectory() as aside:
+        files = {name: Path(aside) / f"{name}.onnx" for name in ("float32", "int8", "int8_weights_alone")}
+        write_graph(model, allowed, files["float32"])
+        quantize(files["float32"], files["int8"])
+        weights_alone(files["float32"], files["int8_weights_alone"])
+        forms: dict[str, Run] = {name: open_graph(file, model.num_items) for name, file in files.items()}
+        sizes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
+        forms["pytorch"] = in_pytorch(model, allowed)
+        sizes["pytorch"] = (folder / "model.safetensors").stat().st_size / 1e6
+        found = {name: figures(run, batches, alone) | {"size_mb": sizes[name]} for name, run in forms.items()}
+    exact = found["float32"]
+    for name in ("int8", "int8_weights_alone"):
+        own = found[name]
+        own["size_ratio"] = exact["size_mb"] / own["size_mb"]
+        own["speed_ratio_batch"] = exact["cpu_s_per_1000_users"] / own["cpu_s_per_1000_users"]
+        own["speed_ratio_alone"] = exact["cpu_ms_alone"] / own["cpu_ms_alone"]
+        own["ndcg@10_loss"] = 1 - own["ndcg@10"] / exact["ndcg@10"]
+    return {"users": len(samples), "batch": BATCH, "rounds": ROUNDS, "forms": found}
+
+
+def weights_alone(source: Path, target: Path) -> None:
+    """Weights of the matrix products in blocks of 8 bits, activations in float32."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target), False)
+
+
+def in_pytorch(model: Model, allowed: torch.Tensor) -> Run:
+    """The same by the packed engine and exact search."""
+
+    @torch.inference_mode()
+    def run(batch: Batch, excluded: torch.Tensor, k: int) -> tuple[Any, Any]:
+        users, items = model.encode(batch).users.float(), model.item_vectors().float()
+        scores, best = top_k(users, items, k, excluded=excluded, allowed=allowed)
+        return best.numpy(), scores.numpy()
+
+    return run
+
+
+def figures(run: Run, batches: list[Batch], alone: list[Batch]) -> dict[str, float]:
+    """Quality and processor time of one form."""
+    num_users = sum(len(batch.items) for batch in batches)
+    gains = [gain for batch in batches for gain in gains_of(run, batch)]
+    return {
+        "ndcg@10": float(np.mean(gains)),
+        "cpu_s_per_1000_users": 1000 * timed(run, batches) / num_users,
+        "cpu_ms_alone": 1000 * timed(run, alone) / len(alone),
+    }
+
+
+def gains_of(run: Run, batch: Batch) -> list[float]:
+    """NDCG@10 of each user: the target is never left out, though it be in the history."""
+    seen = batch.items.masked_fill(batch.items == batch.targets[:, None], 0)
+    best, _ = run(batch, seen, K)
+    hits = best == batch.targets[:, None].numpy()
+    gains: list[float] = (hits / np.log2(np.arange(K) + 2)).sum(axis=1).tolist()
+    return gains
+
+
+def timed(run: Run, batches: list[Batch]) -> float:
+    """Processor seconds of the fastest round."""
+
+    def once() -> float:
+        start = time.process_time()
+        for batch in batches:
+            run(batch, batch.items, K)
+        return time.process_time() - start
+
+    return min(once() for _ in range(ROUNDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Checkpoints of the original SLMRec code: what they call the weights, and the model that those make."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slmrec.errors import CheckpointError, ConfigError
+from slmrec.models.backbone import Backbone, random_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
+
+_LLM = re.compile(r"^llama_model\.(base_model\.model\.)?")
+_LORA = re.compile(r"^decoder\.(layers\.\d+\.[\w.]+?\.(\w+)\.lora_[AB])(?:\.default)?\.weight$")
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_UNUSED = re.compile(r"^down_layer_list\.|\.inv_freq$")
+"""Heads that train the student alone, and what newer versions of transformers compute."""
+_HEADS = ("input_embeds.weight", "input_proj.weight", "input_proj.bias", "score.weight")
+_NO_SIZES = ("architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
+
+
+def decoder_of_reference(
+    weights: Mapping[str, Tensor],
+    architecture: Mapping[str, Any],
+    *,
+    prompt_ids: Sequence[int],
+    response_ids: Sequence[int],
+    max_history_items: int,
+    lora_alpha: float | None = None,
+) -> DecoderRecommender:
+    """The model of a state dict that the original code saved, in eval mode; with adapters if there are some.
+
+    Positions are right-aligned, as there. The prompt is looked up in the checkpoint's own token table.
+
+    Args:
+        weights: by the original's names: `llama_model.base_model.model.*` (a LLaMA, adapted or not), `input_embeds`,
+            `input_proj`, `score`, and perhaps `down_layer_list`, which is for training alone and left out.
+        architecture: LLaMA's sizes in transformers' names; the depth is that of the checkpoint.
+        prompt_ids: P tokens before the items.
+        response_ids: S tokens after them.
+        max_history_items: L, to which the original pads.
+        lora_alpha: the adapters are scaled by alpha / r; r unless given.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown or of another shape.
+        ConfigError: the architecture makes no decoder, or a token id is outside the token table.
+    """
+    named = {_LLM.sub("decoder.", name): value.float() for name, value in weights.items() if not _UNUSED.search(name)}
+    lora = {f"{match[1]}.default.weight": value for name, value in named.items() if (match := _LORA.match(name))}
+    plain = {name.replace(".base_layer.", "."): v for name, v in named.items() if not _LORA.match(name)}
+    missing = [name for name in (*_HEADS, "decoder.embed_tokens.weight") if name not in plain]
+    if missing:
+        raise CheckpointError(
+            f"weights: {missing[0]} is missing ({len(missing)} of the reference's heads and tables in all); give the "
+            "whole state dict of the reference's model"
+        )
+    model = build_decoder(
+        _backbone(plain, architecture, prompt_ids, response_ids),
+        tuple(range(_depth(plain))),
+        plain["input_embeds.weight"],
+        source="reference",
+        lora=_lora_settings(lora, lora_alpha) if lora else None,
+        positions="right_aligned",
+        max_history_items=max_history_items,
+        item_dropout=0.0,
+        train_items=False,
+    )
+    heads = {name: plain[name] for name in _HEADS[1:]}
+    adapters = {f"decoder.{name}": value for name, value in lora.items()}
+    own = {name: value for name, value in model.state_dict().items() if "lora_" in name or name in heads}
+    _copy(own, heads | adapters)
+    model.eval()
+    return model
+
+
+def _depth(plain: Mapping[str, Tensor]) -> int:
+    found = sorted({int(match[1]) for name in plain if (match := _LAYER.match(name))})
+    if found != list(range(len(found))) or not found:
+        raise CheckpointError(
+            f"weights: layers {', '.join(map(str, found)) or 'none'}, expected 0, 1, ... without a gap; renumber"
+        )
+    return len(found)
+
+
+def _backbone(
+    plain: Mapping[str, Tensor], architecture: Mapping[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]
+) -> Backbone:
+    """The LLaMA of a checkpoint, and the vectors of the prompt from its token table."""
+    table = plain["decoder.embed_tokens.weight"]
+    sizes = {key: value for key, value in architecture.items() if key not in _NO_SIZES}
+    decoder = random_decoder(
+        {"model_type": "llama"} | sizes | {"num_hidden_layers": _depth(plain), "vocab_size": len(table)}
+    )
+    known = {name.removeprefix("decoder."): value for name, value in plain.items() if name not in _HEADS}
+    _copy(dict(decoder.named_parameters()), known)
+    prompt = [_looked_up(table, ids, what) for ids, what in ((prompt_ids, "prompt"), (response_ids, "response"))]
+    return Backbone(decoder, *prompt)
+
+
+def _looked_up(table: Tensor, ids: Sequence[int], what: str) -> Tensor:
+    outside = [token for token in ids if not 0 <= token < len(table)]
+    if outside:
+        raise ConfigError(
+            f"{what} ids: {outside[0]} is outside the checkpoint's token table (0-{len(table) - 1}); take the ids of "
+            "its own tokenizer"
+        )
+    return table[torch.tensor(ids, dtype=torch.int64)]
+
+
+def _lora_settings(lora: Mapping[str, Tensor], alpha: float | None) -> dict[str, Any]:
+    ranks = {value.shape[0] for name, value in lora.items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise CheckpointError(f"weights: adapters of the ranks {sorted(ranks)}, expected one; merge them first")
+    (rank,) = ranks
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in lora})
+    return {"r": rank, "lora_alpha": rank if alpha is None else alpha, "lora_dropout": 0.0, "target_modules": targets}
+
+
+@torch.no_grad()
+def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copies by name.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    wrong = sorted(own.keys() ^ given.keys())
+    if wrong:
+        where = "missing" if wrong[0] in own else "unknown"
+        raise CheckpointError(
+            f"weights: {wrong[0]} is {where} ({len(wrong)} names differ in all); give a checkpoint of the reference "
+            "and the configuration of its own backbone"
+        )
+    for name, value in given.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(
+                f"weights: {name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)} after the "
+                "configuration; give the configuration of its own backbone"
+            )
+        own[name].copy_(value)
