@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 BASE = {"errors", "types"}
 MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
 TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states"}
-SERVING = {"recommend", "server"}
+SERVING = {"recommend", "serving"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": BASE | {"data", "metrics"},
     "checkpoint": BASE | {"data", "models"},
     "recommend": BASE | {"checkpoint", "evaluation", "data", "catalogue"},
-    "server": BASE | {"recommend"},
+    "serving": BASE | {"recommend", "catalogue"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
     "__main__": {"cli"},
@@ -43,6 +43,9 @@ MAY_USE: dict[str, set[str]] = {
     "urllib": {"data"},  # fetch.py: nothing else speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }
