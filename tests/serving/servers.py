@@ -45,8 +45,8 @@ def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:
         lora=None,
         positions="contiguous",
         max_history_items=MAX_HISTORY,
+        item_dropout=0.0,
         train_items=False,
-        seed=seed,
     ).eval()
 
 

@@ -135,7 +135,7 @@ QUERY = {"history": ["i01"]}
         (QUERY | {"k": 51}, 422, "k: Input should be less than or equal to 50"),
         (QUERY | {"k": "10"}, 422, "k: Input should be a valid integer"),
         (QUERY | {"user": 1}, 422, "user: Extra inputs are not permitted"),
-        ({"history": "i01"}, 422, "history: Input should be a valid list"),
+        ({"history": "i01"}, 422, "history: Input should be a valid array"),
         ({"history": ["i01", None]}, 422, "history[1]: Input should be a valid string"),
         ({"history": [1.5]}, 422, "history[0]: Input should be a valid string"),
         ({"history": [True]}, 422, "history[0]: Input should be a valid string"),
@@ -148,7 +148,7 @@ QUERY = {"history": ["i01"]}
         ({"requests": [QUERY] * 9}, 422, "requests: List should have at most 8 items"),
         ({"requests": [QUERY, {"k": 1}]}, 422, "requests[1]: give history"),
         ({"requests": [QUERY, QUERY | {"candidates": ["no"]}]}, 422, "requests[1].candidates: 'no' is not in"),
-        ([QUERY], 422, "valid dictionary"),
+        ([QUERY], 422, "Input should be an object"),
         ({"history": ["i01"], "exclude": ["x" * 200] * 200}, 413, "more than 20000 bytes"),
     ],
 )
