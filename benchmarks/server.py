@@ -1,7 +1,7 @@
 """`slmrec serve` under load, over HTTP, clients on the same machine: requests/s, latencies, overload and recovery.
 
 32 clients send whole histories for a minute, then events of sessions for a minute, each over a connection of its own,
-as fast as they are answered; every answer is compared with `Recommender.recommend`. Then requests come at five times the
+as fast as they are answered; answers are compared with `Recommender.recommend`. Then requests come at five times the
 measured rate, whether answered or not. Writes benchmarks/results/server.json.
 
 Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 2]
@@ -86,7 +86,9 @@ class Connection:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         content = json.dumps(body).encode()
-        head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        head = (
+            f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        )
         writer.write(head.encode() + b"\r\n\r\n" + content)
         answer = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", answer, re.IGNORECASE)

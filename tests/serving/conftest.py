@@ -27,6 +27,7 @@ def client(student: Path, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def slowed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Client, float], None]:
     """Makes every batch of a server take some seconds."""
+
     def slow(client: Client, seconds: float) -> None:
         engine = client.server.engines["student"]
         answer = engine.answer

@@ -21,7 +21,6 @@ from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.serving.app import Served, Server
-from slmrec.serving.examples import Example
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
 
@@ -95,9 +94,7 @@ class Client:
 
 
 @contextmanager
-def serving(
-    folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, **options: Any
-) -> Iterator[Client]:
+def serving(folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, **options: Any) -> Iterator[Client]:
     """A server over real sockets."""
     models: dict[Any, Served] = {"student": Served(folder, load(folder))}
     if teacher is not None:

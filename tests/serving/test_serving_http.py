@@ -24,7 +24,11 @@ def recommender(student: Path) -> Recommender:
 
 @st.composite
 def queries(draw: st.DrawFn) -> dict[str, Any]:
-    query: dict[str, Any] = {"history": draw(HISTORIES), "k": draw(st.integers(1, 50)), "filter_seen": draw(st.booleans())}
+    query: dict[str, Any] = {
+        "history": draw(HISTORIES),
+        "k": draw(st.integers(1, 50)),
+        "filter_seen": draw(st.booleans()),
+    }
     candidates = draw(st.none() | st.lists(st.sampled_from(ITEMS), max_size=12))
     return query if candidates is None else query | {"candidates": candidates}
 
@@ -93,9 +97,9 @@ def test_answers_are_as_the_document_says(client: Client) -> None:
     assert document["openapi"].startswith("3.1")
     text = json.dumps(document)
     assert all(f"#/components/schemas/{name}" in text for name in ("Query", "Answer", "Problem"))
-    assert set(document["components"]["schemas"]) >= set(
+    assert set(document["components"]["schemas"]) >= {
         reference.split('"')[0] for reference in text.split("#/components/schemas/")[1:]
-    )
+    }
 
 
 def test_what_is_loaded(client: Client, student: Path) -> None:

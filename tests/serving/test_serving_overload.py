@@ -61,8 +61,8 @@ def test_a_client_that_goes_away_is_not_computed_for(student: Path, slowed: Slow
             first = pool.submit(client.ask, "/recommend", {"history": ["i01"]})
             time.sleep(0.2)
             with socket.create_connection(("127.0.0.1", client.port)) as gone:
-                head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-                gone.sendall(head.encode() + b"\r\n\r\n" + body)
+                head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+                gone.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
                 time.sleep(0.1)
             assert first.result()[0] == 200
         assert client.recommend(session_id="gone", events=[])["session"]["new"]
@@ -74,7 +74,9 @@ def test_a_slow_body_is_given_up(student: Path) -> None:
         serving(student, replace(LIMITS, timeout_s=0.3)) as client,
         socket.create_connection(("127.0.0.1", client.port), timeout=10) as slow,
     ):
-        slow.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{")
+        slow.sendall(
+            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+        )
         answer = b""
         while b"}" not in answer:
             answer += slow.recv(4096)

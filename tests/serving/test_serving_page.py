@@ -74,7 +74,9 @@ def test_a_history_is_typed_with_the_keyboard_alone(page: "playwright.Page", cli
 def test_a_user_is_picked_and_items_come_and_go(page: "playwright.Page") -> None:
     playwright.expect(page.locator("#student .note")).to_have_text("The most popular items")
     page.get_by_label("Or take a user").select_option(label="ann (2 items)")
-    playwright.expect(page.locator("#history li .title")).to_have_text(["Thing number 1 in red", "Thing number 2 in blue"])
+    playwright.expect(page.locator("#history li .title")).to_have_text(
+        ["Thing number 1 in red", "Thing number 2 in blue"]
+    )
     playwright.expect(page.locator("#student .note")).to_be_hidden()
     page.locator("#student button").first.click()
     playwright.expect(page.locator("#history li")).to_have_count(3)

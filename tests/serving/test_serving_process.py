@@ -42,7 +42,9 @@ def clients(port: int, number: int, answered: list[int]) -> list[Thread]:
 
 def test_told_to_stop_under_load_it_finishes_what_it_accepted(student: Path) -> None:
     command = [sys.executable, "-m", "slmrec", "serve", "--model", str(student), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
         assert server.stdout is not None
         started = re.search(r"http://127\.0\.0\.1:(\d+) answers with tiny student", server.stdout.readline())
         assert started
@@ -73,7 +75,7 @@ def test_a_taken_port_and_a_missing_library_are_told(
     assert "holds no token; write one line of ASCII without spaces" in capsys.readouterr().err
     (tmp_path / "users.jsonl").write_text('{"user_id": "a"}\n')
     assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
-    assert "line 1: '{\"user_id\": \"a\"}' is no user; write lines like" in capsys.readouterr().err
+    assert 'line 1: \'{"user_id": "a"}\' is no user; write lines like' in capsys.readouterr().err
     monkeypatch.setattr(cli, "SERVE_LIBRARIES", ("starlette", "no_such_library"))
     assert main(["serve", "--model", str(student)]) == 2
     assert capsys.readouterr().err == (

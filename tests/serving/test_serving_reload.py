@@ -84,7 +84,10 @@ def not_a_number(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "weights cut short": (lambda folder: cut(folder / "model.safetensors"), r"model\.safetensors: damaged or cut short"),
+    "weights cut short": (
+        lambda folder: cut(folder / "model.safetensors"),
+        r"model\.safetensors: damaged or cut short",
+    ),
     "weights not numbers": (not_a_number, r"hold NaN or infinity"),
     "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "vocabulary cut short": (lambda folder: cut(folder / "items.parquet"), r"items\.parquet: damaged or cut short"),

@@ -23,6 +23,9 @@ class Catalogue:
         self.titles = [None] * len(self.item_ids) if vocabulary.titles is None else vocabulary.titles.to_pylist()
         self.items = {str(item_id): item for item, item_id in enumerate(self.item_ids, 1)}
         self.counts = np.array(vocabulary.counts.to_pylist(), dtype=np.float32)
+        removed = getattr(vocabulary, "removed", None)
+        self.removed = set() if removed is None else {item for item, gone in enumerate(removed.to_pylist(), 1) if gone}
+        """Items that must never be recommended; in histories they are read."""
 
     def known(self, item_ids: Iterable[ItemId]) -> list[int]:
         """The items of ids, without those that are unknown."""
@@ -60,6 +63,8 @@ class Ranker:
         self.model = recommender.model
         with torch.inference_mode():
             self._item_vectors = self.model.item_vectors().float()
+        self._removed = catalogue.removed
+        self._allowed = torch.tensor([item not in catalogue.removed for item in range(self.model.num_items + 1)])
         self._popularity = torch.from_numpy(np.concatenate([np.zeros(1, np.float32), catalogue.counts]))[:, None]
 
     def encode(self, histories: list[list[int]]) -> Tensor:
@@ -76,14 +81,25 @@ class Ranker:
         free = [row for row, wish in enumerate(wishes) if wish.candidates is None]
         for items, is_empty in ((self._item_vectors, False), (self._popularity, True)):
             rows = [row for row in free if (vectors[row] is None) == is_empty]
-            lists = _among_all([_user(vectors[row]) for row in rows], items, [wishes[row] for row in rows])
+            lists = self._among_all([_user(vectors[row]) for row in rows], items, [wishes[row] for row in rows])
             for row, ranked in zip(rows, lists, strict=True):
                 answers[row] = ranked
         for row, wish in enumerate(wishes):
             if wish.candidates is not None:
                 items = self._popularity if vectors[row] is None else self._item_vectors
-                answers[row] = _among_candidates(_user(vectors[row]), items, wish)
+                places = sorted(set(wish.candidates) - set(wish.excluded) - self._removed)
+                answers[row] = _among(places, _user(vectors[row]), items, wish.k)
         return answers
+
+    def _among_all(self, users: list[Tensor], items: Tensor, wishes: list[Wish]) -> list[Ranked]:
+        if not users:
+            return []
+        excluded = pad_sequence([torch.tensor(wish.excluded, dtype=torch.int64) for wish in wishes], batch_first=True)
+        allowed = self._allowed if self._removed else None
+        most = max(wish.k for wish in wishes)
+        scores, best = top_k(torch.stack(users), items, most, excluded=excluded, allowed=allowed)
+        rows = zip(scores.tolist(), best.tolist(), wishes, strict=True)
+        return [_shown(row, places, wish.k) for row, places, wish in rows]
 
 
 def _user(vector: Tensor | None) -> Tensor:
@@ -91,20 +107,11 @@ def _user(vector: Tensor | None) -> Tensor:
     return torch.ones(1) if vector is None else vector
 
 
-def _among_all(users: list[Tensor], items: Tensor, wishes: list[Wish]) -> list[Ranked]:
-    if not users:
-        return []
-    excluded = pad_sequence([torch.tensor(wish.excluded, dtype=torch.int64) for wish in wishes], batch_first=True)
-    found = top_k(torch.stack(users), items, max(wish.k for wish in wishes), excluded=excluded)
-    return [_shown(*row, wish.k) for *row, wish in zip(*(part.tolist() for part in found), wishes, strict=True)]
-
-
-def _among_candidates(user: Tensor, items: Tensor, wish: Wish) -> Ranked:
-    places = sorted(set(wish.candidates or ()) - set(wish.excluded))
+def _among(places: list[int], user: Tensor, items: Tensor, k: int) -> Ranked:
     if not places:
         return []
-    scores, best = (part[0].tolist() for part in top_k(user[None], items[[0, *places]], wish.k))
-    return _shown(scores, [places[place - 1] for place in best], wish.k)
+    scores, best = (part[0].tolist() for part in top_k(user[None], items[[0, *places]], k))
+    return _shown(scores, [places[place - 1] for place in best], k)
 
 
 def _shown(scores: list[float], items: list[int], k: int) -> Ranked:

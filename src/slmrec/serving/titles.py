@@ -12,7 +12,8 @@ class TitleIndex:
     """All titles as one text, the most popular item first, so that a search can end with the first matches."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._items = (np.argsort(-catalogue.counts, kind="stable") + 1).tolist()
+        by_popularity = (np.argsort(-catalogue.counts, kind="stable") + 1).tolist()
+        self._items = [item for item in by_popularity if item not in catalogue.removed]
         lines = [_line(catalogue.item_ids[item - 1], catalogue.titles[item - 1]) for item in self._items]
         self._text = "\n".join(["", *lines, ""])
         self._starts = list(accumulate((len(line) + 1 for line in lines), initial=1))
