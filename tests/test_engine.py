@@ -149,6 +149,26 @@ def test_an_appended_event_gives_what_the_whole_history_gives(model_type: str) -
         assert state.items == newest.tolist()
 
 
+@pytest.mark.parametrize("prompt", [(5, 3), (0, 0)])
+def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> None:
+    model = build(prompt=prompt)
+    histories = batch_of([MAX_HISTORY + 4] * 3).items.tolist()
+    states = [model.new_state() for _ in histories]
+    seen = [0] * len(histories)
+    for counts in ([1, 2, 5], [3, 1, 1], [1, 4, 1], [MAX_HISTORY + 2, 1, 6]):  # the last ones no longer fit
+        stops = [min(start + count, MAX_HISTORY + 4) for start, count in zip(seen, counts, strict=True)]
+        news = [history[start:stop] for history, start, stop in zip(histories, seen, stops, strict=True)]
+        users = model.append_all(states, news)
+        seen = stops
+        for user, history, stop, state in zip(users, histories, stops, states, strict=True):
+            newest = torch.tensor(history[:stop][-MAX_HISTORY:])
+            with torch.no_grad():
+                whole = model.encode(Batch(newest[None], torch.tensor([len(newest)]), newest[:1], False)).users[0]
+            assert relative(user, whole) <= 1e-5
+            assert state.items == newest.tolist()
+            assert all(len(layer.keys) == len(newest) for layer in state.layers)
+
+
 def test_appending_needs_contiguous_positions_and_eval_mode() -> None:
     model = build(positions="right_aligned")
     with pytest.raises(ConfigError, match="append needs positions: contiguous, this model has right_aligned"):

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 BASE = {"errors", "types"}
 MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
 TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
-SERVING = {"sequences", "recommend", "server"}
+SERVING = {"sequences", "recommend", "serving"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "index": BASE | {"catalogue"},
     "sequences": BASE,
     "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences", "index"},
-    "server": BASE | {"recommend"},
+    "serving": BASE | {"checkpoint", "recommend", "catalogue"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
     "__main__": {"cli"},
@@ -48,6 +48,9 @@ MAY_USE: dict[str, set[str]] = {
     "matplotlib": {"stages"},
     "onnxruntime": {"stages"},
     "faiss": {"index"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
     "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
     **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
 }

@@ -104,10 +104,7 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         CheckpointError: a file is missing, damaged, or not the one that was saved, or the weights do not fit the
             architecture.
     """
-    if not (folder / _CONFIG).is_file():
-        raise CheckpointError(
-            f"{folder}: not a model folder (config.json is missing); give the output of a training stage"
-        )
+    _check_is_model(folder)
     vocabulary = _read_items(folder / _ITEMS)
     model = load_model(folder)
     if len(vocabulary.item_ids) != model.num_items:
@@ -126,11 +123,15 @@ def may_recommend(vocabulary: Vocabulary) -> Tensor:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """What identifies the weights and the vocabulary of a model folder."""
-    found = hashlib.sha256()
-    for name in ("model.safetensors", _ITEMS):
-        found.update(bytes.fromhex(_sha256(folder / name)))
-    return found.hexdigest()
+    """SHA-256 of the files of a model folder that decide its answers.
+
+    Raises:
+        CheckpointError: it is no model folder.
+    """
+    _check_is_model(folder)
+    names = [_CONFIG, *sorted(file.name for file in folder.glob("*.safetensors")), _ITEMS]
+    sums = {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def read_about(folder: Path) -> About:
@@ -197,6 +198,13 @@ def item_vectors_of(folder: Path) -> Tensor:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; run the pretrain stage")
     return load_file(path)["item_vectors"]
+
+
+def _check_is_model(folder: Path) -> None:
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder}: not a model folder (config.json is missing); give the output of a training stage"
+        )
 
 
 def _read_items(path: Path) -> Vocabulary:

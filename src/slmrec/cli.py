@@ -4,11 +4,13 @@ import argparse
 import importlib
 import json
 import sys
+from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from slmrec import __version__
-from slmrec.errors import SlmrecError
+from slmrec.errors import ConfigError, SlmrecError
 
 STAGES = {
     "prepare": "raw logs to a data-set folder",
@@ -32,6 +34,13 @@ formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
   any table                            csv, tsv, parquet or json lines with user, item and time
 --items FILE takes the metadata of the same (meta_*.json, u.item, movies.dat, movies.csv, .item), or any table of items.
 Other names of columns: prepare.user_col=NAME and so on; a table without header: prepare.columns=[...].
+"""
+
+SERVE_LIBRARIES = ("starlette", "uvicorn", "httptools", "prometheus_client")
+SERVE = """
+Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
+          curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend
+The page is at http://127.0.0.1:8000/, the interface at /docs; docs/serving.md explains both.
 """
 
 
@@ -85,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", type=Path, required=True, help="JSON file to write")
     bench.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
+    _add_serve(commands)
     _add_compare(commands)
     _add_data_commands(commands)
     _add_import_reference(commands)
@@ -119,6 +129,26 @@ def _add_recommend(commands: Any) -> None:
     recommend.add_argument("--exclude-items", type=Path, metavar="FILE", help="items that nobody gets")
     about = "compute on Spark: Parquet of user_id, history in, a folder of Parquet files out"
     recommend.add_argument("--engine", choices=("spark",), help=about)
+
+
+def _add_serve(commands: Any) -> None:
+    from slmrec.serving.limits import Limits
+
+    serve = _add(commands, "serve", "recommendations over HTTP, with a page to look at", epilog=SERVE)
+    serve.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    serve.add_argument("--teacher", type=Path, help="folder of another model, to compare with on the page")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free one")
+    serve.add_argument("--token-file", type=Path, help="a file with a token that requests must bring")
+    serve.add_argument("--examples", type=Path, help=".jsonl of user_id, history: users to pick on the page")
+    serve.add_argument("--threads", type=int, help="CPU threads of the model (default: as PyTorch chooses)")
+    for limit in fields(Limits):
+        about = f"{limit.metadata['help']} (default {limit.default})"
+        serve.add_argument(
+            f"--{limit.name.replace('_', '-')}", type=type(limit.default), default=limit.default, help=about
+        )
 
 
 def _add_compare(commands: Any) -> None:
@@ -221,6 +251,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         from slmrec.stages.demo import demo
 
         demo(options.output, options.overrides, options.force)
+    elif options.command == "serve":
+        _serve(options)
     elif options.command == "compare":
         _compare(options)
     elif options.command == "data":
@@ -252,6 +284,27 @@ def _recommend(options: argparse.Namespace) -> None:
         recommend_with_spark(options.model, *files, wanted)
     else:
         recommend_file(options.model, *files, wanted)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from slmrec.serving.limits import Limits
+
+    limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
+    missing = [name for name in SERVE_LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"serve needs {', '.join(missing)}; install them with: pip install 'slmrec[serve]'")
+    from slmrec.serving.run import serve
+
+    serve(
+        options.model,
+        options.teacher,
+        limits,
+        host=options.host,
+        port=options.port,
+        token_file=options.token_file,
+        examples=options.examples,
+        num_threads=options.threads,
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:

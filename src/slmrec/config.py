@@ -512,8 +512,8 @@ class DistillConfig(Section):
     item_table: Literal["frozen", "trained"] = "frozen"
     """Whether the student's item vectors stay as the teacher's."""
     keep_ensemble: bool = False
-    """Mix the student's scores with those of finetune.ensemble's models, by the teacher's shares; false: its own
-    alone."""
+    """`true`: the teacher's decoder teaches the student's, and finetune.ensemble's models join it with the teacher's
+    shares. `false`: the whole teacher teaches a student that is a decoder alone."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the student reads."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)

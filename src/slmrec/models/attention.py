@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from slmrec.errors import ConfigError
@@ -175,18 +176,60 @@ class NewestQueries:
 
 @dataclass
 class Recorder:
-    """A single segment after what came before it, causally; keeps the new keys and values of every layer."""
+    """A single segment, causally; keeps the keys and values of every layer."""
 
     longest: int
-    before: list[KeysValues] | None = None
-    """Keys and values of the tokens before, by layer."""
     recorded: list[KeysValues] = field(default_factory=list)
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width)."""
         self.recorded.append(own)
-        past = self.before[layer] if self.before is not None else None
-        return _attend_group(query[None], _one(own), past, rule)[0]
+        return _attend_group(query[None], _one(own), None, rule)[0]
+
+
+@dataclass
+class Continuations:
+    """New tokens of several users, each after its own past; keeps the new keys and values of every layer."""
+
+    longest: int
+    lengths: list[int]
+    """New tokens of each user."""
+    pasts: list[list[KeysValues]]
+    """Keys and values of each user's tokens before, by layer; empty for a user without any."""
+    prefix: list[KeysValues] | None
+    """Keys and values of the prefix, by layer."""
+    device: torch.device
+    recorded: list[KeysValues] = field(default_factory=list)
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+        """(tokens, heads, head width), users one after the other."""
+        self.recorded.append(own)
+        keys = (self._answers([past[layer][part] for past in self.pasts if past], own[part]) for part in (0, 1))
+        queries = pad_sequence(list(query.split(self.lengths)), batch_first=True)
+        prefix = self.prefix[layer] if self.prefix is not None else None
+        attended = _attend_group(queries, KeysValues(*keys), prefix, rule, self._visible)
+        return attended[self._is_new]
+
+    def _answers(self, pasts: list[Tensor], own: Tensor) -> Tensor:
+        """(B, K, key heads, head width): past and new tokens of each user, then pads."""
+        before = iter(pasts)
+        news = own.split(self.lengths)
+        joined = [torch.cat([next(before), new]) if past else new for past, new in zip(self.pasts, news, strict=True)]
+        return pad_sequence(joined, batch_first=True)
+
+    @cached_property
+    def _is_new(self) -> Tensor:
+        """(B, Q)."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
+
+    @cached_property
+    def _visible(self) -> Tensor:
+        """(B, Q, 1, K): the past and the new tokens up to one's own; pads stand after those."""
+        pasts = [len(past[0].keys) if past else 0 for past in self.pasts]
+        num_keys = max(past + new for past, new in zip(pasts, self.lengths, strict=True))
+        asked = torch.tensor(pasts, device=self.device)[:, None] + torch.arange(max(self.lengths), device=self.device)
+        return (torch.arange(num_keys, device=self.device) <= asked[:, :, None])[:, :, None, :]
 
 
 class _KeysTakenError(Exception):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from slmrec.errors import ConfigError
-from slmrec.models.attention import KeysValues, Recorder, use_packed_attention
+from slmrec.models.attention import Continuations, KeysValues, Recorder, use_packed_attention
 from slmrec.models.backbone import drop_token_table, random_decoder
 from slmrec.models.packing import Row, pack
 from slmrec.models.titles import TitleMap, TitleSide
@@ -176,6 +176,11 @@ class DecoderRecommender(PreTrainedModel):
         super().train(mode)
         return self
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether `append` can be used: not where every new item moves all others."""
+        return self.config.positions == "contiguous"
+
     def new_state(self) -> "UserState":
         """The state of a user without history, for `append`."""
         return UserState([], [])
@@ -189,35 +194,59 @@ class DecoderRecommender(PreTrainedModel):
         Raises:
             ConfigError: positions are right-aligned, so that every new item moves all others.
         """
+        return self.append_all([state], [[item]])[0]
+
+    def append_all(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
+        """The user vectors (B, D) after some more items each; updates the states, which must be distinct.
+
+        Costs the new items and the responses, in one pass for all users; a user whose items no longer fit is read anew.
+
+        Args:
+            states: of each user.
+            items: at least one for each user, oldest first.
+
+        Raises:
+            ConfigError: positions are right-aligned, so that every new item moves all others.
+        """
         if self.training:
             raise ValueError("append is for inference: call eval() first")
-        if self.config.positions != "contiguous":
+        if not self.is_incremental:
             raise ConfigError(f"append needs positions: contiguous, this model has {self.config.positions}; use encode")
         with torch.inference_mode():
-            if len(state.items) == self.max_history_items:
-                kept = state.items[1:]
-                state.items, state.layers = [], []
-                self._extend(state, kept)
-            return self._extend(state, [item])
+            return self._extend(states, [self._to_read(*pair) for pair in zip(states, items, strict=True)])
 
-    def _extend(self, state: "UserState", items: list[int]) -> Tensor:
-        """The user vector after some more items."""
-        prefix = self._prefix_states()
-        vectors = self.item_inputs(torch.tensor(items, device=self.device))
-        before = [_joined(parts) for parts in zip(*filter(None, (prefix, state.layers)), strict=True)] or None
-        packing = Recorder(self.longest, before)
-        start = len(self.prefix) + len(state.items)
+    def _to_read(self, state: "UserState", items: list[int]) -> list[int]:
+        """The items to read after the state; empties a state that they do not fit."""
+        if len(state.items) + len(items) <= self.max_history_items:
+            return items
+        items = [*state.items, *items][-self.max_history_items :]
+        state.items, state.layers = [], []
+        return items
+
+    def _extend(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
+        """The user vectors after some more items each, all of which fit."""
+        vectors = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.device))
+        tokens = [torch.cat([some, self.response]) for some in vectors.split([len(some) for some in items])]
+        lengths = [len(some) for some in tokens]
+        starts = [len(self.prefix) + len(state.items) for state in states]
+        places = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        pasts = [state.layers for state in states]
+        packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), self.device)
         output = self.decoder(
-            inputs_embeds=torch.cat([vectors, self.response])[None],
-            position_ids=torch.arange(start, start + len(items) + len(self.response), device=self.device)[None],
+            inputs_embeds=torch.cat(tokens)[None],
+            position_ids=torch.cat(places).to(self.device)[None],
             packing=packing,
             use_cache=False,
         )
-        own = [KeysValues(keys[: len(items)], values[: len(items)]) for keys, values in packing.recorded]
-        state.layers = [_joined(parts) for parts in zip(state.layers, own, strict=True)] if state.layers else own
-        state.items = [*state.items, *items]
-        user: Tensor = self.score(output.last_hidden_state[0, -1])
-        return user
+        news = [[part.split(lengths) for part in layer] for layer in packing.recorded]
+        for user, (state, read) in enumerate(zip(states, items, strict=True)):
+            # Cloned, since a view would keep the keys and values of the whole batch.
+            own = [KeysValues(*(part[user][: len(read)].clone() for part in layer)) for layer in news]
+            state.layers = [_joined(parts) for parts in zip(state.layers, own, strict=True)] if state.layers else own
+            state.items = [*state.items, *read]
+        newest = torch.tensor(lengths).cumsum(0) - 1
+        users: Tensor = self.score(output.last_hidden_state[0, newest])
+        return users
 
     def item_inputs(self, items: Tensor) -> Tensor:
         """(..., H) what the layers read for some items."""

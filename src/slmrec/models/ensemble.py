@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from slmrec.models.decoder import DecoderRecommender, UserState
@@ -113,26 +114,37 @@ class Ensemble(PreTrainedModel):
             member.eval()
         return self
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether `append` can be used; SASRec is no hindrance, it is small enough to read a history again."""
+        return all(one.is_incremental for one in (self.decoder, *self.others) if isinstance(one, DecoderRecommender))
+
     def new_state(self) -> "EnsembleState":
         """The state of a user without history, for `append`."""
-        states = (member.new_state() if isinstance(member, DecoderRecommender) else None for member in self.members)
-        return EnsembleState([], list(states))
+        members = enumerate((self.decoder, *self.others))
+        return EnsembleState([], {n: one.new_state() for n, one in members if isinstance(one, DecoderRecommender)})
 
     def append(self, state: "EnsembleState", item: int) -> Tensor:
-        """The user vector (D,) after one more item; updates the state.
+        """The user vector (D,) after one more item; updates the state."""
+        return self.append_all([state], [[item]])[0]
 
-        Decoders go on from what they know; SASRec, whose positions all move, reads the history again.
+    def append_all(self, states: list["EnsembleState"], items: list[list[int]]) -> Tensor:
+        """The user vectors (B, D) after some more items each; updates the states, which must be distinct.
+
+        Decoders go on from what they know; SASRec, whose positions all move, reads the histories again.
 
         Raises:
             ConfigError: a decoder's positions are right-aligned, so that every new item moves all others.
         """
-        state.items = [*state.items, item][-self.max_history_items :]
+        for state, more in zip(states, items, strict=True):
+            state.items = [*state.items, *more][-self.max_history_items :]
         users = []
-        for member, known in zip((self.decoder, *self.others), state.members, strict=True):
-            if isinstance(member, DecoderRecommender) and known is not None:
-                users.append(member.append(known, item))
+        for number, member in enumerate((self.decoder, *self.others)):
+            if isinstance(member, DecoderRecommender):
+                known = [state.decoders[number] for state in states]
+                users.append(member.append_all(known, items))
             else:
-                users.append(_read_again(member, state.items))
+                users.append(_read_again(member, [state.items for state in states]))
         return self._weighted(users)
 
     def _weighted(self, users: list[Tensor]) -> Tensor:
@@ -146,8 +158,8 @@ class EnsembleState:
 
     items: list[int]
     """The newest items, oldest first."""
-    members: list[UserState | None]
-    """What each member keeps; None of one that reads the history again."""
+    decoders: dict[int, UserState]
+    """What the decoders among the members keep, by their places."""
 
 
 def _member(settings: dict[str, Any]) -> PreTrainedModel:
@@ -173,11 +185,12 @@ def _prefixes(batch: Batch) -> Iterator[Batch]:
         yield Batch(batch.items[rows[some]], lengths[some], batch.targets[some], every_position=False)
 
 
-def _read_again(member: Member, items: list[int]) -> Tensor:
-    """(D,) the user vector of one history."""
-    row = torch.tensor([items], device=member.device)
+def _read_again(member: Member, histories: list[list[int]]) -> Tensor:
+    """(B, D) the user vectors of whole histories."""
+    items = pad_sequence([torch.tensor(history) for history in histories], batch_first=True).to(member.device)
+    lengths = torch.tensor([len(history) for history in histories], device=member.device)
     with torch.inference_mode():
-        return member.encode(Batch(row, torch.tensor([len(items)], device=member.device), row[:, -1], False)).users[0]
+        return member.encode(Batch(items, lengths, lengths, every_position=False)).users
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

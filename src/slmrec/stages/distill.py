@@ -40,19 +40,22 @@ def build(task: Task) -> dict[str, float]:
     settings = task.config.distill
     dataset = Dataset.load(task.output / "prepare")
     teacher = load_teacher(Path(settings.teacher) if settings.teacher else task.output / "finetune", dataset)
+    others = _others(settings, teacher)
+    if others is not None:
+        teacher = _decoder(teacher)  # what the others know, the student has from them
     torch.manual_seed(task.config.seed)
     student = _student(settings, _decoder(teacher), dataset)
     _check_blocks(settings, student, teacher)
-    kept = _kept(settings, teacher)
     data = training_samples(dataset, task.config.finetune.supervision, student)
     loss = _loss(task, student, teacher, data, dataset)
     sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its answers are stored and its weights are of no more use
     metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
-    if kept is not None:
-        metrics |= save_ensemble(task, "distill", Ensemble.of(student, *kept), settings.train)
+    if others is not None:
+        metrics |= save_ensemble(task, "distill", Ensemble.of(student, *others), settings.train)
     if isinstance(loss.teacher, DecoderRecommender | Ensemble):
-        save_recommender(loss.teacher.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
+        tuned = loss.teacher if others is None else Ensemble.of(loss.teacher, *others)
+        save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)
     return metrics | sizes
 
@@ -129,7 +132,7 @@ def _store(teacher: Teacher, data: TrainingSamples, path: Path, wanted: dict[str
     )
 
 
-def _kept(settings: DistillConfig, teacher: Teacher) -> tuple[list[Member], list[float]] | None:
+def _others(settings: DistillConfig, teacher: Teacher) -> tuple[list[Member], list[float]] | None:
     """What the student's scores are mixed with, and the weights; None: with nothing."""
     if not settings.keep_ensemble or not isinstance(teacher, Ensemble):
         return None

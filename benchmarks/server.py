@@ -1,0 +1,217 @@
+"""`slmrec serve` under load, over HTTP, clients on the same machine: requests/s, latencies, overload and recovery.
+
+32 clients send whole histories for a minute, then events of sessions for a minute, each over a connection of its own,
+as fast as they are answered; answers are compared with `Recommender.recommend`. Then requests come at five times the
+measured rate, whether answered or not. Writes benchmarks/results/server.json.
+
+Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 2]
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from slmrec import Recommender
+from slmrec.stages import bench
+
+K = 10
+NUM_HISTORIES = 512
+MIN_RATE, MIN_SESSION_RATE, MAX_P99_MS, MAX_RECOVERY_S = 200.0, 400.0, 250.0, 5.0
+OVERLOAD = 5
+Body = dict[str, Any]
+
+
+def main() -> None:
+    """Starts the server, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    parser.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are taken")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "server.json")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--overload-seconds", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2, help="of the server's model")
+    arguments = parser.parse_args()
+    histories, answers = known_answers(arguments.model, arguments.data)
+    command = [sys.executable, "-m", "slmrec", "serve", "--model", str(arguments.model), "--port", "0"]
+    command += ["--threads", str(arguments.threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        listening = re.search(r":(\d+) answers", server.stdout.readline())
+        assert listening is not None
+        load = Load(int(listening[1]), arguments.clients, histories, answers)
+        report = asyncio.run(measure(load, arguments.seconds, arguments.overload_seconds, server.pid))
+        server.send_signal(signal.SIGTERM)
+        report["last_words"] = server.stdout.read().strip()
+    report |= {"server_threads": arguments.threads, "clients": arguments.clients} | bench.hardware()
+    text = json.dumps(report, indent=1)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def known_answers(model: Path, data: Path | None) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Random histories of the lengths of the data, and what Python recommends for them."""
+    recommender = Recommender.from_pretrained(model)
+    item_ids = recommender.vocabulary.item_ids.to_pylist()
+    generator = np.random.default_rng(0)
+    lengths = np.minimum(generator.choice(bench.lengths_of(data), NUM_HISTORIES), recommender.model.max_history_items)
+    histories = [[item_ids[at] for at in generator.integers(0, len(item_ids), max(1, length))] for length in lengths]
+    table = recommender.recommend(histories, K).table
+    ids = table["item_id"].to_pylist()
+    return histories, [ids[K * row : K * (row + 1)] for row in range(NUM_HISTORIES)]
+
+
+class Connection:
+    """One connection that is kept, and one request at a time on it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, body: Body) -> tuple[int, Any]:
+        """Status and content of an answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        content = json.dumps(body).encode()
+        head = (
+            f"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        )
+        writer.write(head.encode() + b"\r\n\r\n" + content)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", answer, re.IGNORECASE)
+        assert length is not None
+        return int(answer[9:12]), json.loads(await reader.readexactly(int(length[1])))
+
+
+class Load:
+    """Clients, what they ask and what they must get."""
+
+    def __init__(self, port: int, num_clients: int, histories: list[list[Any]], answers: list[list[Any]]) -> None:
+        self.port, self.num_clients, self.histories, self.answers = port, num_clients, histories, answers
+
+    async def whole(self, connection: Connection, turn: int) -> tuple[list[float], int]:
+        """A history at once: milliseconds, and whether the answer was wrong."""
+        row = turn % len(self.histories)
+        return await self._timed(connection, {"history": self.histories[row], "k": K}, self.answers[row])
+
+    async def session(self, connection: Connection, turn: int) -> tuple[list[float], int]:
+        """A history event by event: the last answer must be that of the whole."""
+        row = turn % len(self.histories)
+        times, num_wrong = [], 0
+        for place, item_id in enumerate(self.histories[row], 1):
+            wanted = self.answers[row] if place == len(self.histories[row]) else None
+            given = {"history": [item_id]} if place == 1 else {"events": [item_id]}
+            some, wrong = await self._timed(connection, {"session_id": f"s{turn}", "k": K, **given}, wanted)
+            times, num_wrong = times + some, num_wrong + wrong
+        return times, num_wrong
+
+    async def _timed(self, connection: Connection, body: Body, wanted: list[Any] | None) -> tuple[list[float], int]:
+        started = time.perf_counter()
+        status, answer = await connection.post(body)
+        elapsed = 1e3 * (time.perf_counter() - started)
+        is_right = status == 200 and wanted in (None, [item["item_id"] for item in answer["items"]])
+        return [elapsed], int(not is_right)
+
+
+async def measure(load: Load, seconds: float, overload_seconds: float, pid: int) -> dict[str, Any]:
+    """Both loads, then too much."""
+    await closed(load, load.whole, min(3.0, seconds))  # to warm up
+    report = {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds)).items()}
+    report |= {f"sessions_{key}": value for key, value in (await closed(load, load.session, seconds)).items()}
+    report |= await overload(load, OVERLOAD * report["whole_per_s"], overload_seconds)
+    report["server_rss_mb"] = psutil.Process(pid).memory_info().rss / 2**20
+    report["claims_hold"] = (
+        report["whole_per_s"] >= MIN_RATE
+        and report["sessions_per_s"] >= MIN_SESSION_RATE
+        and max(report["whole_p99_ms"], report["sessions_p99_ms"]) <= MAX_P99_MS
+        and report["whole_wrong"] + report["sessions_wrong"] + report["overload_wrong"] == 0
+        and report["recovery_s"] <= MAX_RECOVERY_S
+    )
+    return report
+
+
+Turn = Callable[[Connection, int], Awaitable[tuple[list[float], int]]]
+
+
+async def closed(load: Load, turn: Turn, seconds: float) -> dict[str, Any]:
+    """Every client sends its next request when the last one is answered."""
+    times: list[float] = []
+    num_wrong = 0
+    stop = time.perf_counter() + seconds
+    numbers = iter(range(10**9))
+
+    async def client() -> None:
+        nonlocal num_wrong
+        connection = Connection(load.port)
+        while time.perf_counter() < stop:
+            some, wrong = await turn(connection, next(numbers))
+            times.extend(some)
+            num_wrong += wrong
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(load.num_clients)))
+    p50, p90, p99 = np.percentile(times, (50, 90, 99)).tolist()
+    rate = len(times) / (time.perf_counter() - started)
+    return {"requests": len(times), "per_s": rate, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "wrong": num_wrong}
+
+
+async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:
+    """Requests at a fixed rate, whatever becomes of them, and the time until the server answers quickly again."""
+    free: list[Connection] = []
+    statuses: Counter[int] = Counter()
+    num_wrong = 0
+
+    async def one(number: int) -> None:
+        nonlocal num_wrong
+        connection = free.pop() if free else Connection(load.port)
+        row = number % len(load.histories)
+        status, answer = await connection.post({"history": load.histories[row], "k": K})
+        free.append(connection)
+        statuses[status] += 1
+        num_wrong += status == 200 and [item["item_id"] for item in answer["items"]] != load.answers[row]
+
+    started, tasks = time.perf_counter(), []
+    while (elapsed := time.perf_counter() - started) < seconds:
+        while len(tasks) < rate * elapsed:
+            tasks.append(asyncio.ensure_future(one(len(tasks))))
+        await asyncio.sleep(0.005)
+    recovery_s = await recovery(load)
+    await asyncio.gather(*tasks)
+    return {
+        "overload_offered_per_s": len(tasks) / seconds,
+        "overload_answered": statuses[200],
+        "overload_shed": statuses[503],
+        "overload_shed_share": statuses[503] / len(tasks),
+        "overload_other": len(tasks) - statuses[200] - statuses[503],
+        "overload_wrong": num_wrong,
+        "recovery_s": recovery_s,
+    }
+
+
+async def recovery(load: Load) -> float:
+    """Seconds until ten requests in a row are answered within the bound."""
+    started, connection, in_a_row = time.perf_counter(), Connection(load.port), 0
+    while in_a_row < 10:
+        before = time.perf_counter()
+        status, _ = await connection.post({"history": load.histories[0], "k": K})
+        is_quick = status == 200 and 1e3 * (time.perf_counter() - before) <= MAX_P99_MS
+        in_a_row = in_a_row + 1 if is_quick else 0
+        await asyncio.sleep(0 if is_quick else 0.02)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

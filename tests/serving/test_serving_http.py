@@ -1,0 +1,205 @@
+"""HTTP gives what Python gives, refuses what is malformed, and never mixes up answers."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from servers import ITEMS, LIMITS, Client, serving
+
+from slmrec import Recommender
+from slmrec.serving import messages
+
+HISTORIES = st.lists(st.sampled_from([*ITEMS, "nope", "never"]), max_size=LIMITS.max_history)
+
+
+@pytest.fixture(scope="module")
+def recommender(student: Path) -> Recommender:
+    return Recommender.from_pretrained(student)
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> dict[str, Any]:
+    query: dict[str, Any] = {
+        "history": draw(HISTORIES),
+        "k": draw(st.integers(1, 50)),
+        "filter_seen": draw(st.booleans()),
+    }
+    candidates = draw(st.none() | st.lists(st.sampled_from(ITEMS), max_size=12))
+    return query if candidates is None else query | {"candidates": candidates}
+
+
+def expected(recommender: Recommender, query: dict[str, Any]) -> list[dict[str, Any]]:
+    options = {name: query[name] for name in ("k", "filter_seen", "candidates") if name in query}
+    return recommender.recommend([query["history"]], **options).table.drop_columns("user_id").to_pylist()
+
+
+def assert_same(answer: dict[str, Any], wanted: list[dict[str, Any]]) -> None:
+    assert [item["item_id"] for item in answer["items"]] == [item["item_id"] for item in wanted]
+    assert [item["rank"] for item in answer["items"]] == [item["rank"] for item in wanted]
+    assert [item["score"] for item in answer["items"]] == pytest.approx([item["score"] for item in wanted], abs=1e-4)
+
+
+@given(st.lists(queries(), min_size=1, max_size=LIMITS.max_requests))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_http_gives_what_python_gives(client: Client, recommender: Recommender, asked: list[dict[str, Any]]) -> None:
+    together = client.recommend(requests=asked)["answers"]
+    alone = client.recommend(**asked[0])
+    for query, answer in zip([*asked, asked[0]], [*together, alone], strict=True):
+        assert_same(answer, expected(recommender, query))
+        unknown = [item for item in query["history"] if item not in ITEMS]
+        assert (answer["num_unknown"], answer["unknown"]) == (len(unknown), unknown[:10])
+        assert answer["fallback"] == (len(unknown) == len(query["history"]))
+        assert answer["session"] is None
+
+
+def test_excluded_items_are_left_out(client: Client) -> None:
+    before = [item["item_id"] for item in client.recommend(history=["i01"], k=10)["items"]]
+    after = client.recommend(history=["i01"], k=10, exclude=[before[0], before[4], "nope"])
+    assert [item["item_id"] for item in after["items"]][:8] == [item for item in before if item not in before[:5:4]]
+    fewer = client.recommend(history=["i01"], candidates=before[:3], exclude=before[:1])
+    assert [item["item_id"] for item in fewer["items"]] == before[1:3]
+
+
+def test_every_answer_belongs_to_its_request(client: Client, recommender: Recommender) -> None:
+    histories = [[ITEMS[n], ITEMS[(3 * n + 1) % 40]] for n in range(40)]
+    wanted = [expected(recommender, {"history": history}) for history in histories]
+
+    def ask(number: int) -> None:
+        assert_same(client.recommend(history=histories[number % 40]), wanted[number % 40])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(160)))
+    sizes = [line for line in client.get("/metrics").splitlines() if line.startswith("slmrec_batch_histories_")]
+    total = {line.split("{")[0]: float(line.split()[-1]) for line in sizes if 'model="student"' in line}
+    assert total["slmrec_batch_histories_sum"] > total["slmrec_batch_histories_count"]  # some were computed together
+
+
+def test_the_teacher_answers_for_itself(client: Client) -> None:
+    status, _, answer = client.ask("/recommend?model=teacher", {"history": ["i01"]})
+    assert (status, answer["model"]) == (200, "teacher")
+    student = client.recommend(history=["i01"])
+    assert student["model"] == "student" and student["items"] != answer["items"]
+    assert student["model_version"] != answer["model_version"]
+
+
+def test_answers_are_as_the_document_says(client: Client) -> None:
+    names = {"/model": "Models", "/items?q=red": "FoundItems", "/examples": "ExampleUsers", "/health": "Status"}
+    for path, name in (names | {"/ready": "Status"}).items():
+        TypeAdapter(getattr(messages, name)).validate_python(client.get(path))
+    messages.Answer.model_validate(client.recommend(history=["i01"]))
+    messages.Answers.model_validate(client.recommend(requests=[{"history": ["i01"]}, {"session_id": "s"}]))
+    document = client.get("/openapi.json")
+    assert document["openapi"].startswith("3.1")
+    text = json.dumps(document)
+    assert all(f"#/components/schemas/{name}" in text for name in ("Query", "Answer", "Problem"))
+    assert set(document["components"]["schemas"]) >= {
+        reference.split('"')[0] for reference in text.split("#/components/schemas/")[1:]
+    }
+
+
+def test_what_is_loaded(client: Client, student: Path) -> None:
+    told = client.get("/model")["student"]
+    assert (told["num_items"], told["metrics"], told["name"]) == (40, {"valid/ndcg@10": 0.25}, "tiny student")
+    assert told["version"] == told["fingerprint"][:12] == client.recommend(history=["i01"])["model_version"]
+
+
+def test_titles_are_found_by_words_in_any_order(client: Client) -> None:
+    found = client.get("/items?q=BLUE+number+12")["items"]
+    assert found == [{"item_id": "i12", "title": "Thing number 12 in blue"}]
+    assert [item["item_id"] for item in client.get("/items?q=i07")["items"]] == ["i07"]
+    assert client.get("/items?q=purple")["items"] == []
+    assert len(client.get("/items?q=thing&limit=7")["items"]) == 7
+    assert len(client.get("/items")["items"]) == 10
+    assert client.ask("/items?limit=0")[::2] == (422, {"error": "limit is '0', expected a whole number from 1 to 100"})
+
+
+def test_example_users_come_with_titles(client: Client) -> None:
+    (user,) = client.get("/examples")["users"]
+    assert user["user_id"] == "ann"
+    assert [item["title"] for item in user["history"]] == ["Thing number 1 in red", "Thing number 2 in blue"]
+
+
+QUERY = {"history": ["i01"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ("{", 400, "Invalid JSON"),
+        (b"\xff", 400, "Invalid JSON"),
+        ({}, 422, "give history, or session_id with events"),
+        ({"events": ["i01"]}, 422, "give history, or session_id with events"),
+        (QUERY | {"session_id": "s", "events": []}, 422, "not both"),
+        (QUERY | {"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+        (QUERY | {"k": 51}, 422, "k: Input should be less than or equal to 50"),
+        (QUERY | {"k": "10"}, 422, "k: Input should be a valid integer"),
+        (QUERY | {"user": 1}, 422, "user: Extra inputs are not permitted"),
+        ({"history": "i01"}, 422, "history: Input should be a valid array"),
+        ({"history": ["i01", None]}, 422, "history[1]: Input should be a valid string"),
+        ({"history": [1.5]}, 422, "history[0]: Input should be a valid string"),
+        ({"history": [True]}, 422, "history[0]: Input should be a valid string"),
+        ({"history": ["x" * 257]}, 422, "history[0]: String should have at most 256 characters"),
+        ({"history": [2**63]}, 422, "history[0]"),
+        ({"history": ["i01"] * 21}, 422, "history: List should have at most 20 items"),
+        (QUERY | {"candidates": ["i01", "nope"]}, 422, "candidates: 'nope' is not in the catalogue (1 unknown in all)"),
+        (QUERY | {"candidates": ["i01"] * 31}, 422, "candidates: List should have at most 30 items"),
+        ({"requests": []}, 422, "requests: List should have at least 1 item"),
+        ({"requests": [QUERY] * 9}, 422, "requests: List should have at most 8 items"),
+        ({"requests": [QUERY, {"k": 1}]}, 422, "requests[1]: give history"),
+        ({"requests": [QUERY, QUERY | {"candidates": ["no"]}]}, 422, "requests[1].candidates: 'no' is not in"),
+        ([QUERY], 422, "Input should be an object"),
+        ({"history": ["i01"], "exclude": ["x" * 200] * 200}, 413, "more than 20000 bytes"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_the_reason(client: Client, body: Any, status: int, told: str) -> None:
+    got, _, content = client.ask("/recommend", body)
+    assert (got, list(content)) == (status, ["error"])
+    assert told in content["error"] and "\n" not in content["error"]
+
+
+def test_wrong_addresses_methods_and_types_are_refused(client: Client) -> None:
+    assert client.ask("/nowhere")[::2] == (404, {"error": "GET /nowhere: Not Found"})
+    status, headers, _ = client.ask("/recommend")
+    assert (status, headers["allow"]) == (405, "POST")
+    assert client.ask("/recommend", json.dumps(QUERY), **{"Content-Type": "text/plain"})[0] == 415
+    assert client.ask("/recommend?model=other", QUERY)[::2] == (
+        *(422, {"error": "model is 'other', expected student or teacher"}),
+    )
+
+
+def test_a_body_without_length_is_counted(client: Client) -> None:
+    chunks = (b" " * 5000 for _ in range(10))
+    status, _, content = client.ask("/recommend", chunks, method="POST", **{"Content-Type": "application/json"})
+    assert (status, content["error"]) == (413, "the body has more than 20000 bytes; send fewer histories at once")
+
+
+def test_a_token_is_asked_for(student: Path) -> None:
+    with serving(student, token="secret") as client:
+        assert client.recommend(**QUERY)["items"]
+        for token in (None, "wrong", "secret "):
+            client.token = token
+            for path, body in (("/recommend", QUERY), ("/reload", {}), ("/model", None), ("/metrics", None)):
+                status, headers, content = client.ask(path, body)
+                assert (status, headers["www-authenticate"]) == (401, "Bearer")
+                assert content["error"].startswith("the token is missing or wrong")
+        assert [client.ask(path)[0] for path in ("/", "/docs", "/health", "/ready", "/openapi.json")] == [200] * 5
+        assert client.ask("/recommend?model=teacher", QUERY, Authorization="Bearer secret")[::2] == (
+            *(422, {"error": "no teacher is served; start the server with --teacher DIR"}),
+        )
+
+
+def test_what_happens_is_counted(student: Path) -> None:
+    with serving(student) as client:
+        client.recommend(history=["nope"])
+        client.recommend(session_id="s", events=["i01"])
+        client.ask("/recommend", {})
+        lines = client.get("/metrics").splitlines()
+    assert 'slmrec_requests_total{path="/recommend",status="200"} 2.0' in lines
+    assert 'slmrec_requests_total{path="/recommend",status="422"} 1.0' in lines
+    assert "slmrec_unknown_items_total 1.0" in lines and "slmrec_fallback_answers_total 1.0" in lines
+    assert 'slmrec_sessions{model="student"} 1.0' in lines and "slmrec_waiting_histories 0.0" in lines

@@ -1,0 +1,83 @@
+"""The command as a process: told to stop under load, it finishes what it accepted."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from slmrec import cli
+from slmrec.cli import main
+
+
+def clients(port: int, number: int, answered: list[int]) -> list[Thread]:
+    """Each asks until it is not answered any more."""
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while True:
+            try:
+                connection.request(
+                    "POST", "/recommend", json.dumps({"history": ["i01"]}), {"Content-Type": "application/json"}
+                )
+                answer = connection.getresponse()
+                items = json.loads(answer.read())["items"]
+            except (OSError, http.client.HTTPException):
+                return
+            assert answer.status == 200 and len(items) == 10
+            answered.append(1)
+
+    threads = [Thread(target=ask) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_told_to_stop_under_load_it_finishes_what_it_accepted(student: Path) -> None:
+    command = [sys.executable, "-m", "slmrec", "serve", "--model", str(student), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        assert server.stdout is not None
+        started = re.search(r"http://127\.0\.0\.1:(\d+) answers with tiny student", server.stdout.readline())
+        assert started
+        answered: list[int] = []
+        threads = clients(int(started[1]), 8, answered)
+        while len(answered) < 50:
+            assert server.poll() is None
+            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        stopped = re.search(r"stopped; (\d+) requests accepted, (\d+) answered", server.stdout.read())
+        for thread in threads:
+            thread.join(60)
+    assert stopped and server.returncode == 0
+    assert int(stopped[1]) == int(stopped[2]) == len(answered)
+
+
+def test_a_taken_port_and_a_missing_library_are_told(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.client.socket.create_server(("127.0.0.1", 0)) as taken:  # type: ignore[attr-defined]
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", str(student), "--port", str(port)]) == 2
+    assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
+    assert main(["serve", "--model", str(student), "--port", "99999"]) == 2
+    assert "choose another --host or --port" in capsys.readouterr().err
+    (tmp_path / "token").write_text("two words")
+    assert main(["serve", "--model", str(student), "--token-file", str(tmp_path / "token")]) == 2
+    assert "holds no token; write one line of ASCII without spaces" in capsys.readouterr().err
+    (tmp_path / "users.jsonl").write_text('{"user_id": "a"}\n')
+    assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
+    assert 'line 1: \'{"user_id": "a"}\' is no user; write lines like' in capsys.readouterr().err
+    monkeypatch.setattr(cli, "SERVE_LIBRARIES", ("starlette", "no_such_library"))
+    assert main(["serve", "--model", str(student)]) == 2
+    assert capsys.readouterr().err == (
+        "slmrec: serve needs no_such_library; install them with: pip install 'slmrec[serve]'\n"
+    )

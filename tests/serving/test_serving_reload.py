@@ -1,0 +1,136 @@
+"""A new model takes over between two requests; a damaged one never does, and the old one goes on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+from servers import ITEMS, serving, write_model
+
+from slmrec import Recommender
+from slmrec.cli import main
+from slmrec.data.dataset import Dataset
+from slmrec.errors import CheckpointError
+from slmrec.serving.loading import load
+
+
+@pytest.fixture
+def folder(student: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(student, tmp_path / "model"))
+
+
+def test_a_new_model_takes_over_without_a_lost_request(folder: Path, tiny_dataset: Dataset) -> None:
+    before = Recommender.from_pretrained(folder).recommend([["i01"]]).table["item_id"].to_pylist()
+    with serving(folder) as client, ThreadPoolExecutor(5) as pool:
+        assert client.ask("/reload", {})[2] == {"student": "unchanged"}
+        old = client.get("/model")["student"]["version"]
+        client.recommend(session_id="s", history=["i01", "i02"])
+        asked = [pool.submit(client.recommend, history=["i01"]) for _ in range(60)]
+        write_model(folder, tiny_dataset, seed=7)
+        after = Recommender.from_pretrained(folder).recommend([["i01"]]).table["item_id"].to_pylist()
+        assert client.ask("/reload", {})[::2] == (200, {"student": "loaded"})
+        new = client.get("/model")["student"]["version"]
+        asked += [pool.submit(client.recommend, history=["i01"]) for _ in range(20)]
+        lists = {old: before, new: after}
+        answers = [each.result() for each in asked]
+        assert {answer["model_version"] for answer in answers} == {old, new}
+        for answer in answers:
+            assert [item["item_id"] for item in answer["items"]] == lists[answer["model_version"]]
+        session = client.recommend(session_id="s", events=["i03"])  # goes on, read anew by the new model
+        assert session["session"] == {"session_id": "s", "new": False, "num_items": 3}
+        whole = client.recommend(history=["i01", "i02", "i03"])
+        assert [item["item_id"] for item in session["items"]] == [item["item_id"] for item in whole["items"]]
+
+
+def test_a_session_keeps_what_a_smaller_catalogue_knows(folder: Path, tiny_dataset: Dataset) -> None:
+    with serving(folder) as client:
+        client.recommend(session_id="s", history=["i01", "i02"])
+        path = folder / "items.parquet"
+        items = pq.read_table(path)
+        ids = [f"new{n}" if n == 1 else item for n, item in enumerate(items["item_id"].to_pylist())]
+        pq.write_table(items.set_column(items.column_names.index("item_id"), "item_id", [ids]), path)
+        assert client.ask("/reload", {})[0] == 200
+        assert client.recommend(session_id="s", events=[])["session"]["num_items"] == 1
+        assert client.recommend(history=["i01"])["unknown"] == ["i01"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def other_vocabulary(folder: Path) -> None:
+    path = folder / "items.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def not_a_number(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["item_embeddings.weight"][3] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "weights cut short": (
+        lambda folder: cut(folder / "model.safetensors"),
+        r"model\.safetensors: cut off or damaged",
+    ),
+    "weights not numbers": (not_a_number, r"hold NaN or infinity"),
+    "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "vocabulary cut short": (lambda folder: cut(folder / "items.parquet"), r"items\.parquet: .*copy the folder anew"),
+    "another vocabulary": (other_vocabulary, r"items\.parquet has 39 rows but the model knows 40 items"),
+    "no JSON": (lambda folder: cut(folder / "config.json"), r"config\.json: makes no model"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
+    "other sizes": (edit(num_items=41), r"weights missing, unknown or of another shape: item_embeddings\.weight"),
+    "no sense": (edit(item_dim="wide"), r"cannot be loaded \(.*\); copy or train it anew"),
+    "another kind": (edit(model_type="bert"), r"model.*bert|bert model"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_refused_by_name(name: str, folder: Path) -> None:
+    harm, message = DAMAGE[name]
+    harm(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_old_model_goes_on_when_the_new_one_is_damaged(folder: Path) -> None:
+    with serving(folder) as client:
+        before = client.recommend(history=ITEMS[:3])
+        good = (folder / "config.json").read_bytes()
+        for name in ("other sizes", "weights cut short"):
+            DAMAGE[name][0](folder)
+            status, _, content = client.ask("/reload", {})
+            assert status == 409 and content["error"].endswith("; the model loaded before goes on serving")
+            assert client.recommend(history=ITEMS[:3])["items"] == before["items"]
+            (folder / "config.json").write_bytes(good)
+        assert 'slmrec_reloads_total{model="student",result="refused"} 2.0' in client.get("/metrics").splitlines()
+
+
+def test_a_damaged_folder_does_not_start(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut(folder / "model.safetensors")
+    assert main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("slmrec: ") and "model.safetensors: cut off or damaged" in told and told.count("\n") == 1
+
+
+def test_two_reloads_at_once_are_one_too_many(folder: Path) -> None:
+    with serving(folder) as client:
+        client.server._reloaders["student"]._is_loading = True
+        status, _, content = client.ask("/reload", {})
+        assert (status, content["error"]) == (409, "model is being loaded already; wait for that")
