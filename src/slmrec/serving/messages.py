@@ -137,6 +137,10 @@ class Models(Message):
     teacher: ModelInfo | None = None
 
 
+class ReloadRequest(Message):
+    """Nothing need be said: `{}`."""
+
+
 class Outcomes(Message):
     """What a reload did."""
 
