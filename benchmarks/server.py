@@ -128,11 +128,12 @@ class Load:
 
 async def measure(load: Load, seconds: float, overload_seconds: float, pid: int) -> dict[str, Any]:
     """Both loads, then too much."""
-    await closed(load, load.whole, min(3.0, seconds))  # to warm up
-    report = {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds)).items()}
-    report |= {f"sessions_{key}": value for key, value in (await closed(load, load.session, seconds)).items()}
+    server = psutil.Process(pid)
+    await closed(load, load.whole, min(3.0, seconds), server)  # to warm up
+    report = {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds, server)).items()}
+    report |= {f"sessions_{key}": value for key, value in (await closed(load, load.session, seconds, server)).items()}
     report |= await overload(load, OVERLOAD * report["whole_per_s"], overload_seconds)
-    report["server_rss_mb"] = psutil.Process(pid).memory_info().rss / 2**20
+    report["server_rss_mb"] = server.memory_info().rss / 2**20
     report["claims_hold"] = (
         report["whole_per_s"] >= MIN_RATE
         and report["sessions_per_s"] >= MIN_SESSION_RATE
@@ -146,7 +147,7 @@ async def measure(load: Load, seconds: float, overload_seconds: float, pid: int)
 Turn = Callable[[Connection, int], Awaitable[tuple[list[float], int]]]
 
 
-async def closed(load: Load, turn: Turn, seconds: float) -> dict[str, Any]:
+async def closed(load: Load, turn: Turn, seconds: float, server: psutil.Process) -> dict[str, Any]:
     """Every client sends its next request when the last one is answered."""
     times: list[float] = []
     num_wrong = 0
@@ -161,11 +162,13 @@ async def closed(load: Load, turn: Turn, seconds: float) -> dict[str, Any]:
             times.extend(some)
             num_wrong += wrong
 
-    started = time.perf_counter()
+    started, cpu_before = time.perf_counter(), sum(server.cpu_times()[:2])
     await asyncio.gather(*(client() for _ in range(load.num_clients)))
     p50, p90, p99 = np.percentile(times, (50, 90, 99)).tolist()
     rate = len(times) / (time.perf_counter() - started)
-    return {"requests": len(times), "per_s": rate, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "wrong": num_wrong}
+    cpu_ms = 1e3 * (sum(server.cpu_times()[:2]) - cpu_before) / len(times)
+    latencies = {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
+    return {"requests": len(times), "per_s": rate, **latencies, "wrong": num_wrong, "server_cpu_ms_per_request": cpu_ms}
 
 
 async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def test_a_new_model_takes_over_without_a_lost_request(folder: Path, tiny_datase
     before = Recommender.from_pretrained(folder).recommend([["i01"]]).table["item_id"].to_pylist()
     with serving(folder) as client, ThreadPoolExecutor(5) as pool:
         assert client.ask("/reload", {})[2] == {"student": "unchanged"}
+        assert client.ask("/reload", {"model": "b"})[::2] == (422, {"error": "model: Extra inputs are not permitted"})
         old = client.get("/model")["student"]["version"]
         client.recommend(session_id="s", history=["i01", "i02"])
         asked = [pool.submit(client.recommend, history=["i01"]) for _ in range(60)]

@@ -205,7 +205,7 @@ class Continuations:
         """(tokens, heads, head width), users one after the other."""
         self.recorded.append(own)
         keys = (self._answers([past[layer][part] for past in self.pasts if past], own[part]) for part in (0, 1))
-        queries = pad_sequence(list(query.split(self.lengths)), batch_first=True)
+        queries = pad_sequence(list(torch.split(query, self.lengths)), batch_first=True)
         prefix = self.prefix[layer] if self.prefix is not None else None
         attended = _attend_group(queries, KeysValues(*keys), prefix, rule, self._visible)
         return attended[self._is_new]
@@ -213,7 +213,7 @@ class Continuations:
     def _answers(self, pasts: list[Tensor], own: Tensor) -> Tensor:
         """(B, K, key heads, head width): past and new tokens of each user, then pads."""
         before = iter(pasts)
-        news = own.split(self.lengths)
+        news = torch.split(own, self.lengths)
         joined = [torch.cat([next(before), new]) if past else new for past, new in zip(self.pasts, news, strict=True)]
         return pad_sequence(joined, batch_first=True)
 

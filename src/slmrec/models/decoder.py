@@ -226,7 +226,7 @@ class DecoderRecommender(PreTrainedModel):
     def _extend(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
         """The user vectors after some more items each, all of which fit."""
         vectors = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.device))
-        tokens = [torch.cat([some, self.response]) for some in vectors.split([len(some) for some in items])]
+        tokens = [torch.cat([some, self.response]) for some in torch.split(vectors, [len(some) for some in items])]
         lengths = [len(some) for some in tokens]
         starts = [len(self.prefix) + len(state.items) for state in states]
         places = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
@@ -238,7 +238,7 @@ class DecoderRecommender(PreTrainedModel):
             packing=packing,
             use_cache=False,
         )
-        news = [[part.split(lengths) for part in layer] for layer in packing.recorded]
+        news = [[torch.split(part, lengths) for part in layer] for layer in packing.recorded]
         for user, (state, read) in enumerate(zip(states, items, strict=True)):
             # Cloned, since a view would keep the keys and values of the whole batch.
             own = [KeysValues(*(part[user][: len(read)].clone() for part in layer)) for layer in news]

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,7 +25,7 @@ from slmrec.serving.engine import Engine, Found
 from slmrec.serving.examples import Example
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import Loaded
-from slmrec.serving.messages import MAX_FOUND, ModelName, Query, request_adapter, told
+from slmrec.serving.messages import MAX_FOUND, ModelName, Query, ReloadRequest, request_adapter, told
 from slmrec.serving.observation import Observations
 from slmrec.serving.openapi import document
 from slmrec.serving.refusals import (
@@ -39,6 +39,7 @@ from slmrec.serving.refusals import (
 from slmrec.serving.reload import Reloader
 
 Handler = Callable[[Request], Awaitable[Response]]
+_NOTHING: TypeAdapter[Any] = TypeAdapter(ReloadRequest)
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -164,12 +165,7 @@ class Server:
         raise InvalidError(f"model is {name[:50]!r}, expected student or teacher")
 
     def _parsed(self, body: bytes) -> tuple[list[Query], bool]:
-        try:
-            asked = self._adapter.validate_json(body)
-        except ValidationError as error:
-            kinds = {fault["type"] for fault in error.errors(include_url=False, include_context=False)}
-            kind = MalformedError if "json_invalid" in kinds else InvalidError
-            raise kind(told(error)) from None
+        asked = _read(self._adapter, body)
         return ([asked], False) if isinstance(asked, Query) else (asked.requests, True)
 
     async def _items(self, request: Request) -> Response:
@@ -193,7 +189,7 @@ class Server:
         return _json({name: engine.serving.loaded.describe() for name, engine in self.engines.items()})
 
     async def _reload(self, request: Request) -> Response:
-        await read_json_body(request, self.limits)
+        _read(_NOTHING, await read_json_body(request, self.limits))
         outcomes: dict[str, str] = {}
         for name, reloader in self._reloaders.items():
             try:
@@ -217,6 +213,15 @@ class Server:
 
     async def _openapi(self, _: Request) -> Response:
         return Response(self._document, media_type="application/json")
+
+
+def _read(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as error:
+        kinds = {fault["type"] for fault in error.errors(include_url=False, include_context=False)}
+        kind = MalformedError if "json_invalid" in kinds else InvalidError
+        raise kind(told(error)) from None
 
 
 def _page(name: str) -> Handler:

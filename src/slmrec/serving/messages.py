@@ -137,6 +137,10 @@ class Models(Message):
     teacher: ModelInfo | None = None
 
 
+class ReloadRequest(Message):
+    """Nothing need be said: `{}`."""
+
+
 class Outcomes(Message):
     """What a reload did."""
 
@@ -160,9 +164,8 @@ def request_adapter(limits: Limits) -> TypeAdapter[Any]:
     """Reads the body of `POST /recommend`: one `Query`, or many as `{"requests": [...]}`."""
     one = _query(limits)
     many = create_model("Queries", __base__=Message, requests=(_list(one, limits.max_requests, at_least=1), ...))
-    return TypeAdapter(
-        Annotated[Annotated[one, Tag("one")] | Annotated[many, Tag("many")], Discriminator(_number_of_users)]
-    )
+    either: Any = Annotated[one, Tag("one")] | Annotated[many, Tag("many")]
+    return TypeAdapter(Annotated[either, Discriminator(_number_of_users)])
 
 
 def _query(limits: Limits) -> type[Query]:

@@ -27,7 +27,7 @@ _BODY = (*_TOKEN, MalformedError, SlowBodyError, TooLargeError, NotJsonError, In
 
 def document(limits: Limits) -> dict[str, Any]:
     """OpenAPI 3.1 of a server with these limits."""
-    given: dict[str, type[BaseModel]] = {model.__name__: model for model in _ANSWERS}
+    given: dict[str, type[BaseModel]] = {model.__name__: model for model in _MESSAGES}
     adapters = {name: TypeAdapter(model) for name, model in given.items()}
     asked = [("Asked", "validation", messages.request_adapter(limits))]
     answered = [(name, "serialization", adapter) for name, adapter in adapters.items()]
@@ -59,7 +59,7 @@ def document(limits: Limits) -> dict[str, Any]:
 
 
 _ABOUT = "Next items for histories. Every refusal is {error: text}; 503 says in Retry-After when to try again."
-_ANSWERS: tuple[type[BaseModel], ...] = (
+_MESSAGES: tuple[type[BaseModel], ...] = (
     messages.Answer,
     messages.Answers,
     messages.FoundItems,
@@ -67,6 +67,7 @@ _ANSWERS: tuple[type[BaseModel], ...] = (
     messages.Models,
     messages.Status,
     messages.Outcomes,
+    messages.ReloadRequest,
     messages.Problem,
 )
 
@@ -105,8 +106,9 @@ def _items() -> dict[str, Any]:
 
 def _reload() -> dict[str, Any]:
     answer = {"application/json": {"schema": _schema("Outcomes")}}
-    refusals = (*_TOKEN, SlowBodyError, TooLargeError, NotJsonError, ConflictError)
-    return _operation("Loads the model folders again, if they changed", answer, refusals)
+    refusals = (*_TOKEN, MalformedError, SlowBodyError, ConflictError, TooLargeError, NotJsonError, InvalidError)
+    asked = {"required": True, "content": {"application/json": {"schema": _schema("ReloadRequest")}}}
+    return _operation("Loads the model folders again, if they changed", answer, refusals, requestBody=asked)
 
 
 def _metrics() -> dict[str, Any]:
