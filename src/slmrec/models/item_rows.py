@@ -50,7 +50,7 @@ def append_items(model: Model, rows: Tensor) -> None:
         if isinstance(table.owner, TitleMap):
             table.owner.vectors = values
         else:
-            table.owner.item_embeddings = nn.Embedding.from_pretrained(values, freeze=False, padding_idx=0)
+            table.owner.item_embeddings = nn.Embedding.from_pretrained(values, freeze=False, padding_idx=0)  # type: ignore[no-untyped-call]
     num_items = model.num_items + len(rows)
     for part_of in model.modules():
         if isinstance(part_of, PreTrainedModel):
