@@ -101,9 +101,7 @@ class TopItems(nn.Module):
         users = self.model.encode(Batch(items, lengths, lengths, every_position=False)).users
         scores = (users @ self.table.T).masked_fill(~(allowed & self.may_rank), -torch.inf)
         scores = scores.scatter(1, excluded, -torch.inf)
-        wanted: Any = k.clamp(
-            1, len(self.may_rank) - 1
-        ).item()  # traced: a symbol, no number
+        wanted: Any = k.clamp(1, len(self.may_rank) - 1).item()  # traced: a symbol, no number
         torch._check(wanted >= 1)  # type: ignore[no-untyped-call]
         torch._check(wanted < len(self.may_rank))  # type: ignore[no-untyped-call]
         best, places = torch.topk(scores, wanted, dim=1)
