@@ -48,7 +48,7 @@ class PaddedEncoder(nn.Module):
         items = batch.items.new_zeros(len(batch.items), self.width).index_put(
             (rows, columns + pads[rows]), batch.items[rows, columns]
         )
-        vectors = model._item_inputs(items)
+        vectors = model.item_inputs(items)
         prompt = [part.expand(len(items), -1, -1) for part in (model.prefix, model.response)]
         inputs = torch.cat([prompt[0], vectors, prompt[1]], dim=1)
         at = torch.arange(inputs.shape[1], device=items.device)

@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 from typing import Literal
 
+from slmrec.checkpoint import fingerprint_of
 from slmrec.errors import CheckpointError
 from slmrec.serving.engine import Engine
-from slmrec.serving.loading import fingerprint_of, load
+from slmrec.serving.loading import load
 from slmrec.serving.refusals import ConflictError
 
 Outcome = Literal["loaded", "unchanged"]

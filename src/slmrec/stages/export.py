@@ -188,10 +188,11 @@ def _quiet() -> Iterator[None]:
 
 def _name_dimensions(graph: Any) -> None:
     """Readable names for the dimensions that vary, in place of the tracer's."""
-    items, _, excluded, *_ = graph.graph.inputs
-    (best, _) = graph.graph.outputs
-    found = [*zip(items.shape, ("batch", "length"), strict=True), (excluded.shape[1], "num_excluded")]
-    names = {str(dim.value): name for dim, name in [*found, (best.shape[1], "k")]}
+    items, lengths, excluded, *_ = graph.graph.inputs
+    best, _ = graph.graph.outputs
+    batch = [(value.shape[0], "batch") for value in (items, lengths, excluded)]
+    others = [(items.shape[1], "length"), (excluded.shape[1], "num_excluded"), (best.shape[1], "k")]
+    names = {str(dim.value): name for dim, name in [*batch, *others]}
     values = [*graph.graph.inputs, *(value for node in graph.graph for value in node.outputs)]
     for value in values:
         for axis, dim in enumerate(value.shape or ()):
