@@ -59,7 +59,7 @@ def decoder(positions: str = "contiguous", prompt: bool = True, lora: bool = Fal
 def ensemble(lora: bool = False) -> Ensemble:
     member = decoder(prompt=False, lora=lora, titles=True)
     assert isinstance(member, DecoderRecommender)
-    return Ensemble.of(member, sasrec(), 0.3).eval()
+    return Ensemble.of(member, [sasrec()], [0.3]).eval()
 
 
 MODELS: dict[str, Callable[[], Model]] = {

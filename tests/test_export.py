@@ -164,7 +164,7 @@ def test_eight_bits_are_smaller_and_nearly_as_good(
     assert "of PyTorch's best 10 items of random histories stay" in capsys.readouterr().out
     model, vocabulary = load_recommender(folder)
     checked = slmrec.stages.export.check_graph(file, model, may_recommend(vocabulary))
-    assert checked.overlap > 0.8 and checked.score_gap > 1e-6
+    assert checked.overlap > 0.6 and checked.score_gap > 1e-6
     assert b"MatMulInteger" in file.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small.items.parquet", "small.onnx"]
 

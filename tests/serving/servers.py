@@ -11,11 +11,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 import uvicorn
 
-from slmrec.checkpoint import save_recommender
+from slmrec.checkpoint import load_recommender, replace_vocabulary, save_recommender
 from slmrec.data.dataset import Dataset
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
@@ -52,10 +52,9 @@ def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:
 def write_model(folder: Path, dataset: Dataset, seed: int = 0) -> Path:
     """A model folder with titles."""
     save_recommender(decoder(seed), dataset, folder, "tiny student", {"valid/ndcg@10": 0.25})
-    path = folder / "items.parquet"
-    items = pq.read_table(path)
-    titles = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(items.num_rows)]
-    pq.write_table(items.append_column("title", [titles]), path)
+    titles = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(dataset.num_items)]
+    _, vocabulary = load_recommender(folder)
+    replace_vocabulary(vocabulary._replace(titles=pa.array(titles)), folder)
     return folder
 
 

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 from servers import ITEMS, serving, write_model
 
 from slmrec import Recommender
+from slmrec.checkpoint import load_recommender, replace_vocabulary
 from slmrec.cli import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
@@ -51,10 +53,9 @@ def test_a_new_model_takes_over_without_a_lost_request(folder: Path, tiny_datase
 def test_a_session_keeps_what_a_smaller_catalogue_knows(folder: Path, tiny_dataset: Dataset) -> None:
     with serving(folder) as client:
         client.recommend(session_id="s", history=["i01", "i02"])
-        path = folder / "items.parquet"
-        items = pq.read_table(path)
-        ids = [f"new{n}" if n == 1 else item for n, item in enumerate(items["item_id"].to_pylist())]
-        pq.write_table(items.set_column(items.column_names.index("item_id"), "item_id", [ids]), path)
+        _, vocabulary = load_recommender(folder)
+        ids = [f"new{n}" if n == 1 else item for n, item in enumerate(vocabulary.item_ids.to_pylist())]
+        replace_vocabulary(vocabulary._replace(item_ids=pa.array(ids)), folder)
         assert client.ask("/reload", {})[0] == 200
         assert client.recommend(session_id="s", events=[])["session"]["num_items"] == 1
         assert client.recommend(history=["i01"])["unknown"] == ["i01"]
@@ -74,7 +75,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
 def other_vocabulary(folder: Path) -> None:
     path = folder / "items.parquet"
-    pq.write_table(pq.read_table(path).slice(1), path)
+    pq.write_table(pq.read_table(path).slice(0, 39), path)
 
 
 def not_a_number(folder: Path) -> None:
@@ -82,6 +83,7 @@ def not_a_number(folder: Path) -> None:
     weights = load_file(path)
     weights["item_embeddings.weight"][3] = float("nan")
     save_file(weights, path, {"format": "pt"})
+    (folder / "about.json").unlink()  # whose checksum would tell as well
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -96,7 +98,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda folder: cut(folder / "config.json"), r"config\.json: makes no model"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
     "other sizes": (edit(num_items=41), r"weights missing, unknown or of another shape: item_embeddings\.weight"),
-    "no sense": (edit(item_dim="wide"), r"cannot be loaded \(.*\); copy or train it anew"),
+    "no sense": (edit(item_dim="wide"), r"config\.json: makes no model \(.*\); copy the folder anew"),
     "another kind": (edit(model_type="bert"), r"model.*bert|bert model"),
 }
 
