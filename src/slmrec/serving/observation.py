@@ -1,10 +1,12 @@
 """Counters and times for Prometheus."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from slmrec.serving.engine import Engine, Found
+from slmrec.serving.messages import ModelName
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -26,15 +28,15 @@ class Observations:
         self._fallbacks = Counter("slmrec_fallback_answers", "Answers with the most popular items", registry=own)
         self._reloads = Counter("slmrec_reloads", "Reloads", ["model", "result"], registry=own)
 
-    def watch(self, engines: Mapping[str, Engine], waiting: Callable[[], int]) -> None:
+    def watch(self, engines: Mapping[ModelName, Engine], waiting: Callable[[], int]) -> None:
         """Adds what is read at the moment of asking."""
         own = self._registry
         Gauge("slmrec_waiting_histories", "Histories accepted and not answered", registry=own).set_function(waiting)
         sessions = Gauge("slmrec_sessions", "Sessions kept", ["model"], registry=own)
         evicted = Gauge("slmrec_sessions_evicted", "Sessions given up for newer ones", ["model"], registry=own)
         for name, engine in engines.items():
-            sessions.labels(name).set_function(lambda engine=engine: len(engine.sessions))
-            evicted.labels(name).set_function(lambda engine=engine: engine.sessions.num_evicted)
+            sessions.labels(name).set_function(partial(len, engine.sessions))
+            evicted.labels(name).set_function(partial(getattr, engine.sessions, "num_evicted"))
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """An answered request."""
