@@ -78,10 +78,11 @@ def read(ranker: Ranker, sessions: list[Session]) -> None:
     behind = [session for session in sessions if session.unread]
     if not behind:
         return
-    if _is_incremental(ranker.model):
+    model: Any = ranker.model
+    if _is_incremental(model):
         for session in behind:
-            session.state = session.state or ranker.model.new_state()
-        vectors = ranker.model.append_all([each.state for each in behind], [each.unread for each in behind]).float()
+            session.state = session.state or model.new_state()
+        vectors = model.append_all([each.state for each in behind], [each.unread for each in behind]).float()
     else:
         vectors = ranker.encode([session.history for session in behind])
     for session, vector in zip(behind, vectors.clone().unbind(), strict=True):
