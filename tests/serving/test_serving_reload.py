@@ -137,3 +137,16 @@ def test_two_reloads_at_once_are_one_too_many(folder: Path) -> None:
         client.server._reloaders["student"]._is_loading = True
         status, _, content = client.ask("/reload", {})
         assert (status, content["error"]) == (409, "model is being loaded already; wait for that")
+
+
+def test_a_removed_item_is_given_to_nobody(folder: Path) -> None:
+    with serving(folder) as client:
+        best = client.recommend(history=["i01"])["items"][0]["item_id"]
+        _, vocabulary = load_recommender(folder)
+        gone = pa.array([item == best for item in vocabulary.item_ids.to_pylist()])
+        replace_vocabulary(vocabulary._replace(removed=gone), folder)
+        assert client.ask("/reload", {})[::2] == (200, {"student": "loaded"})
+        for asked in ({"history": ["i01"]}, {"history": []}, {"history": ["i01"], "candidates": [best, "i05"]}):
+            items = [item["item_id"] for item in client.recommend(k=40, **asked)["items"]]
+            assert items and best not in items
+        assert client.recommend(history=[best])["num_unknown"] == 0

@@ -23,7 +23,7 @@ class Catalogue:
         self.titles = [None] * len(self.item_ids) if vocabulary.titles is None else vocabulary.titles.to_pylist()
         self.items = {str(item_id): item for item, item_id in enumerate(self.item_ids, 1)}
         self.counts = np.array(vocabulary.counts.to_pylist(), dtype=np.float32)
-        removed = getattr(vocabulary, "removed", None)
+        removed = vocabulary.removed
         self.removed = set() if removed is None else {item for item, gone in enumerate(removed.to_pylist(), 1) if gone}
         """Items that must never be recommended; in histories they are read."""
 
