@@ -242,6 +242,14 @@ def test_settings_are_frozen() -> None:
         ),
         (["finetune.ensemble=[companion]"], "finetune.ensemble names companion, but there is no section of that name"),
         (["finetune.ensemble=[sasrec, sasrec]"], r"ensemble is \['sasrec', 'sasrec'\]; name each once"),
+        (
+            [
+                "finetune.ensemble=[companion]",
+                "companion={lora: {r: 2}, backbone: smollm2-135m, backbone_config: null}",
+            ],
+            "adapters of a companion cannot be kept with the teacher",
+        ),
+        (["evaluate.models=[companion]"], "evaluate.models names companion, but there is no section of that name"),
         (["distill.keep_ensemble=true"], "keep_ensemble is true, but finetune.ensemble names no other model"),
         (
             ["finetune.ensemble=[sasrec]", "pretrain.max_history_items=20"],

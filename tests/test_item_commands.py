@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmrec import Recommender
-from slmrec.checkpoint import save_recommender
+from slmrec.checkpoint import load_recommender, replace_vocabulary, save_recommender
 from slmrec.cli import main
 from slmrec.data.dataset import Dataset
 from slmrec.models.item_rows import item_rows, title_columns
@@ -170,3 +170,20 @@ def test_a_csv_holds_lists_as_json(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text('item_id,title,like\n007,Bond,"[""i01"", ""i02""]"\n', encoding="utf-8")
     assert changed("add", plain, tmp_path / "new.csv", "--output", str(tmp_path / "more")) == 0
     assert Recommender.from_pretrained(tmp_path / "more").title("007") == "Bond"
+
+
+def test_numbers_have_one_form_and_a_link_is_followed(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbered = Path(shutil.copytree(plain, tmp_path / "numbered"))
+    _, vocabulary = load_recommender(numbered)
+    replace_vocabulary(vocabulary._replace(item_ids=pa.array(range(1, 41))), numbered)
+    link = tmp_path / "current"
+    link.symlink_to(numbered)
+    for item_id, message in (("007", "item 7 is in the catalogue already"), (str(2**70), "is no number, and the ids")):
+        assert changed("add", link, write(tmp_path, [{"item_id": item_id, "like": ["3"]}])) == 2
+        assert message in capsys.readouterr().err
+    for item_id in ("41", "042"):
+        assert changed("add", link, write(tmp_path, [{"item_id": item_id, "like": ["3"]}])) == 0
+    assert link.is_symlink()
+    assert load_recommender(numbered)[1].item_ids.to_pylist() == list(range(1, 43))

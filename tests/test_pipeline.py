@@ -201,6 +201,22 @@ def test_models_that_make_it_no_better_do_not_join(
     assert all(isinstance(model, DecoderRecommender) for model in models)
 
 
+def test_a_teacher_that_could_not_be_joined_keeps_its_training(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[float]:
+        raise KeyboardInterrupt
+
+    run = ["run", "--config", str(config), "--output", str(tmp_path / "run"), "finetune.ensemble=[sasrec]"]
+    with monkeypatch.context() as patched:
+        patched.setattr("slmrec.stages.ensemble.shares", fail)
+        assert main(run) == 130
+    capsys.readouterr()
+    assert main(run) == 0
+    assert "finetune: going on after epoch" in capsys.readouterr().out
+    assert not list((tmp_path / "run" / "finetune" / "training").glob("*.safetensors"))
+
+
 def test_a_companion_that_is_not_described(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["companion", "--config", str(config), "--output", str(tmp_path)]) == 2
     assert "companion is null; give its section" in capsys.readouterr().err
@@ -213,6 +229,16 @@ def test_titles_that_are_not_there(tmp_path: Path, config: Path, capsys: pytest.
     assert main(["finetune", *given[:-1], "finetune.titles={source: smollm2-135m, required: false}"]) == 0
     assert "the items have no titles (--items FILE gives them); going on without" in capsys.readouterr().out
     assert load_recommender(tmp_path / "finetune")[0].titles is None
+
+
+@pytest.mark.parametrize("section", ["finetune", "companion"])
+def test_what_reads_the_titles_is_asked_for_before_the_first_stage(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], section: str
+) -> None:
+    given = f"{section}.titles={{source: no-such-model.gguf}}"
+    assert main(["run", "--config", str(config), "--output", str(tmp_path / "run"), given]) == 2
+    assert "no-such-model.gguf" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_backbone_is_known_by_its_files_or_by_its_id(tmp_path: Path) -> None:

@@ -615,8 +615,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         distill, weights = self.distill, self.distill.weights
-        if distill.teacher is None:
-            self._check_ensemble()
+        self._check_ensemble()
         if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
             student, teacher = _depth(distill), _depth(self.finetune)
             _check(
@@ -624,6 +623,10 @@ class Config(Section):
                 f"distill.num_blocks is {distill.num_blocks}, but the student has {student} layers and the teacher "
                 f"{teacher}; choose a number that divides both",
             )
+        _check(
+            self.companion is not None or "companion" not in (self.evaluate.models or ()),
+            "evaluate.models names companion, but there is no section of that name; leave it out",
+        )
         _check(
             self.pretrain.item_vectors is None or "sasrec" not in (self.evaluate.models or ()),
             "evaluate.models names sasrec, but with pretrain.item_vectors none is trained; leave it out",
@@ -633,7 +636,7 @@ class Config(Section):
     def _check_ensemble(self) -> None:
         finetune, brought = self.finetune, self.pretrain.item_vectors
         _check(
-            "sasrec" not in finetune.ensemble or brought is None,
+            "sasrec" not in finetune.ensemble or brought is None or self.distill.teacher is not None,
             "finetune.ensemble names sasrec, but pretrain.item_vectors brings vectors alone; leave one out",
         )
         _check(
@@ -641,8 +644,12 @@ class Config(Section):
             "finetune.ensemble names companion, but there is no section of that name; give `companion: {}`",
         )
         _check(
-            bool(finetune.ensemble) or not self.distill.keep_ensemble,
+            bool(finetune.ensemble or self.distill.teacher) or not self.distill.keep_ensemble,
             "distill.keep_ensemble is true, but finetune.ensemble names no other model; leave it out",
+        )
+        _check(
+            "companion" not in finetune.ensemble or self.companion is None or self.companion.lora is None,
+            "companion.lora: adapters of a companion cannot be kept with the teacher; set companion.lora=null",
         )
         lengths = {"sasrec": self.pretrain.max_history_items}
         if self.companion:

@@ -54,7 +54,7 @@ class LossTerms(NamedTuple):
 
 
 class SequenceEncoder(Protocol):
-    """What evaluation, losses and recommendation ask of a model; SASRec and the decoder both satisfy it."""
+    """What evaluation, losses and recommendation ask of a model; SASRec, the decoder and an ensemble satisfy it."""
 
     @property
     def num_items(self) -> int:

@@ -31,7 +31,7 @@ def test_title_vectors_are_means_of_hidden_states_read_alone() -> None:
 
 @needs_smollm2
 def test_a_layer_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"finetune.titles.layer is 31 but there are 30 layers; choose 1-30"):
+    with pytest.raises(ConfigError, match=r"titles.layer is 31 but there are 30 layers; choose 1-30"):
         read_titles("smollm2-135m", ["a"], 31)
 
 

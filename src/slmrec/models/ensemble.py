@@ -45,6 +45,7 @@ class Ensemble(PreTrainedModel):
         super().__init__(config)
         self.members = nn.ModuleList(members or [_member(settings) for settings in config.members])
         self.all_tied_weights_keys: dict[str, str] = {}
+        self.is_loaded_in_4bit = any(getattr(member, "is_loaded_in_4bit", False) for member in self.members)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Its members bring their weights."""

@@ -74,7 +74,7 @@ def read_titles(
     decoder = load_decoder(source).eval()
     depth = len(decoder.layers)
     if layer > depth:
-        raise ConfigError(f"finetune.titles.layer is {layer} but there are {depth} layers; choose 1-{depth}")
+        raise ConfigError(f"titles.layer is {layer} but there are {depth} layers; choose 1-{depth}")
     decoder.layers = decoder.layers[: layer + (layer < depth)]  # the state after the last one has been normalised
     decoder.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(resolve(source))

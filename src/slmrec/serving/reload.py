@@ -31,7 +31,7 @@ class Reloader:
         self._is_loading = True
         try:
             return await asyncio.to_thread(self._load)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:  # a file may vanish while the folder is exchanged
             raise ConflictError(f"{error}; the model loaded before goes on serving") from None
         finally:
             self._is_loading = False

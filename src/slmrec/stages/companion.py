@@ -4,11 +4,14 @@ from slmrec.config import CompanionConfig, Config
 from slmrec.errors import ConfigError
 from slmrec.stages.decoder import backbone_files, train_decoder
 from slmrec.stages.folders import Stage, Task
+from slmrec.stages.learning import forget_training_state
 
 
 def build(task: Task) -> dict[str, float]:
     """Builds and trains the companion."""
-    return train_decoder(task, "companion", _settings(task.config))[1]
+    _, metrics = train_decoder(task, "companion", _settings(task.config))
+    forget_training_state(task)
+    return metrics
 
 
 def _settings(config: Config) -> CompanionConfig:

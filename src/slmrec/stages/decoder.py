@@ -17,7 +17,6 @@ from slmrec.stages.folders import Task
 from slmrec.stages.learning import (
     adjust_decoder,
     cross_entropy_settings,
-    forget_training_state,
     learn,
     training_samples,
 )
@@ -38,7 +37,10 @@ FRESH_STD = 0.02
 
 
 def train_decoder(task: Task, name: str, settings: DecoderConfig) -> tuple[DecoderRecommender, dict[str, float]]:
-    """Builds and trains the decoder of a section, and writes its folder; the decoder, and its metrics on validation."""
+    """Builds and trains the decoder of a section, and writes its folder; the decoder, and its metrics on validation.
+
+    The state of the training stays, for the caller to drop once all is done.
+    """
     dataset = Dataset.load(task.output / "prepare")
     vectors, titles = item_vectors_of(task.output / "pretrain"), titles_of(name, settings, dataset)
     torch.manual_seed(task.config.seed)
@@ -47,7 +49,6 @@ def train_decoder(task: Task, name: str, settings: DecoderConfig) -> tuple[Decod
     loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model)
     metrics = learn(task, name, model, loss, data, dataset, settings.train)
-    forget_training_state(task)
     return model, metrics | {"num_layers": model.num_layers}
 
 

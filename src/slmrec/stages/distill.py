@@ -134,8 +134,12 @@ def _store(teacher: Teacher, data: TrainingSamples, path: Path, wanted: dict[str
 
 def _others(settings: DistillConfig, teacher: Teacher) -> tuple[list[Member], list[float]] | None:
     """What the student's scores are mixed with, and the weights; None: with nothing."""
-    if not settings.keep_ensemble or not isinstance(teacher, Ensemble):
+    if not settings.keep_ensemble:
         return None
+    if not isinstance(teacher, Ensemble):
+        if settings.teacher:
+            raise ConfigError(f"distill.keep_ensemble is true, but {settings.teacher} is no ensemble; leave it out")
+        return None  # no model had a share
     return teacher.others, teacher.config.weights[1:]
 
 

@@ -4,6 +4,7 @@ from slmrec.config import Config
 from slmrec.stages.decoder import backbone_files, train_decoder
 from slmrec.stages.ensemble import FOLDERS, join
 from slmrec.stages.folders import Stage, Task
+from slmrec.stages.learning import forget_training_state
 
 
 def build(task: Task) -> dict[str, float]:
@@ -12,6 +13,7 @@ def build(task: Task) -> dict[str, float]:
     decoder, metrics = train_decoder(task, "finetune", settings)
     if settings.ensemble:
         metrics |= join(task, decoder, settings.ensemble, settings.train)
+    forget_training_state(task)
     return metrics
 
 

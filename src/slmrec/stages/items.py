@@ -1,7 +1,6 @@
 """New items for a model without training, and items that it must no longer recommend."""
 
 import json
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -59,7 +58,8 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
     known = _Known(item_rows(recommender), title_columns(recommender), _places(vocabulary))
     append_items(recommender, torch.stack([_vector(items, row, known) for row in rows]))
     extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
-    with folder_in_place(output or model, replaced=output in {None, model}) as folder:
+    target = (output or model).resolve()  # of a link, what it points to
+    with folder_in_place(target, replaced=target == model.resolve()) as folder:
         shutil.copytree(model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True)
         save_folder(folder, recommender, extended, read_about(model))
     print(f"items add: {len(rows)} items, {recommender.num_items} in all, written to {output or model}", flush=True)
@@ -91,7 +91,8 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
     allowed[[places[item_id] for item_id in wanted]] = not removed
     if not allowed.any():
         raise ConfigError(f"{items}: removes all {len(places)} items of {model}; leave at least one")
-    with folder_in_place(output or model, replaced=output in {None, model}) as folder:
+    target = (output or model).resolve()  # of a link, what it points to
+    with folder_in_place(target, replaced=target == model.resolve()) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         replace_vocabulary(vocabulary._replace(removed=pa.array((~allowed[1:]).tolist())), folder)
     word = "removed" if removed else "restored"
@@ -115,18 +116,26 @@ def _ids(path: Path, rows: Rows) -> list[Any]:
 
 def _new_ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> pa.Array:
     """The ids of new items, as the vocabulary has them: texts or numbers."""
-    places = _places(vocabulary)
-    ids = _ids(path, rows)
+    places, kind = _places(vocabulary), vocabulary.item_ids.type
+    ids = _ids(path, [row | {"item_id": _as_kind(path, row.get("item_id"), kind)} for row in rows])
     known = [item_id for item_id in ids if str(item_id) in places]
     if known:
         raise DataError(
             f"{path}: item {known[0]!r} is in the catalogue already ({len(known)} known in all); remove the row"
         )
-    kind = vocabulary.item_ids.type
-    for item_id in ids:
-        if pa.types.is_integer(kind) and not re.fullmatch(r"-?\d+", str(item_id)):
-            raise DataError(f"{path}: item {item_id!r} is no number, and the ids of this model are; give it a number")
-    return pa.array([int(item_id) if pa.types.is_integer(kind) else str(item_id) for item_id in ids], kind)
+    return pa.array(ids, kind)
+
+
+def _as_kind(path: Path, item_id: Any, kind: pa.DataType) -> Any:
+    """An id as the vocabulary has them: a number, whose text has one form alone, or a text."""
+    if item_id is None or not pa.types.is_integer(kind):
+        return item_id if item_id is None else str(item_id)
+    try:
+        return pa.scalar(int(str(item_id)), kind).as_py()
+    except (ValueError, OverflowError, pa.ArrowInvalid):
+        raise DataError(
+            f"{path}: item {item_id!r} is no number, and the ids of this model are; give it a number"
+        ) from None
 
 
 def _vector(path: Path, row: dict[str, Any], known: _Known) -> Tensor:

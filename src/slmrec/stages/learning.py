@@ -1,4 +1,4 @@
-"""What the three training stages share: choose samples, validate, fit, save."""
+"""What the training stages share: choose samples, validate, fit, save."""
 
 from typing import Any
 

@@ -122,12 +122,12 @@ def _rows(config: Config, names: list[str], dataset: Dataset | None, notes: list
     rows, num_items = {}, dataset.num_items if dataset else 0
     if not config.pretrain.item_vectors:
         rows["pretrain"] = _row(config, "pretrain", _sasrec(config, num_items), dataset, (0, 0))
-    if "finetune" not in names:
-        notes.append(f"distill.teacher is {config.distill.teacher}: its sizes are not read, nor those of its student")
-        return rows
     if config.companion is not None:
         companion = _decoder(config, "companion", dataset, notes)
         rows["companion"] = _row(config, "companion", companion.model, dataset, companion.prompt)
+    if "finetune" not in names:
+        notes.append(f"distill.teacher is {config.distill.teacher}: its sizes are not read, nor those of its student")
+        return rows
     teacher, prompt, whole = _decoder(config, "finetune", dataset, notes)
     rows["finetune"] = _row(config, "finetune", teacher, dataset, prompt)
     if config.finetune.ensemble:

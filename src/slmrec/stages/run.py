@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from slmrec.config import Config
+from slmrec.config import Config, DecoderConfig
 from slmrec.models.backbone import check_backbone
 from slmrec.stages import companion, distill, evaluate, finetune, prepare, pretrain
 from slmrec.stages.folders import Stage, run_stage
@@ -19,12 +19,21 @@ def run(config: Config, output: Path, force: bool = False, evaluate_stage: Stage
         CheckpointError: the backbone cannot be found; told before the first stage begins.
     """
     stages = [*_before_evaluate(config), evaluate_stage]
-    settings = config.finetune
-    if "finetune" in pending_stages(stages, config, output, force) and settings.backbone != "random":
-        check_backbone(settings.backbone, settings.quantization_config)
+    pending = pending_stages(stages, config, output, force)
+    for name, settings in (("companion", config.companion), ("finetune", config.finetune)):
+        if settings is not None and name in pending:
+            _check_sources(settings)
     for stage in stages[:-1]:
         run_stage(stage, config, output, force)
     evaluate.show(run_stage(evaluate_stage, config, output, force))
+
+
+def _check_sources(settings: DecoderConfig) -> None:
+    """Told before the first stage begins: whether there are the language models that a decoder is made of."""
+    if settings.backbone != "random":
+        check_backbone(settings.backbone, settings.quantization_config)
+    if settings.titles is not None and settings.titles.source is not None:
+        check_backbone(settings.titles.source, None)
 
 
 def plan(config: Config, output: Path, force: bool = False) -> None:
