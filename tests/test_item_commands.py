@@ -187,3 +187,10 @@ def test_numbers_have_one_form_and_a_link_is_followed(
         assert changed("add", link, write(tmp_path, [{"item_id": item_id, "like": ["3"]}])) == 0
     assert link.is_symlink()
     assert load_recommender(numbered)[1].item_ids.to_pylist() == list(range(1, 43))
+
+
+def test_a_changed_folder_is_no_result_of_its_stage(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "distill"))
+    (folder / "stage.json").write_text(json.dumps({"fingerprint": "f", "done": True}))
+    assert changed("add", folder, write(tmp_path, [{"item_id": "new", "like": ["i03"]}])) == 0
+    assert json.loads((folder / "stage.json").read_text()) == {"fingerprint": None, "done": True}

@@ -22,7 +22,7 @@ from slmrec.checkpoint import (
 )
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.item_rows import append_items, item_rows, title_columns
-from slmrec.stages.folders import folder_in_place
+from slmrec.stages.folders import folder_in_place, read_record
 
 _READ = (".parquet", ".jsonl", ".csv")
 Rows = list[dict[str, Any]]
@@ -62,6 +62,7 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
     with folder_in_place(target, replaced=target == model.resolve()) as folder:
         shutil.copytree(model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True)
         save_folder(folder, recommender, extended, read_about(model))
+        _disown(folder)
     print(f"items add: {len(rows)} items, {recommender.num_items} in all, written to {output or model}", flush=True)
 
 
@@ -98,6 +99,13 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
     word = "removed" if removed else "restored"
     left = int(allowed.sum())
     print(f"items: {len(wanted)} {word}, {left} of {len(places)} may be recommended; {output or model}", flush=True)
+
+
+def _disown(folder: Path) -> None:
+    """What a stage of a run left is that stage's result no more: `slmrec run` would make it anew."""
+    record = read_record(folder)
+    if record:
+        (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": None}) + "\n", encoding="utf-8")
 
 
 def _places(vocabulary: Vocabulary) -> dict[str, int]:
