@@ -158,7 +158,7 @@ def test_dimensions_have_names(graph: Path) -> None:
 def test_eight_bits_are_smaller_and_nearly_as_good(
     tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = saved(decoder("right_aligned", titles=True), tiny_dataset, tmp_path / "model")
+    folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
     file = tmp_path / "small.onnx"
     export(folder, "int8", file)
     assert "of PyTorch's best 10 items of random histories stay" in capsys.readouterr().out

@@ -247,7 +247,11 @@ def _score_gap(found: Tensor, expected: Tensor) -> float:
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Writes a graph with 8-bit weights: of the matrix products, and of the tables where histories are read."""
+    """Writes a graph with 8-bit weights: of the matrix products, and of the tables where histories are read.
+
+    Unsigned weights: signed ones lose more (`benchmarks/export.py`), and their products with unsigned activations
+    overflow on processors without VNNI.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -257,7 +261,7 @@ def quantize(source: Path, target: Path) -> None:
     root.setLevel(logging.ERROR)  # it advises to do what has just been done
     try:
         quant_pre_process(source, folded, skip_symbolic_shape=True)
-        quantize_dynamic(folded, target, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(folded, target, per_channel=True, weight_type=QuantType.QUInt8)
     finally:
         root.setLevel(level)
     folded.unlink()
