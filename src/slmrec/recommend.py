@@ -83,10 +83,13 @@ class Recommender:
         self.about = about or About()
         model.eval()
         with torch.no_grad():
-            self._item_vectors = model.item_vectors().float().detach()
+            self.item_vectors = model.item_vectors().float().detach()
+            """(V+1, D); row 0 is padding."""
         item_ids = vocabulary.item_ids.to_pylist()
-        self._items = {str(item_id): item for item, item_id in enumerate(item_ids, 1)}
-        self._popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
+        self.items = {str(item_id): item for item, item_id in enumerate(item_ids, 1)}
+        """By the text of their ids, the items as the model numbers them, from 1."""
+        self.popularity = torch.tensor([[0.0], *([float(count)] for count in vocabulary.counts.to_pylist())])
+        """(V+1, 1) how often each item occurs in the train split, by which users without history are answered."""
 
     @classmethod
     def from_pretrained(
@@ -164,14 +167,14 @@ class Recommender:
         for rows, vectors, items in self._batches(known):
             seen = _padded([known[row] for row in rows]) if filter_seen else None
             try:
-                find = search if items is self._item_vectors else top_k
+                find = search if items is self.item_vectors else top_k
                 found = find(vectors, items, k, excluded=seen, allowed=allowed)
             except ValueError:
                 raise _nan_error(vectors @ items.T, [users[row] for row in rows]) from None
             for row, values, places in zip(rows, *(part.numpy() for part in found), strict=True):
                 shown = values > -np.inf
                 best[row], scores[row] = places[shown], values[shown]
-        unknown = tuple(tuple(item for item in history if str(item) not in self._items) for history in histories)
+        unknown = tuple(tuple(item for item in history if str(item) not in self.items) for history in histories)
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
         return Recommendations(self._table(users, best, scores), tuple(map(len, best)), unknown, fallback)
 
@@ -185,7 +188,7 @@ class Recommender:
         known = self._known(self._asked(sequences, None)[1])
         if not all(known):
             raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
-        vectors = torch.zeros(len(known), self._item_vectors.shape[1])
+        vectors = torch.zeros(len(known), self.item_vectors.shape[1])
         for rows, users, _ in self._batches(known):
             vectors[rows] = users
         return vectors
@@ -197,12 +200,12 @@ class Recommender:
             ConfigError: an item is unknown, a history has no known item, or is no list.
             DataError: a table has other columns than `recommend` takes.
         """
-        vectors = self._item_vectors[1:] if items is None else self._item_vectors[self._places(items, "item")]
+        vectors = self.item_vectors[1:] if items is None else self.item_vectors[self._places(items, "item")]
         return self.encode(sequences) @ vectors.T
 
     def title(self, item_id: ItemId) -> str | None:
         """The title of an item, if it has one."""
-        item = self._items.get(str(item_id))
+        item = self.items.get(str(item_id))
         if item is None or self.vocabulary.titles is None:
             return None
         title: str | None = self.vocabulary.titles[item - 1].as_py()
@@ -211,7 +214,7 @@ class Recommender:
     @cached_property
     def id_pattern(self) -> str:
         """What an id looks like in a history written as text; commas part ids too, unless they are in some."""
-        return ITEM_IDS_WITH_COMMAS if any("," in item_id for item_id in self._items) else ITEM_IDS
+        return ITEM_IDS_WITH_COMMAS if any("," in item_id for item_id in self.items) else ITEM_IDS
 
     def _asked(self, sequences: Histories, user_ids: Sequence[Any] | None) -> Sequences:
         if is_table(sequences):
@@ -227,7 +230,7 @@ class Recommender:
 
     def _known(self, histories: Sequence[Sequence[Any]]) -> list[list[int]]:
         """Histories as items, without those that the model does not know."""
-        return [[self._items[key] for item in history if (key := str(item)) in self._items] for history in histories]
+        return [[self.items[key] for item in history if (key := str(item)) in self.items] for history in histories]
 
     def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor, Tensor]]:
         """Rows, their user vectors, and the item vectors to rank by; without history the items' popularity ranks."""
@@ -235,10 +238,10 @@ class Recommender:
         samples = _samples([known[row] for row in filled])
         with torch.inference_mode():
             for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
-                yield filled[rows], self.model.encode(batch).users.float(), self._item_vectors
+                yield filled[rows], self.model.encode(batch).users.float(), self.item_vectors
         empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)
         if len(empty):
-            yield empty, torch.ones(len(empty), 1), self._popularity
+            yield empty, torch.ones(len(empty), 1), self.popularity
 
     def _allowed(self, candidates: Sequence[ItemId] | None, exclude: Sequence[ItemId] | None) -> Tensor | None:
         """(V+1,): whether an item may be recommended; None if all may."""
@@ -249,17 +252,17 @@ class Recommender:
         allowed = torch.full((self.model.num_items + 1,), candidates is None)
         if candidates is not None:
             allowed[self._places(candidates, "candidate")] = True
-        allowed[[self._items[str(item)] for item in exclude or () if str(item) in self._items]] = False
+        allowed[[self.items[str(item)] for item in exclude or () if str(item) in self.items]] = False
         return allowed & may_recommend(self.vocabulary)
 
     def _places(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
         """The items that these ids stand for."""
         if isinstance(item_ids, str):
             raise _no_list(f"{name}s", item_ids)
-        unknown = [item_id for item_id in item_ids if str(item_id) not in self._items]
+        unknown = [item_id for item_id in item_ids if str(item_id) not in self.items]
         if unknown:
             raise ConfigError(f"{name} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
-        return [self._items[str(item_id)] for item_id in item_ids]
+        return [self.items[str(item_id)] for item_id in item_ids]
 
     def _table(self, users: list[Any], best: list[Ints], scores: list[Any]) -> pa.Table:
         sizes = np.array([len(items) for items in best], dtype=np.int64)

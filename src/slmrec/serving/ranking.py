@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.catalogue import top_k
+from slmrec.checkpoint import may_recommend
 from slmrec.recommend import ItemId, Recommender
 from slmrec.types import Batch
 
@@ -21,8 +21,8 @@ class Catalogue:
         self.item_ids: list[ItemId] = vocabulary.item_ids.to_pylist()
         self.titles: list[str | None]
         self.titles = [None] * len(self.item_ids) if vocabulary.titles is None else vocabulary.titles.to_pylist()
-        self.items = {str(item_id): item for item, item_id in enumerate(self.item_ids, 1)}
-        self.counts = np.array(vocabulary.counts.to_pylist(), dtype=np.float32)
+        self.items = recommender.items
+        self.counts = recommender.popularity[1:, 0].numpy()
         removed = vocabulary.removed
         self.removed = set() if removed is None else {item for item, gone in enumerate(removed.to_pylist(), 1) if gone}
         """Items that must never be recommended; in histories they are read."""
@@ -61,11 +61,9 @@ class Ranker:
 
     def __init__(self, recommender: Recommender, catalogue: Catalogue) -> None:
         self.model = recommender.model
-        with torch.inference_mode():
-            self._item_vectors = self.model.item_vectors().float()
+        self._item_vectors, self._popularity = recommender.item_vectors, recommender.popularity
         self._removed = catalogue.removed
-        self._allowed = torch.tensor([item not in catalogue.removed for item in range(self.model.num_items + 1)])
-        self._popularity = torch.from_numpy(np.concatenate([np.zeros(1, np.float32), catalogue.counts]))[:, None]
+        self._allowed = may_recommend(recommender.vocabulary)
 
     def encode(self, histories: list[list[int]]) -> Tensor:
         """User vectors (B, D) of histories of at least one item each."""
