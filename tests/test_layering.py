@@ -10,7 +10,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
 
 BASE = {"errors", "types"}
-MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"}
+MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"} | {
+    "redundancy",
+    "linear_heads",
+}
 TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
 SERVING = {"sequences", "recommend", "serving"}
 

@@ -21,8 +21,9 @@ STAGES = {
     "evaluate": "all models side by side on the test split",
     "run": "all of the above, what is done is skipped",
     "ablate": "variants of the distillation with several seeds, after one teacher",
+    "depth": "teachers of several depths, and what each layer of the deepest does",
 }
-TAKE_INPUT = ("prepare", "run", "ablate")
+TAKE_INPUT = ("prepare", "run", "ablate", "depth")
 DEFAULTS = "each has its default: the paper's recipe on smollm2-135m"
 FORMATS = """
 formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
@@ -377,6 +378,11 @@ def _run_stage(options: argparse.Namespace) -> None:
         from slmrec.stages.ablate import ablate
 
         ablate(config, options.output, options.force)
+        return
+    if options.command == "depth":
+        from slmrec.stages.depth import depth
+
+        depth(config, options.output, options.force)
         return
     stage = importlib.import_module(f"slmrec.stages.{options.command}")  # alone: preparing data needs no torch
     target = options.output if options.command == "prepare" and options.config is None else None

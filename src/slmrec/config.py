@@ -599,6 +599,33 @@ class AblateConfig(Section):
         return self
 
 
+class DepthConfig(Section):
+    """Models of several depths, and what each layer of the deepest does; read by `slmrec depth` alone."""
+
+    num_layers: tuple[int, ...] | None = Field(None, min_length=1)
+    """Depths to train, each as finetune says but alone, without ensemble; null: 1, 2, 4, ... and all layers that the
+    backbone has. The deepest is the one whose layers are looked at."""
+    layer_steps: tuple[int, ...] = ()
+    """Train also models of every n-th layer of the deepest, for each n given. Source: the reference's `interval`."""
+    head_samples: int = Field(4000, ge=1)
+    """Training samples from which a head is fitted to each layer."""
+    similarity_users: int = Field(1000, ge=4)
+    """Validation users over whom the layers' representations are compared."""
+    drop_users: int = Field(1000, ge=0)
+    """Validation users whom the deepest model ranks for with each one of its layers left out; 0: leave none out."""
+    quality_loss: float = Field(0.01, ge=0, lt=1)
+    """The depth recommended is the smallest whose NDCG@10 falls short of the best one's by no more than this share."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DepthConfig":
+        for name, values, least in (("num_layers", self.num_layers or (), 1), ("layer_steps", self.layer_steps, 2)):
+            _check(
+                len(set(values)) == len(values) and min(values, default=least) >= least,
+                f"{name} is {list(values)}; name each number once, from {least}",
+            )
+        return self
+
+
 class Config(Section):
     """One YAML: the whole pipeline."""
 
@@ -611,6 +638,7 @@ class Config(Section):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
+    depth: DepthConfig = DepthConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

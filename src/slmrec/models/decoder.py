@@ -143,16 +143,7 @@ class DecoderRecommender(PreTrainedModel):
             ConfigError: the depth is not a multiple of the number of blocks.
         """
         per_block = self._layers_per_block(num_blocks) if num_blocks else 0
-        prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
-        row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
-        packing = row.packing(self.longest, prefix)
-        output = self.decoder(
-            inputs_embeds=self._read(batch, row, prefix is not None)[None],
-            position_ids=row.positions[None],
-            packing=packing,
-            use_cache=False,
-            output_hidden_states=num_blocks > 0,
-        )
+        row, output = self._run(batch, num_blocks > 0)
         # With only the newest position read, the last layer has run for those tokens alone.
         last = output.last_hidden_state[0, row.last_places]
         if not num_blocks:
@@ -160,6 +151,52 @@ class DecoderRecommender(PreTrainedModel):
         states = output.hidden_states  # embeddings, then one state a layer, the last after the final norm
         blocks = [states[per_block * k][0, row.places] for k in range(1, num_blocks)]
         return Encoded(self.score(last), (*blocks, last))
+
+    def layer_states(self, batch: Batch) -> Tensor:
+        """(depth + 1, N, H): what the first layer reads at the read-out positions, then what each layer puts out.
+
+        The last one too is before the final norm; `read_early` makes user vectors of any of them.
+        """
+        normed: list[Tensor] = []
+        hook = self.final_norm.register_forward_pre_hook(lambda _, given: normed.append(given[0]))
+        try:
+            row, output = self._run(batch, True)
+        finally:
+            hook.remove()
+        before = [states[0, row.places] for states in output.hidden_states[:-1]]
+        return torch.stack([*before, normed[-1][0, row.last_places]])
+
+    def read_early(self, states: Tensor) -> Tensor:
+        """(N, D) user vectors of states (N, H) of any layer, as if it were the last; of the last, those of `encode`."""
+        users: Tensor = self.score(self.final_norm(states))
+        return users
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """What stands between the last layer and the head.
+
+        Raises:
+            ConfigError: the decoder does not keep it where LLaMA does.
+        """
+        norm = getattr(self.decoder, "norm", None)
+        if not isinstance(norm, nn.Module):
+            raise ConfigError(
+                f"backbone {type(self.decoder).__name__}: its final norm is not found; choose a LLaMA-like decoder"
+            )
+        return norm
+
+    def _run(self, batch: Batch, all_states: bool) -> tuple[Row, Any]:
+        """The plan of the batch's row, and what the decoder makes of it."""
+        prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
+        row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
+        output = self.decoder(
+            inputs_embeds=self._read(batch, row, prefix is not None)[None],
+            position_ids=row.positions[None],
+            packing=row.packing(self.longest, prefix),
+            use_cache=False,
+            output_hidden_states=all_states,
+        )
+        return row, output
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""

@@ -103,13 +103,17 @@ def _run_cell(config: Config, cell: Path, base: Path, force: bool) -> None:
     cell.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         if (base / name).exists():
-            _link(cell / name, Path("..", "..", BASE, name))
+            link_stage(cell / name, Path("..", "..", BASE, name))
     run_stage(distill.STAGE, config, cell, force)
     run_stage(evaluate.STAGE, config, cell, force)
 
 
-def _link(place: Path, target: Path) -> None:
-    """A relative link, so that the whole ablation can be moved."""
+def link_stage(place: Path, target: Path) -> None:
+    """A stage's folder by a relative link, so that the whole can be moved.
+
+    Raises:
+        CheckpointError: something else is in its place.
+    """
     if place.is_symlink() and place.readlink() == target:
         return
     if place.exists() or place.is_symlink():
