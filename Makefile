@@ -36,8 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # For a test each, and together as large as all the rest: the demo does without.
 $(SPARK): $(STAMP)
-	@echo "Installing Spark, ranx, onnxruntime, FAISS, Playwright and schemathesis, for their tests (a minute)"
-	@$(PIP) install -c .venv/constraints.txt -e '.[spark,parity,onnx,faiss,webtests]'
+	@echo "Installing Spark, ranx, onnxruntime, FAISS, TensorBoard, Playwright and schemathesis, for their tests (a minute)"
+	@$(PIP) install -c .venv/constraints.txt -e '.[spark,parity,onnx,faiss,tensorboard,webtests]'
 	@touch $@
 
 demo: setup  ## The whole pipeline on generated data, into out/demo

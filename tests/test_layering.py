@@ -14,7 +14,7 @@ MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "con
     "redundancy",
     "linear_heads",
 }
-TOOLS = {"batch_size", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
+TOOLS = {"batch_size", "live", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
 SERVING = {"sequences", "recommend", "serving"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_file": BASE | {"config"},
     "losses": BASE | {"catalogue"},
     "batch_size": BASE | {"data", "memory"},
-    "training": BASE | {"config", "data", "models", "losses", "metrics", "batch_size"},
+    "training": BASE | {"config", "data", "models", "losses", "metrics", "batch_size", "live"},
+    "live": BASE,
     "evaluation": BASE | {"data", "metrics", "catalogue"},
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE: dict[str, set[str]] = {
     "transformers": {"models"},
     "peft": {"models"},
-    "accelerate": {"training"},
+    "accelerate": {"training", "live"},
     "urllib": {"data"},  # fetch.py
     "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
     "duckdb": {"data"},

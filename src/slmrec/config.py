@@ -631,6 +631,9 @@ class Config(Section):
 
     seed: int = 42
     """Seeds everything that is drawn."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where training curves go besides OUT/<stage>/training/log.jsonl: to OUT/tensorboard, or to a run of that tracker
+    named after OUT and the stage."""
     prepare: PrepareConfig = PrepareConfig()
     pretrain: PretrainConfig = PretrainConfig()
     companion: CompanionConfig | None = None

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,9 +22,11 @@ from slmrec.config import TrainConfig
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import TrainingError
+from slmrec.live import Live, Trackers, told
 from slmrec.types import Batch, LossTerms
 
 MONITORED = "ndcg@10"
+NO_TRACKERS = Trackers()
 _STATE, _BEST, _LOG = "state.safetensors", "best.safetensors", "log.jsonl"
 
 
@@ -69,6 +70,7 @@ def fit(
     folder: Path,
     seed: int,
     name: str,
+    trackers: Trackers = NO_TRACKERS,
 ) -> Progressed:
     """Trains the parameters of a loss that require gradients, and leaves those of the best epoch in it.
 
@@ -83,11 +85,13 @@ def fit(
         folder: for the state and `log.jsonl`.
         seed: of batches and dropout.
         name: shown beside the progress bar.
+        trackers: where the curves go besides `log.jsonl`.
 
     Raises:
+        ConfigError: a tracker is not installed.
         TrainingError: a loss, a gradient or a score is not finite, or memory is short.
     """
-    return _Trainer(loss, data, settings, validate, folder, seed, name).run()
+    return _Trainer(loss, data, settings, validate, folder, seed, name, trackers).run()
 
 
 class _Trainer:
@@ -100,7 +104,9 @@ class _Trainer:
         folder: Path,
         seed: int,
         name: str,
+        trackers: Trackers,
     ) -> None:
+        trackers.check()
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.bf16 = use_bf16(settings.bf16)
         self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
@@ -111,7 +117,7 @@ class _Trainer:
         self.averages = {key: value.detach().clone() for key, value in averaged.items()}
         self.loss = self.accelerator.prepare_model(loss)
         self.data, self.settings, self.validate = data, settings, partial(self._numbers_of, validate)
-        self.folder, self.seed, self.name = folder, seed, name
+        self.folder, self.seed, self.name, self.trackers = folder, seed, name, trackers
         self.progressed = Progressed()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -120,9 +126,9 @@ class _Trainer:
         self._plan_steps()
         if not self.progressed.best:
             self._keep_best(self._validated())  # as initialised: training may make it no better
-        with _progress(self.accelerator.is_main_process) as progress:
+        with Live(self.name, self.trackers, self.accelerator.is_main_process) as live:
             while not self._finished():
-                self._epoch(progress)
+                self._epoch(live)
         self._load(load_file(self.folder / _BEST))
         return self.progressed
 
@@ -134,22 +140,20 @@ class _Trainer:
             or done.epoch - done.best_epoch >= self.settings.early_stopping_patience
         )
 
-    def _epoch(self, progress: Progress) -> None:
-        start, done, before = time.perf_counter(), self.progressed, self.progressed.step
-        task = progress.add_task(f"{self.name} epoch {done.epoch + 1}", total=self._steps_per_epoch())
-        totals: dict[str, float] = {}
+    def _epoch(self, live: Live) -> None:
+        start, done = time.perf_counter(), self.progressed
+        live.begin(done.epoch + 1, self._steps_per_epoch())
         self.loss.train()
         for batches in self._steps(done.epoch):
             if 0 <= self.settings.max_steps <= done.step:
                 break
-            for key, value in self._step(batches).items():
-                totals[key] = totals.get(key, 0.0) + value
-            progress.advance(task)
-        progress.remove_task(task)
+            rate = self._rate()
+            live.step(done.step + 1, self._step(batches, rate), rate)
         done.epoch += 1
         metrics = self._validated()
         done.seconds += time.perf_counter() - start
-        self._record({key: value / (done.step - before) for key, value in totals.items()}, metrics)
+        self._record(live.means, metrics)
+        live.validated(done.step, metrics)
         if metrics[MONITORED] > done.best[MONITORED]:
             self._keep_best(metrics)
         self._save()
@@ -233,10 +237,12 @@ class _Trainer:
     def _steps_per_epoch(self) -> int:
         return math.ceil(self._batches_per_epoch() / self.settings.gradient_accumulation_steps)
 
-    def _step(self, pieces: list[Ints]) -> dict[str, float]:
+    def _rate(self) -> float:
+        return self.progressed.peak_learning_rate * self._schedule(self.progressed.step)
+
+    def _step(self, pieces: list[Ints], rate: float) -> dict[str, float]:
         done = self.progressed
         torch.manual_seed(hash((self.seed, done.step, self.accelerator.process_index)))
-        rate = done.peak_learning_rate * self._schedule(done.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = self._accumulate(pieces, rate)
@@ -326,9 +332,9 @@ class _Trainer:
         line |= {f"valid/{key}": value for key, value in metrics.items()}
         with (self.folder / _LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        parts = ", ".join(f"{key} {value:.4f}" for key, value in totals.items())
         self.accelerator.print(
-            f"{self.name}: epoch {done.epoch}: {parts}; valid NDCG@10 {metrics[MONITORED]:.4f} ({done.seconds:.0f} s)",
+            f"{self.name}: epoch {done.epoch}: {told(totals)}; "
+            f"valid NDCG@10 {metrics[MONITORED]:.4f} ({done.seconds:.0f} s)",
             flush=True,
         )
 
@@ -402,8 +408,3 @@ def _save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     partial = path.with_suffix(".partial")
     save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, partial, metadata)
     partial.replace(path)
-
-
-def _progress(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=True, disable=not shown)

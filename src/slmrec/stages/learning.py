@@ -12,6 +12,7 @@ from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation import validate
+from slmrec.live import Trackers
 from slmrec.models.build import compile_layers
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
@@ -78,6 +79,7 @@ def learn(
         folder=task.folder / "training",
         seed=task.config.seed,
         name=name,
+        trackers=Trackers(task.config.report_to, task.output),
     )
     sizes: dict[str, Any] = {
         "num_parameters": model.num_parameters(),
