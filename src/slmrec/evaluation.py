@@ -81,10 +81,40 @@ class EncoderScorer:
 
     def score(self, users: Tensor) -> Tensor:
         """(b, V+1); column 0 is -inf."""
-        with torch.inference_mode():
-            scores = users @ self._item_vectors.T
-            scores[:, 0] = -torch.inf
-        return scores
+        return _products(users, self._item_vectors)
+
+
+class VectorScorer:
+    """User vectors that are there already, as a scorer of the samples they belong to.
+
+    Args:
+        users: (num_samples, D), in the order of the samples.
+        item_vectors: (V+1, D).
+        max_history_items: as of the model that made them: batches are cut alike.
+    """
+
+    def __init__(self, users: Tensor, item_vectors: Tensor, max_history_items: int) -> None:
+        self._users, self._item_vectors, self.max_history_items = users, item_vectors, max_history_items
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return len(self._item_vectors) - 1
+
+    def read(self, batch: Batch) -> Tensor:
+        """(B, D) those of the batch's rows."""
+        return self._users[batch.rows].to(self._item_vectors.device)
+
+    def score(self, users: Tensor) -> Tensor:
+        """(b, V+1); column 0 is -inf."""
+        return _products(users, self._item_vectors)
+
+
+def _products(users: Tensor, item_vectors: Tensor) -> Tensor:
+    with torch.inference_mode():
+        scores = users @ item_vectors.T
+        scores[:, 0] = -torch.inf
+    return scores
 
 
 @contextmanager

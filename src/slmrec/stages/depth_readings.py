@@ -15,7 +15,7 @@ from torch import Tensor
 from slmrec.checkpoint import load_recommender
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.evaluation import EncoderScorer, RankingProtocol, evaluate_scorer, throughput
+from slmrec.evaluation import EncoderScorer, RankingProtocol, Scorer, VectorScorer, evaluate_scorer, throughput
 from slmrec.linear_heads import LinearHeads, apply_head
 from slmrec.metrics import Ints, ranking_metrics
 from slmrec.models.build import student_from
@@ -23,7 +23,6 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.redundancy import cka, layer_cosines
 from slmrec.stages.folders import Task
 from slmrec.stages.learning import EVAL_BATCH, training_samples, validation_sample
-from slmrec.types import Batch, Encoded, SequenceEncoder
 
 PROTOCOLS: tuple[RankingProtocol, ...] = ("full_history_excluded", "full")
 TIMED_USERS = 1000
@@ -36,7 +35,7 @@ def validate_model(task: Task) -> dict[str, float]:
     scorer = EncoderScorer(opened.model)
     timed = opened.samples.take(np.arange(min(TIMED_USERS, len(opened.samples))))
     speed = throughput({"model": scorer}, timed, batch_size=EVAL_BATCH)["model"]
-    metrics, ranks = _metrics(opened.model, opened.samples)
+    metrics, ranks = _metrics(scorer, opened.samples)
     table = pa.table({"user": opened.samples.users()} | ranks)
     pq.write_table(table, task.folder / "per_user.parquet")
     _write(task, {"metrics": metrics, "layers": opened.model.config.layers, "infer_s_per_1000_users": 1000 / speed})
@@ -49,11 +48,12 @@ def read_layers(task: Task) -> dict[str, float]:
     opened = _open(task)
     heads = _fitted_heads(task, opened)
     states, users = _states(opened.model, opened.samples)
-    readings = []
+    items, readings = opened.model.item_vectors().float(), []
     for depth in range(1, opened.model.num_layers + 1):
         fitted = apply_head(heads[depth - 1], opened.model.final_norm(states[depth].to(opened.model.device)))
-        for head, vectors in (("final", users[depth - 1]), ("fitted", fitted.cpu())):
-            metrics, _ = _metrics(_ReadEarly(opened.model, vectors), opened.samples)
+        for head, vectors in (("final", users[depth - 1]), ("fitted", fitted)):
+            scorer = VectorScorer(vectors, items, opened.model.max_history_items)
+            metrics, _ = _metrics(scorer, opened.samples)
             readings.append({"num_layers": depth, "head": head, "metrics": metrics})
     some = states[:, : task.config.depth.similarity_users]
     similarity = {"cosine": layer_cosines(states).tolist(), "cka": cka(some).tolist(), "num_users": some.shape[1]}
@@ -67,7 +67,7 @@ def without_layer(task: Task, layer: int) -> dict[str, float]:
     kept = tuple(number for number in range(opened.model.num_layers) if number != layer)
     model = student_from(opened.model, kept, item_dropout=0.0, train_items=False).to(opened.model.device)
     users = np.arange(min(task.config.depth.drop_users, len(opened.samples)))
-    metrics, _ = _metrics(model, opened.samples.take(users))
+    metrics, _ = _metrics(EncoderScorer(model), opened.samples.take(users))
     _write(task, {"without": layer, "num_users": len(users), "metrics": metrics})
     return _flat(metrics)
 
@@ -90,31 +90,9 @@ def _open(task: Task) -> _Opened:
     return _Opened(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), dataset, samples)
 
 
-@dataclass(frozen=True)
-class _ReadEarly:
-    """A model as an encoder whose user vectors (U, D) of all samples are there already."""
-
-    model: DecoderRecommender
-    users: Tensor
-
-    @property
-    def num_items(self) -> int:
-        return self.model.num_items
-
-    @property
-    def max_history_items(self) -> int:
-        return self.model.max_history_items
-
-    def item_vectors(self) -> Tensor:
-        return self.model.item_vectors()
-
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        return Encoded(self.users[batch.rows].to(self.model.device), ())
-
-
-def _metrics(model: SequenceEncoder, samples: Samples) -> tuple[dict[str, dict[str, float]], dict[str, Ints]]:
+def _metrics(scorer: Scorer, samples: Samples) -> tuple[dict[str, dict[str, float]], dict[str, Ints]]:
     """By protocol: the metrics, and the users' ranks."""
-    ranks = evaluate_scorer(EncoderScorer(model), samples, batch_size=EVAL_BATCH, protocols=PROTOCOLS)
+    ranks = evaluate_scorer(scorer, samples, batch_size=EVAL_BATCH, protocols=PROTOCOLS)
     return {name: ranking_metrics(found) for name, found in ranks.items()}, ranks
 
 

@@ -10,14 +10,13 @@ from slmrec.config import TrainConfig
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import CheckpointError
-from slmrec.evaluation import RankingProtocol, eval_mode, evaluate_scorer, validate
+from slmrec.evaluation import RankingProtocol, VectorScorer, eval_mode, evaluate_scorer, validate
 from slmrec.metrics import ranking_metrics
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble, Member
 from slmrec.stages.folders import Task
 from slmrec.stages.learning import EVAL_BATCH, validation_sample
 from slmrec.training import MONITORED
-from slmrec.types import Batch
 
 FOLDERS = {"sasrec": "pretrain", "companion": "companion"}
 """Where the models are that a teacher may be joined by."""
@@ -59,45 +58,30 @@ def save_ensemble(task: Task, name: str, model: Ensemble, settings: TrainConfig)
 
 def shares(members: Sequence[Member], samples: Samples) -> list[float]:
     """What the members' scores weigh, in all 1; found one member after the other, the first one has what is left."""
-    mixture = _Mixture(members, samples)
+    users, items = zip(*(_vectors(member, samples) for member in members), strict=True)
+
+    def quality(weights: list[float]) -> float:
+        weighted = torch.cat([weight * vectors for weight, vectors in zip(weights, users, strict=True)], dim=1)
+        scorer = VectorScorer(weighted, torch.cat(items, dim=1), members[0].max_history_items)
+        ranks = evaluate_scorer(scorer, samples, batch_size=EVAL_BATCH, protocols=(_PROTOCOL,))
+        return ranking_metrics(ranks[_PROTOCOL])[MONITORED]
+
     weights = [1.0] + [0.0] * (len(members) - 1)
     for place in range(1, len(members)):
         tried = [[share if at == place else (1 - share) * w for at, w in enumerate(weights)] for share in SHARES]
-        weights = max(tried, key=mixture.quality)
+        weights = max(tried, key=quality)
     return weights
 
 
-class _Mixture:
-    """The members' vectors, computed once; a `Scorer` under any weights."""
-
-    def __init__(self, members: Sequence[Member], samples: Samples) -> None:
-        self.num_items, self.max_history_items = members[0].num_items, members[0].max_history_items
-        self._samples = samples
-        ensemble = Ensemble.of(members[0], members[1:], [1.0] * (len(members) - 1))
-        ensemble.config.weights[0] = 1.0
-        with eval_mode(ensemble), torch.inference_mode():
-            parts = [member.item_vectors().float() for member in members]
-            self._items = torch.cat(parts, dim=1)
-            batches = by_length(samples, EVAL_BATCH, self.max_history_items)
-            self._users = [ensemble.encode(batch.to(self._items.device)).users.float() for _, batch in batches]
-        self._widths = torch.tensor([part.shape[1] for part in parts], device=self._items.device)
-
-    def quality(self, weights: list[float]) -> float:
-        """NDCG@10 with the history excluded."""
-        self._scales = torch.tensor(weights, device=self._items.device).repeat_interleave(self._widths)
-        self._next = iter(self._users)
-        ranks = evaluate_scorer(self, self._samples, batch_size=EVAL_BATCH, protocols=(_PROTOCOL,))
-        return ranking_metrics(ranks[_PROTOCOL])[MONITORED]
-
-    def read(self, batch: Batch) -> Tensor:
-        """(B, D) the next batch's; they come in the same order each time."""
-        return next(self._next) * self._scales
-
-    def score(self, users: Tensor) -> Tensor:
-        """(b, V+1); column 0 is -inf."""
-        scores = users @ self._items.T
-        scores[:, 0] = -torch.inf
-        return scores
+@torch.inference_mode()
+def _vectors(member: Member, samples: Samples) -> tuple[Tensor, Tensor]:
+    """(num_samples, D) user vectors and (V+1, D) item vectors."""
+    with eval_mode(member):
+        items = member.item_vectors().float()
+        users = items.new_empty(len(samples), items.shape[1])
+        for rows, batch in by_length(samples, EVAL_BATCH, member.max_history_items):
+            users[rows] = member.encode(batch.to(items.device)).users.float()
+    return users, items
 
 
 def _member(task: Task, name: str) -> Member:
