@@ -100,7 +100,7 @@ def test_imports_follow_the_table(path: Path) -> None:
 
 
 def test_the_source_was_found() -> None:
-    assert SOURCE / "config.py" in FILES
+    assert SOURCE / "config_file.py" in FILES
 
 
 def test_the_table_points_downwards() -> None:

@@ -448,7 +448,7 @@ def test_help_has_an_example_and_says_what_is_done_without_a_recipe(capsys: pyte
             main([command, "--help"])
         said = " ".join(capsys.readouterr().out.split())
         assert f"Example: slmrec {command} --config configs/tiny.yaml --input FILE" in said
-        assert f"explained in src/slmrec/config.py. Without --config {expected}" in said
+        assert f"explained in src/slmrec/config/. Without --config {expected}" in said
 
 
 def test_recommend_from_the_command_line(finished: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from slmrec.cli import main
-from slmrec.config import DistillTraining
+from slmrec.config.training import DistillTraining
 from slmrec.errors import CheckpointError
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.stages import plan

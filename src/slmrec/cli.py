@@ -236,7 +236,7 @@ def _epilog(name: str) -> str:
     bare = {"prepare": "the data set itself is written into the output folder"}.get(name, DEFAULTS)
     example = (
         f"Example: slmrec {name} --config configs/tiny.yaml {data}--output out/tiny seed=1\n"
-        f"All settings are explained in src/slmrec/config.py. Without --config {bare}."
+        f"All settings are explained in src/slmrec/config/. Without --config {bare}."
     )
     return f"{example}\n{FORMATS}" if name == "prepare" else example
 
