@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from slmrec.errors import ConfigError
 from slmrec.models import flex
@@ -448,10 +448,5 @@ def _places(group: Group, device: torch.device) -> Tensor:
     return torch.nonzero((torch.arange(longest, device=device) < lengths[:, None]).flatten()).squeeze(1)
 
 
-def _no_mask(*arguments: Any, **keywords: Any) -> None:
-    """The plan says what is visible; no mask is built."""
-
-
 _register: Callable[..., None] = AttentionInterface.register
-_register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+_register(NAME, _attend)  # no function for masks, so that transformers builds none: the plan says what is visible
