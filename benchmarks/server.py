@@ -4,7 +4,7 @@
 as fast as they are answered; answers are compared with `Recommender.recommend`. Then requests come at five times the
 measured rate, whether answered or not. Writes benchmarks/results/server.json.
 
-Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 2]
+Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 1]
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
     parser.add_argument("--overload-seconds", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2, help="of the server's model")
+    parser.add_argument("--threads", type=int, default=1, help="of the server's model")
     arguments = parser.parse_args()
     histories, answers = known_answers(arguments.model, arguments.data)
     command = [sys.executable, "-m", "slmrec", "serve", "--model", str(arguments.model), "--port", "0"]

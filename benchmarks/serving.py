@@ -1,10 +1,13 @@
-"""A trained model at work on this machine: one request, many users, a large catalogue; each beside the naive way.
+"""A trained model at work: one request, an event of a session, many users, a large catalogue; beside the naive way.
 
 Naive is the same artefact as it is commonly run: every history padded to the longest one the model reads, the prompt in
-front of each, softmax over the whole catalogue, all items sorted, the seen ones struck out. Both sides run in turn in
-every round. Of a request in this process the time is that of `Recommender.recommend`, table included. The share of
-matrix products is the time of the model's and the catalogue's bare products, one by one on the same shapes, as part of
-the time of the whole command `slmrec recommend` (reading, ranking, writing; without loading the model).
+front of each, softmax over the whole catalogue, all items sorted, the seen ones struck out; of an ensemble, each member
+so, and the vectors side by side. Both sides run in turn in every round. Of a request in this process the time is that
+of `Recommender.recommend`, table included. An event of a session is timed in the server's engine, ranking included,
+without HTTP; a session of as many items as the model reads is made ready for it beforehand, as the server does in its
+pauses ("pause"), and is also timed without that ("no_pause"). The share of matrix products is the time of the model's
+and the catalogue's bare products, one by one on the same shapes, as part of the time of the whole command `slmrec
+recommend` (reading, ranking, writing; without loading the model).
 """
 
 import argparse
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 K = 10
 LARGE_ITEMS, LARGE_WIDTH = 1_000_000, 128
+EVENT_LENGTHS = (5, 20, 50, 200)
 Histories = list[list[Any]]
 
 
@@ -35,8 +39,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the data set it was trained on, OUT/prepare")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     parser.add_argument("--requests", type=int, default=500, help="requests of one user")
-    parser.add_argument("--users", type=int, default=20_000, help="users of the batch command")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--users", type=int, default=16_384, help="users of the batch command")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--events", type=int, default=100, help="events of sessions, for each length")
     parser.add_argument("--large-items", type=int, default=LARGE_ITEMS, help="items of the large catalogue")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,13 +82,47 @@ def one_request(options: argparse.Namespace) -> dict[str, float]:
     return found | {"speedup_p50": found["naive_p50_ms"] / found["ours_p50_ms"], "requests": len(drawn)}
 
 
+def appended_event(options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of one more event of a session, by the items that it then holds; the naive way reads all of them."""
+    from slmrec.serving.engine import Engine
+    from slmrec.serving.limits import Limits
+    from slmrec.serving.loading import load
+    from slmrec.serving.messages import Query
+
+    loaded = load(options.model)
+    engine, naive = Engine(loaded, Limits()), _Naive(loaded.recommender)
+    item_ids, draw = loaded.recommender.vocabulary.item_ids.to_pylist(), np.random.default_rng(0)
+    found: dict[str, float] = {
+        "events": options.events,
+        "max_history_items": loaded.recommender.model.max_history_items,
+    }
+    for length in EVENT_LENGTHS:
+        times: dict[str, list[float]] = {"event": [], "no_pause": [], "pause": [], "naive": []}
+        for _ in range(options.events + 5):
+            *before, item = (item_ids[place] for place in draw.integers(0, len(item_ids), length))
+            event = Query(session_id="s", events=[item], k=K)
+            for name in ("no_pause", "event"):
+                engine.answer([[Query(session_id="s", history=before, k=K)]])
+                if name == "event":
+                    times["pause"].append(1e3 * _seconds(engine.read_ahead))
+                times[name].append(1e3 * _seconds(lambda event=event: engine.answer([[event]])))  # type: ignore[misc]
+            times["naive"].append(1e3 * _seconds(lambda whole=[*before, item]: naive([whole])))  # type: ignore[misc]
+        middle = {name: float(np.median(values[5:])) for name, values in times.items()}
+        found |= {f"items_{length}_{name}_p50_ms": value for name, value in middle.items()}
+        found |= {
+            f"items_{length}_event_p99_ms": float(np.percentile(times["event"][5:], 99)),
+            f"items_{length}_speedup_p50": middle["naive"] / middle["event"],
+        }
+    return found
+
+
 def batch(options: argparse.Namespace) -> dict[str, float]:
     """Users a second of the batch command and of the naive way, and the command's share of matrix products."""
     from slmrec.stages.bench import flop
 
     recommender, histories = _load(options)
     many = [histories[user % len(histories)] for user in range(options.users)]
-    few, naive = many[: min(2048, len(many))], _Naive(recommender)
+    few, naive = many[:1024], _Naive(recommender)
     products = _products(recommender, many)
     rates: dict[str, list[float]] = {"ours": [], "naive": [], "command": [], "share": [], "gflop": []}
     naive(few[:256])
@@ -115,15 +154,16 @@ def large_catalogue(options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds that exact top-k of a large catalogue takes a request; memory of its vectors and of a request."""
     import torch
 
-    from slmrec.catalogue import top_k
+    from slmrec.catalogue import by_columns, top_k
     from slmrec.memory import growth_mb
 
     torch.manual_seed(0)
-    items = torch.randn(options.large_items + 1, LARGE_WIDTH)
+    plain_items = torch.randn(options.large_items + 1, LARGE_WIDTH)
+    items = by_columns(plain_items)
     users, seen = torch.randn(100, 1, LARGE_WIDTH), torch.randint(1, options.large_items, (1, 9))
 
     def naive(user: torch.Tensor) -> None:
-        torch.softmax(user @ items[1:].T, dim=1).argsort(dim=1, descending=True)[:, :K]
+        torch.softmax(user @ plain_items[1:].T, dim=1).argsort(dim=1, descending=True)[:, :K]
 
     with torch.inference_mode():
         for user in users[:3]:
@@ -155,6 +195,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
 JOBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "machine": machine,
     "one_request": one_request,
+    "appended_event": appended_event,
     "batch": batch,
     "large_catalogue": large_catalogue,
 }
@@ -164,32 +205,42 @@ class _Naive:
     """Top-k lists of some histories, one batch, the plain way."""
 
     def __init__(self, recommender: "Recommender") -> None:
-        from slmrec.models.decoder import DecoderRecommender
-        from slmrec.models.padded import PaddedEncoder
+        from slmrec.models.ensemble import Ensemble
 
-        model = recommender.model
-        if not isinstance(model, DecoderRecommender):
-            raise SystemExit(f"{type(model).__name__} has no naive formulation to compare with; give a student")
-        self._recommender = recommender
-        self._encoder: SequenceEncoder = PaddedEncoder(model, model.max_history_items).eval()
-        self._items = model.item_vectors().detach().float()
+        model, self._recommender = recommender.model, recommender
+        if isinstance(model, Ensemble):
+            members = zip(model.config.weights, (model.decoder, *model.others), strict=True)
+        else:
+            members = zip([1.0], [model], strict=True)
+        self._encoders = [(weight, _padded(member)) for weight, member in members]
+        self._items, self._width = recommender.item_vectors.contiguous(), model.max_history_items
 
     def __call__(self, histories: Histories) -> list[list[int]]:
         import torch
+        from torch.nn import functional as F
 
         from slmrec.data.batching import collate
         from slmrec.recommend import _samples
 
         known = self._recommender._known(histories)
-        samples = _samples(known)
+        batch = collate(_samples(known), np.arange(len(known)), self._width)
+        batch = batch._replace(items=F.pad(batch.items, (0, self._width - batch.items.shape[1])))
         with torch.inference_mode():
-            users = self._encoder.encode(collate(samples, np.arange(len(known)), self._encoder.max_history_items)).users
+            users = torch.cat([weight * encoder.encode(batch).users for weight, encoder in self._encoders], dim=1)
             scores = torch.softmax(users @ self._items.T, dim=1)
             order = scores.argsort(dim=1, descending=True)
         return [
             [item for item in row.tolist() if item and item not in set(seen)][:K]
             for row, seen in zip(order[:, : K + 1 + max(map(len, known))], known, strict=True)
         ]
+
+
+def _padded(model: "SequenceEncoder") -> "SequenceEncoder":
+    """A decoder as it is commonly run; SASRec runs on padded rows as it is."""
+    from slmrec.models.decoder import DecoderRecommender
+    from slmrec.models.padded import PaddedEncoder
+
+    return PaddedEncoder(model, model.max_history_items).eval() if isinstance(model, DecoderRecommender) else model
 
 
 def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
@@ -228,14 +279,19 @@ def _multiplied(products: list[Any]) -> float:
 
     left = torch.randn(max(product.rows * product.inner for product in products))
     right = torch.randn(max(product.inner * product.columns for product in products))
-    out = torch.empty(max(product.rows * product.columns for product in products))
+    out = torch.empty(max(product.rows * _aligned(product.columns) for product in products))
 
     def multiply() -> None:
         for rows, inner, columns in products:
             operands = left[: rows * inner].view(rows, inner), right[: inner * columns].view(inner, columns)
-            torch.mm(*operands, out=out[: rows * columns].view(rows, columns))
+            torch.mm(*operands, out=out[: rows * _aligned(columns)].view(rows, -1)[:, :columns])
 
     return _seconds(multiply)
+
+
+def _aligned(columns: int) -> int:
+    """Products are faster into rows that begin at multiples of 64."""
+    return -(-columns // 64) * 64
 
 
 def _command(model: Path, histories: Histories) -> float:

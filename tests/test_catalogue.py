@@ -17,6 +17,7 @@ from slmrec import catalogue
 from slmrec.catalogue import (
     ItemSampler,
     best_columns,
+    by_columns,
     catalogue_cross_entropy,
     catalogue_divergence,
     sampled_cross_entropy,
@@ -400,13 +401,25 @@ def test_top_k_is_torchs_where_scores_differ(max_scores: int) -> None:
     assert torch.equal(best, expected.indices + 1)
 
 
+@pytest.mark.parametrize("num_users", [1, 20])
+def test_the_layout_of_items_does_not_matter(num_users: int) -> None:
+    torch.manual_seed(0)
+    users, items = torch.randn(num_users, 8, dtype=torch.float64), torch.randn(101, 8, dtype=torch.float64)
+    laid_out = by_columns(items)
+    assert torch.equal(laid_out, items) and laid_out.T.is_contiguous()
+    assert laid_out.data_ptr() != items.data_ptr()
+    excluded = torch.randint(0, 101, (num_users, 3))
+    found, expected = (top_k(users, table, 10, excluded=excluded) for table in (laid_out, items))
+    assert torch.allclose(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("max_scores", [60, 110, 2**23])
 def test_top_k_never_makes_more_scores_than_allowed(max_scores: int) -> None:
     users, items = torch.randn(20, 1), torch.randn(51, 1)
     excluded = torch.randint(0, 51, (20, 2))
     with Products() as products:
         top_k(users, items, 1, excluded=excluded, max_scores=max_scores)
-    assert products.largest == min(20 * (max_scores // 20), 20 * 50)
+    assert products.largest == min(20 * (max_scores // 20), 20 * 64)  # 50 items, in rows of aligned length
 
 
 def test_top_k_scores_are_at_least_float32_and_carry_no_gradient() -> None:

@@ -166,7 +166,26 @@ def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> 
                 whole = model.encode(Batch(newest[None], torch.tensor([len(newest)]), newest[:1], False)).users[0]
             assert relative(user, whole) <= 1e-5
             assert state.items == newest.tolist()
-            assert all(len(layer.keys) == len(newest) for layer in state.layers)
+            assert state.past is not None and len(state.past) == len(newest)
+
+
+@pytest.mark.parametrize("prompt", [(5, 3), (0, 0)])
+def test_room_made_between_events_leaves_one_item_to_read(prompt: tuple[int, int]) -> None:
+    model, read = build(prompt=prompt), []
+    model.input_proj.register_forward_hook(lambda module, inputs, output: read.append(len(inputs[0])))
+    full, other = batch_of([MAX_HISTORY + 3, 2]).items.tolist()
+    states = [model.new_state(), model.new_state()]
+    model.append_all(states, [full[:MAX_HISTORY], other[:2]])
+    for seen in range(MAX_HISTORY, MAX_HISTORY + 3):
+        model.make_room(states)
+        assert (states[0].items, states[1].items) == (full[seen + 1 - MAX_HISTORY : seen], other[:2])
+        read.clear()
+        appended = model.append(states[0], full[seen])
+        assert read == [1]
+        newest = torch.tensor([full[seen + 1 - MAX_HISTORY : seen + 1]])
+        with torch.no_grad():
+            whole = model.encode(Batch(newest, torch.tensor([MAX_HISTORY]), newest[0, :1], False)).users[0]
+        assert relative(appended, whole) <= 1e-5
 
 
 def test_appending_needs_contiguous_positions_and_eval_mode() -> None:

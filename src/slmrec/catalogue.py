@@ -14,6 +14,8 @@ MAX_CHUNK_SCORES = 2**25
 MAX_RANKED_SCORES = 2**23
 """Scores (float32) that `top_k` computes at once, 32 MiB."""
 _MAX_RANKED_ROWS = 256  # Few rows make wide chunks, and so few merges of each row.
+_ALIGNED = 64
+"""Rows of scores begin at multiples of this: products into rows of an odd length take half as long again."""
 
 _ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]
 """From a chunk's rows, its scores (free to overwrite) and their log-softmax to the summed loss.
@@ -172,6 +174,19 @@ def top_k(
     return scores, best.masked_fill(scores.isneginf(), 0)
 
 
+def by_columns(items: Tensor) -> Tensor:
+    """A copy of item vectors, each coordinate of all items in one place: `top_k` reads it faster, for one user most.
+
+    Args:
+        items: (V+1, D).
+
+    Example:
+        >>> by_columns(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).stride()
+        (1, 2)
+    """
+    return items.detach().T.clone(memory_format=torch.contiguous_format).T
+
+
 def _products_dtype(users: Tensor, items: Tensor) -> torch.dtype:
     device = users.device.type
     if torch.is_autocast_enabled(device):
@@ -288,12 +303,12 @@ def _rank(
     dtype = torch.promote_types(torch.promote_types(users.dtype, items.dtype), torch.float32)
     num_rows, width = len(users), max(1, max_scores // max(1, len(users)))
     users = users.to(dtype)
-    buffer = users.new_empty(num_rows * min(width, len(items) - 1))
+    buffer = users.new_empty(num_rows, min(width, -(-(len(items) - 1) // _ALIGNED) * _ALIGNED))
     scores = users.new_full((num_rows, k), -torch.inf)
     best = torch.zeros_like(scores, dtype=torch.int64)
     for start in range(1, len(items), width):
         chunk = items[start : start + width].to(dtype)
-        own = torch.mm(users, chunk.T, out=buffer[: num_rows * len(chunk)].view(num_rows, len(chunk)))
+        own = torch.mm(users, chunk.T, out=buffer[:, : len(chunk)])
         _mask(own, start, excluded, allowed)
         columns = best_columns(own, k)
         scores = torch.cat([scores, own.gather(1, columns)], dim=1)

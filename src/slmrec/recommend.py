@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from slmrec.catalogue import top_k
+from slmrec.catalogue import by_columns, top_k
 from slmrec.checkpoint import (
     About,
     Vocabulary,
@@ -83,8 +83,8 @@ class Recommender:
         self.about = about or About()
         model.eval()
         with torch.no_grad():
-            self.item_vectors = model.item_vectors().float().detach()
-            """(V+1, D); row 0 is padding."""
+            self.item_vectors = by_columns(model.item_vectors().float())
+            """(V+1, D) float32; row 0 is padding. A copy, whose columns are contiguous."""
         item_ids = vocabulary.item_ids.to_pylist()
         self.items = {str(item_id): item for item, item_id in enumerate(item_ids, 1)}
         """By the text of their ids, the items as the model numbers them, from 1."""

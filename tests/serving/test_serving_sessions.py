@@ -13,6 +13,9 @@ from servers import ITEMS, LIMITS, MAX_HISTORY, Client, serving
 from slmrec.checkpoint import save_recommender
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.serving.engine import Engine
+from slmrec.serving.loading import load
+from slmrec.serving.messages import Query
 
 
 @pytest.fixture(scope="module", params=["decoder", "sasrec"])
@@ -71,6 +74,27 @@ def test_the_session_unused_for_longest_goes(student: Path) -> None:
         metrics = client.get("/metrics").splitlines()
     assert 'slmrec_sessions{model="student"} 2.0' in metrics
     assert 'slmrec_sessions_evicted{model="student"} 2.0' in metrics
+
+
+def test_room_is_made_in_full_sessions_when_nothing_waits(student: Path) -> None:
+    engine = Engine(load(student), LIMITS)
+    history = ITEMS[: MAX_HISTORY + 2]
+    engine.answer([[Query(session_id="full", history=history[:MAX_HISTORY])], [Query(session_id="short", history=[])]])
+    for item in history[MAX_HISTORY:]:
+        assert (engine.read_ahead(), engine.read_ahead()) == (True, False)
+        state: Any = engine.sessions.resume("full").state
+        assert len(state.items) == MAX_HISTORY - 1
+        found = engine.answer([[Query(session_id="full", events=[item])]])[0][0]
+    whole = engine.answer([[Query(history=history)]])[0][0]
+    assert [item for item, _ in found.ranked] == [item for item, _ in whole.ranked]
+    assert [score for _, score in found.ranked] == pytest.approx([score for _, score in whole.ranked], abs=1e-4)
+
+
+def test_a_model_that_took_over_in_between_reads_the_session_anew(student: Path) -> None:
+    engine = Engine(load(student), LIMITS)
+    engine.answer([[Query(session_id="s", history=ITEMS[:MAX_HISTORY])]])
+    engine.replace(load(student))
+    assert engine.read_ahead() and engine.sessions.resume("s").state is None
 
 
 def test_a_failure_forgets_the_sessions_it_touched(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:

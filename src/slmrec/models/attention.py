@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from slmrec.errors import ConfigError
 from slmrec.models import flex
@@ -194,28 +194,52 @@ class Continuations:
     longest: int
     lengths: list[int]
     """New tokens of each user."""
-    pasts: list[list[KeysValues]]
-    """Keys and values of each user's tokens before, by layer; empty for a user without any."""
+    pasts: list[Tensor | None]
+    """(tokens, W) of each user's tokens before, as `recorded` gives them; None for a user without any."""
     prefix: list[KeysValues] | None
     """Keys and values of the prefix, by layer."""
     device: torch.device
-    recorded: list[KeysValues] = field(default_factory=list)
+    _recorded: list[Tensor] = field(default_factory=list)
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width), users one after the other."""
-        self.recorded.append(own)
-        keys = (self._answers([past[layer][part] for past in self.pasts if past], own[part]) for part in (0, 1))
-        queries = pad_sequence(list(torch.split(query, self.lengths)), batch_first=True)
+        keys = self._answers(own.keys), self._answers(own.values)
         prefix = self.prefix[layer] if self.prefix is not None else None
-        attended = _attend_group(queries, KeysValues(*keys), prefix, rule, self._visible)
-        return attended[self._is_new]
+        attended = _attend_group(self._padded(query), KeysValues(*keys), prefix, rule, self._visible)
+        return attended.flatten(0, 1) if self._is_even else attended[self._is_new]
 
-    def _answers(self, pasts: list[Tensor], own: Tensor) -> Tensor:
-        """(B, K, key heads, head width): past and new tokens of each user, then pads."""
-        before = iter(pasts)
-        news = torch.split(own, self.lengths)
-        joined = [torch.cat([next(before), new]) if past else new for past, new in zip(self.pasts, news, strict=True)]
-        return pad_sequence(joined, batch_first=True)
+    def recorded(self) -> Tensor:
+        """(tokens, W): of each new token the keys and values of all layers, side by side."""
+        return torch.cat(self._recorded, dim=1)
+
+    def _answers(self, own: Tensor) -> Tensor:
+        """(B, K, key heads, head width): each user's past, pads, its new tokens, pads."""
+        start = sum(part.shape[1] for part in self._recorded)
+        self._recorded.append(own.flatten(1))
+        news = self._padded(own)
+        if self._past is None:
+            return news
+        past = self._past[:, :, start : start + own[0].numel()]
+        return torch.cat([past.reshape(*past.shape[:2], *own.shape[1:]), news], dim=1)
+
+    def _padded(self, tokens: Tensor) -> Tensor:
+        """(B, longest, ...)."""
+        if self._is_even:
+            return tokens.reshape(len(self.lengths), self.lengths[0], *tokens.shape[1:])
+        return pad_sequence(list(torch.split(tokens, self.lengths)), batch_first=True)
+
+    @cached_property
+    def _is_even(self) -> bool:
+        """Whether all have as many new tokens."""
+        return min(self.lengths) == max(self.lengths)
+
+    @cached_property
+    def _past(self) -> Tensor | None:
+        """(B, longest, W), padded once for all layers."""
+        known = [past for past in self.pasts if past is not None]
+        if not known:
+            return None
+        return pad_sequence([known[0][:0] if past is None else past for past in self.pasts], batch_first=True)
 
     @cached_property
     def _is_new(self) -> Tensor:
@@ -224,12 +248,17 @@ class Continuations:
         return torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
 
     @cached_property
-    def _visible(self) -> Tensor:
-        """(B, Q, 1, K): the past and the new tokens up to one's own; pads stand after those."""
-        pasts = [len(past[0].keys) if past else 0 for past in self.pasts]
-        num_keys = max(past + new for past, new in zip(pasts, self.lengths, strict=True))
-        asked = torch.tensor(pasts, device=self.device)[:, None] + torch.arange(max(self.lengths), device=self.device)
-        return (torch.arange(num_keys, device=self.device) <= asked[:, :, None])[:, :, None, :]
+    def _visible(self) -> Tensor | None:
+        """(B, Q, 1, K): the past without its pads, and the new tokens up to one's own; None: causally, as there are
+        no pads between them."""
+        lengths = [0 if past is None else len(past) for past in self.pasts]
+        if min(lengths) == max(lengths):
+            return None
+        before = torch.arange(max(lengths), device=self.device)
+        is_past = before < torch.tensor(lengths, device=self.device)[:, None]
+        causal = _causal(max(self.lengths), max(self.lengths), self.device)
+        shape = len(lengths), max(self.lengths), 1, -1
+        return torch.cat([is_past[:, None, None].expand(shape), causal.expand(shape)], dim=3)
 
 
 class _KeysTakenError(Exception):
@@ -419,10 +448,5 @@ def _places(group: Group, device: torch.device) -> Tensor:
     return torch.nonzero((torch.arange(longest, device=device) < lengths[:, None]).flatten()).squeeze(1)
 
 
-def _no_mask(*arguments: Any, **keywords: Any) -> None:
-    """The plan says what is visible; no mask is built."""
-
-
 _register: Callable[..., None] = AttentionInterface.register
-_register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _no_mask)
+_register(NAME, _attend)  # no function for masks, so that transformers builds none: the plan says what is visible

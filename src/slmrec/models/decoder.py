@@ -220,13 +220,13 @@ class DecoderRecommender(PreTrainedModel):
 
     def new_state(self) -> "UserState":
         """The state of a user without history, for `append`."""
-        return UserState([], [])
+        return UserState([])
 
     def append(self, state: "UserState", item: int) -> Tensor:
         """The user vector (D,) after one more item; updates the state.
 
         Costs one item and the response, however long the history, until the state holds `max_history_items`: then
-        the oldest item goes, all positions move, and the newest items are read again.
+        the oldest item goes, all positions move, and the newest items are read again, unless `make_room` was called.
 
         Raises:
             ConfigError: positions are right-aligned, so that every new item moves all others.
@@ -252,36 +252,51 @@ class DecoderRecommender(PreTrainedModel):
         with torch.inference_mode():
             return self._extend(states, [self._to_read(*pair) for pair in zip(states, items, strict=True)])
 
+    def make_room(self, states: list["UserState"]) -> None:
+        """Reads those that are full again without their oldest item, so that the next one costs no more than others.
+
+        To be called between events, when there is time: answers are the same without it.
+        """
+        full = [state for state in states if len(state.items) == self.max_history_items > 1]
+        if not full:
+            return
+        anew = [self.new_state() for _ in full]
+        with torch.inference_mode():
+            self._extend(anew, [state.items[1:] for state in full])
+        for state, read in zip(full, anew, strict=True):
+            state.items, state.past = read.items, read.past
+
     def _to_read(self, state: "UserState", items: list[int]) -> list[int]:
         """The items to read after the state; empties a state that they do not fit."""
         if len(state.items) + len(items) <= self.max_history_items:
             return items
         items = [*state.items, *items][-self.max_history_items :]
-        state.items, state.layers = [], []
+        state.items, state.past = [], None
         return items
 
     def _extend(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
         """The user vectors after some more items each, all of which fit."""
-        vectors = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.device))
-        tokens = [torch.cat([some, self.response]) for some in torch.split(vectors, [len(some) for some in items])]
-        lengths = [len(some) for some in tokens]
+        inputs = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.device))
+        if len(self.response):
+            parts = torch.split(inputs, [len(some) for some in items])
+            inputs = torch.cat([part for some in parts for part in (some, self.response)])
+        lengths = [len(some) + len(self.response) for some in items]
         starts = [len(self.prefix) + len(state.items) for state in states]
-        places = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        pasts = [state.layers for state in states]
+        places = [start + at for start, length in zip(starts, lengths, strict=True) for at in range(length)]
+        pasts = [state.past for state in states]
         packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), self.device)
         output = self.decoder(
-            inputs_embeds=torch.cat(tokens)[None],
-            position_ids=torch.cat(places).to(self.device)[None],
+            inputs_embeds=inputs[None],
+            position_ids=torch.tensor([places], device=self.device),
             packing=packing,
             use_cache=False,
         )
-        news = [[torch.split(part, lengths) for part in layer] for layer in packing.recorded]
-        for user, (state, read) in enumerate(zip(states, items, strict=True)):
-            # Cloned, since a view would keep the keys and values of the whole batch.
-            own = [KeysValues(*(part[user][: len(read)].clone() for part in layer)) for layer in news]
-            state.layers = [_joined(parts) for parts in zip(state.layers, own, strict=True)] if state.layers else own
+        for state, read, own in zip(states, items, torch.split(packing.recorded(), lengths), strict=True):
+            # Copied, since a view would keep the keys and values of the whole batch.
+            past = own[:0] if state.past is None else state.past
+            state.past = torch.cat([past, own[: len(read)]])
             state.items = [*state.items, *read]
-        newest = torch.tensor(lengths).cumsum(0) - 1
+        newest = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         users: Tensor = self.score(output.last_hidden_state[0, newest])
         return users
 
@@ -334,13 +349,8 @@ class UserState:
 
     items: list[int]
     """The newest items, oldest first."""
-    layers: list[KeysValues]
-    """Keys and values of the items, by layer."""
-
-
-def _joined(parts: tuple[KeysValues, ...]) -> KeysValues:
-    keys, values = zip(*parts, strict=True)
-    return KeysValues(torch.cat(keys), torch.cat(values))
+    past: Tensor | None = None
+    """(items, W): of each item the keys and values of all layers, side by side; None before the first."""
 
 
 def _versions(model: DecoderRecommender) -> tuple[Any, ...]:

@@ -148,6 +148,12 @@ class Ensemble(PreTrainedModel):
                 users.append(_read_again(member, [state.items for state in states]))
         return self._weighted(users)
 
+    def make_room(self, states: list["EnsembleState"]) -> None:
+        """Prepares full states for their next event, as `DecoderRecommender.make_room`."""
+        for number, member in enumerate((self.decoder, *self.others)):
+            if isinstance(member, DecoderRecommender):
+                member.make_room([state.decoders[number] for state in states])
+
     def _weighted(self, users: list[Tensor]) -> Tensor:
         weighted = [weight * vectors for weight, vectors in zip(self.config.weights, users, strict=True)]
         return torch.cat(weighted, dim=-1)

@@ -78,7 +78,10 @@ class Server:
         self.engines: dict[ModelName, Engine] = {
             name: Engine(served.loaded, self.limits) for name, served in self.models.items()
         }
-        self._batchers = {name: Batcher(self._compute(name), self.limits.max_batch) for name in self.models}
+        self._batchers = {
+            name: Batcher(self._compute(name), self.limits.max_batch, engine.read_ahead)
+            for name, engine in self.engines.items()
+        }
         self._reloaders = {name: Reloader(self.engines[name], served.folder) for name, served in self.models.items()}
         self._admission = Admission(self.limits.max_waiting)
         self._observations = Observations()

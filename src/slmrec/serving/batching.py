@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +29,21 @@ class Batcher(Generic[Asked, Given]):
     """Takes requests of an event loop to a thread and their answers back.
 
     No request waits for others to come: while the thread computes, the next batch gathers.
+
+    Args:
+        compute: answers the queries of each request.
+        max_batch: queries that are computed together, but for a single request with more.
+        work_ahead: takes one step of what makes later answers faster; whether there was one to take. It is called when
+            nothing waits.
     """
 
     def __init__(
-        self, compute: Callable[[list[Sequence[Asked]]], Sequence[Given | RefusalError]], max_batch: int
+        self,
+        compute: Callable[[list[Sequence[Asked]]], Sequence[Given | RefusalError]],
+        max_batch: int,
+        work_ahead: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._compute, self._max_batch = compute, max_batch
+        self._compute, self._max_batch, self._work_ahead = compute, max_batch, work_ahead
         self._waiting: deque[_Job[Asked, Given]] = deque()
         self._changed = Condition()
         self._is_stopping = False
@@ -89,6 +99,14 @@ class Batcher(Generic[Asked, Given]):
                 _LOG.exception("a batch of %d requests failed", len(jobs))
                 answers = [BrokenError("the request failed; the server's log says why")] * len(jobs)
             self._loop.call_soon_threadsafe(_deliver, jobs, answers)
+            self._use_pause()
+
+    def _use_pause(self) -> None:
+        try:
+            while not self._waiting and not self._is_stopping and self._work_ahead():
+                time.sleep(0)  # lets the event loop hand over what has come meanwhile
+        except Exception:
+            _LOG.exception("what was to be done ahead failed")
 
     def _next(self) -> "list[_Job[Asked, Given]]":
         """The next batch; empty when all is done and the end was asked for."""

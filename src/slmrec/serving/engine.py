@@ -1,5 +1,6 @@
 """One served model: from queries of many requests to lists, and the exchange of the model while it serves."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -10,7 +11,7 @@ from slmrec.serving.loading import Loaded
 from slmrec.serving.messages import ModelName, Query
 from slmrec.serving.ranking import Catalogue, Ranked, Ranker, Wish
 from slmrec.serving.refusals import InvalidError, RefusalError
-from slmrec.serving.sessions import Session, Sessions, read
+from slmrec.serving.sessions import Session, Sessions, is_full, make_room, read
 from slmrec.serving.titles import TitleIndex
 
 _SHOWN_UNKNOWN = 10
@@ -74,6 +75,8 @@ class Engine:
     def __init__(self, loaded: Loaded, limits: Limits) -> None:
         self.serving = Serving(loaded)
         self.sessions = Sessions(limits.max_sessions, limits.max_history)
+        self._full: deque[str] = deque(maxlen=limits.max_sessions)
+        """Ids of sessions to make room in, the latest one last."""
         self._lock = Lock()
 
     def replace(self, loaded: Loaded) -> None:
@@ -93,6 +96,16 @@ class Engine:
         return [
             request if isinstance(request, RefusalError) else [task.found for task in request] for request in prepared
         ]
+
+    def read_ahead(self) -> bool:
+        """Makes room in one full session, so that its next event is answered sooner; whether there was one."""
+        with self._lock:
+            if not self._full:
+                return False
+            session = self.sessions.find(self._full.pop())
+            if session is not None:
+                make_room(self.serving.ranker, session)
+            return True
 
     def _prepared(self, queries: Sequence[Query]) -> list[_Task] | RefusalError:
         try:
@@ -137,7 +150,9 @@ class Engine:
 
     def _rank(self, tasks: list[_Task]) -> None:
         ranker = self.serving.ranker
-        read(ranker, [task.session for task in tasks if task.query.session_id is not None])
+        kept = {task.query.session_id: task.session for task in tasks if task.query.session_id is not None}
+        read(ranker, list(kept.values()))
+        self._full.extend(name for name, session in kept.items() if is_full(ranker, session))
         whole = [task.session for task in tasks if task.query.session_id is None and task.items]
         if whole:
             for session, vector in zip(whole, ranker.encode([each.history for each in whole]).unbind(), strict=True):

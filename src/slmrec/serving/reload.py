@@ -1,6 +1,7 @@
 """The exchange of a served model for a newer one of the same folder."""
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Literal
 
@@ -40,4 +41,7 @@ class Reloader:
         if fingerprint_of(self._folder) == self._engine.serving.loaded.fingerprint:
             return "unchanged"
         self._engine.replace(load(self._folder))
+        gc.unfreeze()
+        gc.collect()  # the model of before
+        gc.freeze()
         return "loaded"

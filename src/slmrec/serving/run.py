@@ -1,6 +1,7 @@
 """`slmrec serve`: from folders to a listening server."""
 
 import asyncio
+import gc
 import signal
 import socket
 from pathlib import Path
@@ -59,6 +60,7 @@ def serve(
         _say(f"http://{_shown(host)}:{bound.getsockname()[1]} answers with {name}; stop with Ctrl-C or SIGTERM")
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             _say("anyone who reaches this address may use it; --token-file FILE asks for a token")
+        gc.freeze()  # the model and its catalogue stay: the collector need not look through them
         asyncio.run(_run(server, bound))
     _say(f"stopped; {server.tally.accepted} requests accepted, {server.tally.answered} answered")
 

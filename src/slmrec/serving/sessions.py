@@ -62,6 +62,10 @@ class Sessions:
         self._kept.move_to_end(session_id)
         return self._kept[session_id]
 
+    def find(self, session_id: str) -> Session | None:
+        """The session of an id, if it is kept; this is no use of it."""
+        return self._kept.get(session_id)
+
     def drop(self, session_id: str) -> None:
         """Forgets a session."""
         self._kept.pop(session_id, None)
@@ -87,6 +91,18 @@ def read(ranker: Ranker, sessions: list[Session]) -> None:
         vectors = ranker.encode([session.history for session in behind])
     for session, vector in zip(behind, vectors.clone().unbind(), strict=True):
         session.vector, session.unread = vector, []
+
+
+def is_full(ranker: Ranker, session: Session) -> bool:
+    """Whether the state holds as many items as the model reads, so that one more would have them all read again."""
+    return session.state is not None and len(session.history) >= ranker.model.max_history_items
+
+
+def make_room(ranker: Ranker, session: Session) -> None:
+    """Lets a full state read its items again without the oldest one, which the next event would push out."""
+    model: Any = ranker.model
+    if is_full(ranker, session):  # not if another model has taken over
+        model.make_room([session.state])
 
 
 def _is_incremental(model: Any) -> bool:

@@ -1,0 +1,56 @@
+"""The queue by itself: what it does in its pauses."""
+
+import asyncio
+import logging
+from threading import Event
+
+import pytest
+
+from slmrec.serving.batching import Batcher
+
+
+def sums(jobs: list[list[int]]) -> list[int]:
+    return [sum(job) for job in jobs]
+
+
+def test_pauses_are_used_until_nothing_is_left_to_do() -> None:
+    steps: list[int] = []
+    is_done = Event()
+
+    def work_ahead() -> bool:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            is_done.set()
+        return len(steps) < 3
+
+    async def ask() -> int:
+        batcher = Batcher(sums, 4, work_ahead)
+        batcher.start()
+        answer = await batcher.submit([1, 2], 10.0)
+        assert await asyncio.to_thread(is_done.wait, 60)
+        await asyncio.to_thread(batcher.stop)
+        return answer
+
+    assert asyncio.run(ask()) == 3
+    assert steps == [0, 1, 2]
+
+
+def test_what_fails_in_a_pause_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    has_failed = Event()
+
+    def work_ahead() -> bool:
+        has_failed.set()
+        raise ZeroDivisionError("of the test")
+
+    async def ask() -> list[int]:
+        batcher = Batcher(sums, 4, work_ahead)
+        batcher.start()
+        first = await batcher.submit([1], 10.0)
+        assert await asyncio.to_thread(has_failed.wait, 60)
+        second = await batcher.submit([2], 10.0)
+        await asyncio.to_thread(batcher.stop)
+        return [first, second]
+
+    with caplog.at_level(logging.ERROR):
+        assert asyncio.run(ask()) == [1, 2]
+    assert "what was to be done ahead failed" in caplog.text and "of the test" in caplog.text
