@@ -93,7 +93,7 @@ def _curves(study: dict[str, Any], points: list[Point]) -> Chart:
     at = (study.get("recommended") or {}).get("num_layers")
     caption = f"{study['protocol']}, {study['num_users']:,} users of the {study['split']} split"
     caption += "; the dashed line is the recommended depth." if at else "."
-    return Chart(grid, caption, partial(_draw_curves, points, at), 4.2)
+    return Chart(grid, caption, partial(_draw_curves, points, at), 3.9)
 
 
 def _draw_curves(points: list[Point], recommended: int | None, axes: Any) -> None:
@@ -167,12 +167,12 @@ def _redundancy(similarity: dict[str, Any]) -> Chart:
         "Similarity (linear CKA) of the states after any two layers: a block near 1 is of layers that do the same."
     )
     caption += " 0 is the input." if with_input else ""
-    return Chart(grid, caption, partial(_draw_map, matrix, int(names[0])), 4.2)
+    return Chart(grid, caption, partial(_draw_map, matrix, int(names[0])), 3.8)
 
 
 def _draw_map(matrix: Any, first: int, axes: Any) -> None:
     edges = np.arange(len(matrix) + 1) + first - 0.5
-    shown = axes.pcolormesh(edges, edges, matrix, vmin=0, vmax=1, cmap="cividis", edgecolor="face", linewidth=0.2)
+    shown = axes.pcolormesh(edges, edges, matrix, vmin=0, vmax=1, cmap="cividis", linewidth=0, antialiased=False)
     axes.set_aspect("equal")
     axes.grid(visible=False)
     whole_ticks(axes, [first, first + len(matrix) - 1])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.console import Console
 from rich.table import Table
 
@@ -19,14 +19,14 @@ from slmrec.stages.report.depth import depth
 from slmrec.stages.report.efficiency import COSTS, METRICS, efficiency
 from slmrec.stages.report.examples import examples
 from slmrec.stages.report.parts import READ_FAULTS, Chart, Finding, Grid, Section
-from slmrec.stages.report.pictures import inline_svg, write_pictures
+from slmrec.stages.report.pictures import inline_svg, svg_of, write_png
 from slmrec.stages.report.provenance import data, what_was_run
-from slmrec.stages.report.quality import findings, latency, models, slices
+from slmrec.stages.report.quality import findings, models, slices
 from slmrec.stages.report.states import Run, open_run
 from slmrec.stages.report.training import training
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
-    *(what_was_run, models, efficiency, latency, slices, examples),
+    *(what_was_run, models, efficiency, slices, examples),
     *(training, depth, ablations, data),
 )
 _MARK = "report.json"
@@ -54,10 +54,11 @@ def report(output: Path, file: Path | None = None) -> Path:
     run = open_run(output)
     files = _folder_of(file)
     sections = [make(run) for make in SECTIONS]
-    page = _rendered(run, sections, files)
+    svgs = {block.numbers.name: svg_of(block) for block in _files(sections) if isinstance(block, Chart)}
+    page = _rendered(run, sections, svgs, files)
     with folder_in_place(files, replaced=True) as folder:
         for block in _files(sections):
-            _write(block, folder)
+            _write(block, folder, svgs)
         (folder / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -95,11 +96,12 @@ def _files(sections: list[Section]) -> Iterator[Grid | Chart]:
         yield from (block for block in section.blocks if isinstance(block, Grid | Chart))
 
 
-def _write(block: Grid | Chart, folder: Path) -> None:
+def _write(block: Grid | Chart, folder: Path, svgs: dict[str, str]) -> None:
     grid = block.numbers if isinstance(block, Chart) else block
     (folder / f"{grid.name}.csv").write_text(grid.csv(), encoding="utf-8")
     if isinstance(block, Chart):
-        write_pictures(block, folder)
+        (folder / f"{grid.name}.svg").write_text(svgs[grid.name], encoding="utf-8")
+        write_png(block, folder / f"{grid.name}.png")
 
 
 def _mark(run: Run, sections: list[Section]) -> dict[str, Any]:
@@ -116,11 +118,12 @@ def _stages(run: Run) -> dict[str, Any]:
     return {name: state.record.get("fingerprint") for name, state in run.states.items()}
 
 
-def _rendered(run: Run, sections: list[Section], files: Path) -> str:
+def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], files: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["svg"] = lambda chart: Markup(inline_svg(chart))
+    environment.filters["svg"] = lambda name: Markup(inline_svg(name, svgs[name]))
+    environment.filters["breakable"] = lambda title: escape(title).replace("_", Markup("_<wbr>"))
     environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
     name = run.output.resolve().name
     return environment.get_template("page.html").render(

@@ -62,7 +62,7 @@ class Chart:
     caption: str
     draw: Callable[[Any], None]
     """Draws on the axes of matplotlib that it is given."""
-    height: float = 3.4
+    height: float = 3.1
     """In inches; all charts are of the same width."""
     axes: tuple[int, ...] = (1,)
     """Relative heights of the axes below each other; of more than one, `draw` is given the array."""

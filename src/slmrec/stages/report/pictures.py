@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 
 from slmrec.stages.report.parts import Chart
 
-WIDTH = 5.0
+WIDTH = 4.6
 """Inches of 72 units: about as many units as a phone is wide, so that labels keep their size there."""
+LONG = 14
+"""Letters of a legend's entry of which only two fit beside each other."""
 INK, PAPER, LINES = "#000000", "#ffffff", "#d4d4d4"
 PALETTE = {
     "blue": "#0072b2",
@@ -29,8 +31,8 @@ PALETTE = {
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 10,
-    "axes.titlesize": 10,
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -50,29 +52,40 @@ def colours(number: int) -> list[str]:
     return [values[place % len(values)] for place in range(number)]
 
 
-def inline_svg(chart: Chart) -> str:
-    """The picture as a part of the page: it takes over the page's colours, and its ids are its own."""
-    svg = _svg(chart)
+def svg_of(chart: Chart) -> str:
+    """The picture as an SVG file, in light colours."""
+    stream = io.StringIO()
+    with drawn(chart) as figure:
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def inline_svg(name: str, svg: str) -> str:
+    """That file as a part of a page: it takes over the page's colours, and its ids are its own.
+
+    Args:
+        name: of the chart.
+        svg: as `svg_of` made it.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.numbers.name}-", svg)
-    for colour, name in {INK: "ink", PAPER: "card", LINES: "line"}.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    for name, colour in PALETTE.items():
-        svg = svg.replace(colour, f"var(--{name})")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in {INK: "ink", PAPER: "card", LINES: "line"}.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    for variable, colour in PALETTE.items():
+        svg = svg.replace(colour, f"var(--{variable})")
     return svg
 
 
-def write_pictures(chart: Chart, folder: Path) -> None:
-    """The picture as NAME.svg and NAME.png."""
-    (folder / f"{chart.numbers.name}.svg").write_text(_svg(chart), encoding="utf-8")
-    with _drawn(chart) as figure:
-        figure.savefig(folder / f"{chart.numbers.name}.png", dpi=200)
+def write_png(chart: Chart, path: Path) -> None:
+    """The picture as a PNG file, in light colours."""
+    with drawn(chart) as figure:
+        figure.savefig(path, dpi=200)
 
 
-def place_legend(figure: Any, columns: int = 3) -> None:
+def place_legend(figure: Any) -> None:
     """Below the axes, where it covers nothing; without entries there is none."""
     handles, labels = [], []
     for axes in figure.axes:
@@ -81,6 +94,7 @@ def place_legend(figure: Any, columns: int = 3) -> None:
                 handles.append(handle)
                 labels.append(text)
     if labels:
+        columns = 2 if max(map(len, labels)) > LONG else 3
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
@@ -91,15 +105,9 @@ def whole_ticks(axes: Any, values: Sequence[float]) -> None:
     axes.set_xticks(range(low, high + 1, step))
 
 
-def _svg(chart: Chart) -> str:
-    stream = io.StringIO()
-    with _drawn(chart) as figure:
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
-
-
 @contextmanager
-def _drawn(chart: Chart) -> Iterator[Figure]:
+def drawn(chart: Chart) -> Iterator[Figure]:
+    """The picture, while the style is that of the report."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.numbers.name}):
         figure = Figure(figsize=(WIDTH, chart.height), layout="constrained")
         FigureCanvasAgg(figure)

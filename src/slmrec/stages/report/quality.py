@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from slmrec.metrics import Floats
-from slmrec.stages.compare import Row, contrast, groups_of
+from slmrec.stages.compare import contrast, groups_of
 from slmrec.stages.evaluate import SHOWN, SHOWN_OF_LISTS
 from slmrec.stages.evaluated import Evaluated, label
 from slmrec.stages.report.parts import Block, Chart, Column, Finding, Grid, Section, Value, tried
@@ -45,12 +45,6 @@ def models(run: Run) -> Section:
     return _section(run, "models", "The models", lead, _model_blocks)
 
 
-def latency(run: Run) -> Section:
-    """Quality against time."""
-    lead = "Up is better, left is faster. No model beyond the line is both better and faster than one on it."
-    return _section(run, "latency", "Quality against latency", lead, _latency_blocks)
-
-
 def slices(run: Run) -> Section:
     """For whom the models are good."""
     lead = (
@@ -67,16 +61,21 @@ def findings(run: Run) -> list[Finding]:
         return []
     student, teacher = found["student"], found["teacher"]
     compared = _compared(run, "teacher", "student")
-    interval = f"{CONFIDENCE:.0%} interval {compared.low:+.4f} to {compared.high:+.4f}"
-    relative = "" if compared.relative is None else f"{compared.relative:+.1%} of the teacher's, "
+    relative = "" if compared.relative is None else f"{compared.relative:+.1%} against the teacher; "
+    interval = (
+        f"difference {compared.difference:+.4f}, {CONFIDENCE:.0%} interval {compared.low:+.4f} to {compared.high:+.4f}"
+    )
     faster = student["users_per_second"] / teacher["users_per_second"]
-    share = student["num_parameters"] / teacher["num_parameters"]
-    hits = f"{student['hit@10']:.1%} of the users"
+    sizes = student["num_parameters"], teacher["num_parameters"]
     return [
         Finding("NDCG@10 of the student", f"{student[METRIC]:.4f}", f"{relative}{interval}"),
-        Finding("next item in its ten", hits, f"the teacher: {teacher['hit@10']:.1%}"),
-        Finding("speed", f"{faster:.2f} × the teacher's", f"{_milliseconds(student):.3g} ms a user, in batches"),
-        Finding("parameters", f"{share:.0%} of the teacher's", f"{student['num_parameters']:,}"),
+        Finding(
+            "users whose next item is among its ten", f"{student['hit@10']:.1%}", f"teacher: {teacher['hit@10']:.1%}"
+        ),
+        Finding(
+            "its speed", f"{faster:.2f} ×", f"that of the teacher: {_milliseconds(student):.3g} ms a user, in batches"
+        ),
+        Finding("its parameters", f"{sizes[0] / sizes[1]:.0%}", "of the teacher's: {:,} of {:,}".format(*sizes)),
     ]
 
 
@@ -107,7 +106,8 @@ def _model_blocks(run: Run) -> Iterator[Block]:
     rows: list[tuple[Value, ...]] = [(name, values[name], *intervals[name]) for name in intervals]
     drawn = Grid("models-interval", f"{label(METRIC)} with its interval", columns, rows)
     caption = "Intervals of single models; pairs differ more surely than these may look."
-    yield Chart(drawn, caption, partial(_dots, rows))
+    yield Chart(drawn, caption, partial(_dots, rows), 3.6)
+    yield _against_latency(run)
     for name, protocol in run.evaluation["protocols"].items():
         yield _all_metrics(name, protocol)
 
@@ -136,7 +136,7 @@ def _with_intervals(run: Run, intervals: dict[str, tuple[float, float]]) -> Grid
     )
     note = (
         f"{len(run.primary[reference]):,} users; {_told(_protocol(run)['settings'])}. From and to are the ends of the "
-        f"{CONFIDENCE:.0%} intervals of NDCG@10, and of its difference between the {reference} and the model of the row."
+        f"{CONFIDENCE:.0%} intervals of NDCG@10, and of its difference between {reference} and the model of the row."
     )
     return Grid("models", f"All models, {run.evaluation['primary']}", columns, rows, note)
 
@@ -185,15 +185,17 @@ def _dot(axes: Any, place: float, value: float, low: float, high: float, name: s
     axes.plot(value, place, linestyle="none", **look(name))
 
 
-def _latency_blocks(run: Run) -> Iterator[Block]:
+def _against_latency(run: Run) -> Chart:
     columns = Column("model"), Column("ms per user", ".3f"), Column(label(METRIC), ".4f"), Column("on the line")
     points = {name: (_milliseconds(found), found[METRIC]) for name, found in _protocol(run)["models"].items()}
     front = _front(points)
     rows: list[tuple[Value, ...]] = [(name, *point, "yes" if name in front else "no") for name, point in points.items()]
     grid = Grid("latency", "Quality against latency", columns, rows)
-    caption = "Time of reading the history, scoring all items and finding the ten best, in batches, on one machine."
-    yield Chart(grid, caption, partial(_draw_front, points, front), 3.8)
-    yield grid
+    caption = (
+        "Up is better, left is faster; none is both better and faster than a model on the line. Time of reading the "
+        "history, scoring all items and finding the ten best, in batches, on one machine."
+    )
+    return Chart(grid, caption, partial(_draw_front, points, front), 3.6)
 
 
 def _front(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -230,7 +232,7 @@ def _slice_blocks(run: Run) -> Iterator[Block]:
         ]
         columns = Column(GROUPS[by]), Column("users", ",d"), Column("model"), Column(label(METRIC), ".4f")
         grid = Grid(f"slices-{by}", f"By {GROUPS[by]}", (*columns, Column("from", ".4f"), Column("to", ".4f")), rows)
-        yield Chart(grid, f"{label(METRIC)} with {CONFIDENCE:.0%} intervals.", partial(_draw_slices, rows, by), 4.0)
+        yield Chart(grid, f"{label(METRIC)} with {CONFIDENCE:.0%} intervals.", partial(_draw_slices, rows, by), 3.7)
     if {"teacher", "student"} <= shown.keys():
         yield _contrasted(shown["teacher"], shown["student"])
 
@@ -252,11 +254,11 @@ def _draw_slices(rows: list[tuple[Any, ...]], by: str, axes: Any) -> None:
 
 
 def _contrasted(teacher: Evaluated, student: Evaluated) -> Grid:
-    found = contrast(teacher, student)
-    rows = [
-        (GROUPS.get(by, by), *_contrast_row(row))
-        for by, own in ({"all users": found.metrics[:1]} | found.slices).items()
-        for row in own
+    found = contrast(teacher, student, (METRIC,))
+    rows: list[tuple[Value, ...]] = [
+        (GROUPS[by], name, one.num_users, one.mean_a, one.mean_b, one.difference, one.low, one.high, corrected)
+        for by, own in found.slices.items()
+        for name, one, corrected in own
     ]
     columns = (
         *(Column("users by"), Column("group"), Column("users", ",d"), Column("teacher", ".4f")),
@@ -270,9 +272,3 @@ def _contrasted(teacher: Evaluated, student: Evaluated) -> Grid:
     )
     note = "As `slmrec compare` gives it; p is corrected for the rows of all groups together."
     return Grid("slices", f"Student and teacher, {label(found.sliced)}", columns, rows, note)
-
-
-def _contrast_row(row: Row) -> tuple[Value, ...]:
-    name, found, corrected = row
-    group = label(name) if name == METRIC else name
-    return group, found.num_users, found.mean_a, found.mean_b, found.difference, found.low, found.high, corrected

@@ -186,6 +186,8 @@ def _state_of(root: Path, stage: str) -> State:
         metrics = read_json(folder / "metrics.json")
         if stage in TRAINED:
             check_sums(folder)
+        if stage == "evaluate" and not metrics.get("protocols"):
+            raise CheckpointError(f"{folder / 'metrics.json'}: has no protocols; evaluate again with --force")
     except CheckpointError as error:
         return State(stage, "broken", str(error), record, metrics)
     stale = _stale(root, record)

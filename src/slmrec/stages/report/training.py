@@ -44,7 +44,7 @@ def _curves(run: Run, stage: str) -> Iterator[Chart]:
     )
     caption = f"{len(log)} epochs in {log[-1].get('seconds', 0):,.0f} s"
     caption += f"; epoch {best} was kept." if best else "; not finished."
-    yield Chart(grid, caption, lambda axes: _draw(axes, log, best), 4.3, (3, 2))
+    yield Chart(grid, caption, lambda axes: _draw(axes, log, best), 4.0, (3, 2))
 
 
 def _draw(axes: Any, log: list[dict[str, Any]], best: int | None) -> None:
@@ -59,6 +59,8 @@ def _draw(axes: Any, log: list[dict[str, Any]], best: int | None) -> None:
     wide = _is_wide(log, terms)
     if wide:
         above.set_yscale("log")
+        above.yaxis.set_major_formatter("{x:g}")
+        above.yaxis.set_minor_formatter("")
     above.set_ylabel("training loss" + (" (log scale)" if wide else ""))
     values = [row.get(MONITORED) for row in log]
     below.plot(epochs, values, color=INK, marker="o", markersize=4)
