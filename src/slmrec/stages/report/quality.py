@@ -125,17 +125,13 @@ def _with_intervals(run: Run, intervals: dict[str, tuple[float, float]]) -> Grid
             told = one.difference, one.low, one.high, one.relative, corrected[name]
         rows.append((name, found["hit@10"], found[METRIC], *intervals[name], found["mrr"], *told))
     columns = (
-        *(Column("model"), Column("HR@10", ".4f"), Column("NDCG@10", ".4f"), Column("from", ".4f")),
-        *(
-            Column("to", ".4f"),
-            Column("MRR", ".4f"),
-            Column(f"{reference} − it", "+.4f"),
-            Column("from (difference)", "+.4f"),
-        ),
-        *(Column("to (difference)", "+.4f"), Column("relative", "+.1%"), Column("p (Holm)", ".4f")),
+        *(Column("model"), Column("HR@10", ".4f"), Column("NDCG@10", ".4f"), Column("NDCG@10 low", ".4f")),
+        *(Column("NDCG@10 high", ".4f"), Column("MRR", ".4f"), Column(f"{reference} − model", "+.4f")),
+        *(Column("difference low", "+.4f"), Column("difference high", "+.4f")),
+        *(Column("relative", "+.1%"), Column("p (Holm)", ".4f")),
     )
     note = (
-        f"{len(run.primary[reference]):,} users; {_told(_protocol(run)['settings'])}. From and to are the ends of the "
+        f"{len(run.primary[reference]):,} users; {_told(_protocol(run)['settings'])}. Low and high are the ends of the "
         f"{CONFIDENCE:.0%} intervals of NDCG@10, and of its difference between {reference} and the model of the row."
     )
     return Grid("models", f"All models, {run.evaluation['primary']}", columns, rows, note)
