@@ -15,7 +15,8 @@ NUM_LAYERS = 6
 
 
 def write_run(folder: Path, tiny_recipe: str, items: Path | None = None) -> Path:
-    """A finished run of the tiny recipe, with all protocols."""
+    """A finished run of the tiny recipe, with all protocols, a depth study, and the report that it ended with."""
+    add_depth_study(folder / "run")
     content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
     content["evaluate"] = {"num_negatives": 20, "timing_users": 20}
@@ -70,7 +71,7 @@ def depth_study() -> dict[str, Any]:
 
 
 def add_depth_study(run: Path) -> None:
-    (run / "depth").mkdir(exist_ok=True)
+    (run / "depth").mkdir(parents=True)
     (run / "depth" / "depth.json").write_text(json.dumps(depth_study()), encoding="utf-8")
 
 
@@ -80,7 +81,7 @@ class _Tables(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        self._name, self._rows, self._cell, self._value = "", [[""]], False, ""
+        self._name, self._rows, self._cell, self._value, self._is_head = "", [[""]], False, "", False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         found = dict(attributes)
@@ -90,6 +91,7 @@ class _Tables(HTMLParser):
             self._rows = self.tables.setdefault(self._name, [])
         elif tag == "tr":
             self._rows.append([])
+            self._is_head = found.get("class") == "groups"
         elif tag in {"td", "th"}:
             self._cell, self._value = True, ""
             self._rows[-1].append("")
@@ -97,6 +99,8 @@ class _Tables(HTMLParser):
             self._value = str(found["value"])
 
     def handle_endtag(self, tag: str) -> None:
+        if tag == "tr" and self._is_head:
+            self._rows.pop()  # names of groups of columns
         if tag in {"td", "th"}:
             self._cell = False
             self._rows[-1][-1] = self._value or self._rows[-1][-1]

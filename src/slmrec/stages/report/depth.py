@@ -171,9 +171,8 @@ def _redundancy(similarity: dict[str, Any]) -> Chart:
 
 
 def _draw_map(matrix: Any, first: int, axes: Any) -> None:
-    edges = np.arange(len(matrix) + 1) + first - 0.5
-    shown = axes.pcolormesh(edges, edges, matrix, vmin=0, vmax=1, cmap="cividis", linewidth=0, antialiased=False)
-    axes.set_aspect("equal")
+    ends = first - 0.5, first + len(matrix) - 0.5
+    shown = axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", origin="lower", extent=(*ends, *ends))
     axes.grid(visible=False)
     whole_ticks(axes, [first, first + len(matrix) - 1])
     axes.set_yticks(axes.get_xticks())

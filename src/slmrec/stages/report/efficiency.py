@@ -44,7 +44,7 @@ def table(run: Run) -> Grid:
     names = [(protocol, metric) for protocol in protocols for metric in METRICS]
     rows = [_model_row(run, model, names) for model in MODELS if run.model_folder(model).is_dir()]
     rows += [_depth_row(point, depth["split"], names) for depth in _depth(run) for point in depth.get("trained") or ()]
-    metrics = (Column(f"{METRICS[metric]}, {protocol}", ".4f") for protocol, metric in names)
+    metrics = (Column(METRICS[metric], ".4f", protocol) for protocol, metric in names)
     note = "Weights on disk are those of the model's folder; of an adapted language model it holds the adapters alone."
     return Grid("efficiency", "Efficiency", (*COSTS, *metrics), rows, note)
 

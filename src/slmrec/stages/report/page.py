@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +63,7 @@ def report(output: Path, file: Path | None = None) -> Path:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(file)
-    _show(sections)
+    show(sections)
     print(f"report: written to {file}, its figures and tables to {files}", flush=True)
     return file
 
@@ -123,7 +123,6 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], files: Pa
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["svg"] = lambda name: Markup(inline_svg(name, svgs[name]))
-    environment.filters["breakable"] = lambda title: escape(title).replace("_", Markup("_<wbr>"))
     environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
     name = run.output.resolve().name
     return environment.get_template("page.html").render(
@@ -151,14 +150,15 @@ def _findings(run: Run) -> list[Finding]:
         return []  # the section of the models says what is broken
 
 
-def _show(sections: list[Section]) -> None:
+def show(sections: list[Section]) -> None:
+    """Prints the efficiency table, and what the report lacks."""
     console = Console(markup=False, highlight=False)
     console = Console(width=max(console.width, 118), markup=False, highlight=False)
     for grid in _files(sections):
         if isinstance(grid, Grid) and grid.name == "efficiency":
             console.print(_table("efficiency: what the models cost", grid, range(len(COSTS))))
             for first in range(len(COSTS), len(grid.columns), len(METRICS)):
-                protocol = grid.columns[first].title.split(", ")[1]
+                protocol = grid.columns[first].group
                 quality = range(first, first + len(METRICS))
                 console.print(_table(f"efficiency: what they give, {protocol}", grid, [0, 1, *quality]))
     for section in sections:
@@ -170,8 +170,7 @@ def _table(title: str, grid: Grid, places: Any) -> Table:
     table = Table(title=title, title_justify="left")
     for place in places:
         column = grid.columns[place]
-        title = column.title.split(", ")[0]  # the protocol of a metric is told above the table
-        table.add_column(title, justify="right" if column.form else "left", no_wrap=place == 0)
+        table.add_column(column.title, justify="right" if column.form else "left", no_wrap=place == 0)
     for row in grid.rows:
         table.add_row(*(grid.columns[place].shown(row[place]) for place in places))
     return table

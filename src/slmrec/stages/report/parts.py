@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 from pyarrow import ArrowException
@@ -23,6 +24,13 @@ class Column:
     title: str
     form: str = ""
     """How its numbers are shown, as for `format`; text has none."""
+    group: str = ""
+    """What it has in common with the columns beside it, told once above them."""
+
+    @property
+    def name(self) -> str:
+        """Of the column of a CSV file."""
+        return f"{self.title}, {self.group}" if self.group else self.title
 
     def shown(self, value: Value) -> str:
         """A value as people read it; the files have all its digits."""
@@ -43,11 +51,17 @@ class Grid:
     rows: list[tuple[Value, ...]]
     note: str = ""
 
+    def groups(self) -> list[tuple[str, int]]:
+        """The columns' groups, and how many columns stand side by side in each; none if no column is in one."""
+        if not any(column.group for column in self.columns):
+            return []
+        return [(group, len(list(own))) for group, own in groupby(column.group for column in self.columns)]
+
     def csv(self) -> str:
         """The numbers with all their digits; what is not known is empty."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(column.title for column in self.columns)
+        writer.writerow(column.name for column in self.columns)
         writer.writerows(self.rows)
         return stream.getvalue()
 

@@ -39,7 +39,8 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": LINES,
     "grid.linewidth": 0.6,
-    "legend.fontsize": 9,
+    "legend.fontsize": 9.5,
+    "image.interpolation": "nearest",
     "legend.frameon": False,
     "lines.markersize": 6,
     "figure.facecolor": PAPER,
@@ -56,7 +57,7 @@ def svg_of(chart: Chart) -> str:
     """The picture as an SVG file, in light colours."""
     stream = io.StringIO()
     with drawn(chart) as figure:
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure.savefig(stream, format="svg", dpi=200, metadata={"Date": None})
     return stream.getvalue()
 
 

@@ -242,7 +242,7 @@ def _draw_slices(rows: list[tuple[Any, ...]], by: str, axes: Any) -> None:
         axes.vlines(places, values[:, 1], values[:, 2], color=look(name)["color"], linewidth=1.6)
         axes.plot(places, values[:, 0], linestyle="none", label=name, **look(name))
     axes.set_xticks(range(len(groups)), [group.replace(" (", "\n(").replace("never ", "never\n") for group in groups])
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=9)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.set_xlabel(GROUPS[by])
