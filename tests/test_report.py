@@ -183,9 +183,12 @@ def test_a_part_of_a_depth_study_is_enough(output: Path) -> None:
     assert notice.fault == "broken" and "depth.json: is damaged" in notice.text
 
 
-def test_missing_stages_are_named_with_their_command(output: Path) -> None:
+def test_missing_stages_are_named_with_their_command(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("evaluate", "distill"):
         shutil.rmtree(output / name)
+    show(list(sections_of(output).values()))
+    printed = capsys.readouterr().out
+    assert printed.count("report: missing: evaluate: not run; make it with: slmrec evaluate --config") == 1
     found = lacks(output)
     config = output / "finetune" / "config.yaml"
     for section, stages in {"models": ["evaluate"], "training": ["distill"], "run": ["distill", "evaluate"]}.items():

@@ -161,9 +161,9 @@ def show(sections: list[Section]) -> None:
                 protocol = grid.columns[first].group
                 quality = range(first, first + len(METRICS))
                 console.print(_table(f"efficiency: what they give, {protocol}", grid, [0, 1, *quality]))
-    for section in sections:
-        for notice in section.notices():
-            print(f"report: {section.title.lower()}: {notice.fault}: {notice.text}", flush=True)
+    for notice in dict.fromkeys(notice for section in sections for notice in section.notices()):
+        remedy = f"; make it with: {notice.command}" if notice.command else ""
+        print(f"report: {notice.fault}: {notice.text}{remedy}", flush=True)
 
 
 def _table(title: str, grid: Grid, places: Any) -> Table:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -51,7 +52,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "run of the ablation that is shown", str(run.root.relative_to(run.output))
     yield "seed", str(run.settings.get("seed", "not known"))
     if run.settings_file:
-        yield "the same again", f"slmrec run --config {run.settings_file} --output ANOTHER"
+        yield "the same again", run.command("run", Path("ANOTHER"))
     made = sorted({str(state.record["version"]) for state in run.states.values() if "version" in state.record})
     yield "made with slmrec", ", ".join(made) or "not known"
     yield "this page was written with", "; ".join(_versions())
