@@ -34,7 +34,7 @@ def _blocks(path: Path, name: str) -> Iterator[Block]:
     content = read_json(path)
     rows = rows_of(content)
     told = content["variants"]
-    seeds = list(next(iter(told.values()))["by_seed"][METRIC])
+    seeds = list(told[content["baseline"]]["by_seed"][METRIC])
     lines: list[tuple[Value, ...]] = []
     for row in rows:
         found = row.compared

@@ -10,11 +10,14 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from slmrec.stages.report.parts import Chart
 
 WIDTH = 4.6
 """Inches of 72 units: about as many units as a phone is wide, so that labels keep their size there."""
+MARGIN = 0.1
+"""Inches around the axes: the reader's letters may be larger than those that the picture was laid out with."""
 LONG = 14
 """Letters of a legend's entry of which only two fit beside each other."""
 INK, PAPER, LINES = "#000000", "#ffffff", "#d4d4d4"
@@ -110,7 +113,7 @@ def whole_ticks(axes: Any, values: Sequence[float]) -> None:
 def drawn(chart: Chart) -> Iterator[Figure]:
     """The picture, while the style is that of the report."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.numbers.name}):
-        figure = Figure(figsize=(WIDTH, chart.height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, chart.height), layout=ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN))
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(chart.axes), sharex=True, height_ratios=chart.axes)
         chart.draw(axes)
