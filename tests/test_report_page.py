@@ -25,8 +25,8 @@ CUT_OFF = """[...document.querySelectorAll('svg')].flatMap(svg => { const frame 
     return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
       || box.bottom > frame.bottom + 1; }).map(each => each.textContent); })"""
 SMALL = """[...document.querySelectorAll('svg text')].filter(each => { const at = each.getScreenCTM();
-  return each.getBoundingClientRect().width && parseFloat(getComputedStyle(each).fontSize) * Math.hypot(at.a, at.b) < 7.5;
-  }).map(each => each.textContent)"""
+  const size = parseFloat(getComputedStyle(each).fontSize) * Math.hypot(at.a, at.b);
+  return each.getBoundingClientRect().width && size < 7.5; }).map(each => each.textContent)"""
 
 
 @pytest.fixture(scope="module")
