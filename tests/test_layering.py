@@ -50,6 +50,7 @@ MAY_USE: dict[str, set[str]] = {
     "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
     "duckdb": {"data"},
     "matplotlib": {"stages"},
+    "jinja2": {"stages"},
     "onnxruntime": {"stages"},
     "faiss": {"index"},
     "starlette": {"serving"},

@@ -32,6 +32,14 @@ STAGES = ("prepare", "pretrain", "finetune", "distill", "evaluate")
 TIMES = ("wall_s", "peak_rss_mb", "training_s")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_reports() -> Iterator[None]:
+    """The report at the end of a run takes seconds, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slmrec.stages.run.end_with_report", lambda output: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def config(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(tiny_recipe)

@@ -111,7 +111,7 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
         raise CheckpointError(
             f"{folder}: {_ITEMS} has {len(vocabulary.item_ids)} rows but the model knows {model.num_items} items"
         )
-    _check_sums(folder)
+    check_sums(folder)
     return model, vocabulary
 
 
@@ -232,7 +232,12 @@ def _check_unique(path: Path, item_ids: list[str]) -> None:
         raise _damaged(path, f"item_id {again!r} is there more than once")
 
 
-def _check_sums(folder: Path) -> None:
+def check_sums(folder: Path) -> None:
+    """Whether the files of a model folder are those that were saved.
+
+    Raises:
+        CheckpointError: one is missing or another one.
+    """
     for name, expected in _read_about(folder).get("sha256", {}).items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing; the folder is incomplete, copy it anew")

@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     _add_serve(commands)
     _add_compare(commands)
+    _add_report(commands)
     _add_data_commands(commands)
     _add_import_reference(commands)
     _add_export(commands)
@@ -168,6 +169,17 @@ def _add_compare(commands: Any) -> None:
         "--metric", action="append", help="for example hit@5; may be repeated, the first one is shown by slices too"
     )
     compare.add_argument("--output", type=Path, help="JSON file to write the numbers to as well")
+
+
+def _add_report(commands: Any) -> None:
+    example = (
+        "Example: slmrec report out/beauty\n"
+        "What is missing or broken is told in its place, with the command that makes it. docs/report.md tells more."
+    )
+    report = _add(commands, "report", "a run as one page: figures, tables and examples", epilog=example)
+    report.add_argument("run", type=Path, metavar="OUT", help="folder of a run, or of an ablation")
+    about = "the page (default: OUT/report.html); figures and tables go into a folder of that name without .html"
+    report.add_argument("--output", type=Path, metavar="FILE.html", help=about)
 
 
 def _add_import_reference(commands: Any) -> None:
@@ -256,6 +268,8 @@ def _dispatch(options: argparse.Namespace) -> None:
         _serve(options)
     elif options.command == "compare":
         _compare(options)
+    elif options.command == "report":
+        _report(options)
     elif options.command == "data":
         _run_data_command(options)
     elif options.command == "import-reference":
@@ -320,6 +334,16 @@ def _compare(options: argparse.Namespace) -> None:
         metrics=tuple(options.metric or METRICS),
         output=options.output,
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from slmrec.stages.report import INSTALL, missing_libraries
+
+    if missing := missing_libraries():
+        raise ConfigError(f"report needs {', '.join(missing)}; install with: {INSTALL}")
+    from slmrec.stages.report.page import report
+
+    report(options.run, options.output)
 
 
 def _import_reference(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The report of an ablation: a table in the terminal and as Markdown, its numbers as JSON, and a picture."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -64,6 +64,21 @@ def report(output: Path, variants: dict[str, dict[str, Any]], cells: Cells, base
     _write(output, "md", _markdown(title, rows))
     _draw(title, rows, output / "ablation.png")
     print(f"ablate: written to {output / 'ablation.md'} and {output / 'ablation.json'}", flush=True)
+
+
+def rows_of(content: dict[str, Any]) -> list[Row]:
+    """The variants of an `ablation.json`."""
+    names = [field.name for field in fields(Comparison)]
+    return [
+        Row(
+            name,
+            found["changes"],
+            {metric: {int(seed): value for seed, value in by.items()} for metric, by in found["by_seed"].items()},
+            Comparison(**{key: told[key] for key in names}) if (told := found["difference"]) else None,
+            told["p_holm"] if told else None,
+        )
+        for name, found in content["variants"].items()
+    ]
 
 
 def _rows(variants: dict[str, dict[str, Any]], cells: Cells, baseline: str) -> list[Row]:
@@ -159,8 +174,8 @@ def _write(output: Path, suffix: str, text: str) -> None:
 
 
 def _draw(title: str, rows: list[Row], path: Path) -> None:
-    compared = [row for row in rows if row.compared][::-1]
-    if not compared:
+    num_compared = sum(row.compared is not None for row in rows)
+    if not num_compared:
         return
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,10 +183,19 @@ def _draw(title: str, rows: list[Row], path: Path) -> None:
     except ModuleNotFoundError:
         print("no picture: it needs matplotlib; pip install 'slmrec[plots]'", flush=True)
         return
-    [base] = [row for row in rows if row.compared is None]
-    figure = Figure(figsize=(9, 1.8 + 0.45 * len(compared)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 1.8 + 0.45 * num_compared), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    draw_rows(figure.add_subplot(), rows)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, format="png")
+    print(f"picture: {path}", flush=True)
+
+
+def draw_rows(axes: Any, rows: list[Row]) -> None:
+    """The variants' differences to the baseline, each with its interval and its seeds."""
+    compared = [row for row in rows if row.compared][::-1]
+    [base] = [row for row in rows if row.compared is None]
     for place, row in enumerate(compared):
         _draw_row(axes, place, row, base)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -179,10 +203,6 @@ def _draw(title: str, rows: list[Row], path: Path) -> None:
     axes.set_ylim(-0.6, len(compared) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(f"difference of {label(METRIC)} to {base.name} ({mean(base.by_seed[METRIC].values()):.4f})")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, format="png")
-    print(f"picture: {path}", flush=True)
 
 
 def _draw_row(axes: Any, place: int, row: Row, base: Row) -> None:

@@ -69,7 +69,7 @@ def compare(
         raise ConfigError(f"{run_a}: {model} against itself; give --model-b another model, or another run")
     a = read_evaluated(run_a, model, protocol)
     b = in_order_of(a, read_evaluated(run_b, model_b, a.protocol))
-    report = _report(a, b, metrics)
+    report = contrast(a, b, metrics)
     _show(report)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,18 +77,34 @@ def compare(
         print(f"compare: written to {output}", flush=True)
 
 
-def _report(a: Evaluated, b: Evaluated, metrics: tuple[str, ...]) -> Report:
+def contrast(a: Evaluated, b: Evaluated, metrics: tuple[str, ...] = METRICS) -> Report:
+    """How two models differ over all users and over groups of them.
+
+    Args:
+        a: one of them.
+        b: the other one, with the users in the same order.
+        metrics: which ones; groups are compared by the first.
+
+    Raises:
+        ConfigError: a metric is unknown.
+    """
     unknown = [name for name in metrics if name not in a.metrics]
     if unknown:
         raise ConfigError(f"--metric {unknown[0]}: unknown; choose of: {', '.join(a.metrics)}")
     rows = _corrected([(name, compare_means(a.metrics[name], b.metrics[name])) for name in dict.fromkeys(metrics)])
-    groups = {"history_length": _quantile_bins(a.column("history_length")), "target_count": _by_count(a)}
+    groups = groups_of(a)
     ours, theirs = a.metrics[metrics[0]], b.metrics[metrics[0]]
     slices = _corrected(
         [(name, compare_means(ours[own], theirs[own])) for bins in groups.values() for name, own in bins]
     )
     first = len(groups["history_length"])
     return Report(a, b, rows, metrics[0], {"history_length": slices[:first], "target_count": slices[first:]})
+
+
+def groups_of(evaluated: Evaluated) -> dict[str, list[tuple[str, Bools]]]:
+    """Groups of users by name: by the length of their history, and by how often their target was trained on."""
+    lengths = evaluated.column("history_length")
+    return {"history_length": _quantile_bins(lengths), "target_count": _by_count(evaluated)}
 
 
 def _corrected(rows: list[tuple[str, Comparison]]) -> list[Row]:

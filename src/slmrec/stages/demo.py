@@ -17,7 +17,7 @@ from slmrec.evaluation import Scorer
 from slmrec.recommend import Recommender
 from slmrec.stages import evaluate
 from slmrec.stages.folders import Stage
-from slmrec.stages.run import run
+from slmrec.stages.run import end_with_report, run_stages
 from slmrec.types import Batch
 
 SEED = 0
@@ -26,15 +26,16 @@ TRAIN = "{learning_rate: 5e-4, num_train_epochs: 4, per_device_train_batch_size:
 
 
 def demo(output: Path, overrides: list[str], force: bool = False) -> None:
-    """Simulates a shop, runs the whole pipeline on it, and shows the models beside the oracle."""
+    """Simulates a shop, runs the whole pipeline on it, and shows the models beside the oracle, with a report."""
     raw = output / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     shop = write_shop(raw, seed=SEED, num_users=NUM_USERS)
     config = demo_config(raw, overrides)
     print(f"demo: a simulated shop in {raw}; teacher backbone: {config.finetune.backbone}", flush=True)
     stage = Stage("evaluate", evaluate.STAGE.needs, partial(evaluate.build, extra=partial(_oracle, shop)))
-    run(config, output, force, stage)
+    run_stages(config, output, force, stage)
     _show_example(output)
+    end_with_report(output)
 
 
 def demo_config(raw: Path, overrides: list[str]) -> Config:

@@ -41,8 +41,8 @@ def describe(folder: Path, png: Path | None = None) -> None:
         raise ConfigError(f"{png}: the picture is a .png file; give --output NAME.png")
     found = data.describe(folder)
     console = Console(markup=False, highlight=False)
-    console.print(_table(f"{folder}", _rows(found)))
-    console.print(_leakage(found))
+    console.print(_table(f"{folder}", rows_of(found)))
+    console.print(leakage(found))
     console.print()
     console.print(_picture("events of a user", "users", found.histories.bins))
     console.print()
@@ -63,7 +63,7 @@ def _table(title: str, rows: Rows) -> Table:
     return table
 
 
-def _rows(found: Description) -> Rows:
+def rows_of(found: Description) -> Rows:
     """What the table says; an empty row separates."""
     yield from _counts(found)
     yield "", ""
@@ -127,7 +127,8 @@ def _split(found: Description) -> Rows:
     yield "users without a training sample", _part(facts["num_users_without_training"], found.num_users)
 
 
-def _leakage(found: Description) -> str:
+def leakage(found: Description) -> str:
+    """Whether the split lets training look into the future, in words."""
     targets, early = found.split_facts["num_test_targets"], found.split_facts.get("num_test_before_last_train")
     if early is None:
         return "Without times nobody can tell whether training looks into the future."
@@ -194,16 +195,17 @@ def _draw(found: Description, path: Path) -> None:
     axes: dict[str, Any] = figure.subplot_mosaic(
         [["users", "items"], ["times", "times"]] if found.times else [["users", "items"]]
     )
-    _draw_powers(axes["users"], found.histories.bins, "events of a user", "users", BLUE)
-    _draw_powers(axes["items"], found.popularity.bins, "events of an item", "items", ORANGE)
+    draw_powers(axes["users"], found.histories.bins, "events of a user", "users", BLUE)
+    draw_powers(axes["items"], found.popularity.bins, "events of an item", "items", ORANGE)
     if found.times:
-        _draw_times(axes["times"], found.times)
+        draw_times(axes["times"], found.times)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     print(f"picture: {path}", flush=True)
 
 
-def _draw_powers(axes: "Axes", bins: tuple[Bin, ...], what: str, counted: str, colour: str) -> None:
+def draw_powers(axes: "Axes", bins: tuple[Bin, ...], what: str, counted: str, colour: str) -> None:
+    """Bars of how many have how many events."""
     _draw_bins(axes, bins, colour)
     bounds, step = [*(part.low for part in bins), bins[-1].high + 1], 1 + (len(bins) - 1) // MAX_TICKS
     axes.set_xticks(range(0, len(bounds), step), [f"{bound:,}" for bound in bounds[::step]])
@@ -214,7 +216,8 @@ def _draw_powers(axes: "Axes", bins: tuple[Bin, ...], what: str, counted: str, c
     axes.yaxis.set_minor_formatter("")
 
 
-def _draw_times(axes: "Axes", times: Times) -> None:
+def draw_times(axes: "Axes", times: Times) -> None:
+    """Bars of when the events happened."""
     _draw_bins(axes, times.bins, GREEN)
     width = times.bins[0].high - times.bins[0].low + 1
     edges = sorted({round(part * len(times.bins) / 5) for part in range(6)})

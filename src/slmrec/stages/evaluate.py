@@ -76,6 +76,12 @@ def show(folder: Path) -> None:
         console.print(of_lists)
 
 
+def teacher_folder(output: Path, brought: str | None) -> Path:
+    """The folder of a run's teacher: trained together with the student, brought from elsewhere, or fine-tuned."""
+    online = output / "distill" / "teacher"
+    return online if online.exists() else Path(brought) if brought else output / "finetune"
+
+
 def _baselines(dataset: Dataset, counts: Ints, settings: EvaluateConfig) -> dict[str, Scorer]:
     makers: dict[str, Callable[[], Scorer]] = {
         "popularity": lambda: Popularity(counts),
@@ -85,11 +91,10 @@ def _baselines(dataset: Dataset, counts: Ints, settings: EvaluateConfig) -> dict
 
 
 def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
-    online, brought = task.output / "distill" / "teacher", task.config.distill.teacher
     folders = {
         "sasrec": task.output / "pretrain",
         "companion": task.output / "companion",
-        "teacher": online if online.exists() else Path(brought) if brought else task.output / "finetune",
+        "teacher": teacher_folder(task.output, task.config.distill.teacher),
         "student": task.output / "distill",
     }
     if task.config.pretrain.item_vectors:

@@ -7,12 +7,23 @@ from slmrec.models.backbone import check_backbone
 from slmrec.stages import companion, distill, evaluate, finetune, prepare, pretrain
 from slmrec.stages.folders import Stage, run_stage
 from slmrec.stages.plan import pending_stages, show_plan
+from slmrec.stages.report import INSTALL, missing_libraries
 
 _MODULES = (prepare, pretrain, companion, finetune, distill, evaluate)
 STAGES = {module.STAGE.name: module.STAGE for module in _MODULES}
 
 
-def run(config: Config, output: Path, force: bool = False, evaluate_stage: Stage = evaluate.STAGE) -> None:
+def run(config: Config, output: Path, force: bool = False) -> None:
+    """Runs what is not yet done, shows the models side by side, and writes the report.
+
+    Raises:
+        CheckpointError: the backbone cannot be found; told before the first stage begins.
+    """
+    run_stages(config, output, force)
+    end_with_report(output)
+
+
+def run_stages(config: Config, output: Path, force: bool = False, evaluate_stage: Stage = evaluate.STAGE) -> None:
     """Runs what is not yet done, and shows the models side by side.
 
     Raises:
@@ -26,6 +37,16 @@ def run(config: Config, output: Path, force: bool = False, evaluate_stage: Stage
     for stage in stages[:-1]:
         run_stage(stage, config, output, force)
     evaluate.show(run_stage(evaluate_stage, config, output, force))
+
+
+def end_with_report(output: Path) -> None:
+    """Writes the report, if what it is drawn with is installed; else says how to get it."""
+    if missing := missing_libraries():
+        print(f"report: needs {', '.join(missing)}; {INSTALL}, then `slmrec report {output}`", flush=True)
+        return
+    from slmrec.stages.report.page import report_if_changed
+
+    report_if_changed(output)
 
 
 def _check_sources(settings: DecoderConfig) -> None:
