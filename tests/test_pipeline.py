@@ -17,13 +17,13 @@ import yaml
 from safetensors.numpy import load_file
 
 from slmrec import Recommender
-from slmrec.checkpoint import load_recommender
+from slmrec.checkpoint import load_recommender, note_measured
 from slmrec.cli import main
 from slmrec.config_file import load_config
 from slmrec.metrics import ranking_metrics
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
-from slmrec.stages import finetune
+from slmrec.stages import finetune, folders
 from slmrec.stages.folders import _fingerprint
 from slmrec.training import _Trainer
 
@@ -110,6 +110,34 @@ def test_evaluation_can_be_recomputed_from_its_ranks(finished: Path) -> None:
             of_lists = {"coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10"} & metrics.keys()
             assert len(of_lists) == (0 if protocol == "sampled_20" else 5)
     assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
+
+
+def test_the_models_folders_tell_what_evaluate_found(finished: Path, tmp_path: Path) -> None:
+    content = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    for name, stage in (("sasrec", "pretrain"), ("teacher", "finetune"), ("student", "distill")):
+        about = Recommender.from_pretrained(finished / stage).about  # its checksums hold
+        assert [found.protocol for found in about.measured] == list(content["protocols"])
+        for found in about.measured:
+            protocol = content["protocols"][found.protocol]
+            assert found.settings == protocol["settings"]
+            assert found.metrics.items() <= protocol["models"][name].items() and "ndcg@10" in found.metrics
+            assert (found.num_users, found.num_items) == (80, 40)
+        assert "| ndcg@10 |" in (finished / stage / "README.md").read_text(encoding="utf-8")
+    Recommender.from_pretrained(finished / "distill").save_pretrained(tmp_path)
+    for name in ("README.md", "about.json"):
+        assert (tmp_path / name).read_bytes() == (finished / "distill" / name).read_bytes()
+
+
+def test_what_a_card_tells_redoes_no_stage(output: Path) -> None:
+    before = folders._sha256(output)
+    for folder in (output / "finetune", output / "distill"):
+        model, _ = load_recommender(folder)
+        assert note_measured(folder, model, ())
+        assert "Protocol" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert folders._sha256(output) == before
+    (output / "finetune" / "about.json").unlink()
+    assert not note_measured(output / "finetune", model, ())
+    assert folders._sha256(output) != before  # a README of other programs counts
 
 
 def test_a_finished_run_does_nothing_and_says_so(
