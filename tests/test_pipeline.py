@@ -23,6 +23,7 @@ from slmrec.config_file import load_config
 from slmrec.metrics import ranking_metrics
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
+from slmrec.models.titles import TitleMap
 from slmrec.stages import finetune, folders
 from slmrec.stages.folders import _fingerprint
 from slmrec.training import _Trainer
@@ -216,6 +217,8 @@ def test_a_teacher_of_titles_with_companions_teaches_a_student(
     student = load_recommender(tmp_path / "run" / "distill")[0]
     assert isinstance(student, Ensemble) and student.config.weights == [0.5, 0.3, 0.2]
     assert student.num_layers < teacher.num_layers
+    readers = [part.reader for part in student.modules() if isinstance(part, TitleMap)]
+    assert [reader and (reader.source, reader.axes.shape[1]) for reader in readers] == [("any", 2), ("any", 2)]
 
 
 def test_models_that_make_it_no_better_do_not_join(
