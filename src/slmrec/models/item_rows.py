@@ -57,7 +57,7 @@ def rows_of_titles(model: Model, titles: list[str], num_alike: int = NUM_ALIKE) 
         key: read_titles(key[0], list(titles), key[1])[1:] for key in {(one.source, one.layer) for one in readers}
     }
     vectors = [one.project(states[one.source, one.layer]) for one in readers]
-    alike = _most_alike(next(table.values for table in tables if table.is_titles), vectors[0], num_alike)
+    alike = most_alike(next(table.values for table in tables if table.is_titles), vectors[0], num_alike)
     read = iter(vectors)
     return torch.cat(
         [next(read) if table.is_titles else table.values.detach()[alike].mean(dim=1) for table in tables], 1
@@ -70,7 +70,7 @@ def _reader(titles: TitleMap) -> TitleReader:
     return titles.reader
 
 
-def _most_alike(known: Tensor, new: Tensor, num: int) -> Tensor:
+def most_alike(known: Tensor, new: Tensor, num: int) -> Tensor:
     """(n, num) the known items (V+1, C) whose titles are nearest to new ones (n, C)."""
     closeness = nn.functional.normalize(new, dim=1) @ nn.functional.normalize(known, dim=1).T
     named = known.abs().sum(dim=1) > 0
