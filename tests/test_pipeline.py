@@ -218,7 +218,7 @@ def test_a_teacher_of_titles_with_companions_teaches_a_student(
     assert isinstance(student, Ensemble) and student.config.weights == [0.5, 0.3, 0.2]
     assert student.num_layers < teacher.num_layers
     readers = [part.reader for part in student.modules() if isinstance(part, TitleMap)]
-    assert [reader and (reader.source, reader.axes.shape[1]) for reader in readers] == [("any", 2), ("any", 2)]
+    assert [reader and (reader.source, reader.axes.shape[1]) for reader in readers] == [("any", 2)]
 
 
 def test_models_that_make_it_no_better_do_not_join(
