@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from artefacts import MODELS, NUM_ITEMS
@@ -97,6 +98,25 @@ def test_a_recommender_with_an_index_of_all_lists_answers_as_without(
         ours, theirs = (one.recommend(histories, **options_of).table for one in (indexed, exact))  # type: ignore[arg-type]
         assert ours.select(["user_id", "item_id", "rank"]).equals(theirs.select(["user_id", "item_id", "rank"]))
         assert ours["score"].to_pylist() == pytest.approx(theirs["score"].to_pylist(), abs=1e-5)
+
+
+def test_the_command_searches_in_an_index(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "items.faiss"
+    assert main(["export", "--format", "faiss", "--model", str(folder), "--output", str(file)]) == 0
+    (tmp_path / "in.txt").write_text("a i01 i02\nb i05\n", encoding="utf-8")
+    asked = ["recommend", "--model", str(folder), "--index", str(file), "--k", "3"]
+    searched, search = [], ItemIndex.top_k
+    monkeypatch.setattr(ItemIndex, "top_k", lambda *given, **named: searched.append(1) or search(*given, **named))
+    assert main([*asked, "--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.parquet")]) == 0
+    assert main([*asked, "--history", "i01,i02"]) == 0
+    assert len(searched) == 2
+    expected = Recommender.from_pretrained(folder, index=file).recommend([["i01", "i02"], ["i05"]], 3)
+    assert pq.read_table(tmp_path / "out.parquet")["item_id"].equals(expected.table["item_id"])
+    with pytest.raises(SystemExit, match="2"):
+        main([*asked, "--input", "in", "--output", "out", "--engine", "spark"])
+    assert "--index is not for --engine spark, whose search is exact; leave it out" in capsys.readouterr().err
 
 
 def test_indices_of_other_items_and_damaged_ones_are_refused(

@@ -125,7 +125,7 @@ def test_a_folder_is_replaced_whole_and_items_come_back(plain: Path, tmp_path: P
         ("add", [{"item_id": None, "like": ["i01"]}], "row 1 has no item_id"),
         ("add", [{"item_id": "a", "like": ["i01", "x"]}], "item 'a' is like 'x', which the model does not know"),
         ("add", [{"item_id": "a", "like": []}], "like is [], expected a list of item ids"),
-        ("add", [{"item_id": "a"}], "item 'a' has neither vector and like"),
+        ("add", [{"item_id": "a"}], "item 'a' has neither vector nor like nor title; give one"),
         ("add", [{"item_id": "a", "like": ["i01"], "vector": [1.0]}], "item 'a' has both vector and like"),
         (
             "add",

@@ -14,7 +14,7 @@ MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "con
     "redundancy",
     "linear_heads",
 }
-TOOLS = {"batch_size", "live", "training", "evaluation", "baselines", "checkpoint", "teacher_states", "index"}
+TOOLS = {"batch_size", "live", "training", "evaluation", "baselines", "card", "checkpoint", "teacher_states", "index"}
 SERVING = {"sequences", "recommend", "serving"}
 
 # Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     **dict.fromkeys(MIDDLE, BASE),
+    "card": BASE | {"models"},
     "config_file": BASE | {"config"},
     "losses": BASE | {"catalogue"},
     "batch_size": BASE | {"data", "memory"},
@@ -30,10 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": BASE | {"data", "metrics", "catalogue"},
     "teacher_states": BASE | {"data", "evaluation"},
     "baselines": BASE | {"data", "metrics"},
-    "checkpoint": BASE | {"data", "models"},
+    "checkpoint": BASE | {"card", "data", "models"},
     "index": BASE | {"catalogue"},
     "sequences": BASE,
-    "recommend": BASE | {"checkpoint", "data", "models", "catalogue", "sequences", "index"},
+    "recommend": BASE | {"card", "checkpoint", "data", "models", "catalogue", "sequences", "index"},
     "serving": BASE | {"checkpoint", "recommend", "catalogue"},
     "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
     "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},

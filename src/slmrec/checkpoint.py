@@ -2,31 +2,27 @@
 
 import hashlib
 import json
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
 from slmrec import __version__
+from slmrec.card import HUB_ID, About, Measured, card
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
-from slmrec.models.folder import Model, decoder_of, load_model, save_model
+from slmrec.models.folder import Model, load_model, save_model
 
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
 _PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 class Vocabulary(NamedTuple):
@@ -38,17 +34,6 @@ class Vocabulary(NamedTuple):
     """How often each item occurs in the train split."""
     removed: pa.Array | None = None
     """Whether an item must never be recommended; None if all may be. In histories it is still read."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What the card of a model says, beyond what the model itself tells."""
-
-    title: str = "SLMRec"
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the validation split, full ranking, history not excluded."""
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """How the data was prepared: `rules`, and the `sources` with their checksums."""
 
 
 def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float]) -> None:
@@ -71,11 +56,10 @@ def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About
         partial = Path(aside)
         save_model(model, partial)
         write_vocabulary(vocabulary, partial / _ITEMS)
-        (partial / _CARD).write_text(_card(model, about, vocabulary.item_ids[0].as_py()), encoding="utf-8")
+        _write_card(partial, model, vocabulary, about)
         names = sorted(file.name for file in partial.iterdir())
         sums = {name: _sha256(partial / name) for name in names if name != _CARD}
-        content = {"slmrec": __version__, **asdict(about), "sha256": sums}
-        (partial / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _write_about(partial, {"slmrec": __version__, **asdict(about), "sha256": sums})
         for name in [*names, _ABOUT]:
             (partial / name).replace(folder / name)
 
@@ -94,7 +78,34 @@ def replace_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     content = _read_about(folder)
     if "sha256" in content:
         content["sha256"][_ITEMS] = _sha256(folder / _ITEMS)
-        (folder / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _write_about(folder, content)
+
+
+def note_measured(folder: Path, model: Model, measured: tuple[Measured, ...]) -> bool:
+    """Writes what an evaluation found of a model into its folder and card; whether it could.
+
+    A folder without `about.json`, of an earlier version or of another program, stays as it is. No checksum changes:
+    those are of what the model answers from.
+    """
+    content = _read_about(folder)
+    if not content:
+        return False
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as aside:
+        partial = Path(aside)
+        _write_about(partial, content | {"measured": [asdict(found) for found in measured]})
+        _write_card(partial, model, _read_items(folder / _ITEMS), read_about(partial))
+        for name in (_ABOUT, _CARD):
+            (partial / name).replace(folder / name)
+    return True
+
+
+def _write_about(folder: Path, content: dict[str, Any]) -> None:
+    (folder / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_card(folder: Path, model: Model, vocabulary: Vocabulary, about: About) -> None:
+    text = card(model, about, vocabulary.item_ids[0].as_py(), _ITEMS)
+    (folder / _CARD).write_text(text, encoding="utf-8")
 
 
 def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
@@ -141,7 +152,11 @@ def read_about(folder: Path) -> About:
         CheckpointError: the file that says it cannot be read.
     """
     content = _read_about(folder)
-    return About(**{name: content[name] for name in About.__dataclass_fields__ if name in content})
+    known = {name: content[name] for name in About.__dataclass_fields__ if name in content}
+    try:
+        return About(**known | {"measured": tuple(Measured(**found) for found in known.get("measured", ()))})
+    except TypeError as error:
+        raise _damaged(folder / _ABOUT, _one_line(error)) from None
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
@@ -156,7 +171,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     """
     if Path(source).exists():
         return Path(source)
-    if not _HUB_ID.fullmatch(str(source)):
+    if not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(
             f"{source}: no such folder; give the output of a training stage, or a hub id (owner/name)"
         )
@@ -269,41 +284,3 @@ def _one_line(error: Exception) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _card(model: Model, about: About, item_id: str | int) -> str:
-    use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
-    metadata = yaml.safe_dump(_metadata(model, about), sort_keys=False, allow_unicode=True)
-    text = (
-        f"---\n{metadata}---\n\n# {about.title}\n\n"
-        f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
-        f"```python\n{use}\n```\n\n"
-        f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read; items "
-        f"that are not in `{_ITEMS}` are left out. Without a known item the most popular items are given.\n"
-    )
-    if about.metrics:
-        figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in about.metrics.items())
-        text += f"\nValidation split, full ranking, history not excluded:\n\n| metric | value |\n|---|---|\n{figures}\n"
-    rules = about.preprocessing.get("rules")
-    return text + (f"\nThe data was prepared with `{json.dumps(rules)}`.\n" if rules else "")
-
-
-def _metadata(model: Model, about: About) -> dict[str, Any]:
-    """The head of the card, as hubs read it."""
-    metadata: dict[str, Any] = {"library_name": "slmrec", "pipeline_tag": "other"}
-    decoder = decoder_of(model)
-    backbone = str(decoder and decoder.config.backbone)
-    hub_id = _HUB_IDS.get(backbone, backbone)
-    if _HUB_ID.fullmatch(hub_id):
-        metadata["base_model"] = hub_id
-    metadata["tags"] = ["sequential-recommendation"]
-    if about.metrics:
-        files = [str(source.get("file")) for source in about.preprocessing.get("sources", ())]
-        data = files[0] if files else "unnamed"
-        result = {
-            "task": {"type": "sequential-recommendation"},
-            "dataset": {"name": data, "type": data, "split": "validation"},
-            "metrics": [{"type": name, "value": round(value, 6)} for name, value in about.metrics.items()],
-        }
-        metadata["model-index"] = [{"name": about.title, "results": [result]}]
-    return metadata

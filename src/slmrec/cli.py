@@ -129,6 +129,9 @@ def _add_recommend(commands: Any) -> None:
     recommend.add_argument("--keep-seen", action="store_true", help="recommend items of the history too")
     recommend.add_argument("--candidates", type=Path, metavar="FILE", help="rank the items of this file alone")
     recommend.add_argument("--exclude-items", type=Path, metavar="FILE", help="items that nobody gets")
+    recommend.add_argument(
+        "--index", type=Path, metavar="FILE", help="search in an index of slmrec export --format faiss"
+    )
     about = "compute on Spark: Parquet of user_id, history in, a folder of Parquet files out"
     recommend.add_argument("--engine", choices=("spark",), help=about)
 
@@ -288,17 +291,19 @@ def _recommend(options: argparse.Namespace) -> None:
     files = options.input, options.output
     if None in files if options.history is None else any((*files, options.engine)):
         options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
+    if options.engine and options.index:
+        options.parser.error("--index is not for --engine spark, whose search is exact; leave it out")
     from slmrec.stages.recommend import Wanted, recommend_file, recommend_history
 
     wanted = Wanted(options.k, not options.keep_seen, options.candidates, options.exclude_items)
     if options.history is not None:
-        recommend_history(options.model, options.history, wanted)
+        recommend_history(options.model, options.history, wanted, options.index)
     elif options.engine == "spark":
         from slmrec.stages.spark import recommend_with_spark
 
         recommend_with_spark(options.model, *files, wanted)
     else:
-        recommend_file(options.model, *files, wanted)
+        recommend_file(options.model, *files, wanted, options.index)
 
 
 def _serve(options: argparse.Namespace) -> None:

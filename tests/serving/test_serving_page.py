@@ -72,6 +72,17 @@ def test_a_history_is_typed_with_the_keyboard_alone(page: "playwright.Page", cli
         playwright.expect(page.locator(f"#{name} .time")).to_contain_text("ms")
 
 
+def test_what_is_typed_while_an_answer_is_awaited_is_found(page: "playwright.Page") -> None:
+    held: list[playwright.Route] = []
+    page.route("**/items?*", lambda route: route.continue_() if held else held.append(route))
+    page.get_by_role("combobox", name="Add an item").focus()
+    with page.expect_request("**/items?*"):
+        page.keyboard.type("1")
+    page.keyboard.type("2")
+    held[0].continue_()
+    playwright.expect(page.locator("#found [role=option]")).to_have_text(["Thing number 12 in blue"])
+
+
 def test_a_user_is_picked_and_items_come_and_go(page: "playwright.Page") -> None:
     playwright.expect(page.locator("#student .note")).to_have_text("The most popular items")
     page.get_by_label("Or take a user").select_option(label="ann (2 items)")

@@ -61,6 +61,7 @@ def build_decoder(
         model.item_embeddings.weight.copy_(item_vectors)
         if titles is not None and model.titles is not None:
             model.titles.vectors.copy_(titles.vectors)
+            model.titles.reader = titles.reader
     set_trainable(model, train_items)
     return model
 
@@ -93,6 +94,8 @@ def student_from(
             if name.startswith(prefix)
         }
     student.load_state_dict(own, strict=True)
+    if student.titles is not None and teacher.titles is not None:
+        student.titles.reader = teacher.titles.reader
     set_trainable(student, train_items)
     return student
 
@@ -126,6 +129,7 @@ def fresh_student(
         student.item_embeddings.weight.copy_(teacher.item_embeddings.weight)
         if student.titles is not None and teacher.titles is not None:
             student.titles.load_state_dict(teacher.titles.state_dict())
+            student.titles.reader = teacher.titles.reader
         if student.hidden_size == teacher.hidden_size:
             student.prefix.copy_(teacher.prefix)
             student.response.copy_(teacher.response)

@@ -1,9 +1,10 @@
 """Weights and architecture of a model, to a folder and back; strict about every key."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -14,17 +15,22 @@ from slmrec.models.build import set_trainable, standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
 from slmrec.models.ensemble import Ensemble, EnsembleConfig, Member
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.titles import TitleMap, TitleReader
 from slmrec.models.weights import adapter_state_dict, load_adapter, own_state_dict
 
 Model = SasRec | DecoderRecommender | Ensemble
-_ADAPTER = "adapter_model.safetensors"
+_ADAPTER, _READERS = "adapter_model.safetensors", "title_readers.safetensors"
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """Writes `config.json` and `model.safetensors`; of an adapted model the adapters, as PEFT does, and the heads."""
+    """Writes `config.json` and `model.safetensors`; of an adapted model the adapters, as PEFT does, and the heads.
+
+    Of a model that reads titles also `title_readers.safetensors`, how they are read.
+    """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     _write(_own_weights(model), folder / "model.safetensors")
+    _write_readers(model, folder)
     decoder = decoder_of(model)
     if decoder is not None and decoder.config.lora:
         _write(adapter_state_dict(decoder), folder / _ADAPTER)
@@ -51,6 +57,8 @@ def load_model(folder: Path) -> Model:
     decoder = decoder_of(model)
     if decoder is not None and decoder.config.lora:
         _refuse(folder, load_adapter(decoder, _read(folder / _ADAPTER)))
+    if (folder / _READERS).is_file():
+        _read_readers(model, folder / _READERS)
     model.eval()
     return model
 
@@ -146,6 +154,30 @@ def _decoder(config: DecoderRecommenderConfig) -> DecoderRecommender:
     return model
 
 
+def _write_readers(model: Model, folder: Path) -> None:
+    readers = {name: one.reader for name, one in model.named_modules() if isinstance(one, TitleMap) and one.reader}
+    if readers:
+        tensors = {f"{name}.{part}": getattr(one, part) for name, one in readers.items() for part in ("mean", "axes")}
+        told = {name: {"source": one.source, "layer": one.layer} for name, one in readers.items()}
+        _write(tensors, folder / _READERS, readers=json.dumps(told))
+
+
+def _read_readers(model: Model, path: Path) -> None:
+    tensors = _read(path)
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["readers"])
+        for name, settings in told.items():
+            part = model.get_submodule(name)
+            reader = TitleReader(**settings, mean=tensors[f"{name}.mean"], axes=tensors[f"{name}.axes"])
+            if not isinstance(part, TitleMap) or reader.axes.shape != (len(reader.mean), part.map.in_features):
+                raise ValueError(f"{name} has other titles")
+            part.reader = reader
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: does not belong to the model ({reason}); copy the folder anew") from None
+
+
 def _load_strictly(model: Model, weights: dict[str, Tensor], folder: Path) -> None:
     own = _own_weights(model)
     wrong = own.keys() ^ weights.keys()
@@ -171,5 +203,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cut off or damaged ({reason}); copy it anew") from None
 
 
-def _write(weights: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path, {"format": "pt"})
+def _write(weights: dict[str, Tensor], path: Path, **metadata: str) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(tensors, path, {"format": "pt", **metadata})

@@ -20,6 +20,24 @@ TitleSide = Literal["input", "score", "both"]
 """Where titles count: where the history is read, in the scores, or in both."""
 
 
+class TitleReader(NamedTuple):
+    """How titles became vectors, so that those of new items can, too."""
+
+    source: str
+    """Of the language model, as in `load_backbone`."""
+    layer: int
+    """After how many layers its states are read."""
+    mean: Tensor
+    """(H,) of the states of the known titles."""
+    axes: Tensor
+    """(H, C) from states without their mean to vectors."""
+
+    def project(self, states: Tensor) -> Tensor:
+        """(n, C) of the states (n, H) of `read_titles`; rows that are 0 stay 0."""
+        vectors = (states.double() - self.mean.double()) @ self.axes.double()
+        return vectors.float() * (states.abs().sum(dim=1) > 0)[:, None]
+
+
 class Titles(NamedTuple):
     """What joins the items' own vectors."""
 
@@ -28,6 +46,8 @@ class Titles(NamedTuple):
     width: int
     """T, what a learned map makes of them."""
     side: TitleSide
+    reader: TitleReader | None = None
+    """How the vectors were made, if it is known."""
 
 
 class TitleMap(nn.Module):
@@ -45,6 +65,8 @@ class TitleMap(nn.Module):
     def __init__(self, num_items: int, num_components: int, width: int) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_items + 1, num_components))
+        self.reader: TitleReader | None = None
+        """How the vectors were made; folders of earlier versions do not tell."""
         self.map = nn.Linear(num_components, width, bias=False)
         nn.init.normal_(self.map.weight, std=0.02)
 
@@ -106,8 +128,19 @@ def _pooled(decoder: nn.Module, rows: list[Tensor], layer: int) -> Tensor:
     return means
 
 
-def whitened(vectors: Tensor, num_components: int) -> Tensor:
-    """(V+1, C) the leading principal components of title vectors, half-way to all having the same scale.
+class Whitened(NamedTuple):
+    """Title vectors, and the map that makes them."""
+
+    vectors: Tensor
+    """(V+1, C)."""
+    mean: Tensor
+    """(H,), as in `TitleReader`."""
+    axes: Tensor
+    """(H, C), as there."""
+
+
+def whitened(vectors: Tensor, num_components: int) -> Whitened:
+    """The leading principal components of title vectors, half-way to all having the same scale.
 
     A component of standard deviation s is divided by sqrt(s), and all by their root mean square, so that a title's
     vector has a norm near sqrt(C). Rows that are 0 stay 0, and do not count for the mean.
@@ -118,11 +151,13 @@ def whitened(vectors: Tensor, num_components: int) -> Tensor:
     """
     known = vectors.abs().sum(dim=1) > 0
     centred = vectors[known].double()
-    centred = centred - centred.mean(dim=0)
+    mean = centred.mean(dim=0)
+    centred = centred - mean
     values, axes = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))
     order = values.argsort(descending=True)[:num_components]
     scales = values[order].clamp(min=values.max() * 1e-9 + _TINY).sqrt()
     components = centred @ axes[:, order] / scales.sqrt()
     result = torch.zeros(len(vectors), num_components)
-    result[known] = (components / components.square().mean().sqrt().clamp(min=_TINY)).float()
-    return result
+    size = components.square().mean().sqrt().clamp(min=_TINY)
+    result[known] = (components / size).float()
+    return Whitened(result, mean.float(), (axes[:, order] / scales.sqrt() / size).float())

@@ -96,4 +96,7 @@ def _show_example(output: Path) -> None:
     found = recommender.recommend([history], k=5).table["item_id"].to_pylist()
     print(f"\n{dataset.user_ids[0].as_py()} chose: " + "; ".join(str(recommender.title(item)) for item in history[-5:]))
     print("the student recommends: " + "; ".join(str(recommender.title(item)) for item in found))
-    print(f'\nyours to use: slmrec.Recommender.from_pretrained("{output / "distill"}").recommend([["item id", ...]])')
+    student, newest = output / "distill", [str(item_id) for item_id in history[-3:]]
+    print(f"\nyours to use: slmrec recommend --model {student} --history {','.join(newest)}")
+    print(f'in Python:    slmrec.Recommender.from_pretrained("{student}").recommend([{newest}])')
+    print(f"as a page:    slmrec serve --model {student} --teacher {output / 'finetune'}")

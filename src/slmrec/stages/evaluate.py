@@ -16,7 +16,8 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from slmrec.baselines import LastItemCooccurrence, Popularity
-from slmrec.checkpoint import load_recommender
+from slmrec.card import Measured
+from slmrec.checkpoint import load_recommender, note_measured
 from slmrec.config import Config, EvaluateConfig
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Ints, Samples
@@ -31,6 +32,7 @@ from slmrec.stages.folders import ORDER, Stage, Task
 PRIMARY = "full_history_excluded"
 SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
 SHOWN_OF_LISTS = ("coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10")
+_NO_METRICS = {"users_per_second", "num_parameters"}
 Lines = dict[str, dict[str, dict[str, float]]]
 """Metrics of each model and protocol."""
 Measure = Callable[[Lists], dict[str, float]]
@@ -39,7 +41,7 @@ Extra = Callable[[Dataset], dict[str, Scorer]]
 
 
 def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
-    """Ranks the test items by every model, and writes the contract's files.
+    """Ranks the test items by every model, and writes the contract's files, and the figures into the models' cards.
 
     Args:
         task: the run.
@@ -62,6 +64,7 @@ def build(task: Task, extra: Extra = lambda dataset: {}) -> dict[str, float]:
     user_ids = dataset.user_ids.take(pa.array(samples.users()))
     _write_ranks(task.folder / "per_user.parquet", user_ids, ranks)
     _write_users(task.folder / "users.parquet", user_ids, samples, counts)
+    _write_cards(task, models, content, len(samples))
     return {}
 
 
@@ -90,7 +93,8 @@ def _baselines(dataset: Dataset, counts: Ints, settings: EvaluateConfig) -> dict
     return {name: make() for name, make in makers.items() if name in (settings.models or makers)}
 
 
-def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
+def _folders(task: Task) -> dict[str, Path]:
+    """Of the models to be ranked."""
     folders = {
         "sasrec": task.output / "pretrain",
         "companion": task.output / "companion",
@@ -101,10 +105,13 @@ def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
         del folders["sasrec"]  # the vectors were brought; no SASRec was trained
     if task.config.companion is None:
         del folders["companion"]
+    return {name: folder for name, folder in folders.items() if name in (task.config.evaluate.models or folders)}
+
+
+def _models(task: Task, dataset: Dataset) -> dict[str, Model]:
     models: dict[str, Model] = {}
-    folders = {name: folder for name, folder in folders.items() if name in (task.config.evaluate.models or folders)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, folder in folders.items():
+    for name, folder in _folders(task).items():
         model, vocabulary = load_recommender(folder)
         models[name] = model.to(device)
         if not vocabulary.item_ids.equals(dataset.item_ids):
@@ -180,6 +187,33 @@ def _report(
         settings = _protocol_settings(task.config.evaluate, name, dataset.split_rule, task.config.seed)
         protocols[name] = {"settings": settings, "models": models}
     return {"primary": PRIMARY if PRIMARY in protocols else next(iter(protocols)), "protocols": protocols}
+
+
+def _write_cards(task: Task, models: dict[str, Model], content: dict[str, Any], num_users: int) -> None:
+    """What was found of the run's own models goes into their folders; what is linked or brought is another run's."""
+    home = task.output.resolve()
+    for name, folder in _folders(task).items():
+        if not folder.resolve().is_relative_to(home):
+            continue
+        measured = _measured(content, name, num_users, models[name].num_items)
+        if not note_measured(folder, models[name], measured):
+            print(f"evaluate: {folder} is of an earlier version; its card stays without these figures", flush=True)
+
+
+def _measured(content: dict[str, Any], name: str, num_users: int, num_items: int) -> tuple[Measured, ...]:
+    """Of one model, the primary protocol first."""
+    names = sorted(content["protocols"], key=lambda protocol: protocol != content["primary"])
+    return tuple(
+        Measured(
+            protocol,
+            content["protocols"][protocol]["settings"],
+            {key: v for key, v in content["protocols"][protocol]["models"][name].items() if key not in _NO_METRICS},
+            num_users,
+            num_items,
+            "slmrec evaluate --config RUN/evaluate/config.yaml --output RUN",
+        )
+        for protocol in names
+    )
 
 
 def _names(settings: EvaluateConfig) -> list[str]:

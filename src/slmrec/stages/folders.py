@@ -24,6 +24,8 @@ from slmrec.memory import peak_rss_mb, reset_peak
 ORDER = ("prepare", "pretrain", "companion", "finetune", "distill", "evaluate")
 _PLACES = {"teacher_states", "input", "items", "memory_limit"}
 """Settings that change no result; of files, moving them redoes no stage, but changing what is in them does."""
+_CARD_FILES = ("README.md", "about.json")
+"""Of a model folder; `evaluate` writes them anew, and no result depends on them."""
 
 _DISK_FAULTS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -210,12 +212,16 @@ def _also(name: str) -> tuple[str, ...]:
 
 def _sha256(path: Path) -> str:
     if path.is_dir():
-        return " ".join(_sha256(file) for file in sorted(path.rglob("*")) if file.is_file())
+        return " ".join(_sha256(file) for file in sorted(path.rglob("*")) if file.is_file() and not _is_card(file))
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return uuid.uuid4().hex  # a table of an engine, which may have changed; or else the stage says what to do
+
+
+def _is_card(file: Path) -> bool:
+    return file.name in _CARD_FILES and (file.parent / "about.json").is_file()
 
 
 def _refuse_foreign(target: Path) -> None:

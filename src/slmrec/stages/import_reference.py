@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from slmrec.checkpoint import About, Vocabulary, save_folder
+from slmrec.card import About
+from slmrec.checkpoint import Vocabulary, save_folder
 from slmrec.data.state_dicts import read_state_dict
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.build import standalone

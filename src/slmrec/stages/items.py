@@ -20,8 +20,9 @@ from slmrec.checkpoint import (
     replace_vocabulary,
     save_folder,
 )
-from slmrec.errors import ConfigError, DataError
-from slmrec.models.item_rows import append_items, item_rows, title_columns
+from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.models.folder import Model
+from slmrec.models.item_rows import append_items, item_rows, rows_of_titles, title_columns
 from slmrec.stages.folders import folder_in_place, read_record
 
 _READ = (".parquet", ".jsonl", ".csv")
@@ -45,18 +46,20 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
         model: a model folder.
         items: a table of `item_id`, perhaps `title`, and for each item either `vector` (a list of numbers, as
             `item_rows` has them; without the columns of titles they count as an item without title) or `like` (a list
-            of known item ids, whose mean it gets).
+            of known item ids, whose mean it gets); or a title alone, which a model that reads titles reads.
         output: a new folder; the model's own is replaced unless given.
 
     Raises:
         DataError: the table cannot be read, an id is missing, double or known, or a vector is none.
-        CheckpointError: the model folder is incomplete, or the output is there already.
+        CheckpointError: the model folder is incomplete, the output is there already, or titles cannot be read.
     """
     recommender, vocabulary = load_recommender(model)
     rows = _read(items)
     new_ids = _new_ids(items, rows, vocabulary)
     known = _Known(item_rows(recommender), title_columns(recommender), _places(vocabulary))
-    append_items(recommender, torch.stack([_vector(items, row, known) for row in rows]))
+    vectors = [None if _has_title_alone(row) else _vector(items, row, known) for row in rows]
+    read = iter(_read_titles(items, [row for row in rows if _has_title_alone(row)], recommender))
+    append_items(recommender, torch.stack([next(read) if vector is None else vector for vector in vectors]))
     extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
     target = (output or model).resolve()  # of a link, what it points to
     with folder_in_place(target, replaced=target == model.resolve()) as folder:
@@ -146,11 +149,29 @@ def _as_kind(path: Path, item_id: Any, kind: pa.DataType) -> Any:
         ) from None
 
 
+def _has_title_alone(row: dict[str, Any]) -> bool:
+    return row.get("vector") is None and row.get("like") is None and bool(str(row.get("title") or "").strip())
+
+
+def _read_titles(path: Path, rows: Rows, model: Model) -> Tensor:
+    """(n, R) of the rows that have a title alone."""
+    if not rows:
+        return torch.zeros(0)
+    try:
+        return rows_of_titles(model, [str(row["title"]) for row in rows])
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: item {rows[0]['item_id']!r} has a title alone ({len(rows)} such in all), which cannot be read: "
+            f"{error}; or give vector or like"
+        ) from None
+
+
 def _vector(path: Path, row: dict[str, Any], known: _Known) -> Tensor:
     """(R,) what the model shall keep of a new item."""
     name, given, alike = repr(row["item_id"]), row.get("vector"), row.get("like")
     if (given is None) == (alike is None):
-        raise DataError(f"{path}: item {name} has {'neither' if given is None else 'both'} vector and like; give one")
+        has = "neither vector nor like nor title" if given is None else "both vector and like"
+        raise DataError(f"{path}: item {name} has {has}; give one")
     if given is not None:
         return _given_vector(path, name, given, known.are_titles)
     if not isinstance(alike, list) or not alike:

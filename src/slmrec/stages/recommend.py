@@ -38,22 +38,30 @@ class Wanted(NamedTuple):
         return {"k": self.k, "filter_seen": self.filter_seen, **item_ids}
 
 
-def recommend_file(model: Path, input: Path, output: Path, wanted: Wanted) -> None:
+def recommend_file(model: Path, input: Path, output: Path, wanted: Wanted, index: Path | None = None) -> None:
     """Writes `user_id, item_id, score, rank` for every user of a file, in the order of the file.
 
     Some users at a time are read, answered and written into a folder beside the output, where a second run of the same
     command finds them. The output appears whole.
 
+    Args:
+        model: a model folder, or a hub id.
+        input: the histories.
+        output: the table to write.
+        wanted: what every user is to get.
+        index: of `slmrec export --format faiss`, to search in; None: search is exact.
+
     Raises:
-        CheckpointError: the model folder is incomplete or damaged.
-        ConfigError: a file is of a kind that is not read or written.
+        CheckpointError: the model folder is incomplete or damaged, or the index is that of other items.
+        ConfigError: a file is of a kind that is not read or written, or FAISS is not installed.
         DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
     """
     check_output(output)
     file, arguments = HistoryFile.open(input), wanted.arguments()
     folder = find_folder(model)
-    recommender = Recommender.from_pretrained(folder)
+    recommender = Recommender.from_pretrained(folder, index=index)
     files = {"model": _state(*sorted(folder.iterdir())), "input": _state(input)}
+    files |= {} if index is None else {"index": _state(index)}
     parts = Parts(output, {"slmrec": __version__, "chunk_users": CHUNK_USERS, **files, **arguments})
     try:
         _answer(recommender, file, arguments, parts)
@@ -65,14 +73,21 @@ def recommend_file(model: Path, input: Path, output: Path, wanted: Wanted) -> No
     print("; ".join(_notes(facts, output, wanted.k)), flush=True)
 
 
-def recommend_history(model: Path, history: str, wanted: Wanted) -> None:
+def recommend_history(model: Path, history: str, wanted: Wanted, index: Path | None = None) -> None:
     """Prints the recommendations for one history, with titles.
 
+    Args:
+        model: a model folder, or a hub id.
+        history: item ids as text.
+        wanted: what the user is to get.
+        index: as in `recommend_file`.
+
     Raises:
-        CheckpointError: the model folder is incomplete or damaged.
+        CheckpointError: the model folder is incomplete or damaged, or the index is that of other items.
+        ConfigError: FAISS is not installed.
         DataError: the history begins as a JSON list and is none.
     """
-    recommender = Recommender.from_pretrained(model)
+    recommender = Recommender.from_pretrained(model, index=index)
     items = history_of_text(history, recommender.id_pattern, "--history")
     found = recommender.recommend([items], **wanted.arguments())
     console = Console()

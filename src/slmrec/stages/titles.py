@@ -13,7 +13,7 @@ from slmrec.config import DecoderConfig, TitleSettings
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.backbone import cache_folder, content_of
-from slmrec.models.titles import MAX_TITLE_TOKENS, Titles, read_titles, whitened
+from slmrec.models.titles import MAX_TITLE_TOKENS, TitleReader, Titles, read_titles, whitened
 
 
 def titles_of(name: str, settings: DecoderConfig, dataset: Dataset) -> Titles | None:
@@ -40,13 +40,15 @@ def titles_of(name: str, settings: DecoderConfig, dataset: Dataset) -> Titles | 
             )
         print(f"{name}: the items have no titles (--items FILE gives them); going on without", flush=True)
         return None
-    vectors = _vectors(name, wanted, wanted.source or settings.backbone, titles)
+    source = wanted.source or settings.backbone
+    vectors = _vectors(name, wanted, source, titles)
     if wanted.num_components > vectors.shape[1]:
         raise ConfigError(
             f"{name}.titles.num_components is {wanted.num_components} but the backbone's width is "
             f"{vectors.shape[1]}; choose 1-{vectors.shape[1]}"
         )
-    return Titles(whitened(vectors, wanted.num_components), wanted.width, wanted.side)
+    found = whitened(vectors, wanted.num_components)
+    return Titles(found.vectors, wanted.width, wanted.side, TitleReader(source, wanted.layer, found.mean, found.axes))
 
 
 def _vectors(name: str, wanted: TitleSettings, source: str, titles: list[str | None]) -> Tensor:

@@ -1,0 +1,103 @@
+"""What `slmrec items add` makes of a title alone: how well new items are found, by how their learned part is filled.
+
+A tenth of the catalogue, drawn at random, is taken for new: what the model learned of these items is replaced by what
+comes from the k known items with the most alike titles (`mean_k` their mean, `alike_k` their mean in their own length,
+`zeros`), in histories and in the ranking; the vectors of their titles stay. Users of the validation split whose target
+is such an item; NDCG@10 and HR@10, history excluded. The model itself was trained with these items in its log, so that
+the figures are optimistic; `trained` are those of the items' own vectors. Targets among the old items show what the
+others lose by the new ones.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/new_items.py MODEL_FOLDER DATA_FOLDER_OF_PREPARE
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slmrec.checkpoint import load_recommender
+from slmrec.data.dataset import Dataset, Samples
+from slmrec.evaluation import EncoderScorer, evaluate_scorer
+from slmrec.metrics import ranking_metrics
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.folder import Model, decoder_of
+from slmrec.models.item_rows import blended, most_alike
+from slmrec.models.sasrec import SasRec
+from slmrec.stages import bench
+
+SHARE, MAX_USERS = 10, 1000
+Fill = Callable[[Tensor, Tensor], Tensor]
+"""From a table and the rows of alike items (n, k) to what is taken for learned."""
+FORMS: dict[str, tuple[Fill, int]] = {
+    "alike_3": (blended, 3),
+    "alike_1": (blended, 1),
+    "alike_10": (blended, 10),
+    "mean_3": (lambda table, alike: table[alike].mean(dim=1), 3),
+    "mean_10": (lambda table, alike: table[alike].mean(dim=1), 10),
+    "zeros": (lambda table, alike: torch.zeros(len(alike), table.shape[1]), 1),
+}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "new_items.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    text = json.dumps(measure(arguments.model, arguments.data) | bench.hardware(), indent=1)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measure(folder: Path, data: Path) -> dict[str, Any]:
+    """NDCG@10 and HR@10 of new and of old targets, by what stands for what was learned of the new items."""
+    model, _ = load_recommender(folder)
+    samples, rng = Dataset.load(data).held_out("valid"), np.random.default_rng(0)
+    new = np.sort(1 + rng.permutation(model.num_items)[: model.num_items // SHARE])
+    is_new = np.isin(targets_of(samples), new)
+    groups = {
+        name: samples.take(rng.permutation(np.flatnonzero(is_new == wanted))[:MAX_USERS])
+        for name, wanted in (("new", True), ("old", False))
+    }
+    found: dict[str, Any] = {"new_items": len(new), "users_new": len(groups["new"]), "users_old": len(groups["old"])}
+    for name in ("trained", *FORMS):
+        form = model if name == "trained" else replaced(model, torch.from_numpy(new), *FORMS[name])
+        for group, users in groups.items():
+            protocol = "full_history_excluded"
+            ranks = evaluate_scorer(EncoderScorer(form), users, batch_size=256, protocols=(protocol,))[protocol]
+            metrics = ranking_metrics(ranks)
+            found |= {f"{name}/{group}/{metric}": round(metrics[metric], 5) for metric in ("ndcg@10", "hit@10")}
+        print(name, {key: value for key, value in found.items() if key.startswith(name)}, flush=True)
+    return found
+
+
+def targets_of(samples: Samples) -> Any:
+    """(num,) the item of each user that is to be found."""
+    return np.concatenate([samples.flat[samples.spans(rows)[1]] for rows in samples.chunks()])
+
+
+def replaced(model: Model, new: Tensor, fill: Fill, num_alike: int) -> Model:
+    """A copy in which the new items have nothing learned but what comes from the old ones."""
+    copied = copy.deepcopy(model)
+    decoder = decoder_of(copied)
+    assert decoder is not None and decoder.titles is not None, "the model reads no titles"
+    titles = decoder.titles.vectors.index_fill(0, new, 0.0)
+    alike = most_alike(titles, decoder.titles.vectors[new], num_alike)
+    with torch.no_grad():
+        for member in copied.modules():
+            if isinstance(member, SasRec | DecoderRecommender):
+                table = member.item_embeddings.weight
+                table[new] = fill(table, alike)
+    return copied.eval()
+
+
+if __name__ == "__main__":
+    main()
