@@ -1,5 +1,6 @@
 """`slmrec depth`: models of several depths alike, the deepest read early, what is done is skipped, and faults first."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_layers_are_compared_and_left_out(found: dict[str, object]) -> None:
     dropped = found["dropped"]
     assert [(one["without"], one["num_users"]) for one in dropped] == [(layer, 30) for layer in range(4)]  # type: ignore[attr-defined]
     assert len({quality(one) for one in dropped}) > 1  # type: ignore[attr-defined]
+
+
+def test_it_ends_with_the_report(finished: Path, found: dict[str, object]) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "recommended" in page.lower()
+    with (finished / "report" / "efficiency.csv").open(encoding="utf-8") as stream:
+        rows = {row["model"]: row for row in csv.DictReader(stream)}
+    for point in found["trained"]:  # type: ignore[attr-defined]
+        row = rows[f"depth {point['name']}"]
+        assert (row["split"], row["parameters"]) == ("valid", str(point["num_parameters"]))
+        weights = finished / "depth" / point["name"] / "finetune" / "model.safetensors"
+        assert float(row["weights on disk [MB]"]) == pytest.approx(weights.stat().st_size / 1e6)
 
 
 def test_the_recommended_depth_is_the_smallest_that_is_good_enough(found: dict[str, object]) -> None:

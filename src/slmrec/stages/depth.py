@@ -13,6 +13,7 @@ from slmrec.stages.ablate import link_stage
 from slmrec.stages.depth_readings import read_layers, validate_model, without_layer
 from slmrec.stages.depth_report import report
 from slmrec.stages.folders import Stage, run_stage
+from slmrec.stages.run import end_with_report
 
 BEFORE = (prepare.STAGE, pretrain.STAGE)
 FOLDER = "depth"
@@ -22,7 +23,7 @@ STUDENT_ALONE = {  # of no account here, but it must fit to a teacher of any dep
 
 
 def depth(config: Config, output: Path, force: bool = False) -> None:
-    """Trains a teacher of each depth, reads the deepest one early, and reports what depth is worth.
+    """Trains a teacher of each depth, reads the deepest one early, and reports what depth is worth, at last as a page.
 
     All on the validation split. What is done is skipped: each model has a folder of stages `OUT/depth/NAME` like a
     run's, whose first ones are links to those of `OUT`.
@@ -44,6 +45,7 @@ def depth(config: Config, output: Path, force: bool = False) -> None:
     dropped = range(deepest if config.depth.drop_users and deepest > 1 else 0)
     _read_deepest(points[str(deepest)], output / FOLDER / str(deepest), dropped, force)
     report(output / FOLDER, list(points), str(deepest), dropped, config)
+    end_with_report(output, anew=True)
 
 
 def _points(config: Config) -> tuple[int, dict[str, Config]]:

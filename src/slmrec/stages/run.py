@@ -39,14 +39,19 @@ def run_stages(config: Config, output: Path, force: bool = False, evaluate_stage
     evaluate.show(run_stage(evaluate_stage, config, output, force))
 
 
-def end_with_report(output: Path) -> None:
-    """Writes the report, if what it is drawn with is installed; else says how to get it."""
+def end_with_report(output: Path, anew: bool = False) -> None:
+    """Writes the report, if what it is drawn with is installed; else says how to get it.
+
+    Args:
+        output: folder of the run.
+        anew: write it even if it is of the same stages.
+    """
     if missing := missing_libraries():
         print(f"report: needs {', '.join(missing)}; {INSTALL}, then `slmrec report {output}`", flush=True)
         return
-    from slmrec.stages.report.page import report_if_changed
+    from slmrec.stages.report.page import report, report_if_changed
 
-    report_if_changed(output)
+    (report if anew else report_if_changed)(output)
 
 
 def _check_sources(settings: DecoderConfig) -> None:

@@ -43,7 +43,7 @@ def table(run: Run) -> Grid:
     protocols = _protocols(run)
     names = [(protocol, metric) for protocol in protocols for metric in METRICS]
     rows = [_model_row(run, model, names) for model in MODELS if run.model_folder(model).is_dir()]
-    rows += [_depth_row(point, depth["split"], names) for depth in _depth(run) for point in depth.get("trained") or ()]
+    rows += [_depth_row(run, point, depth["split"], names) for depth in _depth(run) for point in depth["trained"]]
     metrics = (Column(METRICS[metric], ".4f", protocol) for protocol, metric in names)
     note = "Weights on disk are those of the model's folder; of an adapted language model it holds the adapters alone."
     return Grid("efficiency", "Efficiency", (*COSTS, *metrics), rows, note)
@@ -109,7 +109,7 @@ def _depth(run: Run) -> Iterator[dict[str, Any]]:
         yield read_json(path)
 
 
-def _depth_row(point: dict[str, Any], split: str, names: list[tuple[str, str]]) -> tuple[Value, ...]:
+def _depth_row(run: Run, point: dict[str, Any], split: str, names: list[tuple[str, str]]) -> tuple[Value, ...]:
     metrics = point.get("metrics") or {}
     return (
         f"depth {point['name']}",
@@ -120,6 +120,6 @@ def _depth_row(point: dict[str, Any], split: str, names: list[tuple[str, str]]) 
         point.get("training_s"),
         point.get("infer_s_per_1000_users"),
         point.get("peak_rss_mb"),
-        None,
+        _weights_mb(run.output / "depth" / point["name"] / "finetune"),
         *(metrics.get(protocol, {}).get(metric) for protocol, metric in names),
     )
