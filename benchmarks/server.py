@@ -54,8 +54,10 @@ def main() -> None:
         listening = re.search(r":(\d+) answers", server.stdout.readline())
         assert listening is not None
         load = Load(int(listening[1]), arguments.clients, histories, answers)
-        report = asyncio.run(measure(load, arguments.seconds, arguments.overload_seconds, server.pid))
-        server.send_signal(signal.SIGTERM)
+        try:
+            report = asyncio.run(measure(load, arguments.seconds, arguments.overload_seconds, server.pid))
+        finally:
+            server.send_signal(signal.SIGTERM)
         report["last_words"] = server.stdout.read().strip()
     report |= {"server_threads": arguments.threads, "clients": arguments.clients} | bench.hardware()
     text = json.dumps(report, indent=1)
@@ -91,7 +93,17 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, body: Body) -> tuple[int, Any]:
-        """Status and content of an answer."""
+        """Status and content of an answer; a connection that the server closed while it was idle is opened anew."""
+        kept = self._streams is not None
+        try:
+            return await self._post(body)
+        except asyncio.IncompleteReadError as error:
+            if error.partial or not kept:
+                raise
+            self._streams = None
+            return await self._post(body)
+
+    async def _post(self, body: Body) -> tuple[int, Any]:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
