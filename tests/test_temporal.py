@@ -63,7 +63,7 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
 ) -> None:
     timed = []
     throughput = evaluate.throughput
-    monkeypatch.setattr(evaluate, "_models", lambda task, dataset: {})
+    monkeypatch.setattr(evaluate, "_folders", lambda task: {})
     monkeypatch.setattr(evaluate, "throughput", lambda *a, **k: timed.append(len(a[1])) or throughput(*a, **k))
     config = Config.model_validate({"evaluate": {"num_negatives": 5, "timing_users": 7, "batch_size": 4}})
     evaluate.build(Task(config, run, tmp_path))
