@@ -65,7 +65,10 @@ def depth_study() -> dict[str, Any]:
             "cka": [[1 - abs(a - b) / 8 for a in range(NUM_LAYERS + 1)] for b in range(NUM_LAYERS + 1)],
             "num_users": 50,
         },
-        "dropped": [{"without": k, "metrics": metrics(0.05 - 0.001 * k)} for k in range(NUM_LAYERS)],
+        "dropped": [
+            {"without": k, "num_users": 300, "metrics": metrics(0.05 - 0.001 * k), "whole": metrics(0.06)}
+            for k in range(NUM_LAYERS)
+        ],
         "recommended": {"num_layers": 1, "quality_loss": 0.01, "best_num_layers": 6},
     }
 

@@ -99,7 +99,7 @@ def test_states_are_those_of_the_layers(finished: Path) -> None:
             assert torch.equal(model.read_early(states[-1]), encoded.users)
 
 
-def test_layers_are_compared_and_left_out(found: dict[str, object]) -> None:
+def test_layers_are_compared_and_left_out(finished: Path, found: dict[str, object]) -> None:
     similarity = found["similarity"]
     assert similarity["num_users"] == 50 and len(similarity["cosine"]) == 4  # type: ignore[index]
     matrix = torch.tensor(similarity["cka"])  # type: ignore[index]
@@ -108,6 +108,9 @@ def test_layers_are_compared_and_left_out(found: dict[str, object]) -> None:
     dropped = found["dropped"]
     assert [(one["without"], one["num_users"]) for one in dropped] == [(layer, 30) for layer in range(4)]  # type: ignore[attr-defined]
     assert len({quality(one) for one in dropped}) > 1  # type: ignore[attr-defined]
+    ranks = pq.read_table(finished / "depth" / "4" / "validate" / "per_user.parquet")[PROTOCOL].to_numpy()[:30]
+    whole = {one["whole"][PROTOCOL]["ndcg@10"] for one in dropped}  # type: ignore[attr-defined]
+    assert whole == {user_metrics(ranks)["ndcg@10"].mean()}
 
 
 def test_it_ends_with_the_report(finished: Path, found: dict[str, object]) -> None:

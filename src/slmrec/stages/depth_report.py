@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.config import Config
-from slmrec.metrics import Floats, user_metrics
+from slmrec.metrics import Floats, ranking_metrics, user_metrics
 from slmrec.stages.ablation import METRIC
 from slmrec.stages.compare import numbers
 from slmrec.stages.evaluated import label
@@ -45,7 +45,7 @@ def report(folder: Path, names: list[str], deepest: str, dropped: range, config:
         "seed": config.seed,
         "trained": trained,
         **_readings(folder / deepest / "layers"),
-        "dropped": [_readings(folder / deepest / f"without{layer}") for layer in dropped],
+        "dropped": [_dropped(folder / deepest, layer) for layer in dropped],
         "recommended": _recommended(trained, best, config.depth.quality_loss),
     }
     _write(folder / "depth.json", content)
@@ -63,6 +63,14 @@ def _trained(point: Path, name: str) -> Content:
 def _readings(stage: Path) -> Content:
     content: Content = json.loads((stage / "readings.json").read_text(encoding="utf-8"))
     return content
+
+
+def _dropped(point: Path, layer: int) -> Content:
+    """The model without a layer, and as a whole over the same users: the first ones of all."""
+    readings = _readings(point / f"without{layer}")
+    ranks = pq.read_table(point / "validate" / "per_user.parquet").slice(0, readings["num_users"])
+    whole = {protocol: ranking_metrics(np.asarray(ranks[protocol], np.int64)) for protocol in readings["metrics"]}
+    return readings | {"whole": whole}
 
 
 def _quality(point: Content) -> float:

@@ -111,26 +111,23 @@ def _draw_curves(points: list[Point], recommended: int | None, axes: Any) -> Non
 
 
 def _dropped(study: dict[str, Any]) -> Chart:
-    whole = [
-        _metrics(study, one)[METRIC]
-        for one in study.get("read_early") or ()
-        if one["num_layers"] == study["num_layers"] and one["head"] == "final"
-    ]
-    full = whole[0] if whole else None
+    first = study["dropped"][0]
+    full = _metrics(study, {"metrics": first["whole"]})[METRIC]
     values = [(one["without"], _metrics(study, one)[METRIC]) for one in study["dropped"]]
-    rows: list[tuple[Value, ...]] = [(layer, value, None if full is None else value - full) for layer, value in values]
+    rows: list[tuple[Value, ...]] = [(layer, value, value - full) for layer, value in values]
     columns = Column("layer left out (from 0)"), Column(label(METRIC), ".4f"), Column("difference", "+.4f")
     grid = Grid("depth-dropped", "Without one layer", columns, rows)
-    caption = "The whole model with one layer left out, not trained again. "
-    caption += "The dashed line is the model with all its layers." if whole else ""
+    caption = (
+        "The whole model with one layer left out, not trained again. The dashed line is the model with all its layers. "
+        f"{first['num_users']:,} users."
+    )
     return Chart(grid, caption, partial(_draw_dropped, values, full))
 
 
-def _draw_dropped(values: list[tuple[int, float]], full: float | None, axes: Any) -> None:
+def _draw_dropped(values: list[tuple[int, float]], full: float, axes: Any) -> None:
     layers = [layer for layer, _ in values]
     axes.plot(layers, [value for _, value in values], "s", color=PALETTE["purple"], markersize=5)
-    if full is not None:
-        axes.axhline(full, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(full, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     whole_ticks(axes, layers)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer left out (from 0)")
