@@ -90,6 +90,16 @@ def test_room_is_made_in_full_sessions_when_nothing_waits(student: Path) -> None
     assert [score for _, score in found.ranked] == pytest.approx([score for _, score in whole.ranked], abs=1e-4)
 
 
+def test_a_session_keeps_what_the_model_reads_though_a_request_may_give_less(student: Path) -> None:
+    engine = Engine(load(student), replace(LIMITS, max_history=2))
+    history = ITEMS[: MAX_HISTORY + 1]
+    for item in history:
+        found = engine.answer([[Query(session_id="s", events=[item], filter_seen=False)]])[0][0]
+    assert engine.sessions.resume("s").history == [int(item[1:]) + 1 for item in history[-MAX_HISTORY:]]
+    whole = engine.answer([[Query(history=history, filter_seen=False)]])[0][0]
+    assert [item for item, _ in found.ranked] == [item for item, _ in whole.ranked]
+
+
 def test_a_model_that_took_over_in_between_reads_the_session_anew(student: Path) -> None:
     engine = Engine(load(student), LIMITS)
     engine.answer([[Query(session_id="s", history=ITEMS[:MAX_HISTORY])]])

@@ -74,7 +74,8 @@ class Engine:
 
     def __init__(self, loaded: Loaded, limits: Limits) -> None:
         self.serving = Serving(loaded)
-        self.sessions = Sessions(limits.max_sessions, limits.max_history)
+        self._max_history = limits.max_history
+        self.sessions = Sessions(limits.max_sessions, self._kept_history(loaded))
         self._full: deque[str] = deque(maxlen=limits.max_sessions)
         """Ids of sessions to make room in, the latest one last."""
         self._lock = Lock()
@@ -84,7 +85,12 @@ class Engine:
         serving = Serving(loaded)
         with self._lock:
             before, self.serving = self.serving.catalogue, serving
+            self.sessions.max_history = self._kept_history(loaded)
             self.sessions.translate(lambda items: serving.catalogue.known(before.item_ids[item - 1] for item in items))
+
+    def _kept_history(self, loaded: Loaded) -> int:
+        """Items kept of a session: what a request may give, or what the model reads, since its state holds those."""
+        return max(self._max_history, loaded.recommender.model.max_history_items)
 
     def answer(self, requests: list[Sequence[Query]]) -> list[list[Found] | RefusalError]:
         """The answers to each request, all of its queries or a refusal."""
