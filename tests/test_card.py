@@ -47,6 +47,7 @@ def test_the_hub_reads_the_metrics() -> None:
     ]
     first = (data.eval_results or [])[0]
     assert (first.task_type, first.dataset_name) == ("sequential-recommendation", "shop.txt")
+    assert "&id" not in card(sasrec(), ABOUT, "i00", "items.parquet")  # what is alike is written out, for people
     assert first.dataset_args == {"protocol": "full_history_excluded", **SETTINGS}
 
 

@@ -53,7 +53,8 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         vocabulary_file: where its items stand.
     """
     use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
-    metadata = yaml.safe_dump(_metadata(model, about), sort_keys=False, allow_unicode=True)
+    each_its_own = json.loads(json.dumps(_metadata(model, about)))  # else what is alike is written as a reference
+    metadata = yaml.safe_dump(each_its_own, sort_keys=False, allow_unicode=True)
     text = (
         f"---\n{metadata}---\n\n# {about.title}\n\n"
         f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
