@@ -1,16 +1,12 @@
 """The report in a real browser. SLMREC_SCREENSHOTS names a folder that pictures of it are written to."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from reports import write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 PATIENCE = 240_000
 """Milliseconds, with a busy machine."""
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -38,14 +34,6 @@ def report(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "item_id,title\n" + "".join(f"i{item:02d},{BAD_TITLE} {item}\n" for item in range(40)), encoding="utf-8"
     )
     return write_run(folder, tiny_recipe, items) / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

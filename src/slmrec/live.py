@@ -36,8 +36,7 @@ class Trackers:
                 raise ConfigError(f"report_to names {name}, which is not installed; run: pip install {name}")
 
     def start(self, stage: str) -> list[GeneralTracker]:
-        """Each one, with a run of its own for a stage."""
-        self.check()
+        """Each one, with a run of its own for a stage; `check` first."""
         run = f"{self.output.name}/{stage}"
         settings: dict[str, dict[str, Any]] = {
             "tensorboard": {"run_name": stage, "logging_dir": self.output / "tensorboard"},

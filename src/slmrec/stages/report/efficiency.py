@@ -110,16 +110,16 @@ def _depth(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _depth_row(run: Run, point: dict[str, Any], split: str, names: list[tuple[str, str]]) -> tuple[Value, ...]:
-    metrics = point.get("metrics") or {}
+    metrics, folder = point.get("metrics") or {}, run.output / "depth" / point["name"] / "finetune"
     return (
         f"depth {point['name']}",
         split,
         point.get("num_layers"),
         point.get("num_parameters"),
         point.get("num_trainable_parameters"),
-        point.get("training_s"),
+        _seconds_to_best(folder, point),
         point.get("infer_s_per_1000_users"),
         point.get("peak_rss_mb"),
-        _weights_mb(run.output / "depth" / point["name"] / "finetune"),
+        _weights_mb(folder),
         *(metrics.get(protocol, {}).get(metric) for protocol, metric in names),
     )

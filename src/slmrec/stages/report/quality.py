@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from slmrec.metrics import Floats
 from slmrec.stages.compare import contrast, groups_of
 from slmrec.stages.evaluate import SHOWN, SHOWN_OF_LISTS
 from slmrec.stages.evaluated import Evaluated, label
@@ -39,7 +38,7 @@ def look(model: str) -> dict[str, str]:
 def models(run: Run) -> Section:
     """All evaluated models side by side."""
     lead = (
-        f"All on the test split, which nothing was chosen by. Intervals hold {CONFIDENCE:.0%} of {NUM_RESAMPLES:,} "
+        f"All on the test split, by which no stage chooses. Intervals hold {CONFIDENCE:.0%} of {NUM_RESAMPLES:,} "
         "bootstrap resamples of the users; differences are paired, user by user."
     )
     return _section(run, "models", "The models", lead, _model_blocks)
@@ -98,7 +97,7 @@ def _reference(run: Run) -> str:
 
 
 def _model_blocks(run: Run) -> Iterator[Block]:
-    intervals = {name: _interval(one.metrics[METRIC]) for name, one in run.primary.items()}
+    intervals = {name: bootstrap_interval(one.metrics[METRIC]) for name, one in run.primary.items()}
     grid = _with_intervals(run, intervals)
     yield grid
     columns = Column("model"), Column(label(METRIC), ".4f"), Column("from", ".4f"), Column("to", ".4f")
@@ -153,10 +152,6 @@ def _told(settings: dict[str, Any]) -> str:
     against = f"{negatives:,} sampled negatives" if negatives else "all items"
     history = "excluded" if settings["exclude_history"] else "not excluded"
     return f"{settings['split']} split, against {against}, history {history}"
-
-
-def _interval(values: Floats) -> tuple[float, float]:
-    return bootstrap_interval(values)
 
 
 def _compared(run: Run, a: str, b: str) -> Comparison:
@@ -221,7 +216,7 @@ def _slice_blocks(run: Run) -> Iterator[Block]:
         return
     for by, groups in groups_of(next(iter(shown.values()))).items():
         rows: list[tuple[Value, ...]] = [
-            (group, int(own.sum()), name, float(values.mean()), *_interval(values))
+            (group, int(own.sum()), name, float(values.mean()), *bootstrap_interval(values))
             for group, own in groups
             for name, one in shown.items()
             for values in [one.metrics[METRIC][own]]
