@@ -331,6 +331,21 @@ def test_flex_attention_and_groups_agree(num_prefix: int, cached: bool, softcap:
     assert relative(found, NewestQueries(row, own).attend(0, newest, own, rule)) <= 1e-6
 
 
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_one_kernel_attends_as_the_products_of_a_group(key_heads: int) -> None:
+    torch.manual_seed(0)
+    query, rule = torch.randn(3, 5, 4, 8), ScoreRule(0.3, None, 0.0)
+    own = KeysValues(torch.randn(3, 5, key_heads, 8), torch.randn(3, 5, key_heads, 8))
+    found = attention._fused(query, own, rule)
+    assert relative(found, attention._attend_group(query, own, None, rule)) <= 1e-6
+
+
+def test_on_a_gpu_all_users_are_one_group() -> None:
+    lengths = [1, 2, 2, 7, 40]
+    assert [group.lengths for group in groups_of(lengths, torch.device("cuda"))] == [tuple(lengths)]
+    assert len(groups_of(lengths)) > 1
+
+
 def test_compiled_layers_give_the_same_numbers() -> None:
     model = random_model()
     batch = next(iter(random_batches(np.array([3, 5, 2]), 4)))

@@ -145,13 +145,12 @@ def train(events: pd.DataFrame, arguments: argparse.Namespace) -> tuple[SASRecMo
 
     def trainer() -> lightning.Trainer:
         return lightning.Trainer(
-            accelerator="cpu",
             max_epochs=arguments.epochs,
             callbacks=[
                 Watch(arguments.output, arguments.max_hours),
                 EarlyStopping(METRIC, patience=arguments.patience, mode="max"),
             ],
-            deterministic=True,
+            deterministic="warn",
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -164,7 +163,7 @@ def train(events: pd.DataFrame, arguments: argparse.Namespace) -> tuple[SASRecMo
     )
     model.fit(Dataset.construct(events))
     watch = next(callback for callback in model.fit_trainer.callbacks if isinstance(callback, Watch))
-    model.lightning_model.load_state_dict(load_file(watch.weights))
+    model.lightning_model.cpu().load_state_dict(load_file(watch.weights))
     return model, watch
 
 
@@ -223,6 +222,8 @@ def facts(model: SASRecModel, watch: Watch, arguments: argparse.Namespace) -> di
         "epoch": {key: float(value) for key, value in sums.median().items()},
         "to_best_epoch": {key: float(value) for key, value in sums[: best + 1].sum().items()},
         "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),
+        "peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("rectools", "torch", "pytorch-lightning")},

@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _CLEAR, _STATUS, _FREE = Path("/proc/self/clear_refs"), Path("/proc/self/status"), Path("/proc/meminfo")
 _LIMITS = (
@@ -20,9 +21,23 @@ _earlier = [0.0]
 
 
 def reset_peak() -> None:
-    """Starts a new peak (Linux); elsewhere the peak is that of the whole process."""
+    """Starts new peaks; off Linux, resident memory's is that of the whole process."""
     _earlier[0] = 0.0
     _count_anew()
+    if gpu := _gpu():
+        gpu.reset_peak_memory_stats()
+
+
+def peak_gpu_mb() -> float | None:
+    """Peak of what tensors took of the GPU's memory, in MiB since `reset_peak`; None if no GPU was used."""
+    gpu = _gpu()
+    return round(gpu.max_memory_allocated() / 2**20, 1) if gpu else None
+
+
+def _gpu() -> Any:
+    """What counts the GPU's memory, if this process has begun to use one."""
+    torch = sys.modules.get("torch")  # where it has not been imported, nothing is on a GPU
+    return torch.cuda if torch and torch.cuda.is_initialized() else None
 
 
 def peak_rss_mb() -> float:

@@ -113,9 +113,9 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             _groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
         )
+        self.loss = self.accelerator.prepare_model(loss)  # on the device from here on
         averaged = self.parameters if settings.average_decay else {}
         self.averages = {key: value.detach().clone() for key, value in averaged.items()}
-        self.loss = self.accelerator.prepare_model(loss)
         self.data, self.settings, self.validate = data, settings, partial(self._numbers_of, validate)
         self.folder, self.seed, self.name, self.trackers = folder, seed, name, trackers
         self.progressed = Progressed()

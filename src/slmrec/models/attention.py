@@ -21,6 +21,7 @@ from slmrec.errors import ConfigError
 from slmrec.models import flex
 
 NAME = "slmrec_packed"
+CPU = torch.device("cpu")
 PADDED_SHARE = 1.25
 """Segments are attended together, padded to the longest, while that costs at most this much more."""
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
@@ -54,29 +55,42 @@ class Packing(Protocol):
         """(tokens, heads, head width) of the queries (tokens, heads, head width)."""
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """Users of like length, next to each other in the row."""
 
     start: int
     """First token, counted from the first user's."""
     lengths: tuple[int, ...]
     """Tokens of each user."""
+    device: torch.device = CPU
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(tokens,) where the tokens stand when each user is padded to the longest one."""
+        lengths = torch.tensor(self.lengths)
+        inside = torch.arange(self.lengths[-1]) < lengths[:, None]
+        return torch.nonzero(inside.flatten()).squeeze(1).to(self.device)
 
 
-def groups_of(lengths: list[int]) -> list[Group]:
+def groups_of(lengths: list[int], device: torch.device = CPU) -> list[Group]:
     """Groups of users in ascending order of length, such that padding each to its longest costs little.
+
+    On a GPU all are one: there a small product costs as much as a large one.
 
     >>> [group.lengths for group in groups_of([2, 2, 5, 6])]
     [(2, 2), (5, 6)]
     """
+    if device.type == "cuda":
+        return [Group(0, tuple(lengths), device)]
     groups: list[Group] = []
     first = start = tokens = 0
     for index, length in enumerate(lengths):
         if index > first and length * (index + 1 - first) > PADDED_SHARE * (tokens + length):
-            groups.append(Group(start, tuple(lengths[first:index])))
+            groups.append(Group(start, tuple(lengths[first:index]), device))
             start, first, tokens = start + tokens, index, 0
         tokens += length
-    groups.append(Group(start, tuple(lengths[first:])))
+    groups.append(Group(start, tuple(lengths[first:]), device))
     return groups
 
 
@@ -95,7 +109,7 @@ class PackedRow:
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """The prefix attends to itself; each user to the prefix and to its own tokens, causally."""
-        if query.is_cuda and not rule.dropout:
+        if self.num_prefix and flex.serves(query, rule):
             return flex.attend(query, self.answers(layer, own), self.mask, rule)
         prefix, users, outputs = self.split(layer, own), self.users(own), []
         if prefix is not None and self.cached_prefix is None:
@@ -163,7 +177,7 @@ class NewestQueries:
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(B, heads, head width), users in the row's order."""
-        if query.is_cuda and not rule.dropout:
+        if self.row.num_prefix and flex.serves(query, rule):
             return flex.attend(query, self.row.answers(layer, self.answers), self.row.newest_mask, rule)
         prefix, users, outputs, first = self.row.split(layer, self.answers), self.row.users(self.answers), [], 0
         for group in self.row.groups:
@@ -372,6 +386,8 @@ def _attend_group(
     """
     size, num_queries, _, width = query.shape
     num_keys, key_heads = own.keys.shape[1:3]
+    if query.is_cuda and before is None and visible is None and num_queries == num_keys and rule.softcap is None:
+        return _fused(query, own, rule)
     if visible is None and num_queries > 1:
         visible = _causal(num_queries, num_keys, query.device)
     # By key head, then segment, then query: (key heads, B, Q * heads per key head, head width).
@@ -392,6 +408,16 @@ def _attend_group(
         attended = weights[..., num_shared:] @ values
         attended = attended + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(attended)
     return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _fused(query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
+    """Causal attention of segments to themselves in one kernel; shapes as of `_attend_group`."""
+    times = query.shape[2] // own.keys.shape[2]
+    keys, values = (part.repeat_interleave(times, dim=2).transpose(1, 2) for part in own)
+    attended: Tensor = F.scaled_dot_product_attention(
+        query.transpose(1, 2), keys, values, dropout_p=rule.dropout, is_causal=True, scale=rule.scaling
+    )
+    return attended.transpose(1, 2)
 
 
 def _capped(scores: Tensor, rule: ScoreRule) -> Tensor:
@@ -431,21 +457,15 @@ def _padded(tokens: Tensor, group: Group) -> Tensor:
     if group.lengths[0] == longest:
         return part.view(len(group.lengths), longest, *part.shape[1:])
     padded = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
-    return padded.index_copy(0, _places(group, part.device), part).view(len(group.lengths), longest, *part.shape[1:])
+    return padded.index_copy(0, group.places, part).view(len(group.lengths), longest, *part.shape[1:])
 
 
 def _unpadded(attended: Tensor, group: Group) -> Tensor:
     """(1, tokens, heads, head width)."""
     flat = attended.flatten(0, 1)
     if group.lengths[0] != group.lengths[-1]:
-        flat = flat[_places(group, flat.device)]
+        flat = flat[group.places]
     return flat[None]
-
-
-def _places(group: Group, device: torch.device) -> Tensor:
-    longest = group.lengths[-1]
-    lengths = torch.tensor(group.lengths, device=device)
-    return torch.nonzero((torch.arange(longest, device=device) < lengths[:, None]).flatten()).squeeze(1)
 
 
 _register: Callable[..., None] = AttentionInterface.register

@@ -1,4 +1,4 @@
-"""The packed row on a GPU: one FlexAttention call a layer, its mask built once a row."""
+"""The packed row behind a prompt, on a GPU: one FlexAttention call a layer, its mask built once a row."""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
 
 PREFIX = -1
 """The segment that everybody sees."""
+
+
+NARROWEST = 16
+"""Width of a head; its kernels take no narrower ones."""
+VARIANTS = 64
+"""Of one kernel in a process; beyond them torch would hold all scores at once."""
+
+
+def serves(query: Tensor, rule: "ScoreRule") -> bool:
+    """Whether it attends for these queries: on a GPU, where no weights of attention are dropped out."""
+    return query.is_cuda and not rule.dropout and query.shape[-1] >= NARROWEST
 
 
 def segment_mask(query_segments: Tensor, query_places: Tensor, key_segments: Tensor) -> BlockMask:
@@ -46,4 +57,6 @@ def attend(query: Tensor, answers: "KeysValues", mask: BlockMask, rule: "ScoreRu
 
 @cache
 def _compiled() -> Any:
+    # Precision, gradients or none, all queries or the newest, one user or many: each is compiled anew, up to a limit.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     return torch.compile(flex_attention, dynamic=True)

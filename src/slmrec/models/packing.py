@@ -70,7 +70,7 @@ def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, p
         places,
         last_places,
         newest,
-        groups_of(sizes.tolist()),
+        groups_of(sizes.tolist(), device),
         num_prefix,
     )
 

@@ -105,7 +105,7 @@ def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
         model = random_model()
         batches = random_batches(lengths, batch_size)
         packed = training_step(model, NextItemLoss(model), batches, bf16=False)
-        padded = training_step(model, _PlainLoss(model), batches, bf16=False)
+        padded = training_step(model, PaddedLoss(model), batches, bf16=False)
         seconds = paired({"packed": packed, "padded": padded}, rounds)
         users = throughput(_scorers(model), samples_of(lengths[:2048]), batch_size=batch_size, rounds=rounds)
         found = {
@@ -151,8 +151,8 @@ def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
     whole, student = smollm2_model(None), smollm2_model(STUDENT_LAYERS)
     small, large = random_batches(lengths, 32), random_batches(lengths, 256)
     steps = {
-        "whole": training_step(whole, _PlainLoss(whole), small, bf16=False),
-        "fewer_layers": training_step(student, _PlainLoss(student), small, bf16=False),
+        "whole": training_step(whole, PaddedLoss(whole), small, bf16=False),
+        "fewer_layers": training_step(student, PaddedLoss(student), small, bf16=False),
         "less_waste": training_step(student, NextItemLoss(student), large, bf16=False),
         "precision": training_step(student, NextItemLoss(student), large, bf16=bf16),
     }
@@ -249,7 +249,7 @@ def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
     return results
 
 
-class _PlainLoss(nn.Module):
+class PaddedLoss(nn.Module):
     """The naive side: padded rows, and the whole matrix of scores."""
 
     def __init__(self, model: DecoderRecommender) -> None:
@@ -257,6 +257,7 @@ class _PlainLoss(nn.Module):
         self.encoder = PaddedEncoder(model, MAX_HISTORY)
 
     def forward(self, batch: Batch) -> LossTerms:
+        """The loss of one batch."""
         scores = self.encoder.encode(batch).users @ self.encoder.item_vectors()[1:].T
         return LossTerms(F.cross_entropy(scores, batch.targets - 1), {})
 
@@ -309,11 +310,11 @@ def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:
 def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16: bool) -> Step:
     """Forward, backward and AdamW on the next batch."""
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-4, fused=True)
-    following = _in_turn(batches)
+    following, device = _in_turn(batches), batches[0].items.device.type
 
     def step() -> None:
         loss.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             total = loss(next(following)).total
         total.backward()
         optimizer.step()
@@ -324,10 +325,10 @@ def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16:
 
 def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
     """User vectors and scores of the next batch."""
-    following = _in_turn(batches)
+    following, device = _in_turn(batches), batches[0].items.device.type
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
             (encoder.encode(next(following)).users @ encoder.item_vectors().T).topk(10)
 
     encoder.eval()
@@ -351,9 +352,11 @@ def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Seconds."""
+    """Seconds; a GPU's work is waited for."""
     start = time.perf_counter()
     step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -404,7 +407,8 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
     def back(module: nn.Linear, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
         rows = outputs[0].numel() // module.out_features
         found.append(Product(rows, module.out_features, module.in_features))
-        found.append(Product(module.out_features, rows, module.in_features))
+        if module.weight.requires_grad:
+            found.append(Product(module.out_features, rows, module.in_features))
 
     def read() -> None:
         with eval_mode(model), torch.inference_mode():

@@ -19,7 +19,7 @@ import yaml
 from slmrec import __version__
 from slmrec.config import Config
 from slmrec.errors import CheckpointError
-from slmrec.memory import peak_rss_mb, reset_peak
+from slmrec.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 
 ORDER = ("prepare", "pretrain", "companion", "finetune", "distill", "evaluate")
 _PLACES = {"teacher_states", "input", "items", "memory_limit"}
@@ -124,6 +124,8 @@ def _run_stage(stage: Stage, config: Config, output: Path, force: bool, target: 
     with _leaving_training_only(partial):
         metrics = stage.build(Task(config, output, partial))
     facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
+    if (gpu_mb := peak_gpu_mb()) is not None:
+        facts["peak_gpu_mb"] = gpu_mb
     if not (partial / "metrics.json").exists():
         _write_json(partial / "metrics.json", metrics | facts)
     record = {"fingerprint": fingerprint, "upstream": upstream, "done": True, "version": __version__}
