@@ -14,6 +14,7 @@ from slmrec.batch_size import largest_that_fits
 from slmrec.config.training import TrainConfig
 from slmrec.evaluation import validate
 from slmrec.losses import NextItemLoss
+from slmrec.memory import peak_gpu_mb, reset_peak
 from slmrec.models import flex
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.stages.bench import LORA, random_batches, random_model, samples_of
@@ -135,6 +136,16 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = trained(random_model(2), tmp_path / "twice", 4, **settings)
     assert [line["step"] for line in again] == [line["step"] for line in log]
     assert again[-1]["train/ce"] == pytest.approx(log[-1]["train/ce"], rel=0.02)  # sums on a GPU come in any order
+
+
+def test_the_peak_of_the_cards_memory_is_counted_anew_for_each_stage() -> None:
+    torch.empty(64 * 2**20, dtype=torch.uint8, device=GPU)
+    reset_peak()
+    before = peak_gpu_mb()
+    kept = torch.empty(16 * 2**20, dtype=torch.uint8, device=GPU)
+    assert before is not None
+    assert 16 <= (peak_gpu_mb() or 0) - before < 32
+    del kept
 
 
 def test_a_batch_size_is_found_within_the_cards_memory() -> None:
