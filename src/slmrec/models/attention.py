@@ -42,6 +42,8 @@ class ScoreRule(NamedTuple):
     scaling: float
     softcap: float | None
     dropout: float
+    is_fused: bool = False
+    """By PyTorch's fused attention where keys are not shared: faster, and rounded otherwise."""
 
 
 class Packing(Protocol):
@@ -203,29 +205,29 @@ class Continuations:
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width), users one after the other."""
-        keys = self._answers(own.keys), self._answers(own.values)
         prefix = self.prefix[layer] if self.prefix is not None else None
-        attended = _attend_group(self._padded(query), KeysValues(*keys), prefix, rule, self._visible)
+        attended = _attend_group(self._padded(query), self._answers(own), prefix, rule, self._visible)
         return attended.flatten(0, 1) if self._is_even else attended[self._is_new]
 
     def recorded(self) -> Tensor:
         """(tokens, W): of each new token the keys and values of all layers, side by side."""
         return torch.cat(self._recorded, dim=1)
 
-    def _answers(self, own: Tensor) -> Tensor:
+    def _answers(self, own: KeysValues) -> KeysValues:
         """(B, K, key heads, head width): each user's past, pads, its new tokens, pads."""
+        both = torch.cat(own, dim=1)
         start = sum(part.shape[1] for part in self._recorded)
-        self._recorded.append(own.flatten(1))
-        news = self._padded(own)
-        if self._past is None:
-            return news
-        past = self._past[:, :, start : start + own[0].numel()]
-        return torch.cat([past.reshape(*past.shape[:2], *own.shape[1:]), news], dim=1)
+        self._recorded.append(both.flatten(1))
+        answers = self._padded(both)
+        if self._past is not None:
+            past = self._past[:, :, start : start + both[0].numel()]
+            answers = torch.cat([past.unflatten(2, both.shape[1:]), answers], dim=1)
+        return KeysValues(*answers.chunk(2, dim=2))
 
     def _padded(self, tokens: Tensor) -> Tensor:
         """(B, longest, ...)."""
         if self._is_even:
-            return tokens.reshape(len(self.lengths), self.lengths[0], *tokens.shape[1:])
+            return tokens.unflatten(0, (len(self.lengths), self.lengths[0]))
         return pad_sequence(list(torch.split(tokens, self.lengths)), batch_first=True)
 
     @cached_property
@@ -370,6 +372,8 @@ def _attend_group(
     Returns:
         (B, Q, heads, head width).
     """
+    if rule.is_fused and before is None:
+        return _fused(query, own, rule, visible)
     size, num_queries, _, width = query.shape
     num_keys, key_heads = own.keys.shape[1:3]
     if visible is None and num_queries > 1:
@@ -392,6 +396,22 @@ def _attend_group(
         attended = weights[..., num_shared:] @ values
         attended = attended + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(attended)
     return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _fused(query: Tensor, own: KeysValues, rule: ScoreRule, visible: Tensor | None) -> Tensor:
+    """As `_attend_group` without shared tokens, softcap or dropout."""
+    num_queries, num_keys = query.shape[1], own.keys.shape[1]
+    is_causal = visible is None and 1 < num_queries == num_keys
+    if visible is None and 1 < num_queries < num_keys:
+        visible = _causal(num_queries, num_keys, query.device)
+    attended = F.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in (query, *own)),
+        attn_mask=None if visible is None else visible.transpose(1, 2),
+        is_causal=is_causal,
+        scale=rule.scaling,
+        enable_gqa=True,
+    )
+    return attended.transpose(1, 2)
 
 
 def _capped(scores: Tensor, rule: ScoreRule) -> Tensor:

@@ -1,0 +1,204 @@
+"""The layers of a small LLaMA at inference on a CPU: the sums of transformers' own layers, and little else.
+
+For a row of few tokens the products of a small decoder take less time than what lies between them: modules within
+modules, hooks, keywords, an attention interface, many small operations. Here the layers are one loop over copies of
+their weights, laid out for few tokens. Whatever is not exactly transformers' LLaMA, or is large, runs as ever.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama as llama
+
+from slmrec.models.attention import KeysValues, NewestQueries, PackedRow, Packing, ScoreRule
+
+MAX_WEIGHTS = 2**25
+"""Of a decoder whose layers are copied, 128 MiB; what is larger is bound by its products."""
+_PLAIN = {
+    llama.LlamaModel,
+    llama.LlamaDecoderLayer,
+    llama.LlamaAttention,
+    llama.LlamaMLP,
+    llama.LlamaRMSNorm,
+    llama.LlamaRotaryEmbedding,
+    nn.ModuleList,
+    nn.Linear,
+    nn.Embedding,
+}
+_FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
+"""Rotary positions whose angles do not depend on the longest position of a call."""
+
+
+def is_plain(decoder: PreTrainedModel, idle_hooks: Collection[Callable[..., Any]]) -> bool:
+    """Whether a decoder is a small LLaMA of transformers as it is: no adapter, quantised map, bias, or hook of others.
+
+    Args:
+        decoder: any.
+        idle_hooks: those that change nothing at inference, or whose work `LeanLayers` does itself.
+    """
+    for name, module in decoder.named_modules():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if any(hook not in idle_hooks for hook in hooks):
+            return False
+        if type(module) not in _PLAIN and not name.endswith(".mlp.act_fn"):
+            return False
+    weights = list(decoder.named_parameters())
+    return (
+        decoder.rotary_emb.rope_type in _FIXED_ROTATIONS
+        and sum(weight.numel() for _, weight in weights) <= MAX_WEIGHTS
+        and all(weight.is_cpu and weight.dtype == torch.float32 for _, weight in weights)
+        and not any(name.endswith(".bias") for name, _ in weights)
+    )
+
+
+class LeanLayers:
+    """The layers and the final norm of a decoder that `is_plain`.
+
+    Args:
+        decoder: the LLaMA.
+        num_positions: positions are below this.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, num_positions: int) -> None:
+        with torch.no_grad():
+            self._layers = [_Layer.of(layer) for layer in decoder.layers]
+            self._final_norm = _Norm.of(decoder.norm)
+            self._final_scale = decoder.norm.weight.clone()
+            self._rotations = _rotations(decoder, num_positions)
+        self._places = [(modules, name) for modules in _children(decoder) for name in modules]
+        self._weights = list(decoder.parameters())
+        self._seen = self._look()
+
+    @property
+    def are_current(self) -> bool:
+        """Whether the decoder has the same parts and weights as before, and nobody has put a hook on one since."""
+        return self._look() == self._seen
+
+    def run(self, states: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+        """(tokens, H) what the decoder makes of a row (tokens, H), after its final norm.
+
+        Args:
+            states: what the first layer reads.
+            positions: (tokens,).
+            packing: what sees what; if it names the newest tokens, the last layer runs for these alone: (B, H).
+        """
+        rotation = self._rotations[positions]
+        newest = packing.newest if isinstance(packing, PackedRow) else None
+        for number, layer in enumerate(self._layers):
+            normed = layer.attention_norm(states)
+            if newest is None or layer is not self._layers[-1]:
+                query, own = layer.read(normed, rotation)
+            else:
+                own = layer.answers(normed, rotation)
+                states = states[newest]
+                query = layer.questions(normed[newest], rotation[newest])
+                packing = NewestQueries(packing, own)  # type: ignore[arg-type]
+            attended = packing.attend(number, query, own, layer.rule)
+            states = torch.addmm(states, attended.flatten(1), layer.out)
+            states = torch.addmm(states, layer.gated(layer.mlp_norm(states)), layer.down)
+        return self._final_norm(states) * self._final_scale
+
+    def _look(self) -> list[Any]:
+        """What tells whether something changed."""
+        found: list[Any] = [(weight.data_ptr(), weight._version) for weight in self._weights]
+        for modules, name in self._places:
+            module = modules[name]
+            found.append((id(module), len(module._modules), len(module._forward_pre_hooks), len(module._forward_hooks)))
+        return found
+
+
+class _Norm(NamedTuple):
+    """A norm without its scale, which the product after it has taken over."""
+
+    width: tuple[int]
+    epsilon: float
+
+    @classmethod
+    def of(cls, norm: Any) -> "_Norm":
+        return cls(tuple(norm.weight.shape), norm.variance_epsilon)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return torch.rms_norm(states, self.width, None, self.epsilon)
+
+
+class _Layer(NamedTuple):
+    """Copies of the weights of a layer, (in, out), so that one token reads them fast; maps of one input are one."""
+
+    attention_norm: _Norm
+    query_key_value: Tensor
+    out: Tensor
+    mlp_norm: _Norm
+    gate_up: Tensor
+    down: Tensor
+    activation: Callable[[Tensor], Tensor]
+    rule: ScoreRule
+    num_heads: int
+    num_key_heads: int
+    head_width: int
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Layer":
+        """Those of one of transformers' layers."""
+        attention, mlp, width = layer.self_attn, layer.mlp, layer.self_attn.head_dim
+        return cls(
+            _Norm.of(layer.input_layernorm),
+            _scaled(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
+            attention.o_proj.weight.T.contiguous(),
+            _Norm.of(layer.post_attention_layernorm),
+            _scaled(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
+            mlp.down_proj.weight.T.contiguous(),
+            mlp.act_fn,
+            ScoreRule(attention.scaling, None, 0.0, is_fused=True),
+            attention.q_proj.out_features // width,
+            attention.k_proj.out_features // width,
+            width,
+        )
+
+    def read(self, normed: Tensor, rotation: Tensor) -> tuple[Tensor, KeysValues]:
+        """Queries (tokens, heads, head width), and keys and values."""
+        heads = (normed @ self.query_key_value).view(len(normed), -1, self.head_width)
+        turning, values = heads.split([self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
+        query, keys = _turned(turning, rotation).split([self.num_heads, self.num_key_heads], dim=1)
+        return query, KeysValues(keys, values)
+
+    def questions(self, normed: Tensor, rotation: Tensor) -> Tensor:
+        """The queries alone."""
+        weights = self.query_key_value[:, : self.num_heads * self.head_width]
+        return _turned((normed @ weights).view(len(normed), -1, self.head_width), rotation)
+
+    def answers(self, normed: Tensor, rotation: Tensor) -> KeysValues:
+        """The keys and values alone."""
+        weights = self.query_key_value[:, self.num_heads * self.head_width :]
+        keys, values = (normed @ weights).view(len(normed), -1, self.head_width).chunk(2, dim=1)
+        return KeysValues(_turned(keys, rotation), values)
+
+    def gated(self, normed: Tensor) -> Tensor:
+        """(tokens, width of the MLP)."""
+        gate, up = (normed @ self.gate_up).chunk(2, dim=1)
+        return self.activation(gate) * up
+
+
+def _scaled(norm: Any, *maps: nn.Linear) -> Tensor:
+    """(H, out) the weights of maps side by side, times the scale of the norm before them."""
+    return (torch.cat([one.weight for one in maps]) * norm.weight).T.contiguous()
+
+
+def _turned(heads: Tensor, rotation: Tensor) -> Tensor:
+    """Heads (tokens, heads, head width) turned to their positions."""
+    cosine, sine = rotation.unbind(1)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.addcmul(heads * cosine, torch.cat([second, first], dim=-1), sine)
+
+
+def _rotations(decoder: PreTrainedModel, num_positions: int) -> Tensor:
+    """(positions, 2, 1, head width): cosines, and sines that are negative in the first half."""
+    cosine, sine = decoder.rotary_emb(torch.zeros(1), torch.arange(num_positions)[None])
+    first, second = sine[0].chunk(2, dim=-1)
+    return torch.stack([cosine[0], torch.cat([-first, second], dim=-1)], dim=1)[:, :, None]
+
+
+def _children(decoder: PreTrainedModel) -> list[dict[str, Any]]:
+    return [{"": decoder}, *(module._modules for module in decoder.modules())]
