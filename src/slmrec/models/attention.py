@@ -107,7 +107,7 @@ class PackedRow:
             # A pad stands after the tokens of its user, where only pads see it.
             attended = _attend_group(_padded(query, group), _padded_keys(users, group), prefix, rule)
             outputs.append(_unpadded(attended, group))
-        return torch.cat([output.flatten(0, 1) for output in outputs])
+        return _joined([output.flatten(0, 1) for output in outputs])
 
     def answers(self, layer: int, own: KeysValues) -> KeysValues:
         """Keys and values of prefix and users."""
@@ -147,6 +147,8 @@ class PackedRow:
     def users(self, own: KeysValues) -> KeysValues:
         """Keys and values of the users' tokens."""
         skipped = 0 if self.cached_prefix is not None else self.num_prefix
+        if not skipped:
+            return own
         return KeysValues(own.keys[skipped:], own.values[skipped:])
 
 
@@ -173,7 +175,7 @@ class NewestQueries:
             keys = _padded_keys(users, group)
             outputs.append(_attend_group(queries, keys, prefix, rule, _not_pads(group, query.device))[:, 0])
             first += len(group.lengths)
-        return torch.cat(outputs)
+        return _joined(outputs)
 
 
 @dataclass
@@ -206,22 +208,21 @@ class Continuations:
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width), users one after the other."""
         prefix = self.prefix[layer] if self.prefix is not None else None
-        attended = _attend_group(self._padded(query), self._answers(own), prefix, rule, self._visible)
+        attended = _attend_group(self._padded(query), self._answers(layer, own), prefix, rule, self._visible)
         return attended.flatten(0, 1) if self._is_even else attended[self._is_new]
 
     def recorded(self) -> Tensor:
         """(tokens, W): of each new token the keys and values of all layers, side by side."""
-        return torch.cat(self._recorded, dim=1)
+        return torch.cat(self._recorded, dim=1).flatten(1)
 
-    def _answers(self, own: KeysValues) -> KeysValues:
+    def _answers(self, layer: int, own: KeysValues) -> KeysValues:
         """(B, K, key heads, head width): each user's past, pads, its new tokens, pads."""
         both = torch.cat(own, dim=1)
-        start = sum(part.shape[1] for part in self._recorded)
-        self._recorded.append(both.flatten(1))
+        self._recorded.append(both)
         answers = self._padded(both)
         if self._past is not None:
-            past = self._past[:, :, start : start + both[0].numel()]
-            answers = torch.cat([past.unflatten(2, both.shape[1:]), answers], dim=1)
+            past = self._past.unflatten(2, (-1, *both.shape[1:]))[:, :, layer]
+            answers = torch.cat([past, answers], dim=1)
         return KeysValues(*answers.chunk(2, dim=2))
 
     def _padded(self, tokens: Tensor) -> Tensor:
@@ -447,7 +448,7 @@ def _padded_keys(users: KeysValues, group: Group) -> KeysValues:
 def _padded(tokens: Tensor, group: Group) -> Tensor:
     """(B, longest, heads, head width): a view if all are equally long."""
     total, longest = sum(group.lengths), group.lengths[-1]
-    part = tokens[group.start : group.start + total]
+    part = tokens if len(tokens) == total else tokens[group.start : group.start + total]
     if group.lengths[0] == longest:
         return part.view(len(group.lengths), longest, *part.shape[1:])
     padded = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
@@ -460,6 +461,10 @@ def _unpadded(attended: Tensor, group: Group) -> Tensor:
     if group.lengths[0] != group.lengths[-1]:
         flat = flat[_places(group, flat.device)]
     return flat[None]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _places(group: Group, device: torch.device) -> Tensor:

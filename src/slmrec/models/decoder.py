@@ -5,6 +5,7 @@ Teacher and student are both of this class and differ in depth alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from slmrec.models.attention import (
     use_packed_attention,
 )
 from slmrec.models.backbone import drop_token_table, random_decoder
-from slmrec.models.lean import LeanLayers, is_plain
+from slmrec.models.lean import MAX_WEIGHTS, LeanLayers, Watch, has_hooks, is_plain
 from slmrec.models.packing import Row, pack
 from slmrec.models.titles import TitleMap, TitleSide
 from slmrec.types import Batch, Encoded
@@ -114,7 +115,7 @@ class DecoderRecommender(PreTrainedModel):
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
         self._kept_prefix: tuple[Any, list[KeysValues]] | None = None
-        self._kept_layers: LeanLayers | None = None
+        self._kept_short: _Short | None = None
         self._is_lean = False
         self.is_loaded_in_4bit = getattr(self.decoder, "is_loaded_in_4bit", False)  # num_parameters asks
         use_packed_attention(self.decoder)
@@ -200,14 +201,16 @@ class DecoderRecommender(PreTrainedModel):
         """The plan of the batch's row, and what the decoder makes of it."""
         prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
         row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
-        inputs = self._read(batch, row, prefix is not None)
-        return row, self._decode(inputs, row.positions, row.packing(self.longest, prefix), all_states)
+        short = None if all_states else self._shortened()
+        inputs = self._read(batch, row, prefix is not None, short)
+        return row, self._decode(inputs, row.positions, row.packing(self.longest, prefix), short, all_states)
 
-    def _decode(self, inputs: Tensor, positions: Tensor, packing: Packing, all_states: bool = False) -> "_States":
+    def _decode(
+        self, inputs: Tensor, positions: Tensor, packing: Packing, short: "_Short | None", all_states: bool = False
+    ) -> "_States":
         """What the decoder makes of a row of inputs (tokens, H) at positions (tokens,)."""
-        lean = None if all_states else self._lean_layers()
-        if lean is not None:
-            return _States(lean.run(inputs, positions, packing), ())
+        if short is not None:
+            return _States(short.layers.run(inputs, positions, packing), ())
         output = self.decoder(
             inputs_embeds=inputs[None],
             position_ids=positions[None],
@@ -226,14 +229,20 @@ class DecoderRecommender(PreTrainedModel):
         """
         self._is_lean = True
 
-    def _lean_layers(self) -> LeanLayers | None:
-        """The layers in their shorter form, computed once; None where they must run as they are."""
+    def _shortened(self) -> "_Short | None":
+        """What inference needs in its shorter form, computed once; None where the model must run as it is."""
         if not self._is_lean or self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return None
-        if self._kept_layers is None or not self._kept_layers.are_current:
-            may = is_plain(self.decoder, self._idle_hooks)
-            self._kept_layers = LeanLayers(self.decoder, self.longest) if may else None
-        return self._kept_layers
+        if self._kept_short is None or not self._kept_short.watch.is_unchanged:
+            self._kept_short = self._shorten()
+        return self._kept_short
+
+    def _shorten(self) -> "_Short | None":
+        if has_hooks(self, but=self._idle_hooks) or not is_plain(self.decoder):
+            return None
+        items = torch.arange(self.num_items + 1)
+        inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None
+        return _Short(Watch(self), LeanLayers(self.decoder, self.longest), inputs)
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
@@ -246,7 +255,7 @@ class DecoderRecommender(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "DecoderRecommender":
         """As `nn.Module.train`; forgets what was computed for inference."""
-        self._kept_prefix = self._kept_layers = None
+        self._kept_prefix = self._kept_short = None
         super().train(mode)
         return self
 
@@ -313,7 +322,8 @@ class DecoderRecommender(PreTrainedModel):
 
     def _extend(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
         """The user vectors after some more items each, all of which fit."""
-        inputs = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.prefix.device))
+        short, device = self._shortened(), self.prefix.device
+        inputs = self._looked_up(torch.tensor([item for some in items for item in some], device=device), short)
         if len(self.response):
             parts = torch.split(inputs, [len(some) for some in items])
             inputs = torch.cat([part for some in parts for part in (some, self.response)])
@@ -321,15 +331,16 @@ class DecoderRecommender(PreTrainedModel):
         starts = [len(self.prefix) + len(state.items) for state in states]
         places = [start + at for start, length in zip(starts, lengths, strict=True) for at in range(length)]
         pasts = [state.past for state in states]
-        packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), self.prefix.device)
-        states_after = self._decode(inputs, torch.tensor(places, device=self.prefix.device), packing)
+        packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), device)
+        last = self._decode(inputs, torch.tensor(places, device=device), packing, short).last
         for state, read, own in zip(states, items, torch.split(packing.recorded(), lengths), strict=True):
             # Copied, since a view would keep the keys and values of the whole batch.
             past = own[:0] if state.past is None else state.past
             state.past = torch.cat([past, own[: len(read)]])
             state.items = [*state.items, *read]
-        newest = torch.tensor(lengths, device=self.prefix.device).cumsum(0) - 1
-        users: Tensor = self.score(states_after.last[newest])
+        if len(last) > len(states):
+            last = last[torch.tensor([end - 1 for end in accumulate(lengths)], device=device)]
+        users: Tensor = self.score(last)
         return users
 
     def item_inputs(self, items: Tensor) -> Tensor:
@@ -340,9 +351,15 @@ class DecoderRecommender(PreTrainedModel):
         projected: Tensor = self.input_proj(self.item_dropout(vectors))
         return projected
 
-    def _read(self, batch: Batch, row: "Row", prefix_known: bool) -> Tensor:
+    def _looked_up(self, items: Tensor, short: "_Short | None") -> Tensor:
+        """(tokens, H) as `item_inputs`, taken from where they are kept."""
+        return self.item_inputs(items) if short is None or short.inputs is None else short.inputs[items]
+
+    def _read(self, batch: Batch, row: "Row", prefix_known: bool, short: "_Short | None") -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
-        items = self.item_inputs(batch.items[row.item_rows, row.item_columns])
+        items = self._looked_up(batch.items[row.item_rows, row.item_columns], short)
+        if not len(self.response) and prefix_known:
+            return items
         parts = [items] if prefix_known else [self.prefix.to(items.dtype), items]
         if not len(self.response):
             return torch.cat(parts)
@@ -361,7 +378,8 @@ class DecoderRecommender(PreTrainedModel):
         key = _versions(self)
         if self._kept_prefix is None or self._kept_prefix[0] != key:
             recorder = Recorder(self.longest)
-            self._decode(self.prefix, torch.arange(len(self.prefix), device=self.prefix.device), recorder)
+            places = torch.arange(len(self.prefix), device=self.prefix.device)
+            self._decode(self.prefix, places, recorder, self._shortened())
             self._kept_prefix = (key, recorder.recorded)
         return self._kept_prefix[1]
 
@@ -381,6 +399,16 @@ class _States(NamedTuple):
     """(tokens, H) after the final norm; (B, H) where the last layer ran for the newest tokens alone."""
     before: tuple[Tensor, ...]
     """(tokens, H) what each layer read; empty unless asked for."""
+
+
+class _Short(NamedTuple):
+    """A model in its shorter form."""
+
+    watch: Watch
+    """Of what it was made from."""
+    layers: LeanLayers
+    inputs: Tensor | None
+    """(V+1, H) what the layers read for each item; None where that would be large."""
 
 
 @dataclass

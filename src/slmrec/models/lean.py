@@ -6,6 +6,8 @@ their weights, laid out for few tokens. Whatever is not exactly transformers' LL
 """
 
 from collections.abc import Callable, Collection
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -28,34 +30,59 @@ _PLAIN = {
     nn.Linear,
     nn.Embedding,
 }
+_version = attrgetter("_version")
 _FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Rotary positions whose angles do not depend on the longest position of a call."""
 
 
-def is_plain(decoder: PreTrainedModel, idle_hooks: Collection[Callable[..., Any]]) -> bool:
-    """Whether a decoder is a small LLaMA of transformers as it is: no adapter, quantised map, bias, or hook of others.
-
-    Args:
-        decoder: any.
-        idle_hooks: those that change nothing at inference, or whose work `LeanLayers` does itself.
-    """
-    for name, module in decoder.named_modules():
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if any(hook not in idle_hooks for hook in hooks):
-            return False
-        if type(module) not in _PLAIN and not name.endswith(".mlp.act_fn"):
-            return False
-    weights = list(decoder.named_parameters())
+def is_plain(decoder: PreTrainedModel) -> bool:
+    """Whether a decoder is a small LLaMA of transformers as it is: no adapter, quantised map or bias; on a CPU."""
+    if any(type(part) not in _PLAIN and not name.endswith(".mlp.act_fn") for name, part in decoder.named_modules()):
+        return False
+    weights = dict(decoder.named_parameters())
     return (
         decoder.rotary_emb.rope_type in _FIXED_ROTATIONS
-        and sum(weight.numel() for _, weight in weights) <= MAX_WEIGHTS
-        and all(weight.is_cpu and weight.dtype == torch.float32 for _, weight in weights)
-        and not any(name.endswith(".bias") for name, _ in weights)
+        and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
+        and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights.values())
+        and not any(name.endswith(".bias") for name in weights)
     )
 
 
+def has_hooks(module: nn.Module, but: Collection[Callable[..., Any]]) -> bool:
+    """Whether something is to be called when one of the parts of a module is, other than what is named."""
+    hooks = (hook for part in module.modules() for each in _hooks(part) for hook in each.values())
+    return any(hook not in but for hook in hooks)
+
+
+class Watch:
+    """Tells whether a module still has the parts, weights and hooks that it had."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        self._dicts = [each for part in parts for each in (part._modules, part._parameters) if each]
+        self._hooks = [each for part in parts for each in _hooks(part)]
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._held, self._numbers = self._seen()
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether nothing changed since the watch began."""
+        held, numbers = self._seen()
+        return numbers == self._numbers and all(map(is_, held, self._held))
+
+    def _seen(self) -> tuple[list[Any], list[int]]:
+        """The parts; how many they are, how many hooks each has, where the weights lie and in which version."""
+        held = [*chain.from_iterable(map(dict.values, self._dicts))]
+        versions = map(_version, self._tensors)
+        return held, [len(held), *map(len, self._hooks), *map(Tensor.data_ptr, self._tensors), *versions]
+
+
+def _hooks(part: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return part._forward_pre_hooks, part._forward_hooks
+
+
 class LeanLayers:
-    """The layers and the final norm of a decoder that `is_plain`.
+    """The layers and the final norm of a decoder that `is_plain`, as they are now.
 
     Args:
         decoder: the LLaMA.
@@ -65,17 +92,8 @@ class LeanLayers:
     def __init__(self, decoder: PreTrainedModel, num_positions: int) -> None:
         with torch.no_grad():
             self._layers = [_Layer.of(layer) for layer in decoder.layers]
-            self._final_norm = _Norm.of(decoder.norm)
-            self._final_scale = decoder.norm.weight.clone()
+            self._final_norm, self._final_scale = _Norm.of(decoder.norm), decoder.norm.weight.clone()
             self._rotations = _rotations(decoder, num_positions)
-        self._places = [(modules, name) for modules in _children(decoder) for name in modules]
-        self._weights = list(decoder.parameters())
-        self._seen = self._look()
-
-    @property
-    def are_current(self) -> bool:
-        """Whether the decoder has the same parts and weights as before, and nobody has put a hook on one since."""
-        return self._look() == self._seen
 
     def run(self, states: Tensor, positions: Tensor, packing: Packing) -> Tensor:
         """(tokens, H) what the decoder makes of a row (tokens, H), after its final norm.
@@ -85,7 +103,7 @@ class LeanLayers:
             positions: (tokens,).
             packing: what sees what; if it names the newest tokens, the last layer runs for these alone: (B, H).
         """
-        rotation = self._rotations[positions]
+        rotation = _Rotation(*self._rotations[positions].unbind(1))
         newest = packing.newest if isinstance(packing, PackedRow) else None
         for number, layer in enumerate(self._layers):
             normed = layer.attention_norm(states)
@@ -93,21 +111,26 @@ class LeanLayers:
                 query, own = layer.read(normed, rotation)
             else:
                 own = layer.answers(normed, rotation)
-                states = states[newest]
-                query = layer.questions(normed[newest], rotation[newest])
-                packing = NewestQueries(packing, own)  # type: ignore[arg-type]
+                states, packing = states[newest], NewestQueries(packing, own)  # type: ignore[arg-type]
+                query = layer.questions(normed[newest], _Rotation(*(part[newest] for part in rotation)))
             attended = packing.attend(number, query, own, layer.rule)
             states = torch.addmm(states, attended.flatten(1), layer.out)
             states = torch.addmm(states, layer.gated(layer.mlp_norm(states)), layer.down)
         return self._final_norm(states) * self._final_scale
 
-    def _look(self) -> list[Any]:
-        """What tells whether something changed."""
-        found: list[Any] = [(weight.data_ptr(), weight._version) for weight in self._weights]
-        for modules, name in self._places:
-            module = modules[name]
-            found.append((id(module), len(module._modules), len(module._forward_pre_hooks), len(module._forward_hooks)))
-        return found
+
+class _Rotation(NamedTuple):
+    """Rotary positions of some tokens."""
+
+    cosine: Tensor
+    """(tokens, 1, head width)."""
+    sine: Tensor
+    """(tokens, 1, head width), negative in the first half."""
+
+    def of(self, heads: Tensor) -> Tensor:
+        """The heads (tokens, heads, head width), turned to their positions."""
+        first, second = heads.chunk(2, dim=-1)
+        return torch.addcmul(heads * self.cosine, torch.cat([second, first], dim=-1), self.sine)
 
 
 class _Norm(NamedTuple):
@@ -157,27 +180,27 @@ class _Layer(NamedTuple):
             width,
         )
 
-    def read(self, normed: Tensor, rotation: Tensor) -> tuple[Tensor, KeysValues]:
+    def read(self, normed: Tensor, rotation: _Rotation) -> tuple[Tensor, KeysValues]:
         """Queries (tokens, heads, head width), and keys and values."""
-        heads = (normed @ self.query_key_value).view(len(normed), -1, self.head_width)
+        heads = torch.mm(normed, self.query_key_value).view(len(normed), -1, self.head_width)
         turning, values = heads.split([self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
-        query, keys = _turned(turning, rotation).split([self.num_heads, self.num_key_heads], dim=1)
+        query, keys = rotation.of(turning).split([self.num_heads, self.num_key_heads], dim=1)
         return query, KeysValues(keys, values)
 
-    def questions(self, normed: Tensor, rotation: Tensor) -> Tensor:
+    def questions(self, normed: Tensor, rotation: _Rotation) -> Tensor:
         """The queries alone."""
         weights = self.query_key_value[:, : self.num_heads * self.head_width]
-        return _turned((normed @ weights).view(len(normed), -1, self.head_width), rotation)
+        return rotation.of(torch.mm(normed, weights).view(len(normed), -1, self.head_width))
 
-    def answers(self, normed: Tensor, rotation: Tensor) -> KeysValues:
+    def answers(self, normed: Tensor, rotation: _Rotation) -> KeysValues:
         """The keys and values alone."""
         weights = self.query_key_value[:, self.num_heads * self.head_width :]
-        keys, values = (normed @ weights).view(len(normed), -1, self.head_width).chunk(2, dim=1)
-        return KeysValues(_turned(keys, rotation), values)
+        keys, values = torch.mm(normed, weights).view(len(normed), -1, self.head_width).chunk(2, dim=1)
+        return KeysValues(rotation.of(keys), values)
 
     def gated(self, normed: Tensor) -> Tensor:
         """(tokens, width of the MLP)."""
-        gate, up = (normed @ self.gate_up).chunk(2, dim=1)
+        gate, up = torch.mm(normed, self.gate_up).chunk(2, dim=1)
         return self.activation(gate) * up
 
 
@@ -186,19 +209,9 @@ def _scaled(norm: Any, *maps: nn.Linear) -> Tensor:
     return (torch.cat([one.weight for one in maps]) * norm.weight).T.contiguous()
 
 
-def _turned(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Heads (tokens, heads, head width) turned to their positions."""
-    cosine, sine = rotation.unbind(1)
-    first, second = heads.chunk(2, dim=-1)
-    return torch.addcmul(heads * cosine, torch.cat([second, first], dim=-1), sine)
-
-
 def _rotations(decoder: PreTrainedModel, num_positions: int) -> Tensor:
     """(positions, 2, 1, head width): cosines, and sines that are negative in the first half."""
     cosine, sine = decoder.rotary_emb(torch.zeros(1), torch.arange(num_positions)[None])
     first, second = sine[0].chunk(2, dim=-1)
     return torch.stack([cosine[0], torch.cat([-first, second], dim=-1)], dim=1)[:, :, None]
 
-
-def _children(decoder: PreTrainedModel) -> list[dict[str, Any]]:
-    return [{"": decoder}, *(module._modules for module in decoder.modules())]
