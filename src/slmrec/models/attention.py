@@ -208,21 +208,21 @@ class Continuations:
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width), users one after the other."""
         prefix = self.prefix[layer] if self.prefix is not None else None
-        attended = _attend_group(self._padded(query), self._answers(layer, own), prefix, rule, self._visible)
+        attended = _attend_group(self._padded(query), self._answers(own), prefix, rule, self._visible)
         return attended.flatten(0, 1) if self._is_even else attended[self._is_new]
 
     def recorded(self) -> Tensor:
         """(tokens, W): of each new token the keys and values of all layers, side by side."""
-        return torch.cat(self._recorded, dim=1).flatten(1)
+        return torch.cat([both.flatten(1) for both in self._recorded], dim=1)
 
-    def _answers(self, layer: int, own: KeysValues) -> KeysValues:
+    def _answers(self, own: KeysValues) -> KeysValues:
         """(B, K, key heads, head width): each user's past, pads, its new tokens, pads."""
         both = torch.cat(own, dim=1)
+        answers, start = self._padded(both), sum(before.shape[1] * before.shape[2] for before in self._recorded)
         self._recorded.append(both)
-        answers = self._padded(both)
         if self._past is not None:
-            past = self._past.unflatten(2, (-1, *both.shape[1:]))[:, :, layer]
-            answers = torch.cat([past, answers], dim=1)
+            past = self._past[:, :, start : start + both.shape[1] * both.shape[2]]
+            answers = torch.cat([past.unflatten(2, both.shape[1:]), answers], dim=1)
         return KeysValues(*answers.chunk(2, dim=2))
 
     def _padded(self, tokens: Tensor) -> Tensor:
@@ -242,6 +242,8 @@ class Continuations:
         known = [past for past in self.pasts if past is not None]
         if not known:
             return None
+        if len(self.pasts) == 1:
+            return known[0][None]
         return pad_sequence([known[0][:0] if past is None else past for past in self.pasts], batch_first=True)
 
     @cached_property
