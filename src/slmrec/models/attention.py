@@ -49,8 +49,9 @@ class ScoreRule(NamedTuple):
 class Packing(Protocol):
     """The plan of a row: which query sees which key."""
 
-    longest: int
-    """Tokens of the longest user whom the model will ever read, prompt included."""
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest user whom the model will ever read, prompt included."""
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width) of the queries (tokens, heads, head width)."""
@@ -222,13 +223,13 @@ class Continuations:
         self._recorded.append(both)
         if self._past is not None:
             past = self._past[:, :, start : start + both.shape[1] * both.shape[2]]
-            answers = torch.cat([past.unflatten(2, both.shape[1:]), answers], dim=1)
+            answers = torch.cat([past.reshape(*past.shape[:2], *both.shape[1:]), answers], dim=1)
         return KeysValues(*answers.chunk(2, dim=2))
 
     def _padded(self, tokens: Tensor) -> Tensor:
         """(B, longest, ...)."""
         if self._is_even:
-            return tokens.unflatten(0, (len(self.lengths), self.lengths[0]))
+            return tokens.reshape(len(self.lengths), self.lengths[0], *tokens.shape[1:])
         return pad_sequence(list(torch.split(tokens, self.lengths)), batch_first=True)
 
     @cached_property
@@ -408,7 +409,9 @@ def _fused(query: Tensor, own: KeysValues, rule: ScoreRule, visible: Tensor | No
     if visible is None and 1 < num_queries < num_keys:
         visible = _causal(num_queries, num_keys, query.device)
     attended = F.scaled_dot_product_attention(
-        *(part.transpose(1, 2) for part in (query, *own)),
+        query.transpose(1, 2),
+        own.keys.transpose(1, 2),
+        own.values.transpose(1, 2),
         attn_mask=None if visible is None else visible.transpose(1, 2),
         is_causal=is_causal,
         scale=rule.scaling,

@@ -23,9 +23,10 @@ from slmrec.models.attention import (
     use_packed_attention,
 )
 from slmrec.models.backbone import drop_token_table, random_decoder
-from slmrec.models.lean import MAX_WEIGHTS, LeanLayers, Watch, has_hooks, is_plain
+from slmrec.models.lean import MAX_WEIGHTS, LeanLayers, is_plain
 from slmrec.models.packing import Row, pack
 from slmrec.models.titles import TitleMap, TitleSide
+from slmrec.models.watch import Watch, has_hooks
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
@@ -238,7 +239,7 @@ class DecoderRecommender(PreTrainedModel):
         return self._kept_short
 
     def _shorten(self) -> "_Short | None":
-        if has_hooks(self, but=self._idle_hooks) or not is_plain(self.decoder):
+        if not is_plain(self.decoder) or has_hooks(self, but=self._idle_hooks) or not Watch.is_possible(self):
             return None
         items = torch.arange(self.num_items + 1)
         inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None

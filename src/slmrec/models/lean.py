@@ -5,9 +5,7 @@ modules, hooks, keywords, an attention interface, many small operations. Here th
 their weights, laid out for few tokens. Whatever is not exactly transformers' LLaMA, or is large, runs as ever.
 """
 
-from collections.abc import Callable, Collection
-from itertools import chain
-from operator import attrgetter, is_
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +28,6 @@ _PLAIN = {
     nn.Linear,
     nn.Embedding,
 }
-_version = attrgetter("_version")
 _FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
 """Rotary positions whose angles do not depend on the longest position of a call."""
 
@@ -46,39 +43,6 @@ def is_plain(decoder: PreTrainedModel) -> bool:
         and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights.values())
         and not any(name.endswith(".bias") for name in weights)
     )
-
-
-def has_hooks(module: nn.Module, but: Collection[Callable[..., Any]]) -> bool:
-    """Whether something is to be called when one of the parts of a module is, other than what is named."""
-    hooks = (hook for part in module.modules() for each in _hooks(part) for hook in each.values())
-    return any(hook not in but for hook in hooks)
-
-
-class Watch:
-    """Tells whether a module still has the parts, weights and hooks that it had."""
-
-    def __init__(self, module: nn.Module) -> None:
-        parts = list(module.modules())
-        self._dicts = [each for part in parts for each in (part._modules, part._parameters) if each]
-        self._hooks = [each for part in parts for each in _hooks(part)]
-        self._tensors = [*module.parameters(), *module.buffers()]
-        self._held, self._numbers = self._seen()
-
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether nothing changed since the watch began."""
-        held, numbers = self._seen()
-        return numbers == self._numbers and all(map(is_, held, self._held))
-
-    def _seen(self) -> tuple[list[Any], list[int]]:
-        """The parts; how many they are, how many hooks each has, where the weights lie and in which version."""
-        held = [*chain.from_iterable(map(dict.values, self._dicts))]
-        versions = map(_version, self._tensors)
-        return held, [len(held), *map(len, self._hooks), *map(Tensor.data_ptr, self._tensors), *versions]
-
-
-def _hooks(part: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    return part._forward_pre_hooks, part._forward_hooks
 
 
 class LeanLayers:
@@ -104,14 +68,15 @@ class LeanLayers:
             packing: what sees what; if it names the newest tokens, the last layer runs for these alone: (B, H).
         """
         rotation = _Rotation(*self._rotations.index_select(0, positions).unbind(1))
-        newest = packing.newest if isinstance(packing, PackedRow) else None
+        row = packing if isinstance(packing, PackedRow) else None
+        newest = None if row is None else row.newest
         for number, layer in enumerate(self._layers):
             normed = layer.attention_norm(states)
-            if newest is None or layer is not self._layers[-1]:
+            if row is None or newest is None or layer is not self._layers[-1]:
                 query, own = layer.read(normed, rotation)
             else:
                 own = layer.answers(normed, rotation)
-                states, packing = states[newest], NewestQueries(packing, own)  # type: ignore[arg-type]
+                states, packing = states[newest], NewestQueries(row, own)
                 query = layer.questions(normed[newest], _Rotation(*(part[newest] for part in rotation)))
             attended = packing.attend(number, query, own, layer.rule)
             states = torch.addmm(states, attended.flatten(1), layer.out)
@@ -192,9 +157,9 @@ class _Layer(NamedTuple):
     def read(self, normed: Tensor, rotation: _Rotation) -> tuple[Tensor, KeysValues]:
         """Queries (tokens, heads, head width), and keys and values."""
         heads = torch.mm(normed, self.query_key_value).view(len(normed), -1, self.head_width)
-        turning, values = heads.split([self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
-        query, keys = rotation.of(turning).split([self.num_heads, self.num_key_heads], dim=1)
-        return query, KeysValues(keys, values)
+        turned = rotation.of(heads[:, : -self.num_key_heads])
+        keys, values = turned[:, self.num_heads :], heads[:, -self.num_key_heads :]
+        return turned[:, : self.num_heads], KeysValues(keys, values)
 
     def questions(self, normed: Tensor, rotation: _Rotation) -> Tensor:
         """The queries alone."""
@@ -223,4 +188,3 @@ def _rotations(decoder: PreTrainedModel, num_positions: int) -> Tensor:
     cosine, sine = decoder.rotary_emb(torch.zeros(1), torch.arange(num_positions)[None])
     first, second = sine[0].chunk(2, dim=-1)
     return torch.stack([cosine[0], torch.cat([-first, second], dim=-1)], dim=1)[:, :, None]
-
