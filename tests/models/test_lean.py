@@ -1,5 +1,6 @@
 """The lean layers against transformers' own: the same answers, and only where nothing else is in the decoder."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -266,6 +267,18 @@ def test_training_lets_go_of_what_is_kept() -> None:
         model.encode(batch_of([3]))
     assert model._kept_short is not None
     assert model.train()._kept_short is None
+
+
+def test_a_model_is_copied_with_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = build(), batch_of([3])
+    model.use_lean_layers()
+    with torch.inference_mode():
+        expected = model.encode(batch).users
+    copied = copy.deepcopy(model)
+    with torch.no_grad(), counted(monkeypatch) as runs:
+        model.decoder.norm.weight.mul_(2)
+        assert torch.equal(copied.encode(batch).users, expected) and len(runs) == 1
+        assert not torch.allclose(model.encode(batch).users, expected)
 
 
 def test_the_decoders_own_hooks_are_known() -> None:

@@ -241,9 +241,10 @@ class DecoderRecommender(PreTrainedModel):
     def _shorten(self) -> "_Short | None":
         if not is_plain(self.decoder) or has_hooks(self, but=self._idle_hooks) or not Watch.is_possible(self):
             return None
-        items = torch.arange(self.num_items + 1)
-        inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None
-        return _Short(Watch(self), LeanLayers(self.decoder, self.longest), inputs)
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be copied with the model
+            items = torch.arange(self.num_items + 1)
+            inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None
+            return _Short(Watch(self), LeanLayers(self.decoder, self.longest), inputs)
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""

@@ -46,7 +46,7 @@ def is_plain(decoder: PreTrainedModel) -> bool:
 
 
 class LeanLayers:
-    """The layers and the final norm of a decoder that `is_plain`, as they are now.
+    """The layers and the final norm of a decoder that `is_plain`, as they are now; made without gradients.
 
     Args:
         decoder: the LLaMA.
@@ -54,10 +54,9 @@ class LeanLayers:
     """
 
     def __init__(self, decoder: PreTrainedModel, num_positions: int) -> None:
-        with torch.no_grad():
-            self._layers = [_Layer.of(layer) for layer in decoder.layers]
-            self._final_norm, self._final_scale = _Norm.of(decoder.norm), _Norm.scale(decoder.norm)
-            self._rotations = _rotations(decoder, num_positions)
+        self._layers = [_Layer.of(layer) for layer in decoder.layers]
+        self._final_norm, self._final_scale = _Norm.of(decoder.norm), _Norm.scale(decoder.norm)
+        self._rotations = _rotations(decoder, num_positions)
 
     def run(self, states: Tensor, positions: Tensor, packing: Packing) -> Tensor:
         """(tokens, H) what the decoder makes of a row (tokens, H), after its final norm.
