@@ -5,16 +5,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from slmrec import Recommender
+from slmrec.checkpoint import Vocabulary
 from slmrec.models import decoder as decoders
 from slmrec.models import lean
 from slmrec.models.attention import read_newest
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.titles import Titles
 from slmrec.models.watch import has_hooks
 from slmrec.types import Batch
@@ -258,6 +262,19 @@ def test_what_is_kept_follows_the_weights(change: Callable[[DecoderRecommender],
     model._is_lean = False
     torch.testing.assert_close(found, model.encode(batch).users, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, before, rtol=1e-3)
+
+
+def test_a_recommender_and_its_sessions_are_lean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = Ensemble.of(build((4, 2)), [build(num_key_value_heads=6, layer_dropout=0.5)], [0.4]), batch_of([5])
+    expected = model.eval().encode(batch).users.detach()
+    item_ids = pa.array(range(NUM_ITEMS))
+    recommender = Recommender(model, Vocabulary(item_ids, None, pa.array([1] * NUM_ITEMS), None))
+    with counted(monkeypatch) as runs:
+        found = recommender.encode([(batch.items[0] - 1).tolist()])
+        followed = model.append_all([model.new_state()], [batch.items[0].tolist()])
+    assert len(runs) == 5  # two members, twice; the prompt once
+    for users in (found, followed):
+        assert (users - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_training_lets_go_of_what_is_kept() -> None:
