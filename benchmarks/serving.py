@@ -7,7 +7,8 @@ of `Recommender.recommend`, table included. An event of a session is timed in th
 without HTTP; a session of as many items as the model reads is made ready for it beforehand, as the server does in its
 pauses ("pause"), and is also timed without that ("no_pause"). The share of matrix products is the time of the model's
 and the catalogue's bare products, one by one on the same shapes, as part of the time of the whole command `slmrec
-recommend` (reading, ranking, writing; without loading the model).
+recommend` (reading, ranking, writing; without loading the model). These products are those of transformers' own layers:
+the recommender's shorter way (`models/lean.py`) computes no queries that the last layer does not use.
 """
 
 import argparse

@@ -336,7 +336,7 @@ def test_one_kernel_attends_as_the_products_of_a_group(key_heads: int) -> None:
     torch.manual_seed(0)
     query, rule = torch.randn(3, 5, 4, 8), ScoreRule(0.3, None, 0.0)
     own = KeysValues(torch.randn(3, 5, key_heads, 8), torch.randn(3, 5, key_heads, 8))
-    found = attention._fused(query, own, rule)
+    found = attention._fused(query, own, rule, None)
     assert relative(found, attention._attend_group(query, own, None, rule)) <= 1e-6
 
 

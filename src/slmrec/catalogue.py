@@ -160,6 +160,10 @@ def top_k(
         >>> best.tolist()
         [[2, 3]]
     """
+    if len(users) * len(items) <= max_scores and len(users) <= _MAX_RANKED_ROWS:
+        found = _rank_at_once(users.detach(), items.detach(), k, excluded, allowed)
+        if found is not None:
+            return found
     num_rows = min(_MAX_RANKED_ROWS, max_scores)
     blocks = torch.split(users.detach(), num_rows)
     histories = [None] * len(blocks) if excluded is None else torch.split(excluded, num_rows)
@@ -295,6 +299,28 @@ def _divergence_from(users: Tensor, items: Tensor) -> _ChunkLoss:
         return loss
 
     return evaluate
+
+
+def _rank_at_once(
+    users: Tensor, items: Tensor, k: int, excluded: Tensor | None, allowed: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Scores and items as `top_k` gives them, in few steps; None where scores are equal, NaN, or too few.
+
+    Of the k + 1 best scores each must be less than the one before.
+    """
+    if not len(users) or k + 1 >= len(items) or users.dtype != torch.float32 or items.dtype != torch.float32:
+        return None
+    scores = users.new_empty(len(users), -(-len(items) // _ALIGNED) * _ALIGNED)[:, : len(items)]
+    torch.mm(users, items.T, out=scores)
+    if allowed is not None:
+        scores.masked_fill_(~allowed, -torch.inf)
+    if excluded is not None:
+        scores.scatter_(1, excluded, -torch.inf)
+    scores[:, 0] = -torch.inf
+    values, best = scores.topk(k + 1, dim=1)
+    if not (values[:, 1:] < values[:, :-1]).all():
+        return None
+    return values[:, :k], best[:, :k]
 
 
 def _rank(

@@ -29,6 +29,7 @@ from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import ConfigError, TrainingError
 from slmrec.index import ItemIndex
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import Model
 from slmrec.sequences import ITEM_IDS, ITEM_IDS_WITH_COMMAS, Sequences, check_histories, is_table, sequences_of
 
@@ -82,6 +83,9 @@ class Recommender:
         self.vocabulary = vocabulary
         self.about = about or About()
         model.eval()
+        for part in model.modules():
+            if isinstance(part, DecoderRecommender):
+                part.use_lean_layers()
         with torch.no_grad():
             self.item_vectors = by_columns(model.item_vectors().float())
             """(V+1, D) float32; row 0 is padding. A copy, whose columns are contiguous."""

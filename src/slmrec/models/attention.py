@@ -43,13 +43,16 @@ class ScoreRule(NamedTuple):
     scaling: float
     softcap: float | None
     dropout: float
+    is_fused: bool = False
+    """By PyTorch's fused attention where keys are not shared: faster, and rounded otherwise."""
 
 
 class Packing(Protocol):
     """The plan of a row: which query sees which key."""
 
-    longest: int
-    """Tokens of the longest user whom the model will ever read, prompt included."""
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest user whom the model will ever read, prompt included."""
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width) of the queries (tokens, heads, head width)."""
@@ -119,7 +122,7 @@ class PackedRow:
             # A pad stands after the tokens of its user, where only pads see it.
             attended = _attend_group(_padded(query, group), _padded_keys(users, group), prefix, rule)
             outputs.append(_unpadded(attended, group))
-        return torch.cat([output.flatten(0, 1) for output in outputs])
+        return _joined([output.flatten(0, 1) for output in outputs])
 
     def answers(self, layer: int, own: KeysValues) -> KeysValues:
         """Keys and values of prefix and users."""
@@ -159,6 +162,8 @@ class PackedRow:
     def users(self, own: KeysValues) -> KeysValues:
         """Keys and values of the users' tokens."""
         skipped = 0 if self.cached_prefix is not None else self.num_prefix
+        if not skipped:
+            return own
         return KeysValues(own.keys[skipped:], own.values[skipped:])
 
 
@@ -185,7 +190,7 @@ class NewestQueries:
             keys = _padded_keys(users, group)
             outputs.append(_attend_group(queries, keys, prefix, rule, _not_pads(group, query.device))[:, 0])
             first += len(group.lengths)
-        return torch.cat(outputs)
+        return _joined(outputs)
 
 
 @dataclass
@@ -217,24 +222,23 @@ class Continuations:
 
     def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
         """(tokens, heads, head width), users one after the other."""
-        keys = self._answers(own.keys), self._answers(own.values)
         prefix = self.prefix[layer] if self.prefix is not None else None
-        attended = _attend_group(self._padded(query), KeysValues(*keys), prefix, rule, self._visible)
+        attended = _attend_group(self._padded(query), self._answers(own), prefix, rule, self._visible)
         return attended.flatten(0, 1) if self._is_even else attended[self._is_new]
 
     def recorded(self) -> Tensor:
         """(tokens, W): of each new token the keys and values of all layers, side by side."""
-        return torch.cat(self._recorded, dim=1)
+        return torch.cat([both.flatten(1) for both in self._recorded], dim=1)
 
-    def _answers(self, own: Tensor) -> Tensor:
+    def _answers(self, own: KeysValues) -> KeysValues:
         """(B, K, key heads, head width): each user's past, pads, its new tokens, pads."""
-        start = sum(part.shape[1] for part in self._recorded)
-        self._recorded.append(own.flatten(1))
-        news = self._padded(own)
-        if self._past is None:
-            return news
-        past = self._past[:, :, start : start + own[0].numel()]
-        return torch.cat([past.reshape(*past.shape[:2], *own.shape[1:]), news], dim=1)
+        both = torch.cat(own, dim=1)
+        answers, start = self._padded(both), sum(before.shape[1] * before.shape[2] for before in self._recorded)
+        self._recorded.append(both)
+        if self._past is not None:
+            past = self._past[:, :, start : start + both.shape[1] * both.shape[2]]
+            answers = torch.cat([past.reshape(*past.shape[:2], *both.shape[1:]), answers], dim=1)
+        return KeysValues(*answers.chunk(2, dim=2))
 
     def _padded(self, tokens: Tensor) -> Tensor:
         """(B, longest, ...)."""
@@ -253,6 +257,8 @@ class Continuations:
         known = [past for past in self.pasts if past is not None]
         if not known:
             return None
+        if len(self.pasts) == 1:
+            return known[0][None]
         return pad_sequence([known[0][:0] if past is None else past for past in self.pasts], batch_first=True)
 
     @cached_property
@@ -386,8 +392,9 @@ def _attend_group(
     """
     size, num_queries, _, width = query.shape
     num_keys, key_heads = own.keys.shape[1:3]
-    if query.is_cuda and before is None and visible is None and num_queries == num_keys and rule.softcap is None:
-        return _fused(query, own, rule)
+    is_plain = query.is_cuda and visible is None and num_queries == num_keys and rule.softcap is None
+    if before is None and (rule.is_fused or is_plain):
+        return _fused(query, own, rule, visible)
     if visible is None and num_queries > 1:
         visible = _causal(num_queries, num_keys, query.device)
     # By key head, then segment, then query: (key heads, B, Q * heads per key head, head width).
@@ -410,12 +417,24 @@ def _attend_group(
     return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
-def _fused(query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
-    """Causal attention of segments to themselves in one kernel; shapes as of `_attend_group`."""
+def _fused(query: Tensor, own: KeysValues, rule: ScoreRule, visible: Tensor | None) -> Tensor:
+    """As `_attend_group` in one kernel, without shared tokens or softcap."""
+    num_queries, num_keys = query.shape[1], own.keys.shape[1]
+    is_causal = visible is None and 1 < num_queries == num_keys
+    if visible is None and 1 < num_queries < num_keys:
+        visible = _causal(num_queries, num_keys, query.device)
     times = query.shape[2] // own.keys.shape[2]
-    keys, values = (part.repeat_interleave(times, dim=2).transpose(1, 2) for part in own)
+    if query.is_cuda and times > 1:  # not all kernels there let heads share keys
+        own = KeysValues(*(part.repeat_interleave(times, dim=2) for part in own))
     attended: Tensor = F.scaled_dot_product_attention(
-        query.transpose(1, 2), keys, values, dropout_p=rule.dropout, is_causal=True, scale=rule.scaling
+        query.transpose(1, 2),
+        own.keys.transpose(1, 2),
+        own.values.transpose(1, 2),
+        attn_mask=None if visible is None else visible.transpose(1, 2),
+        dropout_p=rule.dropout,
+        is_causal=is_causal,
+        scale=rule.scaling,
+        enable_gqa=times > 1 and not query.is_cuda,
     )
     return attended.transpose(1, 2)
 
@@ -453,7 +472,7 @@ def _padded_keys(users: KeysValues, group: Group) -> KeysValues:
 def _padded(tokens: Tensor, group: Group) -> Tensor:
     """(B, longest, heads, head width): a view if all are equally long."""
     total, longest = sum(group.lengths), group.lengths[-1]
-    part = tokens[group.start : group.start + total]
+    part = tokens if len(tokens) == total else tokens[group.start : group.start + total]
     if group.lengths[0] == longest:
         return part.view(len(group.lengths), longest, *part.shape[1:])
     padded = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
@@ -466,6 +485,10 @@ def _unpadded(attended: Tensor, group: Group) -> Tensor:
     if group.lengths[0] != group.lengths[-1]:
         flat = flat[group.places]
     return flat[None]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 _register: Callable[..., None] = AttentionInterface.register

@@ -3,8 +3,10 @@
 Teacher and student are both of this class and differ in depth alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -12,10 +14,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from slmrec.errors import ConfigError
-from slmrec.models.attention import Continuations, KeysValues, Recorder, use_packed_attention
+from slmrec.models.attention import (
+    Continuations,
+    KeysValues,
+    Packing,
+    Recorder,
+    read_newest,
+    use_packed_attention,
+)
 from slmrec.models.backbone import drop_token_table, random_decoder
+from slmrec.models.lean import MAX_WEIGHTS, LeanLayers, is_plain
 from slmrec.models.packing import Row, pack
 from slmrec.models.titles import TitleMap, TitleSide
+from slmrec.models.watch import Watch, has_hooks
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
@@ -89,8 +100,9 @@ class DecoderRecommender(PreTrainedModel):
         self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.item_dropout = nn.Dropout(config.item_dropout)
         self.layer_dropout = nn.Dropout(config.layer_dropout)
+        self._idle_hooks: list[Any] = [read_newest]
         if config.layer_dropout:
-            drop_out_branches(self.decoder, self.layer_dropout)
+            self._idle_hooks.append(drop_out_branches(self.decoder, self.layer_dropout))
         self.titles = None
         read = scored = config.item_dim
         if config.titles:
@@ -104,6 +116,8 @@ class DecoderRecommender(PreTrainedModel):
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
         self._kept_prefix: tuple[Any, list[KeysValues]] | None = None
+        self._kept_short: _Short | None = None
+        self._is_lean = False
         self.is_loaded_in_4bit = getattr(self.decoder, "is_loaded_in_4bit", False)  # num_parameters asks
         use_packed_attention(self.decoder)
 
@@ -143,13 +157,12 @@ class DecoderRecommender(PreTrainedModel):
             ConfigError: the depth is not a multiple of the number of blocks.
         """
         per_block = self._layers_per_block(num_blocks) if num_blocks else 0
-        row, output = self._run(batch, num_blocks > 0)
+        row, states = self._run(batch, num_blocks > 0)
         # With only the newest position read, the last layer has run for those tokens alone.
-        last = output.last_hidden_state[0, row.last_places]
+        last = states.last[row.last_places]
         if not num_blocks:
             return Encoded(self.score(last), ())
-        states = output.hidden_states  # embeddings, then one state a layer, the last after the final norm
-        blocks = [states[per_block * k][0, row.places] for k in range(1, num_blocks)]
+        blocks = [states.before[per_block * k][row.places] for k in range(1, num_blocks)]
         return Encoded(self.score(last), (*blocks, last))
 
     def layer_states(self, batch: Batch) -> Tensor:
@@ -160,10 +173,10 @@ class DecoderRecommender(PreTrainedModel):
         normed: list[Tensor] = []
         hook = self.final_norm.register_forward_pre_hook(lambda _, given: normed.append(given[0]))
         try:
-            row, output = self._run(batch, True)
+            row, states = self._run(batch, True)
         finally:
             hook.remove()
-        before = [states[0, row.places] for states in output.hidden_states[:-1]]
+        before = [read[row.places] for read in states.before]
         return torch.stack([*before, normed[-1][0, row.last_places]])
 
     def read_early(self, states: Tensor) -> Tensor:
@@ -185,18 +198,54 @@ class DecoderRecommender(PreTrainedModel):
             )
         return norm
 
-    def _run(self, batch: Batch, all_states: bool) -> tuple[Row, Any]:
+    def _run(self, batch: Batch, all_states: bool) -> tuple[Row, "_States"]:
         """The plan of the batch's row, and what the decoder makes of it."""
         prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
         row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
+        is_usual = not all_states and batch.items.shape[1] <= self.max_history_items
+        short = self._shortened() if is_usual else None
+        inputs = self._read(batch, row, prefix is not None, short)
+        return row, self._decode(inputs, row.positions, row.packing(self.longest, prefix), short, all_states)
+
+    def _decode(
+        self, inputs: Tensor, positions: Tensor, packing: Packing, short: "_Short | None", all_states: bool = False
+    ) -> "_States":
+        """What the decoder makes of a row of inputs (tokens, H) at positions (tokens,)."""
+        if short is not None:
+            return _States(short.layers.run(inputs, positions, packing), ())
         output = self.decoder(
-            inputs_embeds=self._read(batch, row, prefix is not None)[None],
-            position_ids=row.positions[None],
-            packing=row.packing(self.longest, prefix),
+            inputs_embeds=inputs[None],
+            position_ids=positions[None],
+            packing=packing,
             use_cache=False,
             output_hidden_states=all_states,
         )
-        return row, output
+        before = output.hidden_states[:-1] if all_states else ()
+        return _States(output.last_hidden_state[0], tuple(states[0] for states in before))
+
+    def use_lean_layers(self) -> None:
+        """Lets inference take the shorter way of `models/lean.py` where the decoder allows it.
+
+        Answers are the same but for the rounding of sums. Not the default, so that trainings, which choose a model by
+        its answers, come out as ever.
+        """
+        self._is_lean = True
+
+    def _shortened(self) -> "_Short | None":
+        """What inference needs in its shorter form, computed once; None where the model must run as it is."""
+        if not self._is_lean or self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        if self._kept_short is None or not self._kept_short.watch.is_unchanged:
+            self._kept_short = self._shorten()
+        return self._kept_short
+
+    def _shorten(self) -> "_Short | None":
+        if not is_plain(self.decoder) or has_hooks(self, but=self._idle_hooks) or not Watch.is_possible(self):
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be copied with the model
+            items = torch.arange(self.num_items + 1)
+            inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None
+            return _Short(Watch(self), LeanLayers(self.decoder, self.longest), inputs)
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
@@ -209,7 +258,7 @@ class DecoderRecommender(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "DecoderRecommender":
         """As `nn.Module.train`; forgets what was computed for inference."""
-        self._kept_prefix = None
+        self._kept_prefix = self._kept_short = None
         super().train(mode)
         return self
 
@@ -276,7 +325,8 @@ class DecoderRecommender(PreTrainedModel):
 
     def _extend(self, states: list["UserState"], items: list[list[int]]) -> Tensor:
         """The user vectors after some more items each, all of which fit."""
-        inputs = self.item_inputs(torch.tensor([item for some in items for item in some], device=self.device))
+        short, device = self._shortened(), self.prefix.device
+        inputs = self._looked_up(torch.tensor([item for some in items for item in some], device=device), short)
         if len(self.response):
             parts = torch.split(inputs, [len(some) for some in items])
             inputs = torch.cat([part for some in parts for part in (some, self.response)])
@@ -284,20 +334,16 @@ class DecoderRecommender(PreTrainedModel):
         starts = [len(self.prefix) + len(state.items) for state in states]
         places = [start + at for start, length in zip(starts, lengths, strict=True) for at in range(length)]
         pasts = [state.past for state in states]
-        packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), self.device)
-        output = self.decoder(
-            inputs_embeds=inputs[None],
-            position_ids=torch.tensor([places], device=self.device),
-            packing=packing,
-            use_cache=False,
-        )
+        packing = Continuations(self.longest, lengths, pasts, self._prefix_states(), device)
+        last = self._decode(inputs, torch.tensor(places, device=device), packing, short).last
         for state, read, own in zip(states, items, torch.split(packing.recorded(), lengths), strict=True):
             # Copied, since a view would keep the keys and values of the whole batch.
             past = own[:0] if state.past is None else state.past
             state.past = torch.cat([past, own[: len(read)]])
             state.items = [*state.items, *read]
-        newest = torch.tensor(lengths, device=self.device).cumsum(0) - 1
-        users: Tensor = self.score(output.last_hidden_state[0, newest])
+        if len(last) > len(states):
+            last = last[torch.tensor([end - 1 for end in accumulate(lengths)], device=device)]
+        users: Tensor = self.score(last)
         return users
 
     def item_inputs(self, items: Tensor) -> Tensor:
@@ -308,9 +354,15 @@ class DecoderRecommender(PreTrainedModel):
         projected: Tensor = self.input_proj(self.item_dropout(vectors))
         return projected
 
-    def _read(self, batch: Batch, row: "Row", prefix_known: bool) -> Tensor:
+    def _looked_up(self, items: Tensor, short: "_Short | None") -> Tensor:
+        """(tokens, H) as `item_inputs`, taken from where they are kept."""
+        return self.item_inputs(items) if short is None or short.inputs is None else short.inputs[items]
+
+    def _read(self, batch: Batch, row: "Row", prefix_known: bool, short: "_Short | None") -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
-        items = self.item_inputs(batch.items[row.item_rows, row.item_columns])
+        items = self._looked_up(batch.items[row.item_rows, row.item_columns], short)
+        if not len(self.response) and prefix_known:
+            return items
         parts = [items] if prefix_known else [self.prefix.to(items.dtype), items]
         if not len(self.response):
             return torch.cat(parts)
@@ -329,8 +381,8 @@ class DecoderRecommender(PreTrainedModel):
         key = _versions(self)
         if self._kept_prefix is None or self._kept_prefix[0] != key:
             recorder = Recorder(self.longest)
-            positions = torch.arange(len(self.prefix), device=self.device)[None]
-            self.decoder(inputs_embeds=self.prefix[None], position_ids=positions, packing=recorder, use_cache=False)
+            places = torch.arange(len(self.prefix), device=self.prefix.device)
+            self._decode(self.prefix, places, recorder, self._shortened())
             self._kept_prefix = (key, recorder.recorded)
         return self._kept_prefix[1]
 
@@ -341,6 +393,25 @@ class DecoderRecommender(PreTrainedModel):
                 "choose a common divisor of the depths of teacher and student"
             )
         return self.num_layers // num_blocks
+
+
+class _States(NamedTuple):
+    """What a decoder makes of a row."""
+
+    last: Tensor
+    """(tokens, H) after the final norm; (B, H) where the last layer ran for the newest tokens alone."""
+    before: tuple[Tensor, ...]
+    """(tokens, H) what each layer read; empty unless asked for."""
+
+
+class _Short(NamedTuple):
+    """A model in its shorter form."""
+
+    watch: Watch
+    """Of what it was made from."""
+    layers: LeanLayers
+    inputs: Tensor | None
+    """(V+1, H) what the layers read for each item; None where that would be large."""
 
 
 @dataclass
@@ -361,8 +432,8 @@ def _versions(model: DecoderRecommender) -> tuple[Any, ...]:
     )
 
 
-def drop_out_branches(decoder: PreTrainedModel, dropout: nn.Dropout) -> None:
-    """Dropout on what attention and MLP of each layer add to the states, as SASRec has it."""
+def drop_out_branches(decoder: PreTrainedModel, dropout: nn.Dropout) -> Callable[..., Any]:
+    """Dropout on what attention and MLP of each layer add to the states, as SASRec has it; the hook that does it."""
 
     def dropped(_: nn.Module, __: Any, output: Any) -> Any:
         return dropout(output) if isinstance(output, Tensor) else (dropout(output[0]), *output[1:])
@@ -375,6 +446,7 @@ def drop_out_branches(decoder: PreTrainedModel, dropout: nn.Dropout) -> None:
             )
         for branch in (layer.self_attn, layer.mlp):
             branch.register_forward_hook(dropped)
+    return dropped
 
 
 def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:

@@ -46,6 +46,8 @@ def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, p
     """
     device = batch.items.device
     in_row = 0 if prefix_known else num_prefix
+    if len(batch.lengths) == 1:
+        return _pack_one(batch, num_prefix, num_response, in_row, int(pads[0]))
     sizes, users = torch.sort(batch.lengths + num_response, stable=True)
     starts = in_row + sizes.cumsum(0) - sizes
     user = torch.repeat_interleave(users, sizes)
@@ -73,6 +75,20 @@ def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, p
         groups_of(sizes.tolist(), device),
         num_prefix,
     )
+
+
+def _pack_one(batch: Batch, num_prefix: int, num_response: int, in_row: int, num_pads: int) -> Row:
+    """The same plan for a single user, whose tokens stand in order."""
+    num_items = int(batch.lengths[0])
+    size = num_items + num_response
+    order = torch.arange(in_row + size, device=batch.items.device)
+    shifted = order[: size if num_pads else 0] + num_prefix + num_pads
+    positions = torch.cat([order[:in_row], shifted]) if num_pads else order + (num_prefix - in_row)
+    items, first = order[:num_items], torch.zeros_like(order[:num_items])
+    places = order[in_row : in_row + num_items] if batch.every_position else order[-1:]
+    last_places, newest = (places, None) if batch.every_position else (first[:1], places)
+    groups = [Group(0, (size,))]
+    return Row(first, items, order, positions, places, last_places, newest, groups, num_prefix)
 
 
 def _counted(lengths: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ class Ranker:
         excluded = pad_sequence([torch.tensor(wish.excluded, dtype=torch.int64) for wish in wishes], batch_first=True)
         allowed = self._allowed if self._removed else None
         most = max(wish.k for wish in wishes)
-        scores, best = top_k(torch.stack(users), items, most, excluded=excluded, allowed=allowed)
+        with torch.inference_mode():
+            scores, best = top_k(torch.stack(users), items, most, excluded=excluded, allowed=allowed)
         rows = zip(scores.tolist(), best.tolist(), wishes, strict=True)
         return [_shown(row, places, wish.k) for row, places, wish in rows]
 
