@@ -11,12 +11,13 @@ from torch import Tensor
 
 from slmrec.errors import ConfigError
 from slmrec.losses import NextItemLoss
-from slmrec.models import attention, flex
-from slmrec.models.attention import PADDED_SHARE, KeysValues, NewestQueries, PackedRow, ScoreRule, groups_of
+from slmrec.models import flex, segments
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder, compile_layers
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.padded import PaddedEncoder
+from slmrec.models.plans import NewestQueries, PackedRow
+from slmrec.models.segments import PADDED_SHARE, KeysValues, ScoreRule, groups_of
 from slmrec.stages.bench import random_batches, random_model
 from slmrec.types import Batch, Encoded
 
@@ -336,8 +337,8 @@ def test_one_kernel_attends_as_the_products_of_a_group(key_heads: int) -> None:
     torch.manual_seed(0)
     query, rule = torch.randn(3, 5, 4, 8), ScoreRule(0.3, None, 0.0)
     own = KeysValues(torch.randn(3, 5, key_heads, 8), torch.randn(3, 5, key_heads, 8))
-    found = attention._fused(query, own, rule, None)
-    assert relative(found, attention._attend_group(query, own, None, rule)) <= 1e-6
+    found = segments._fused(query, own, rule, None)
+    assert relative(found, segments.attend_group(query, own, None, rule)) <= 1e-6
 
 
 def test_on_a_gpu_all_users_are_one_group() -> None:
@@ -384,7 +385,7 @@ def test_norms_are_exact_under_autocast_however_large_their_input() -> None:
 def test_the_softmax_of_attention_is_exact_in_bfloat16() -> None:
     """Of 4,096 equal scores each weight is 1/4096; sums in bfloat16 would stop at 256."""
     scores = torch.full((1, 4096), 3e4, dtype=torch.bfloat16)
-    weights = attention._weights(scores, ScoreRule(1.0, None, 0.0), torch.bfloat16)
+    weights = segments._weights(scores, ScoreRule(1.0, None, 0.0), torch.bfloat16)
     assert torch.equal(weights, torch.full_like(weights, 1 / 4096))
 
 

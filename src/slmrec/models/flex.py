@@ -1,14 +1,13 @@
 """The packed row behind a prompt, on a GPU: one FlexAttention call a layer, its mask built once a row."""
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-if TYPE_CHECKING:
-    from slmrec.models.attention import KeysValues, ScoreRule
+from slmrec.models.segments import KeysValues, ScoreRule
 
 PREFIX = -1
 """The segment that everybody sees."""
@@ -20,7 +19,7 @@ VARIANTS = 64
 """Of one kernel in a process; beyond them torch would hold all scores at once."""
 
 
-def serves(query: Tensor, rule: "ScoreRule") -> bool:
+def serves(query: Tensor, rule: ScoreRule) -> bool:
     """Whether it attends for these queries: on a GPU, where no weights of attention are dropped out."""
     return query.is_cuda and not rule.dropout and query.shape[-1] >= NARROWEST
 
@@ -42,7 +41,7 @@ def segment_mask(query_segments: Tensor, query_places: Tensor, key_segments: Ten
     return create_block_mask(visible, *sizes, device=str(key_segments.device))
 
 
-def attend(query: Tensor, answers: "KeysValues", mask: BlockMask, rule: "ScoreRule") -> Tensor:
+def attend(query: Tensor, answers: KeysValues, mask: BlockMask, rule: ScoreRule) -> Tensor:
     """(Q, heads, head width) of queries (Q, heads, head width) over keys and values (K, key heads, head width)."""
     softcap = rule.softcap
 

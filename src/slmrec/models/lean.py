@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama as llama
 
-from slmrec.models.attention import KeysValues, NewestQueries, PackedRow, Packing, ScoreRule
+from slmrec.models.plans import NewestQueries, PackedRow, Packing
+from slmrec.models.segments import KeysValues, ScoreRule
 
 MAX_WEIGHTS = 2**25
 """Of a decoder whose layers are copied, 128 MiB; what is larger is bound by its products."""

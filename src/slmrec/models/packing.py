@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from slmrec.models.attention import Group, KeysValues, PackedRow, groups_of
+from slmrec.models.plans import PackedRow
+from slmrec.models.segments import Group, KeysValues, groups_of
 from slmrec.types import Batch
 
 
