@@ -26,19 +26,13 @@ LENGTHS = np.random.default_rng(0).integers(1, 30, 64)
 GPU = torch.device("cuda")
 
 
-@pytest.fixture(params=["flex", "groups"])
-def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which way attention goes on the GPU; both are used, depending on dropout and the width of heads."""
-    if request.param == "groups":
-        monkeypatch.setattr(flex, "serves", lambda *_: False)
-    return str(request.param)
-
-
-@pytest.fixture(params=[True, False], ids=["prompt", "no prompt"])
-def model(request: pytest.FixtureRequest) -> DecoderRecommender:
-    """On the CPU; without a prompt, attention on the GPU is one fused kernel."""
+@pytest.fixture(params=["flex", "group", "one kernel"])
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DecoderRecommender:
+    """On the CPU, for each way that attention goes on a GPU: behind a prompt, by heads too narrow, without prompt."""
     found = random_model(2)
-    if not request.param:
+    if request.param == "group":
+        monkeypatch.setattr(flex, "serves", lambda *_: False)
+    if request.param == "one kernel":
         found.prefix, found.response = found.prefix[:0], found.response[:0]
     return found
 
@@ -56,7 +50,7 @@ def gradients(model: DecoderRecommender, batch: Batch) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("every_position", [False, True], ids=["newest", "every position"])
-def test_user_vectors_are_those_of_the_cpu(attention: str, model: DecoderRecommender, every_position: bool) -> None:
+def test_user_vectors_are_those_of_the_cpu(model: DecoderRecommender, every_position: bool) -> None:
     model.eval()
     if every_position and len(model.response):
         model.response = model.response[:0]
@@ -71,7 +65,7 @@ def test_user_vectors_are_those_of_the_cpu(attention: str, model: DecoderRecomme
         assert relative(own.cpu(), other) <= 1e-4
 
 
-def test_gradients_are_those_of_the_cpu(attention: str, model: DecoderRecommender) -> None:
+def test_gradients_are_those_of_the_cpu(model: DecoderRecommender) -> None:
     batch = a_batch()
     expected = gradients(model, batch)
     found = gradients(model.to(GPU), batch.to(GPU))
@@ -79,8 +73,8 @@ def test_gradients_are_those_of_the_cpu(attention: str, model: DecoderRecommende
     assert max(relative(found[name], value) for name, value in expected.items()) <= 1e-3
 
 
-def test_bfloat16_products_stay_near(attention: str) -> None:
-    model, batch = random_model(2).to(GPU).eval(), a_batch().to(GPU)
+def test_bfloat16_products_stay_near(model: DecoderRecommender) -> None:
+    model, batch = model.to(GPU).eval(), a_batch().to(GPU)
     with torch.inference_mode():
         exact = model.encode(batch).users
         with torch.autocast("cuda", torch.bfloat16):

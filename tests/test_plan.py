@@ -128,7 +128,8 @@ def test_a_large_backbone_out_of_reach_is_counted_from_the_table(
     assert "loading the backbone whole: 6,607,343,616 parameters, 24.6 GiB" in said
     rows, _ = planned(ROOT / "configs" / "qwen3.yaml", tmp_path / "run", capsys)
     attention = 1024 * (2048 + 2 * 1024) + 2048 * 1024 + 2 * 128
-    assert rows["distill"][1] == f"{4 * (attention + 3 * 1024 * 3072 + 2 * 1024) + 1024 + 2 * 64 * 1024 + 1024 + 64:,}"
+    ends = 2 * (64 + 64) * 1024 + 1024 + 128 * 64  # what items and titles enter by and are scored by
+    assert rows["distill"][1] == f"{4 * (attention + 3 * 1024 * 3072 + 2 * 1024) + 1024 + ends + 64:,}"
 
 
 def test_tokens_by_hand() -> None:

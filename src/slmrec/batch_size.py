@@ -8,7 +8,7 @@ import torch
 
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import TrainingError
-from slmrec.memory import can_measure_growth, free_mb, growth_mb
+from slmrec.memory import can_measure_growth, free_mb, gpu_growth_mb, growth_mb
 
 USABLE = 0.8
 """Share of the free memory that may be taken; the rest is for what else runs, and for what a measurement misses."""
@@ -90,15 +90,12 @@ def _growth_mb(step: Callable[[int], None], size: int, device: torch.device) -> 
     """MiB that a step takes at its peak; infinite if they are not there."""
     if device.type != "cuda":
         return growth_mb(lambda: step(size))
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     try:
-        step(size)
+        return gpu_growth_mb(lambda: step(size))
     except torch.OutOfMemoryError:
         return math.inf
     finally:
         torch.cuda.empty_cache()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _free_cuda_mb(device: torch.device) -> float:

@@ -315,7 +315,8 @@ def _rank_at_once(
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if excluded is not None:
-        scores.scatter_(1, excluded, -torch.inf)
+        is_item = (excluded >= 0) & (excluded < len(items))
+        scores.scatter_(1, excluded.where(is_item, 0), -torch.inf)
     scores[:, 0] = -torch.inf
     values, best = scores.topk(k + 1, dim=1)
     if not (values[:, 1:] < values[:, :-1]).all():

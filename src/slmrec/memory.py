@@ -16,14 +16,15 @@ _LIMITS = (
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 """Where a container's limit stands, and what it uses of it."""
-_earlier = [0.0]
-"""The peak of this stage before the system was told to count anew, in MiB."""
+_earlier, _earlier_gpu = [0.0], [0.0]
+"""The peaks of this stage before the system was told to count anew, in MiB."""
 
 
 def reset_peak() -> None:
     """Starts new peaks; off Linux, resident memory's is that of the whole process."""
     _earlier[0] = 0.0
     _count_anew()
+    _earlier_gpu[0] = 0.0
     if gpu := _gpu():
         gpu.reset_peak_memory_stats()
 
@@ -31,7 +32,17 @@ def reset_peak() -> None:
 def peak_gpu_mb() -> float | None:
     """Peak of what tensors took of the GPU's memory, in MiB since `reset_peak`; None if no GPU was used."""
     gpu = _gpu()
-    return round(gpu.max_memory_allocated() / 2**20, 1) if gpu else None
+    return max(_earlier_gpu[0], round(gpu.max_memory_allocated() / 2**20, 1)) if gpu else None
+
+
+def gpu_growth_mb(step: Callable[[], object]) -> float:
+    """As `growth_mb`, of the GPU's memory."""
+    gpu: Any = _gpu()
+    _earlier_gpu[0] = peak_gpu_mb() or 0.0
+    gpu.reset_peak_memory_stats()
+    before = gpu.memory_allocated()
+    step()
+    return float(gpu.max_memory_allocated() - before) / 2**20
 
 
 def _gpu() -> Any:

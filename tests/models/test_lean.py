@@ -20,7 +20,7 @@ from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.titles import Titles
-from slmrec.models.watch import has_hooks
+from slmrec.models.watch import is_untouched
 from slmrec.types import Batch
 
 MAX_HISTORY, NUM_ITEMS = 9, 30
@@ -199,6 +199,7 @@ def test_large_decoders_and_catalogues_are_not_copied(monkeypatch: pytest.Monkey
     model.encode(batch)
     assert model._shortened() is None
     monkeypatch.setattr(lean, "MAX_WEIGHTS", 2**25)
+    model.eval()  # looks anew
     short = model._shortened()
     assert short is not None and short.inputs is None
 
@@ -225,7 +226,8 @@ def test_only_untouched_inference_is_lean(monkeypatch: pytest.MonkeyPatch) -> No
             model.encode(batch)
         with torch.no_grad():
             model.train().encode(batch)
-            model.eval().encode(batch, 3)
+            model.eval().use_lean_layers()
+            model.encode(batch, 3)
             model.layer_states(batch)
             assert not runs
             model.encode(batch)
@@ -245,6 +247,14 @@ def test_only_untouched_inference_is_lean(monkeypatch: pytest.MonkeyPatch) -> No
             assert len(runs) == 3
 
 
+@torch.enable_grad()
+def step(model: DecoderRecommender) -> None:
+    """As in training, but that the model stays in eval mode; the fused kernel raises no version."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.encode(batch_of([3, 5])).users.square().sum().backward()
+    optimizer.step()
+
+
 CHANGES: dict[str, Callable[[DecoderRecommender], object]] = {
     "a weight in place": lambda model: model.decoder.layers[1].self_attn.k_proj.weight.mul_(2),
     "the scale of a norm": lambda model: model.decoder.norm.weight.mul_(torch.linspace(1, 2, 24)),
@@ -257,7 +267,12 @@ CHANGES: dict[str, Callable[[DecoderRecommender], object]] = {
         {name: 1.5 * value for name, value in model.state_dict().items()}, assign=True
     ),
     "another layer": lambda model: model.decoder.layers.__setitem__(0, build().decoder.layers[1]),
-    "data exchanged": lambda model: setattr(model.score.weight, "data", model.score.weight + 1),
+    "data exchanged": lambda model: setattr(
+        model.decoder.layers[1].self_attn.k_proj.weight, "data", model.decoder.layers[1].self_attn.k_proj.weight * 2
+    ),
+    "a buffer exchanged": lambda model: setattr(model.titles, "vectors", 2 * model.titles.vectors),  # type: ignore[union-attr]
+    "a part's own forward": lambda model: setattr(model.decoder.layers[1].mlp, "forward", lambda states: 0 * states),
+    "a step in eval mode": step,
 }
 
 
@@ -294,6 +309,9 @@ def test_training_lets_go_of_what_is_kept() -> None:
         model.encode(batch_of([3]))
     assert model._kept_short is not None
     assert model.train()._kept_short is None
+    with torch.no_grad():
+        model.eval().encode(batch_of([3]))
+    assert model._kept_short is None  # a model that has begun to train answers as it does in training
 
 
 def test_a_model_is_copied_with_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,5 +328,53 @@ def test_a_model_is_copied_with_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_decoders_own_hooks_are_known() -> None:
     model = build(layer_dropout=0.5)
-    assert has_hooks(model, but=[]) and has_hooks(model, but=[read_newest])
-    assert not has_hooks(model, but=model._idle_hooks)
+    assert not is_untouched(model, []) and not is_untouched(model, [read_newest])
+    assert is_untouched(model, model._idle_hooks)
+
+
+def test_hooks_of_every_module_and_parts_that_train_are_no_plain_inference() -> None:
+    model = build(layer_dropout=0.5)
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not is_untouched(model, model._idle_hooks)
+    hook.remove()
+    assert is_untouched(model, model._idle_hooks)
+    model.layer_dropout.train()
+    assert not is_untouched(model, model._idle_hooks)
+
+
+@torch.inference_mode()
+def test_dropout_switched_on_in_an_eval_model_is_drawn() -> None:
+    model, batch = build(layer_dropout=0.5), batch_of([5])
+    model.use_lean_layers()
+    model.encode(batch)
+    model.layer_dropout.train()
+    assert not torch.equal(model.encode(batch).users, model.encode(batch).users)
+
+
+@torch.inference_mode()
+def test_a_longer_history_may_be_allowed_later() -> None:
+    model, batch = build(), batch_of([MAX_HISTORY + 2])
+    expected = model.encode(batch).users
+    model.use_lean_layers()
+    model.encode(batch_of([3]))
+    model.config.max_history_items = MAX_HISTORY + 2
+    assert (model.encode(batch).users - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_that_a_decoder_is_not_plain_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = build(num_hidden_layers=1, lora=LORA), []
+    plain = decoders.is_plain
+    monkeypatch.setattr(decoders, "is_plain", lambda decoder: asked.append(1) or plain(decoder))
+    model.use_lean_layers()
+    with torch.inference_mode():
+        model.encode(batch_of([3]))
+        model.encode(batch_of([4]))
+    assert len(asked) == 1
+
+
+@torch.inference_mode()
+def test_an_item_that_is_none_is_no_other_item() -> None:
+    model = build()
+    model.use_lean_layers()
+    with pytest.raises(IndexError):
+        model.append(model.new_state(), -1)

@@ -21,7 +21,7 @@ from slmrec.models.packing import Row, pack
 from slmrec.models.plans import Continuations, Packing, Recorder
 from slmrec.models.segments import KeysValues
 from slmrec.models.titles import TitleMap, TitleSide
-from slmrec.models.watch import Watch, has_hooks
+from slmrec.models.watch import Watch, is_untouched
 from slmrec.types import Batch, Encoded
 
 Positions = Literal["contiguous", "right_aligned"]
@@ -111,7 +111,7 @@ class DecoderRecommender(PreTrainedModel):
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
         self.all_tied_weights_keys: dict[str, str] = {}
         self._kept_prefix: tuple[Any, list[KeysValues]] | None = None
-        self._kept_short: _Short | None = None
+        self._kept_short: _Kept | None = None
         self._is_lean = False
         self.is_loaded_in_4bit = getattr(self.decoder, "is_loaded_in_4bit", False)  # num_parameters asks
         use_packed_attention(self.decoder)
@@ -195,6 +195,8 @@ class DecoderRecommender(PreTrainedModel):
 
     def _run(self, batch: Batch, all_states: bool) -> tuple[Row, "_States"]:
         """The plan of the batch's row, and what the decoder makes of it."""
+        if torch.is_grad_enabled():
+            self._forget()  # a step of training may follow, in eval mode too
         prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
         row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
         is_usual = not all_states and batch.items.shape[1] <= self.max_history_items
@@ -221,8 +223,9 @@ class DecoderRecommender(PreTrainedModel):
     def use_lean_layers(self) -> None:
         """Lets inference take the shorter way of `models/lean.py` where the decoder allows it.
 
-        Answers are the same but for the rounding of sums. Not the default, so that trainings, which choose a model by
-        its answers, come out as ever.
+        Answers are the same but for the rounding of sums. Not the default, and over once the model trains, so that
+        trainings, which choose a model by its answers, come out as ever. Whoever writes to weights past their versions
+        (see `Watch`) calls `eval()` afterwards, which forgets what was kept.
         """
         self._is_lean = True
 
@@ -230,17 +233,24 @@ class DecoderRecommender(PreTrainedModel):
         """What inference needs in its shorter form, computed once; None where the model must run as it is."""
         if not self._is_lean or self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return None
-        if self._kept_short is None or not self._kept_short.watch.is_unchanged:
-            self._kept_short = self._shorten()
-        return self._kept_short
+        kept = self._kept_short
+        if kept is None or kept.longest != self.longest or not kept.watch.is_unchanged:
+            if not Watch.is_possible(self):
+                return None
+            self._kept_short = kept = _Kept(Watch(self), self.longest, self._shorten())
+        return kept.short
 
     def _shorten(self) -> "_Short | None":
-        if not is_plain(self.decoder) or has_hooks(self, but=self._idle_hooks) or not Watch.is_possible(self):
+        if not is_plain(self.decoder) or not is_untouched(self, self._idle_hooks):
             return None
         with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be copied with the model
             items = torch.arange(self.num_items + 1)
             inputs = self.item_inputs(items) if len(items) * self.hidden_size <= MAX_WEIGHTS else None
-            return _Short(Watch(self), LeanLayers(self.decoder, self.longest), inputs)
+            return _Short(LeanLayers(self.decoder, self.longest), inputs)
+
+    def _forget(self) -> None:
+        """Lets go of what was computed for inference."""
+        self._kept_prefix = self._kept_short = None
 
     def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
         """The same as `encode`, for wrappers that call a model."""
@@ -253,7 +263,8 @@ class DecoderRecommender(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "DecoderRecommender":
         """As `nn.Module.train`; forgets what was computed for inference."""
-        self._kept_prefix = self._kept_short = None
+        self._forget()
+        self._is_lean = self._is_lean and not mode
         super().train(mode)
         return self
 
@@ -351,7 +362,7 @@ class DecoderRecommender(PreTrainedModel):
 
     def _looked_up(self, items: Tensor, short: "_Short | None") -> Tensor:
         """(tokens, H) as `item_inputs`, taken from where they are kept."""
-        return self.item_inputs(items) if short is None or short.inputs is None else short.inputs[items]
+        return self.item_inputs(items) if short is None or short.inputs is None else short.inputs.index_select(0, items)
 
     def _read(self, batch: Batch, row: "Row", prefix_known: bool, short: "_Short | None") -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
@@ -399,11 +410,19 @@ class _States(NamedTuple):
     """(tokens, H) what each layer read; empty unless asked for."""
 
 
+class _Kept(NamedTuple):
+    """A model's shorter form, kept as long as the model is what it was."""
+
+    watch: Watch
+    longest: int
+    """Tokens of the longest user that it can read."""
+    short: "_Short | None"
+    """None: the model must run as it is."""
+
+
 class _Short(NamedTuple):
     """A model in its shorter form."""
 
-    watch: Watch
-    """Of what it was made from."""
     layers: LeanLayers
     inputs: Tensor | None
     """(V+1, H) what the layers read for each item; None where that would be large."""

@@ -109,7 +109,7 @@ class _Norm(NamedTuple):
 
     @classmethod
     def of(cls, norm: Any) -> "_Norm":
-        return cls(torch.tensor([len(norm.weight) * norm.variance_epsilon]).sqrt())
+        return cls(norm.weight.new_tensor([len(norm.weight) * norm.variance_epsilon]).sqrt())
 
     def __call__(self, states: Tensor) -> Tensor:
         return states / torch.hypot(torch.linalg.vector_norm(states, dim=1, keepdim=True), self.floor)
@@ -185,6 +185,6 @@ def _scaled(norm: Any, *maps: nn.Linear) -> Tensor:
 
 def _rotations(decoder: PreTrainedModel, num_positions: int) -> Tensor:
     """(positions, 2, 1, head width): cosines, and sines that are negative in the first half."""
-    cosine, sine = decoder.rotary_emb(torch.zeros(1), torch.arange(num_positions)[None])
+    cosine, sine = decoder.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(num_positions)[None])
     first, second = sine[0].chunk(2, dim=-1)
     return torch.stack([cosine[0], torch.cat([-first, second], dim=-1)], dim=1)[:, :, None]

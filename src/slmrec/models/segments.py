@@ -29,7 +29,7 @@ class ScoreRule(NamedTuple):
     softcap: float | None
     dropout: float
     is_fused: bool = False
-    """By PyTorch's fused attention where keys are not shared: faster, and rounded otherwise."""
+    """By PyTorch's fused attention where no keys are shared: faster, and rounded otherwise."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def attend_group(
     """
     size, num_queries, _, width = query.shape
     num_keys, key_heads = own.keys.shape[1:3]
-    is_plain = query.is_cuda and visible is None and num_queries == num_keys and rule.softcap is None
-    if before is None and (rule.is_fused or is_plain):
+    is_one_kernel = query.is_cuda and visible is None and num_queries == num_keys and rule.softcap is None
+    if before is None and (rule.is_fused or is_one_kernel):
         return _fused(query, own, rule, visible)
     if visible is None and num_queries > 1:
         visible = causal(num_queries, num_keys, query.device)

@@ -2,30 +2,43 @@
 
 from collections.abc import Callable, Collection
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from transformers.utils import output_capturing
 
-_version = attrgetter("_version")
+_version, _training = attrgetter("_version"), itemgetter("training")
+_GLOBAL_HOOKS = (torch_modules._global_forward_pre_hooks, torch_modules._global_forward_hooks)
+"""PyTorch's, which run before and after every module."""
 
 
-def has_hooks(module: nn.Module, but: Collection[Callable[..., Any]]) -> bool:
-    """Whether something is to be called when one of the parts of a module is, other than what is named.
+def is_untouched(module: nn.Module, idle_hooks: Collection[Callable[..., Any]]) -> bool:
+    """Whether calling the parts of a module does what their classes say, in eval mode, and nothing else.
 
-    transformers' own hooks, which note states when these are asked for, do not count.
+    transformers' own hooks, which note states when these are asked for, do not count, nor do the idle ones.
     """
-    hooks = (hook for part in module.modules() for each in _hooks(part) for hook in each.values())
-    return any(hook not in but and hook.__module__ != output_capturing.__name__ for hook in hooks)
+    parts = list(module.modules())
+    hooks = (hook for part in parts for each in _hooks(part) for hook in each.values())
+    if any(hook not in idle_hooks and hook.__module__ != output_capturing.__name__ for hook in hooks):
+        return False
+    return not any(part.training or "forward" in vars(part) for part in parts) and not any(_GLOBAL_HOOKS)
 
 
 class Watch:
-    """Tells whether a module still has the parts, weights and hooks that it had."""
+    """Tells whether a module still has the parts, weights, hooks and mode that it had.
+
+    Weights tell by their versions. What writes past these is not seen: `weight.data`, an array of NumPy over the same
+    memory, an optimiser whose step is one kernel (`fused=True`).
+    """
 
     def __init__(self, module: nn.Module) -> None:
         parts = list(module.modules())
-        dicts: list[dict[str, Any]] = [each for part in parts for each in (part._modules, part._parameters)]
+        dicts: list[dict[str, Any]] = [
+            each for part in parts for each in (part._modules, part._parameters, part._buffers)
+        ]
+        self._own = [vars(part) for part in parts]
         self._dicts = [each for each in dicts if each]
         self._hooks = [each for part in parts for each in _hooks(part)]
         self._tensors = [*module.parameters(), *module.buffers()]
@@ -43,10 +56,10 @@ class Watch:
         return numbers == self._numbers and all(map(is_, held, self._held))
 
     def _seen(self) -> tuple[list[Any], list[int]]:
-        """The parts; how many they are, how many hooks each has, where the weights lie and in which version."""
+        """The parts; how many they are, what each would do besides, where the weights lie and in which version."""
         held = [*chain.from_iterable(each.values() for each in self._dicts)]
-        versions = map(_version, self._tensors)
-        return held, [len(held), *map(len, self._hooks), *map(Tensor.data_ptr, self._tensors), *versions]
+        besides = [*map(len, self._hooks), *map(len, _GLOBAL_HOOKS), *map(len, self._own), *map(_training, self._own)]
+        return held, [len(held), *besides, *map(Tensor.data_ptr, self._tensors), *map(_version, self._tensors)]
 
 
 def _hooks(part: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
