@@ -72,7 +72,8 @@ class Recommendations:
 class Recommender:
     """Recommends next items to histories, oldest item first, in the caller's ids.
 
-    Puts the model into eval mode, and takes its item vectors as they are then.
+    Puts the model into eval mode, takes its item vectors as they are then, and lets its decoders answer by the shorter
+    way of `DecoderRecommender.use_lean_layers`, until they train again.
     """
 
     def __init__(

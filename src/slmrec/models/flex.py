@@ -11,16 +11,14 @@ from slmrec.models.segments import KeysValues, ScoreRule
 
 PREFIX = -1
 """The segment that everybody sees."""
-
-
 NARROWEST = 16
-"""Width of a head; its kernels take no narrower ones."""
+"""Width of a head: FlexAttention's kernels take no narrower ones."""
 VARIANTS = 64
 """Of one kernel in a process; beyond them torch would hold all scores at once."""
 
 
 def serves(query: Tensor, rule: ScoreRule) -> bool:
-    """Whether it attends for these queries: on a GPU, where no weights of attention are dropped out."""
+    """Whether it attends for these queries: on a GPU, heads wide enough, no weights of attention dropped out."""
     return query.is_cuda and not rule.dropout and query.shape[-1] >= NARROWEST
 
 

@@ -175,8 +175,8 @@ def padded(tokens: Tensor, group: Group) -> Tensor:
     part = tokens if len(tokens) == total else tokens[group.start : group.start + total]
     if group.lengths[0] == longest:
         return part.view(len(group.lengths), longest, *part.shape[1:])
-    padded = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
-    return padded.index_copy(0, group.places, part).view(len(group.lengths), longest, *part.shape[1:])
+    spaced = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
+    return spaced.index_copy(0, group.places, part).view(len(group.lengths), longest, *part.shape[1:])
 
 
 def unpadded(attended: Tensor, group: Group) -> Tensor:
