@@ -8,7 +8,7 @@ Run: python benchmarks/all_users.py [a data-set folder of prepare, whose history
 import sys
 from pathlib import Path
 
-from slmrec.stages import bench
+import bench
 
 if __name__ == "__main__":
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else None

@@ -123,7 +123,7 @@ def error(num_items: int, num_positions: int) -> dict[str, dict[str, float]]:
 
 def hardware() -> dict[str, Any]:
     """What this runs on."""
-    from slmrec.stages import bench
+    from slmrec.benchmarks import bench
 
     return bench.hardware()
 
@@ -145,7 +145,7 @@ def loss_of(kind: str) -> "Callable[[Tensor, Tensor, Tensor], Tensor]":
     """The chunked loss, or the plain one."""
     from torch.nn import functional as F
 
-    from slmrec.catalogue import catalogue_cross_entropy
+    from slmrec.training.full_softmax import catalogue_cross_entropy
 
     if kind == "fused":
         return catalogue_cross_entropy

@@ -14,13 +14,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import bench
 import torch
 import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 
-from slmrec.losses import NextItemLoss
 from slmrec.models.build import compile_layers
-from slmrec.stages import bench
+from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch
 
 BATCH_SIZE = 256

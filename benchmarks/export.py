@@ -17,16 +17,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import bench
 import numpy as np
 import torch
 
-from slmrec.catalogue import top_k
-from slmrec.checkpoint import load_recommender, may_recommend
+from slmrec.commands.export import Run, open_graph, quantize, write_graph
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset
-from slmrec.models.folder import Model
-from slmrec.stages import bench
-from slmrec.stages.export import Run, open_graph, quantize, write_graph
+from slmrec.models.folder import load_recommender, may_recommend
+from slmrec.models.loader import Model
+from slmrec.topk import top_k
 from slmrec.types import Batch
 
 BATCH, K, ROUNDS = 64, 10, 3

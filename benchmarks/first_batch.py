@@ -64,7 +64,7 @@ def measure(folder: Path, num_users: int, num_items: int) -> dict[str, Any]:
     peak = max(value for key, value in results.items() if key.endswith("peak_rss_mb"))
     results |= {"most_first_batch_s": seconds, "most_peak_rss_mb": peak}
     results["claims_hold"] = seconds < MAX_SECONDS and peak < MAX_PEAK_MB
-    from slmrec.stages import bench
+    from slmrec.benchmarks import bench
 
     return results | bench.hardware()
 
@@ -136,7 +136,7 @@ def first_batch(folder: Path, supervision: str) -> dict[str, float]:
     from slmrec.data.batching import collate, shuffled
     from slmrec.data.dataset import Dataset
     from slmrec.data.histories import write_histories
-    from slmrec.memory import peak_rss_mb
+    from slmrec.training.memory import peak_rss_mb
 
     imported, imports_mb = time.perf_counter(), peak_rss_mb()
     if not supervision:

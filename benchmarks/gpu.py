@@ -18,16 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import bench
 import torch
 
+from slmrec.auto import estimate
 from slmrec.config import DecoderTraining
-from slmrec.losses import NextItemLoss
-from slmrec.models import flex
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.packed import flex
 from slmrec.models.padded import PaddedEncoder
-from slmrec.stages import bench, estimate
+from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch
 
 GPU = torch.device("cuda")

@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench
 import torch
 
 from slmrec.config import LowPassSettings, PretrainConfig
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Dataset
-from slmrec.losses import NextItemLoss
 from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.stages import bench
-from slmrec.training import use_bf16
+from slmrec.training.losses import NextItemLoss
+from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch
 
 ROUNDS, STEPS = 5, 12

@@ -17,19 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench
 import numpy as np
 import torch
 from torch import Tensor
 
-from slmrec.checkpoint import load_recommender
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.evaluation import EncoderScorer, evaluate_scorer
-from slmrec.metrics import ranking_metrics
+from slmrec.evaluation.metrics import ranking_metrics
+from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.folder import Model, decoder_of
-from slmrec.models.item_rows import blended, most_alike
+from slmrec.models.folder import load_recommender
+from slmrec.models.item_tables import blended, most_alike
+from slmrec.models.loader import Model, decoder_of
 from slmrec.models.sasrec import SasRec
-from slmrec.stages import bench
 
 SHARE, MAX_USERS = 10, 1000
 Fill = Callable[[Tensor, Tensor], Tensor]

@@ -20,11 +20,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import bench
 import numpy as np
 import psutil
 
 from slmrec import Recommender
-from slmrec.stages import bench
 
 TOLERANCE = 1e-4
 """Of scores: sums are rounded otherwise in batches of other sizes."""

@@ -119,7 +119,7 @@ def appended_event(options: argparse.Namespace) -> dict[str, float]:
 
 def batch(options: argparse.Namespace) -> dict[str, float]:
     """Users a second of the batch command and of the naive way, and the command's share of matrix products."""
-    from slmrec.stages.bench import flop
+    from slmrec.BENCH import flop
 
     recommender, histories = _load(options)
     many = [histories[user % len(histories)] for user in range(options.users)]
@@ -155,8 +155,8 @@ def large_catalogue(options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds that exact top-k of a large catalogue takes a request; memory of its vectors and of a request."""
     import torch
 
-    from slmrec.catalogue import by_columns, top_k
-    from slmrec.memory import growth_mb
+    from slmrec.topk import by_columns, top_k
+    from slmrec.training.memory import growth_mb
 
     torch.manual_seed(0)
     plain_items = torch.randn(options.large_items + 1, LARGE_WIDTH)
@@ -188,7 +188,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     """What this ran on, and how busy that was."""
     import os
 
-    from slmrec.stages.bench import hardware
+    from slmrec.BENCH import hardware
 
     return hardware() | {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
 
@@ -221,7 +221,7 @@ class _Naive:
         from torch.nn import functional as F
 
         from slmrec.data.batching import collate
-        from slmrec.recommend import _samples
+        from slmrec.inference.recommender import _samples
 
         known = self._recommender._known(histories)
         batch = collate(_samples(known), np.arange(len(known)), self._width)
@@ -258,10 +258,11 @@ def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
 
 def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
     """The matrix products of answering these histories: the model's on each batch, and the catalogue's."""
+    from slmrec.BENCH import Product, products_of
+
+    from slmrec.commands.recommend import CHUNK_USERS
     from slmrec.data.batching import by_length
-    from slmrec.recommend import BATCH_USERS, _samples
-    from slmrec.stages.bench import Product, products_of
-    from slmrec.stages.recommend import CHUNK_USERS
+    from slmrec.inference.recommender import BATCH_USERS, _samples
 
     known, found = recommender._known(histories), []
     num_items, width = recommender.model.item_vectors().shape
@@ -301,7 +302,7 @@ def _command(model: Path, histories: Histories) -> float:
     import pyarrow.parquet as pq
 
     from slmrec import Recommender
-    from slmrec.stages.recommend import Wanted, recommend_file
+    from slmrec.commands.recommend import Wanted, recommend_file
 
     with TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.parquet", Path(folder) / "out.parquet"

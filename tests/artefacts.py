@@ -8,7 +8,7 @@ from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
-from slmrec.models.folder import Model
+from slmrec.models.loader import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.titles import Titles
 

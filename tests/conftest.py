@@ -61,8 +61,8 @@ def titled_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def read(_: str, titles: list[str], *rest: object) -> torch.Tensor:
         return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
 
-    monkeypatch.setattr("slmrec.stages.titles.read_titles", read)
-    monkeypatch.setattr("slmrec.stages.run.check_backbone", lambda *_: None)
+    monkeypatch.setattr("slmrec.pipeline.titles.read_titles", read)
+    monkeypatch.setattr("slmrec.pipeline.run.check_backbone", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing{item * 's'}\n" for item in range(40)))

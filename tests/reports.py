@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from slmrec.cli import main
+from slmrec.commands.main import main
 
 NUM_LAYERS = 6
 

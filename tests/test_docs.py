@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.cli import STAGES, _parser
+from slmrec.commands.main import STAGES, _parser
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
 
@@ -37,7 +37,7 @@ def test_files_named_in_the_documents_exist() -> None:
 
 
 def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from slmrec.checkpoint import save_recommender
+    from slmrec.models.folder import save_recommender
 
     save_recommender(SasRec(SasRecConfig(num_items=40, hidden_size=8)), tiny_dataset, tmp_path, "tiny", {})
     with pytest.MonkeyPatch.context() as patch:

@@ -29,7 +29,7 @@ def test_import_is_light() -> None:
 
 def test_help_is_light() -> None:
     loaded = modules_loaded_by(HELP)
-    assert "slmrec.cli" in loaded
+    assert "slmrec.commands.main" in loaded
     assert not loaded & {"torch", "transformers", "peft", "accelerate"}
 
 

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from slmrec.checkpoint import load_recommender
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.evaluation import EncoderScorer, Scorer, evaluate_scorer
-from slmrec.metrics import ranking_metrics
-from slmrec.stages import bench
+from slmrec.evaluation.metrics import ranking_metrics
+from slmrec.evaluation.rank import EncoderScorer, Scorer, evaluate_scorer
+from slmrec.models.folder import load_recommender
 from slmrec.types import Batch
 
 PROTOCOLS = ("full_history_excluded", "full")

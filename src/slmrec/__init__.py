@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slmrec.recommend import Recommender
-    from slmrec.stages.prepare import prepare
+    from slmrec.inference.recommender import Recommender
+    from slmrec.pipeline.prepare import prepare
 
 __version__ = "0.1.0"
 __all__ = ["Recommender", "__version__", "prepare"]
@@ -12,11 +12,11 @@ __all__ = ["Recommender", "__version__", "prepare"]
 
 def __getattr__(name: str) -> Any:
     if name == "Recommender":
-        from slmrec.recommend import Recommender
+        from slmrec.inference.recommender import Recommender
 
         return Recommender
     if name == "prepare":
-        from slmrec.stages.prepare import prepare
+        from slmrec.pipeline.prepare import prepare
 
         return prepare
     raise AttributeError(f"module 'slmrec' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m slmrec`."""
 
-from slmrec.cli import entry
+from slmrec.commands.main import entry
 
 entry()

@@ -3,10 +3,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from logs import PACKINGS, items_of, read, write
+from log_files import PACKINGS, items_of, read, write
 
 from slmrec.data.items import one_row_an_item
-from slmrec.data.rejects import Reject
+from slmrec.data.logs.row_errors import Reject
 from slmrec.errors import DataError
 
 

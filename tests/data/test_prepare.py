@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from slmrec.config import PrepareConfig
 from slmrec.data import prepare as module
 from slmrec.data.dataset import Dataset
+from slmrec.data.logs.read import read_events
 from slmrec.data.prepare import prepare_dataset
-from slmrec.data.sources import read_events
 from slmrec.errors import ConfigError, DataError
-from slmrec.stages.prepare import arguments
+from slmrec.pipeline.prepare import arguments
 
 Row = tuple[Any, ...]
 FILES = [

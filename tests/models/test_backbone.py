@@ -11,7 +11,7 @@ from slmrec.errors import CheckpointError
 from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone, resolve
 from slmrec.models.build import build_decoder, student_from
-from slmrec.models.folder import load_model, save_model
+from slmrec.models.loader import load_model, save_model
 from slmrec.types import Batch
 
 needs_smollm2 = pytest.mark.skipif(

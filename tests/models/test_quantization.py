@@ -10,7 +10,7 @@ from slmrec.errors import ConfigError
 from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone
 from slmrec.models.build import build_decoder, student_from
-from slmrec.models.folder import load_model, save_model
+from slmrec.models.loader import load_model, save_model
 from slmrec.types import Batch
 
 LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}

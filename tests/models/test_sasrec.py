@@ -14,11 +14,11 @@ from transformers import AutoModel
 from slmrec.config import Config
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.losses import NextItemLoss
-from slmrec.models.folder import load_model, save_model
+from slmrec.models.loader import load_model, save_model
 from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
-from slmrec.stages import pretrain
-from slmrec.stages.folders import Task
+from slmrec.pipeline import pretrain
+from slmrec.pipeline.stage import Task
+from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch
 
 WINDOW, WIDTH, FREQUENCIES = 6, 8, 2

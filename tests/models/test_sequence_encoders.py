@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-import slmrec.models.folder
+import slmrec.models.loader
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, random_decoder
 from slmrec.models.build import build_decoder, fresh_student, layer_influence, student_from
 from slmrec.models.decoder import DecoderRecommender, drop_out_branches
 from slmrec.models.ensemble import Ensemble
-from slmrec.models.folder import Model, load_model, save_model
+from slmrec.models.loader import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
@@ -154,7 +154,7 @@ def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch:
         torch.manual_seed(0)
         return random_decoder(LLAMA)
 
-    monkeypatch.setattr(slmrec.models.folder, "load_decoder", base)
+    monkeypatch.setattr(slmrec.models.loader, "load_decoder", base)
     save_model(model, tmp_path)
     again = load_model(tmp_path)
     torch.testing.assert_close(

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from servers import ITEMS, LIMITS, Client, serving
 
 from slmrec import Recommender
-from slmrec.checkpoint import save_recommender
-from slmrec.cli import main
+from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.folder import Model
+from slmrec.models.folder import save_recommender
+from slmrec.models.loader import Model
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'slmrec[onnx]'")
 

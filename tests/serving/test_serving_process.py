@@ -13,8 +13,8 @@ from threading import Thread
 
 import pytest
 
-from slmrec import cli
-from slmrec.cli import main
+from slmrec.commands import main as cli
+from slmrec.commands.main import main
 
 
 def clients(port: int, number: int, answered: list[int]) -> list[Thread]:

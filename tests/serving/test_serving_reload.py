@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from servers import ITEMS, serving, write_model
 
 from slmrec import Recommender
-from slmrec.checkpoint import load_recommender, replace_vocabulary
-from slmrec.cli import main
+from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
+from slmrec.models.folder import load_recommender, replace_vocabulary
 from slmrec.serving.loading import load
 
 

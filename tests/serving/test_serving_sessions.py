@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import ITEMS, LIMITS, MAX_HISTORY, Client, serving
 
-from slmrec.checkpoint import save_recommender
 from slmrec.data.dataset import Dataset
+from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.serving.engine import Engine
 from slmrec.serving.loading import load

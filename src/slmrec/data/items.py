@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import ibis
 from ibis.expr.types import Table
 
-from slmrec.data.files import inspect
-from slmrec.data.kinds import plain_name
-from slmrec.data.layouts import KNOWN, missing, place
-from slmrec.data.rejects import OnBadRow, Reject
-from slmrec.data.tables import Fault, Opened, good_rows, id_column, is_empty, with_table
+from slmrec.data.logs.columns import KNOWN, missing, place
+from slmrec.data.logs.files import inspect
+from slmrec.data.logs.formats import plain_name
+from slmrec.data.logs.row_errors import OnBadRow, Reject
+from slmrec.data.logs.tables import Fault, Opened, good_rows, id_column, is_empty, with_table
 from slmrec.errors import DataError
 
 _OWN = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}

@@ -21,16 +21,16 @@ import pyarrow.parquet as pq
 from ibis.common.exceptions import OperationNotDefinedError
 from ibis.expr.types import Table
 
-from slmrec.data import rejects
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
 from slmrec.data.engine import batches, cannot, connected, explain, first_row, keep, one_line, value
-from slmrec.data.files import parts
+from slmrec.data.filters import Rules, apply_rules, cut_times
 from slmrec.data.histories import write_histories
 from slmrec.data.items import ItemsReading, KnownItems, one_row_an_item, read_items
-from slmrec.data.rejects import Reject
-from slmrec.data.rules import Rules, apply_rules, cut_times
-from slmrec.data.sources import Events, Reading, read_events
+from slmrec.data.logs import row_errors as rejects
+from slmrec.data.logs.files import parts
+from slmrec.data.logs.read import Events, Reading, read_events
+from slmrec.data.logs.row_errors import Reject
 from slmrec.errors import DataError
 
 ROWS_AT_ONCE = 2**20

@@ -284,7 +284,7 @@ def _dequantised(file: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"unpacking {file} into {target} (once)", flush=True)  # noqa: T201 - the only model code that takes minutes
+    print(f"unpacking {file} into {target} (once)", flush=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         _dequantise(file, partial)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from slmrec.errors import ConfigError
-from slmrec.models.attention import check_attention
 from slmrec.models.backbone import Backbone, keep_layers
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, Positions
+from slmrec.models.packed.interface import check_attention
 from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
 from slmrec.types import Batch

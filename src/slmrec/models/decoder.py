@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from slmrec.errors import ConfigError
-from slmrec.models.attention import read_newest, use_packed_attention
 from slmrec.models.backbone import drop_token_table, random_decoder
-from slmrec.models.lean import MAX_WEIGHTS, LeanLayers, is_plain
-from slmrec.models.packing import Row, pack
-from slmrec.models.plans import Continuations, Packing, Recorder
-from slmrec.models.segments import KeysValues
+from slmrec.models.fused_llama import MAX_WEIGHTS, LeanLayers, is_plain
+from slmrec.models.packed.attention import KeysValues
+from slmrec.models.packed.batch import Row, pack
+from slmrec.models.packed.interface import read_newest, use_packed_attention
+from slmrec.models.packed.masks import Continuations, Packing, Recorder
 from slmrec.models.titles import TitleMap, TitleSide
 from slmrec.models.watch import Watch, is_untouched
 from slmrec.types import Batch, Encoded

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from slmrec.models.attention import NAME
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.packed.interface import NAME
 from slmrec.types import Batch, Encoded
 
 

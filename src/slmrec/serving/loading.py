@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrec.checkpoint import fingerprint_of
 from slmrec.errors import CheckpointError, SlmrecError
-from slmrec.recommend import Recommender
+from slmrec.inference.recommender import Recommender
+from slmrec.models.folder import fingerprint_of
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from slmrec.catalogue import top_k
-from slmrec.checkpoint import may_recommend
-from slmrec.recommend import ItemId, Recommender
+from slmrec.inference.recommender import ItemId, Recommender
+from slmrec.models.folder import may_recommend
+from slmrec.topk import top_k
 from slmrec.types import Batch
 
 

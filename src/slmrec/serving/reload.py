@@ -5,8 +5,8 @@ import gc
 from pathlib import Path
 from typing import Literal
 
-from slmrec.checkpoint import fingerprint_of
 from slmrec.errors import CheckpointError
+from slmrec.models.folder import fingerprint_of
 from slmrec.serving.engine import Engine
 from slmrec.serving.loading import load
 from slmrec.serving.refusals import ConflictError

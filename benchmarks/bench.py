@@ -1,0 +1,459 @@
+"""Side by side on this machine: the engine against the padded formulation, a small student against a whole LLM.
+
+Ratios are medians of paired runs in one process: every round runs both sides, one after the other.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slmrec import __version__
+from slmrec.data.batching import by_length, collate
+from slmrec.data.dataset import Dataset, Ints, Samples
+from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
+from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.padded import PaddedEncoder
+from slmrec.training.losses import DistillationLoss, NextItemLoss
+from slmrec.training.memory import growth_mb
+from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
+from slmrec.training.trainer import use_bf16
+from slmrec.types import Batch, LossTerms
+
+PROMPT = (47, 6)
+"""Tokens before and after the items: those of the reference's instruction."""
+MAX_HISTORY, NUM_ITEMS, ITEM_DIM = 30, 12_101, 64
+STUDENT_LAYERS = 4
+LORA = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+"""Source: SLMRec's published run script."""
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 1,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": STUDENT_LAYERS,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""Four layers of width 512, in LLaMA's proportions."""
+Step = Callable[[], None]
+Measure = Callable[[Ints, int], dict[str, float]]
+
+
+def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure, ...] = ()) -> dict[str, Any]:
+    """Measures, prints and writes one flat JSON object.
+
+    Args:
+        output: the JSON file.
+        data: a data-set folder of prepare, whose history lengths are taken; None: lengths like those of Amazon Beauty.
+        rounds: paired runs of each comparison.
+        measures: what to measure; all by default.
+    """
+    measures = measures or (measure_engine, measure_headline, measure_distillation, measure_append)
+    lengths = lengths_of(data)
+    results: dict[str, Any] = {"mean_history_items": float(lengths.mean())}
+    for measure in measures:
+        found = measure(lengths, rounds)
+        print("\n".join(f"{key}: {value:.4g}" for key, value in found.items()), flush=True)
+        results |= found
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results | hardware(), indent=1) + "\n", encoding="utf-8")
+    print(f"bench: written to {output}", flush=True)
+    return results
+
+
+def lengths_of(data: Path | None) -> Ints:
+    """History lengths at test time, the newest `MAX_HISTORY` items of each."""
+    if data is not None:
+        return Dataset.load(data).held_out("test").clipped_lengths(MAX_HISTORY).astype(np.int64)
+    # Amazon Beauty: at least 4 items before the test item, 7.9 on average.
+    drawn = 3 + np.random.default_rng(0).geometric(1 / 4.9, 20_000)
+    return np.minimum(drawn, MAX_HISTORY)
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "bf16_products": use_bf16("auto"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "slmrec": __version__,
+    }
+
+
+def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
+    """Training step and inference of four layers of width 512 in float32: packed row against padded rows."""
+    results: dict[str, float] = {}
+    for batch_size in (256, 64):
+        model = random_model()
+        batches = random_batches(lengths, batch_size)
+        packed = training_step(model, NextItemLoss(model), batches, bf16=False)
+        padded = training_step(model, PaddedLoss(model), batches, bf16=False)
+        seconds = paired({"packed": packed, "padded": padded}, rounds)
+        users = throughput(_scorers(model), samples_of(lengths[:2048]), batch_size=batch_size, rounds=rounds)
+        found = {
+            "train_speedup": seconds["padded"] / seconds["packed"],
+            "infer_speedup": users["packed"] / users["padded"],
+            "train_packed_s": seconds["packed"],
+            "train_padded_s": seconds["padded"],
+            "infer_packed_users_per_s": users["packed"],
+            "infer_padded_users_per_s": users["padded"],
+        }
+        if batch_size == 256:
+            peaks = {"packed": growth_mb(packed), "padded": growth_mb(padded)}
+            found |= {
+                "train_memory_ratio": peaks["packed"] / peaks["padded"],
+                "train_packed_mb": peaks["packed"],
+                "train_padded_mb": peaks["padded"],
+                **share_of_products(model, next(iter(batches)), packed, rounds),
+            }
+            results |= found
+        else:
+            results |= {f"{key}_batch_{batch_size}": value for key, value in found.items()}
+    return results
+
+
+def measure_all_users(lengths: Ints, rounds: int) -> dict[str, float]:
+    """Inference of the model of `measure_engine` over all users, in turns, batches of 256, in float32."""
+    users = throughput(_scorers(random_model()), samples_of(lengths), batch_size=256, rounds=rounds)
+    return {
+        "infer_all_users": float(len(lengths)),
+        "infer_all_speedup": users["packed"] / users["padded"],
+        "infer_all_packed_users_per_s": users["packed"],
+        "infer_all_padded_users_per_s": users["padded"],
+    }
+
+
+def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
+    """A student of 4 layers in the engine against all 30 of SmolLM2-135M padded, both with LoRA, per user.
+
+    Between the two stand, one change at a time: fewer layers, the packed row, bfloat16 products where the machine has
+    them. The 30 layers run in batches of 32, where memory ends; the student in batches of 256.
+    """
+    bf16 = use_bf16("auto")
+    whole, student = smollm2_model(None), smollm2_model(STUDENT_LAYERS)
+    small, large = random_batches(lengths, 32), random_batches(lengths, 256)
+    steps = {
+        "whole": training_step(whole, PaddedLoss(whole), small, bf16=False),
+        "fewer_layers": training_step(student, PaddedLoss(student), small, bf16=False),
+        "less_waste": training_step(student, NextItemLoss(student), large, bf16=False),
+        "precision": training_step(student, NextItemLoss(student), large, bf16=bf16),
+    }
+    users_per_step = {"whole": 32, "fewer_layers": 32, "less_waste": 256, "precision": 256}
+    training = {name: users_per_step[name] / value for name, value in paired(steps, rounds).items()}
+    answers = {
+        "whole": inference_step(PaddedEncoder(whole, MAX_HISTORY), small, bf16=False),
+        "fewer_layers": inference_step(PaddedEncoder(student, MAX_HISTORY), small, bf16=False),
+        "less_waste": inference_step(student, large, bf16=False),
+        "precision": inference_step(student, large, bf16=bf16),
+    }
+    inference = {name: users_per_step[name] / value for name, value in paired(answers, rounds).items()}
+    results = {}
+    for kind, speeds in (("train", training), ("infer", inference)):
+        results[f"headline_{kind}_speedup"] = speeds["precision"] / speeds["whole"]
+        for before, name in zip(list(speeds), list(speeds)[1:], strict=False):
+            results[f"headline_{kind}_{name}"] = speeds[name] / speeds[before]
+        results |= {f"headline_{kind}_{name}_users_per_s": value for name, value in speeds.items()}
+    return results
+
+
+def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
+    """An epoch of offline distillation from stored teacher states against one of plain training, and the first pass.
+
+    Teacher: 8 layers, student: 4, both of width 512 in float32; cosine and norm terms over 4 blocks.
+    """
+    teacher, student = random_model(2 * STUDENT_LAYERS).eval(), random_model()
+    samples = samples_of(lengths[:2048])
+    wanted: dict[str, Any] = {"num_blocks": 4, "max_history_items": MAX_HISTORY, "every_position": False}
+    key = fingerprint(teacher, samples, **wanted)
+    with TemporaryDirectory() as folder:
+        paths = (Path(folder) / f"{number}.safetensors" for number in count())
+        path = next(paths)
+        store_teacher_states(teacher, samples, path, fingerprint=key, **wanted)
+        passes = paired(
+            {
+                "store": lambda: store_teacher_states(teacher, samples, next(paths), fingerprint=key, **wanted),
+                "inference": lambda: read_all(teacher, samples),
+            },
+            rounds,
+        )
+        stored = StoredTeacher.open(path, key, teacher.item_vectors().detach(), samples, **wanted)
+        batches = [batch for _, batch in by_length(samples, 256, MAX_HISTORY)]
+        loss = DistillationLoss(
+            student,
+            stored,
+            widths=(student.hidden_size, teacher.hidden_size),
+            item_width=ITEM_DIM,
+            num_blocks=4,
+            weights={"ce": 1.0, "cosine": 1.0, "norm": 0.1},
+        )
+        steps = {
+            "distill": training_step(student, loss, batches, bf16=False),
+            "plain": training_step(student, NextItemLoss(student), batches, bf16=False),
+        }
+        epochs = {name: _times(step, len(batches)) for name, step in steps.items()}
+        seconds = paired(epochs, rounds)
+    return {
+        "distill_epoch_ratio": seconds["distill"] / seconds["plain"],
+        "distill_epoch_s": seconds["distill"],
+        "distill_plain_epoch_s": seconds["plain"],
+        "teacher_pass_ratio": passes["store"] / passes["inference"],
+        "teacher_pass_s": passes["store"],
+    }
+
+
+def read_all(model: DecoderRecommender, samples: Samples) -> None:
+    """Every sample's user vector, as inference does."""
+    with torch.inference_mode():
+        for _, batch in by_length(samples, 256, MAX_HISTORY):
+            model.encode(batch)
+
+
+def _times(step: Step, number: int) -> Step:
+    def repeated() -> None:
+        for _ in range(number):
+            step()
+
+    return repeated
+
+
+def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
+    """Milliseconds to append one event to histories of 10, 100 and 400 items, and to read those whole."""
+    model = random_model(max_history_items=512).eval()
+    results = {}
+    for length in (10, 100, 400):
+        batch = next(iter(random_batches(np.full(1, length), 1)))
+        state = model.new_state()
+        for item in batch.items[0].tolist():
+            model.append(state, item)
+        times = [timed(lambda state=state: model.append(state, 1)) for _ in range(4 * rounds)]  # type: ignore[misc]
+        whole = [timed(inference_step(model, [batch], bf16=False)) for _ in range(rounds)]
+        results[f"append_ms_{length}"], results[f"recompute_ms_{length}"] = median(times) * 1e3, median(whole) * 1e3
+    return results
+
+
+class PaddedLoss(nn.Module):
+    """The naive side: padded rows, and the whole matrix of scores."""
+
+    def __init__(self, model: DecoderRecommender) -> None:
+        super().__init__()
+        self.encoder = PaddedEncoder(model, MAX_HISTORY)
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """The loss of one batch."""
+        scores = self.encoder.encode(batch).users @ self.encoder.item_vectors()[1:].T
+        return LossTerms(F.cross_entropy(scores, batch.targets - 1), {})
+
+
+def random_model(num_layers: int = STUDENT_LAYERS, max_history_items: int = MAX_HISTORY) -> DecoderRecommender:
+    """Random layers of width 512 behind a prompt; all weights train."""
+    torch.manual_seed(0)
+    decoder = random_decoder(LLAMA | {"num_hidden_layers": num_layers})
+    return _model(decoder, num_layers, None, max_history_items)
+
+
+def smollm2_model(num_layers: int | None) -> DecoderRecommender:
+    """The first layers of the pretrained SmolLM2-135M, or all, with LoRA."""
+    decoder = load_decoder(SMOLLM2)
+    return _model(decoder, num_layers or decoder.config.num_hidden_layers, LORA, MAX_HISTORY)
+
+
+def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_history_items: int) -> DecoderRecommender:
+    width = decoder.config.hidden_size
+    prefix, response = (0.1 * torch.randn(length, width) for length in PROMPT)
+    return build_decoder(
+        Backbone(decoder, prefix, response),
+        tuple(range(num_layers)),
+        torch.randn(NUM_ITEMS + 1, ITEM_DIM),
+        source=SMOLLM2,
+        lora=lora,
+        positions="contiguous",
+        max_history_items=max_history_items,
+        item_dropout=0.0,
+        train_items=lora is None,
+    )
+
+
+def samples_of(lengths: Ints) -> Samples:
+    """Samples of random items with these lengths."""
+    ends = np.cumsum(lengths + 1) - 1
+    flat = np.random.default_rng(1).integers(1, NUM_ITEMS + 1, int(ends[-1]) + 1)
+    return Samples.of(flat, ends - lengths, ends, np.arange(len(lengths)))
+
+
+def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:
+    """Four batches of users drawn at random, lengths as they come."""
+    drawn = np.random.default_rng(2).choice(lengths, 4 * batch_size)
+    samples = samples_of(drawn)
+    return [
+        collate(samples, np.arange(at, at + batch_size), int(drawn.max())) for at in range(0, len(drawn), batch_size)
+    ]
+
+
+def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16: bool) -> Step:
+    """Forward, backward and AdamW on the next batch."""
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-4, fused=True)
+    following, device = _in_turn(batches), batches[0].items.device.type
+
+    def step() -> None:
+        loss.train()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            total = loss(next(following)).total
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
+    """User vectors and scores of the next batch."""
+    following, device = _in_turn(batches), batches[0].items.device.type
+
+    def step() -> None:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            (encoder.encode(next(following)).users @ encoder.item_vectors().T).topk(10)
+
+    encoder.eval()
+    return step
+
+
+def _in_turn(batches: list[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches
+
+
+def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median seconds of each, all run in turn in every round, after a round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            seconds = timed(step)
+            if number:
+                times[name].append(seconds)
+    return {name: median(values) for name, values in times.items()}
+
+
+def timed(step: Callable[[], Any]) -> float:
+    """Seconds; a GPU's work is waited for."""
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+class Product(NamedTuple):
+    """A matrix product (rows, inner) x (inner, columns)."""
+
+    rows: int
+    inner: int
+    columns: int
+
+
+def share_of_products(model: DecoderRecommender, batch: Batch, step: Step, rounds: int) -> dict[str, float]:
+    """How much of a training step its bare matrix products would take, measured one by one on the same shapes."""
+    products = products_of(model, batch)
+    seconds = paired({"bare": bare(products, torch.float32), "step": step}, rounds)
+    return {
+        "train_share_of_matmul": seconds["bare"] / seconds["step"],
+        "train_step_gflop": flop(products) / 1e9,
+        "matmul_gflop_per_s": flop(products) / seconds["bare"] / 1e9,
+    }
+
+
+def flop(products: list[Product]) -> int:
+    """Floating-point operations, two for a multiplication and its addition."""
+    return 2 * sum(rows * inner * columns for rows, inner, columns in products)
+
+
+def bare(products: list[Product], dtype: torch.dtype) -> Step:
+    """The products one after the other, and nothing else."""
+    operands = {
+        product: (torch.randn(product[:2]).to(dtype), torch.randn(product[1:]).to(dtype)) for product in set(products)
+    }
+
+    def multiply() -> None:
+        for product in products:
+            torch.mm(*operands[product])
+
+    return multiply
+
+
+def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) -> list[Product]:
+    """The products of a training step (forward, gradient of the input, gradient of the weight) or of inference."""
+    found: list[Product] = []
+
+    def forward(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append(Product(inputs[0].numel() // module.in_features, module.in_features, module.out_features))
+
+    def back(module: nn.Linear, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+        rows = outputs[0].numel() // module.out_features
+        found.append(Product(rows, module.out_features, module.in_features))
+        if module.weight.requires_grad:
+            found.append(Product(module.out_features, rows, module.in_features))
+
+    def read() -> None:
+        with eval_mode(model), torch.inference_mode():
+            model.encode(batch)
+
+    if not backward:
+        read()  # The prompt is computed once, and not counted.
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            hooks += [module.register_forward_hook(forward), module.register_full_backward_hook(back)]  # type: ignore[arg-type]
+    if backward:
+        NextItemLoss(model)(batch).total.backward()
+        model.zero_grad(set_to_none=True)
+    else:
+        read()
+    for hook in hooks:
+        hook.remove()
+    num_users = len(batch.targets)
+    found.append(Product(num_users, ITEM_DIM, NUM_ITEMS))
+    if backward:
+        found += [Product(num_users, NUM_ITEMS, ITEM_DIM), Product(NUM_ITEMS, num_users, ITEM_DIM)]
+    return found
+
+
+def _scorers(model: DecoderRecommender) -> dict[str, EncoderScorer]:
+    return {"packed": EncoderScorer(model.eval()), "padded": EncoderScorer(PaddedEncoder(model, MAX_HISTORY).eval())}
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs all comparisons with the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
+    parser.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
+    options = parser.parse_args(arguments)
+    bench(options.output, options.data, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

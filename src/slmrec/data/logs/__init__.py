@@ -1,0 +1,1 @@
+"""Raw logs: files, formats, columns, rows and their errors."""

@@ -1,0 +1,1 @@
+"""Public data sets: registry, download, unpacking."""

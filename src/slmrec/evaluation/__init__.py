@@ -1,0 +1,1 @@
+"""Ranking protocols, metrics and statistics."""

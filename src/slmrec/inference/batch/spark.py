@@ -1,0 +1,98 @@
+"""Recommendations on a Spark cluster: the same `Recommender`, in every Python worker of it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from slmrec.commands.recommend import Wanted
+from slmrec.errors import ConfigError, DataError
+from slmrec.inference.histories import sequences_of
+from slmrec.inference.recommender import Recommender
+
+_NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
+"""Spark's names of the types."""
+_USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "bigint": pa.int64(), "string": pa.string()}
+"""By Spark's names of the types that a user's id may have."""
+
+
+def recommend_with_spark(model: Path, input: Path, output: Path, wanted: Wanted) -> None:
+    """Writes a folder of Parquet files with the rows that `recommend_file` writes, in any order of users.
+
+    Args:
+        model: a folder that every worker can open, or a hub id.
+        input: a Parquet file, or a folder of them, with the columns `user_id, history`.
+        output: a folder that is not there yet.
+        wanted: what every user is to get.
+
+    Raises:
+        CheckpointError: the model folder is incomplete or damaged.
+        ConfigError: Spark is not installed, or the output is there already.
+        DataError: the input is no Parquet with these columns.
+    """
+    if output.exists():
+        raise ConfigError(
+            f"{output}: is there already; --engine spark writes a new folder, so remove it or name another"
+        )
+    arguments = wanted.arguments()
+    source = str(model.resolve()) if model.exists() else str(model)
+    recommender = Recommender.from_pretrained(source)  # so that a damaged folder is told here, in one line
+    frame = _read(_session(), input)
+    schema = _schema(frame, recommender, input)
+    columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
+    rows = frame.mapInArrow(partial(_answer, source, arguments, recommender.id_pattern, schema), columns)
+    aside = output.with_name(f".{output.name}.partial").resolve()
+    rows.write.mode("overwrite").parquet(aside.as_uri())
+    aside.rename(output)
+    print(f"recommend: written to {output}, a folder of Parquet files", flush=True)
+
+
+def _session() -> Any:
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ConfigError(f"--engine is spark: {error}; pip install 'slmrec[spark]'") from None
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else a worker is any python3 on the PATH
+    running = SparkSession.getActiveSession()
+    return running or SparkSession.builder.config(map={"spark.ui.enabled": "false"}).getOrCreate()
+
+
+def _read(session: Any, path: Path) -> Any:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file() and path.suffix != ".parquet":
+        raise DataError(f"{path}: --engine spark reads Parquet with the columns user_id and history; convert it")
+    frame = session.read.parquet(path.resolve().as_uri())
+    if not {"user_id", "history"} <= set(frame.columns):
+        raise DataError(
+            f"{path}: columns {', '.join(frame.columns)}; --engine spark takes user_id and history (a row a user)"
+        )
+    return frame.select("user_id", "history")
+
+
+def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
+    """Of the answer, as `recommend_file` writes it."""
+    users = dict(frame.dtypes)["user_id"]
+    if users not in _USERS:
+        raise DataError(f"{path}: user_id is of the type {users}; expected text or whole numbers")
+    items = pa.int64() if pa.types.is_integer(recommender.vocabulary.item_ids.type) else pa.string()
+    types = {"user_id": _USERS[users], "item_id": items, "score": pa.float32(), "rank": pa.int64()}
+    return pa.schema(list(types.items()))
+
+
+def _answer(
+    model: str, arguments: dict[str, Any], id_pattern: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some users, in a worker; Spark gives each core one."""
+    import torch
+
+    torch.set_num_threads(1)
+    recommender = Recommender.from_pretrained(model)
+    for batch in batches:
+        users, histories = sequences_of(pa.Table.from_batches([batch]), id_pattern)
+        found = recommender.recommend(histories, user_ids=users, **arguments)
+        yield from found.table.cast(schema).to_batches()

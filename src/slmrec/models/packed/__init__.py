@@ -1,0 +1,1 @@
+"""The engine: a batch as one packed sequence without padding."""

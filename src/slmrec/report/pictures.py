@@ -1,0 +1,121 @@
+"""Charts as pictures: SVG that follows the colours of the page, and files in light colours."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from slmrec.report.parts import Chart
+
+WIDTH = 4.6
+"""Inches of 72 units: about as many units as a phone is wide, so that labels keep their size there."""
+MARGIN = 0.1
+"""Inches around the axes: the reader's letters may be larger than those that the picture was laid out with."""
+LONG = 14
+"""Letters of a legend's entry of which only two fit beside each other."""
+INK, PAPER, LINES = "#000000", "#ffffff", "#d4d4d4"
+PALETTE = {
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "grey": "#808080",
+}
+"""Of Okabe and Ito, which the colour-blind can tell apart; the page has its own ones for the dark."""
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINES,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9.5,
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "lines.markersize": 6,
+    "figure.facecolor": PAPER,
+}
+
+
+def colours(number: int) -> list[str]:
+    """That many of the palette; the first ones come again where there are more."""
+    values = list(PALETTE.values())
+    return [values[place % len(values)] for place in range(number)]
+
+
+def svg_of(chart: Chart) -> str:
+    """The picture as an SVG file, in light colours."""
+    stream = io.StringIO()
+    with drawn(chart) as figure:
+        figure.savefig(stream, format="svg", dpi=200, metadata={"Date": None})
+    return stream.getvalue()
+
+
+def inline_svg(name: str, svg: str) -> str:
+    """That file as a part of a page: it takes over the page's colours, and its ids are its own.
+
+    Args:
+        name: of the chart.
+        svg: as `svg_of` made it.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in {INK: "ink", PAPER: "card", LINES: "line"}.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    for variable, colour in PALETTE.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg
+
+
+def write_png(chart: Chart, path: Path) -> None:
+    """The picture as a PNG file, in light colours."""
+    with drawn(chart) as figure:
+        figure.savefig(path, dpi=200)
+
+
+def place_legend(figure: Any) -> None:
+    """Below the axes, where it covers nothing; without entries there is none."""
+    handles, labels = [], []
+    for axes in figure.axes:
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            if text not in labels:
+                handles.append(handle)
+                labels.append(text)
+    if labels:
+        columns = 2 if max(map(len, labels)) > LONG else 3
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+
+
+def whole_ticks(axes: Any, values: Sequence[float]) -> None:
+    """Ticks of the x axis at whole numbers, no more than can be read."""
+    low, high = int(min(values)), int(max(values))
+    step = max(1, -(-(high - low) // 8))
+    axes.set_xticks(range(low, high + 1, step))
+
+
+@contextmanager
+def drawn(chart: Chart) -> Iterator[Figure]:
+    """The picture, while the style is that of the report."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.numbers.name}):
+        figure = Figure(figsize=(WIDTH, chart.height), layout=ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(chart.axes), sharex=True, height_ratios=chart.axes)
+        chart.draw(axes)
+        place_legend(figure)
+        yield figure

@@ -1,0 +1,198 @@
+"""`run --dry-run`: writes nothing, tells what would run, and counts what the stages then count; a backbone that is not
+there is told before anything runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from slmrec.auto import dry_run as plan
+from slmrec.auto.estimate import (
+    SHARE_OF_PRODUCTS,
+    Rates,
+    Sizes,
+    Work,
+    measure_rates,
+    padded_tokens_of,
+    reading_seconds,
+    sizes_of,
+    tokens_of,
+    training_bytes,
+    training_seconds,
+)
+from slmrec.commands.main import main
+from slmrec.config.training import DistillTraining
+from slmrec.errors import CheckpointError
+from slmrec.models.sasrec import SasRec, SasRecConfig
+
+ROOT = Path(__file__).parents[2]
+SIZES = Sizes(1000, 100, 2, 600, 60, 50, 8, 4, 540)
+TRAINED = ("pretrain", "finetune", "distill")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = yaml.safe_load(tiny_recipe) | {"evaluate": {"protocols": ["full"], "timing_users": 20}}
+    for stage in TRAINED:
+        content[stage]["train"]["num_train_epochs"] = 1
+    path = tmp_path_factory.mktemp("plan") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def planned(
+    recipe: Path, output: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> tuple[dict[str, list[str]], str]:
+    """The cells of each stage's row, and all that was said."""
+    capsys.readouterr()
+    assert main(["run", "--config", str(recipe), "--output", str(output), "--dry-run", *more]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    return {row[0]: row[1:] for row in rows}, said
+
+
+def test_without_data_the_models_are_still_counted(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, said = planned(recipe, tmp_path / "run", capsys)
+    assert [row[0] for row in rows.values()] == ["would run"] * 5
+    assert all(rows[stage][1] != "?" and rows[stage][3:] == ["?"] * 5 for stage in TRAINED)
+    assert "not prepared: run `slmrec prepare` first for figures of the data" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_counts_what_the_run_then_counts(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--config", str(recipe), "--output", str(tmp_path)]
+    assert main(["prepare", *common]) == 0
+    before, said = planned(recipe, tmp_path, capsys)
+    assert [row[0] for row in before.values()] == ["done"] + ["would run"] * 4
+    assert f"data: 80 users, 40 items, 716 events (measured, {tmp_path / 'prepare'})" in said
+    assert all(before[stage][6].startswith("~") and before[stage][7].startswith("~") for stage in TRAINED)
+    assert main(["run", *common]) == 0
+    for stage in TRAINED:
+        metrics = json.loads((tmp_path / stage / "metrics.json").read_text(encoding="utf-8"))
+        counts = [int(cell.replace(",", "")) for cell in before[stage][1:3]]
+        assert counts == [metrics["num_parameters"], metrics["num_trainable_parameters"]], stage
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    after, _ = planned(recipe, tmp_path, capsys)
+    assert [row[0] for row in after.values()] == ["done"] * 5
+    changed, _ = planned(recipe, tmp_path, capsys, "finetune.train.learning_rate=1e-4")
+    assert [row[0] for row in changed.values()] == ["done", "done", "would run", "would run", "would run"]
+    forced, _ = planned(recipe, tmp_path, capsys, "--force")
+    assert [row[0] for row in forced.values()] == ["would run"] * 5
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+
+
+@pytest.mark.parametrize("side", ["input", "both"])
+def test_titles_are_counted_where_the_data_have_them(
+    side: str, recipe: Path, tmp_path: Path, titled_items: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"finetune.titles={{source: any, num_components: 2, width: 4, side: {side}, required: false}}"]
+    bare = ["--config", str(recipe), "--output", str(tmp_path / "bare")]
+    assert main(["prepare", *bare, *given]) == 0
+    without, said = planned(recipe, tmp_path / "bare", capsys, *given)
+    assert "the items have no titles" in said
+    given.append(f"prepare.items={titled_items}")
+    common = ["--config", str(recipe), "--output", str(tmp_path / "run"), *given]
+    assert main(["prepare", *common]) == 0
+    found, _ = planned(recipe, tmp_path / "run", capsys, *given)
+    assert main(["run", *common]) == 0
+    for stage in ("finetune", "distill"):
+        metrics = json.loads((tmp_path / "run" / stage / "metrics.json").read_text(encoding="utf-8"))
+        counts = [int(cell.replace(",", "")) for cell in found[stage][1:3]]
+        assert counts == [metrics["num_parameters"], metrics["num_trainable_parameters"]], stage
+        assert int(without[stage][1].replace(",", "")) < counts[0]
+
+
+def test_a_large_backbone_out_of_reach_is_counted_from_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(source: str) -> dict[str, object]:
+        raise CheckpointError(f"{source} cannot be reached")
+
+    monkeypatch.setattr(plan, "read_architecture", unreachable)
+    monkeypatch.setattr(plan, "count_tokens", lambda *arguments: pytest.fail("the hub was asked again"))
+    rows, said = planned(ROOT / "configs" / "paper_cloth.yaml", tmp_path / "run", capsys)
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 11_008 + 2 * 4096
+    adapters, heads = 8 * 3 * 16 * (4096 + 11_008), 2 * 128 * 4096 + 4096
+    assert rows["finetune"][1] == f"{8 * layer + 4096 + adapters + heads + 128:,}"
+    assert rows["finetune"][2] == f"{adapters + heads:,}"
+    assert rows["distill"][1] == f"{4 * layer + 4096 + heads + 128:,}"
+    assert "meta-llama/Llama-2-7b-hf cannot be reached: its sizes are from slmrec's own table" in said
+    assert "tokens taken as characters / 4" in said
+    assert "loading the backbone whole: 6,607,343,616 parameters, 24.6 GiB" in said
+    rows, _ = planned(ROOT / "configs" / "qwen3.yaml", tmp_path / "run", capsys)
+    attention = 1024 * (2048 + 2 * 1024) + 2048 * 1024 + 2 * 128
+    ends = 2 * (64 + 64) * 1024 + 1024 + 128 * 64  # what items and titles enter by and are scored by
+    assert rows["distill"][1] == f"{4 * (attention + 3 * 1024 * 3072 + 2 * 1024) + 1024 + ends + 64:,}"
+
+
+def test_tokens_by_hand() -> None:
+    work = Work(samples=10, items=50, read_outs=10, largest=30)
+    assert tokens_of(work, (47, 6), batch_size=4) == 50 + 10 * 6 + 3 * 47
+    assert padded_tokens_of(work, (47, 6), max_history_items=30) == 10 * (47 + 30 + 6)
+
+
+def test_time_by_hand() -> None:
+    rates, share = Rates(flop=1e4, scores=100), SHARE_OF_PRODUCTS
+    assert training_seconds(SIZES, 7, 50, rates) == pytest.approx(2 * 7 * (2 * 600 + 60) / 1e4 / share + 0.5)
+    assert reading_seconds(SIZES, 7, 50, rates) == pytest.approx(2 * 7 * 600 / 1e4 / share + 0.5)
+    measured = measure_rates(SIZES, 50, bf16=False)
+    assert measured.flop > 0 and measured.scores > 0
+
+
+def test_memory_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # without what a CPU's program takes besides
+    settings = DistillTraining()
+
+    def taken(settings: DistillTraining, bits: int | None = None, with_kl: bool = False, bf16: bool = False) -> int:
+        return training_bytes(SIZES, 7, 30, settings, bits=bits, bf16=bf16, with_kl=with_kl)
+
+    whole = 4 * 1000 + 3 * 4 * 100 + 7 * 50 * 4 + 12 * 30
+    assert taken(settings) == whole
+    assert taken(settings, bits=4) == whole - 540 * 28 // 8
+    assert taken(settings, with_kl=True) == whole + 8 * 30
+    assert taken(settings, bf16=True) == whole - 7 * 50
+    less = settings.model_copy(update={"gradient_checkpointing": True})
+    assert taken(less) == whole - 7 * 50 * 4 + 7 * (25 + 2 * 8) * 4
+
+
+def test_sizes_are_those_of_the_model() -> None:
+    with torch.device("meta"):
+        sizes = sizes_of(SasRec(SasRecConfig(num_items=9, hidden_size=8, num_hidden_layers=2, max_history_items=5)))
+    assert (sizes.layers, sizes.hidden, sizes.item_width) == (2, 8, 8)
+    assert sizes.products == sizes.trained_products == 2 * (4 * 8 * 8 + 2 * 8 * 32)
+    assert sizes.frozen_layer_entries == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["finetune.backbone={0}/nowhere"], r"finetune\.backbone is '.*/nowhere', which cannot be loaded .*; give a"),
+        (["finetune.backbone={0}/no.gguf"], r"finetune\.backbone is '.*/no\.gguf': no such file"),
+        (
+            ["finetune.quantization_config={{load_in_4bits: true}}"],
+            r"finetune\.quantization_config is .*: load_in_4bits is no setting of transformers",
+        ),
+        (["finetune.quantization_config={{bnb_4bit_quant_type: nf4}}"], "neither load_in_4bit nor load_in_8bit is"),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_told_before_the_first_stage(
+    shop_file: Path, tmp_path: Path, overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [override.format(tmp_path) for override in overrides]
+    assert main(["run", "--input", str(shop_file), "--output", str(tmp_path / "run"), *given]) == 2
+    error = capsys.readouterr().err
+    assert re.search(expected, error), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_brought_teacher_is_not_counted(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, said = planned(recipe, tmp_path / "run", capsys, "distill.teacher=somewhere")
+    assert "finetune" not in rows and rows["distill"][1:] == [""] * 7
+    assert "distill.teacher is somewhere: its sizes are not read" in said

@@ -1,0 +1,214 @@
+"""Graphs answer as the model folder does; a merged folder opens without the backbone."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from artefacts import LLAMA, MODELS, NUM_ITEMS, decoder, ensemble
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import slmrec.commands.export
+import slmrec.models.loader
+from slmrec import Recommender
+from slmrec.commands.export import Checked, export
+from slmrec.commands.main import main
+from slmrec.data.dataset import Dataset
+from slmrec.errors import CheckpointError, ConfigError
+from slmrec.inference.exportable import exportable
+from slmrec.models.backbone import random_decoder
+from slmrec.models.folder import load_recommender, may_recommend, save_recommender
+from slmrec.models.loader import Model, alone
+from slmrec.types import Batch
+
+ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
+ADAPTED: dict[str, Callable[[], Model]] = {"lora": lambda: decoder(lora=True), "in an ensemble": lambda: ensemble(True)}
+
+
+def histories(*rows: list[int]) -> Batch:
+    lengths = torch.tensor([len(row) for row in rows])
+    items = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for number, row in enumerate(rows):
+        items[number, : len(row)] = torch.tensor(row)
+    return Batch(items, lengths, lengths, every_position=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*MODELS, *ADAPTED])
+def test_what_is_exported_gives_the_models_own_vectors(name: str) -> None:
+    model = (MODELS | ADAPTED)[name]()
+    batch = histories([1, 2, 3, 4, 5, 6], [7], [9, 8])
+    expected = model.encode(batch).users
+    copied = exportable(model)
+    torch.testing.assert_close(copied.encode(batch).users, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.encode(batch).users, expected)  # the model itself stays as it was
+
+
+def saved(model: Model, dataset: Dataset, folder: Path) -> Path:
+    save_recommender(model, dataset, folder, "tiny", {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of a decoder with titles and SASRec, of which two items have been removed."""
+    folder = tmp_path_factory.mktemp("graph")
+    saved(ensemble(), tiny_dataset, folder / "whole")
+    (folder / "gone.csv").write_text("item_id\ni03\ni11\n", encoding="utf-8")
+    where = ["--model", str(folder / "whole"), "--items", str(folder / "gone.csv")]
+    assert main(["items", "remove", *where, "--output", str(folder / "model")]) == 0
+    given_options = ["--model", str(folder / "model"), "--output", str(folder / "student.onnx")]
+    assert main(["export", "--format", "onnx", *given_options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answer(graph: Path) -> Callable[..., list[tuple[str, float]]]:
+    """The lines of docs/serving.md."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph / "student.onnx")
+    longest = json.loads(session.get_modelmeta().custom_metadata_map["slmrec"])["max_history_items"]
+    item_ids = pq.read_table(graph / "student.items.parquet")["item_id"].to_pylist()
+    items = {item_id: item for item, item_id in enumerate(item_ids, 1)}
+
+    def recommend(
+        history: list[str], k: int, filter_seen: bool, candidates: set[str] | None
+    ) -> list[tuple[str, float]]:
+        known = [items[item_id] for item_id in history]
+        allowed = np.ones(len(items) + 1, dtype=bool)
+        if candidates is not None:
+            allowed[:] = False
+            allowed[[items[item_id] for item_id in candidates]] = True
+        inputs = {
+            "items": np.array([known[-longest:]]),
+            "lengths": np.array([min(len(known), longest)]),
+            "excluded": np.array([known if filter_seen else [0]]),
+            "allowed": allowed,
+            "k": np.array(k),
+        }
+        (best,), (scores,) = session.run(["best", "scores"], inputs)
+        return [(item_ids[item - 1], float(score)) for item, score in zip(best, scores, strict=True) if item]
+
+    return recommend
+
+
+@given(
+    st.lists(st.sampled_from(ITEMS), min_size=1, max_size=12),
+    st.integers(1, 60),
+    st.booleans(),
+    st.none() | st.sets(st.sampled_from(ITEMS), min_size=1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_graph_gives_what_python_gives(
+    graph: Path,
+    answer: Callable[..., list[tuple[str, float]]],
+    history: list[str],
+    k: int,
+    filter_seen: bool,
+    candidates: set[str] | None,
+) -> None:
+    wanted = sorted(candidates) if candidates else None
+    expected = python(graph).recommend([history], k, filter_seen=filter_seen, candidates=wanted).table
+    found = answer(history, k, filter_seen, candidates)
+    assert [item for item, _ in found] == expected["item_id"].to_pylist()
+    assert [score for _, score in found] == pytest.approx(expected["score"].to_pylist(), rel=1e-4, abs=1e-4)
+
+
+OPENED: dict[Path, Recommender] = {}
+
+
+def python(graph: Path) -> Recommender:
+    return OPENED.setdefault(graph, Recommender.from_pretrained(graph / "model"))
+
+
+def test_any_number_of_users_at_once(graph: Path) -> None:
+    run = slmrec.commands.export.open_graph(graph / "student.onnx", NUM_ITEMS)
+    batch = histories([1, 2, 3, 4, 5, 6], [7], [9, 8])
+    together, scores = run(batch, batch.items, 7)
+    assert together.shape == scores.shape == (3, 7)
+    for row, length in enumerate(batch.lengths.tolist()):
+        single = histories(batch.items[row, :length].tolist())
+        best, values = run(single, single.items, 7)
+        assert best.tolist() == [together[row].tolist()]
+        np.testing.assert_allclose(values[0], scores[row], rtol=1e-4, atol=1e-5)
+
+
+def test_dimensions_have_names(graph: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph / "student.onnx")
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    assert shapes == {
+        "items": ["batch", "length"],
+        "lengths": ["batch"],
+        "excluded": ["batch", "num_excluded"],
+        "allowed": [NUM_ITEMS + 1],
+        "k": [],
+        "best": ["batch", "k"],
+        "scores": ["batch", "k"],
+    }
+
+
+def test_eight_bits_are_smaller_and_nearly_as_good(
+    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
+    file = tmp_path / "small.onnx"
+    export(folder, "int8", file)
+    assert "of PyTorch's best 10 items of random histories stay" in capsys.readouterr().out
+    model, vocabulary = load_recommender(folder)
+    checked = slmrec.commands.export.check_graph(file, model, may_recommend(vocabulary))
+    assert checked.overlap > 0.6 and checked.score_gap > 1e-6
+    assert b"MatMulInteger" in file.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small.items.parquet", "small.onnx"]
+
+
+def test_a_graph_that_answers_otherwise_is_not_written(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
+    monkeypatch.setattr(slmrec.commands.export, "write_graph", lambda model, allowed, file: file.touch())
+    monkeypatch.setattr(slmrec.commands.export, "check_graph", lambda *_: Checked(0.5, 1.0))
+    with pytest.raises(CheckpointError, match=r"differ from PyTorch's by 5.0e-01, expected at most 1e-04"):
+        export(folder, "onnx", tmp_path / "student.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", list(ADAPTED))
+def test_a_merged_folder_opens_without_the_backbone(
+    name: str, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ADAPTED[name]()
+    torch.manual_seed(0)
+    base = random_decoder(LLAMA)
+    monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: base)
+    saved(model, tiny_dataset, tmp_path / "adapted")
+    export(tmp_path / "adapted", "merged", tmp_path / "m")
+    monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: pytest.fail("asks for the backbone"))
+    merged = Recommender.from_pretrained(tmp_path / "m")
+    batch = histories([1, 2, 3], [4])
+    with torch.no_grad():
+        torch.testing.assert_close(merged.model.encode(batch).users, model.encode(batch).users, rtol=1e-4, atol=1e-5)
+    assert not list((tmp_path / "m").glob("adapter*"))
+    with pytest.raises(CheckpointError, match="the model has no adapters"):
+        alone(merged.model)
+
+
+def test_wrong_exports_are_refused(tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"student.bin: a graph is written as .onnx; name the file so"):
+        export(folder, "onnx", tmp_path / "student.bin")
+    with pytest.raises(CheckpointError, match="the model has no adapters"):
+        export(folder, "merged", tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"--recall is 0.9, which is for --format faiss; leave it out for onnx"):
+        export(folder, "onnx", tmp_path / "student.onnx", 0.9)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    with pytest.raises(ConfigError, match=r"export needs onnx, not installed here; run: pip install 'slmrec\[onnx\]'"):
+        export(folder, "onnx", tmp_path / "student.onnx")

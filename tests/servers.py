@@ -1,0 +1,114 @@
+"""Tiny models with titles, and a server of them in a thread of its own."""
+
+import asyncio
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pyarrow as pa
+import torch
+import uvicorn
+
+from slmrec.data.dataset import Dataset
+from slmrec.models.backbone import Backbone, random_decoder
+from slmrec.models.build import build_decoder
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
+from slmrec.serving.app import Served, Server
+from slmrec.serving.limits import Limits
+from slmrec.serving.loading import load
+
+ITEMS = [f"i{n:02d}" for n in range(40)]
+MAX_HISTORY = 8
+LIMITS = Limits(max_body_bytes=20_000, max_requests=8, max_history=20, max_k=50, max_candidates=30, max_waiting=64)
+
+
+def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:
+    """Over 40 items, with a prompt and a response."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": num_layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    backbone = random_decoder({"model_type": "llama", "pad_token_id": 0, **sizes, **heads})
+    prefix, response = 0.3 * torch.randn(3, 32), 0.3 * torch.randn(2, 32)
+    return build_decoder(
+        Backbone(backbone, prefix, response),
+        tuple(range(num_layers)),
+        torch.randn(41, 8),
+        source="random",
+        lora=None,
+        positions="contiguous",
+        max_history_items=MAX_HISTORY,
+        item_dropout=0.0,
+        train_items=False,
+    ).eval()
+
+
+def write_model(folder: Path, dataset: Dataset, seed: int = 0) -> Path:
+    """A model folder with titles."""
+    save_recommender(decoder(seed), dataset, folder, "tiny student", {"valid/ndcg@10": 0.25})
+    titles = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(dataset.num_items)]
+    _, vocabulary = load_recommender(folder)
+    replace_vocabulary(vocabulary._replace(titles=pa.array(titles)), folder)
+    return folder
+
+
+@dataclass
+class Client:
+    """Speaks to a server, one connection a request."""
+
+    port: int
+    server: Server
+    token: str | None = None
+
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any, Any]:
+        """Status, headers and content of an answer; a body that is no text is sent as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if isinstance(body, dict | list):
+            body = json.dumps(body)
+        sent = {"Content-Type": "application/json"} if body is not None else {}
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        connection.request(method or ("GET" if body is None else "POST"), path, body, sent | headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        is_json = answer.headers.get("content-type") == "application/json"
+        return answer.status, answer.headers, json.loads(content) if is_json else content.decode()
+
+    def get(self, path: str) -> Any:
+        status, _, content = self.ask(path)
+        assert status == 200, content
+        return content
+
+    def recommend(self, **query: Any) -> Any:
+        status, _, content = self.ask("/recommend", query)
+        assert status == 200, content
+        return content
+
+
+@contextmanager
+def serving(folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, **options: Any) -> Iterator[Client]:
+    """A server over real sockets."""
+    models: dict[Any, Served] = {"student": Served(folder, load(folder))}
+    if teacher is not None:
+        models["teacher"] = Served(teacher, load(teacher))
+    server = Server(models, limits, **options)
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        config = uvicorn.Config(server.app(), http="httptools", lifespan="on", log_level="warning")
+        running = uvicorn.Server(config)
+        thread = Thread(target=lambda: asyncio.run(running.serve([bound])))
+        thread.start()
+        try:
+            client = Client(bound.getsockname()[1], server, options.get("token"))
+            assert client.ask("/health")[0] == 200
+            yield client
+        finally:
+            running.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
