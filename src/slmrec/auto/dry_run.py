@@ -1,6 +1,5 @@
-"""What `run` would do, with sizes, memory and time of each stage; nothing is written, no weights are read."""
+"""A dry run: steps that `run` would execute, with sizes, memory and time; nothing is written, no weights are read."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +21,19 @@ from slmrec.auto.estimate import (
     training_work,
     work_of,
 )
-from slmrec.config import Config, DecoderConfig, DistillConfig, PretrainConfig, TitleSettings, TrainConfig
+from slmrec.config import Config, DecoderSettings, TrainConfig
+from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
-from slmrec.models.backbone import Backbone, choose_layers, count_tokens, random_decoder, read_architecture
-from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.backbone import Backbone, count_tokens, random_decoder, read_architecture
+from slmrec.models.build import build_decoder, prompt_of
 from slmrec.models.loader import Model
-from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.models.titles import Titles
-from slmrec.pipeline.decoder import assemble, prompt_of
-from slmrec.pipeline.distill import begin_student
-from slmrec.pipeline.stage import Stage, is_done, read_record
+from slmrec.models.titles import ItemText
+from slmrec.pipeline.distill import build_student
+from slmrec.pipeline.stage import pending_steps, read_record
+from slmrec.pipeline.table import steps
 from slmrec.training.trainer import use_bf16
+from slmrec.types import ModelParts
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-2-7b-hf": {
@@ -57,141 +57,144 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Of the recipes' backbones, as their publishers give them: where the hub is out of reach, a plan needs no more."""
+"""Architectures of the recipes' backbones, as published; a dry run needs no more where the hub cannot be reached."""
 CHARACTERS_PER_TOKEN = 4
 VALIDATION_BATCH = 256
+MIN_WIDTH = 118
+
+
+NO_PROMPT = (0, 0)
 
 
 class Row(NamedTuple):
-    """What is known of a training stage; None: not without data."""
+    """Estimates of one training step; None where they need data that is not there."""
 
     sizes: Sizes
     tokens: int | None = None
-    padded: int | None = None
+    padded_tokens: int | None = None
     samples: int | None = None
     num_bytes: int | None = None
     seconds: float | None = None
 
 
 class Planned(NamedTuple):
-    """A decoder that would be built."""
+    """A model that would be built, without weights."""
 
-    model: DecoderRecommender
-    """Without weights."""
-    prompt: tuple[int, int]
-    """Tokens before and after the items."""
-    whole: int
-    """Parameters of its backbone, with the layers that are dropped."""
+    model: Model
+    train: TrainConfig
+    supervision: str
+    prompt: tuple[int, int] = NO_PROMPT
+    """Number of tokens before and after the items."""
+    bits: int | None = None
+    """Bits of the frozen layers; None: float32."""
+    num_blocks: int = 0
+    """Number of blocks whose states have a cross-entropy of their own."""
+    ce: bool = True
+    """Whether the loss has a cross-entropy over the catalogue."""
+    teacher: Model | None = None
+    """Frozen teacher whose outputs are computed once."""
+    kl: bool = False
+    """Whether the loss compares the score distributions of student and teacher."""
 
 
-def pending_stages(stages: Iterable[Stage], config: Config, output: Path, force: bool) -> list[str]:
-    """The stages that would run, in order: those that are not done, and all that read one of them."""
-    pending: list[str] = []
-    for stage in stages:
-        if force or set(stage.needs(config)) & set(pending) or not is_done(stage, config, output):
-            pending.append(stage.name)
-    return pending
-
-
-def show_plan(stages: list[Stage], config: Config, output: Path, force: bool) -> None:
-    """Prints what would be done, and what it would take."""
-    pending = pending_stages(stages, config, output, force)
+def show_plan(config: Config, output: Path, force: bool) -> None:
+    """Print the steps that would be executed, and what they need."""
+    planned_steps = list(steps(config))
+    pending = {step.folder for step in pending_steps(planned_steps, config, output, force)}
     folder = output / "prepare"
     dataset = Dataset.load(folder) if read_record(folder).get("done") else None
     notes: list[str] = []
-    rows = _rows(config, [stage.name for stage in stages], dataset, notes)
-    console = Console(width=max(Console().width, 118))
-    console.print(_table([stage.name for stage in stages], pending, rows))
+    rows = {name: _row(planned, dataset) for name, planned in _planned(config, dataset, notes).items()}
+    console = Console(width=max(Console().width, MIN_WIDTH))
+    console.print(_table([step.folder for step in planned_steps], pending, rows))
     for note in [_data_line(dataset, "prepare" in pending, folder), *notes]:
-        print(note, flush=True)
-    print(
-        "nothing was written. Memory and time are estimates (docs/training.md: how far off they were): time from this "
-        "machine's rates, measured for a second, for all epochs"
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        "nothing was written. Memory and time are estimates (docs/training.md gives their errors); time is that of all "
+        "epochs, from rates measured on this machine for a second",
+        soft_wrap=True,
     )
 
 
-def _data_line(dataset: Dataset | None, anew: bool, folder: Path) -> str:
+def _data_line(dataset: Dataset | None, is_pending: bool, folder: Path) -> str:
     if dataset is None:
         return "data: not prepared: run `slmrec prepare` first for figures of the data; parameters are without items"
     events = int(dataset.offsets[-1])
     figures = f"{dataset.num_users:,} users, {dataset.num_items:,} items, {events:,} events"
-    return f"data: {figures} (measured, {folder}){'; these are of before, prepare would run anew' if anew else ''}"
+    return f"data: {figures} (measured, {folder}){'; prepare would run again and may change them' if is_pending else ''}"
 
 
-def _rows(config: Config, names: list[str], dataset: Dataset | None, notes: list[str]) -> dict[str, Row]:
-    rows, num_items = {}, dataset.num_items if dataset else 0
-    if not config.pretrain.item_vectors:
-        rows["pretrain"] = _row(config, "pretrain", _sasrec(config, num_items), dataset, (0, 0))
-    if config.companion is not None:
-        companion = _decoder(config, "companion", dataset, notes)
-        rows["companion"] = _row(config, "companion", companion.model, dataset, companion.prompt)
-    if "finetune" not in names:
-        notes.append(f"distill.teacher is {config.distill.teacher}: its sizes are not read, nor those of its student")
-        return rows
-    teacher, prompt, whole = _decoder(config, "finetune", dataset, notes)
-    rows["finetune"] = _row(config, "finetune", teacher, dataset, prompt)
-    if config.finetune.ensemble:
-        notes.append(f"finetune: its parameters are the decoder's; {', '.join(config.finetune.ensemble)} may join them")
-    rows["distill"] = _row(config, "distill", _student(config.distill, teacher), dataset, prompt, teacher)
-    notes.append(f"loading the backbone whole: {whole:,} parameters, {_size(4 * whole)} of this machine's memory")
-    return rows
+def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[str, Planned]:
+    """Return the models of all training steps by the folder of the step."""
+    num_items = dataset.num_items if dataset else 0
+    planned = {}
+    for name, settings in config.pretrain.items():
+        folder = f"pretrain/{name}"
+        if settings.kind == "decoder":
+            planned[folder] = _decoder(config, f"pretrain.{name}", settings, dataset, settings.item_dim, notes)
+        else:
+            with torch.device("meta"):
+                model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items))
+            planned[folder] = Planned(model, settings.train, settings.supervision)
+    if not config.trains_teacher:
+        notes.append(f"distill.teacher is {config.distill.teacher}: sizes of teacher and student are not read")
+        return planned
+    finetune = config.finetune
+    if finetune.backbone is None:
+        notes.append("finetune.backbone is null: the sizes of the student are not estimated")
+        return planned
+    source = finetune.item_vectors
+    width = config.pretrain[source] if source in config.pretrain else None
+    dim = getattr(width, "hidden_size", None) or getattr(width, "item_dim", None) or finetune.item_dim
+    teacher = planned["finetune"] = _decoder(config, "finetune", finetune, dataset, dim, notes)
+    if finetune.ensemble:
+        notes.append(f"finetune: parameters are those of the decoder; {', '.join(finetune.ensemble)} may be mixed with it")
+    planned["distill"] = _student(config, teacher)
+    return planned
 
 
-def _titles(name: str, wanted: TitleSettings | None, dataset: Dataset | None, notes: list[str]) -> TitleSettings | None:
-    """What is done with titles, given what the data have."""
-    if wanted is None or dataset is None:
-        return wanted
-    if dataset.titles is not None:
-        notes.append(f"{name}: reading the titles, once for all runs, is not in its time")
-        return wanted
-    notes.append(f"{name}: the items have no titles" + ("; it would stop there" if wanted.required else ""))
-    return None
-
-
-def _row(
-    config: Config,
-    name: str,
-    model: Model,
-    dataset: Dataset | None,
-    prompt: tuple[int, int],
-    teacher: DecoderRecommender | None = None,
-) -> Row:
-    section = _samples_of(config, name)
-    settings: TrainConfig = getattr(config, name).train
-    sizes, bf16 = sizes_of(model), use_bf16(settings.bf16)
-    if dataset is None:
-        return Row(sizes)
-    batch_size = _batch_size(settings)
-    work = training_work(dataset, section.supervision, section.max_history_items, batch_size)
-    scores = _scores(config, name, work, dataset.num_items)
-    tokens = tokens_of(work, prompt, batch_size)
-    bits = _bits(section) if isinstance(section, DecoderConfig) and name != "distill" else None
-    at_once = work.largest + sum(prompt) * min(batch_size, work.samples)
-    per_batch = (work.largest if section.supervision == "every_position" else batch_size) * dataset.num_items
-    rates = measure_rates(sizes, dataset.num_items, bf16)
-    seconds = settings.num_train_epochs * training_seconds(sizes, tokens, scores, rates)
-    seconds += (settings.num_train_epochs + 1) * _validation(sizes, dataset, settings, section.max_history_items, rates)
-    if teacher is not None:
-        taught = sizes_of(teacher)
-        seconds += reading_seconds(taught, tokens, 0, measure_rates(taught, dataset.num_items, bf16=False))
-    return Row(
-        sizes,
-        tokens,
-        padded_tokens_of(work, prompt, section.max_history_items),
-        work.samples,
-        training_bytes(sizes, at_once, per_batch, settings, bits=bits, bf16=bf16, with_kl=_uses_kl(config, name)),
-        seconds,
+def _student(config: Config, teacher: Planned) -> Planned:
+    distill = config.distill
+    with torch.device("meta"):
+        model = build_student(distill, teacher.model.num_items, teacher.model, None)
+    weights = distill.weights
+    return Planned(
+        model,
+        distill.train,
+        config.finetune.supervision,
+        teacher.prompt,
+        num_blocks=distill.num_blocks - 1 if weights.multiple else 0,
+        ce=weights.ce > 0,
+        teacher=teacher.model,
+        kl=weights.kl > 0,
     )
 
 
-def _samples_of(config: Config, name: str) -> PretrainConfig | DecoderConfig:
-    """The section that says what a stage trains on; the student takes the teacher's samples."""
-    section: PretrainConfig | DecoderConfig = getattr(config, "finetune" if name == "distill" else name)
-    return section
-
-
-def _uses_kl(config: Config, name: str) -> bool:
-    return name == "distill" and config.distill.weights.kl > 0
+def _row(planned: Planned, dataset: Dataset | None) -> Row:
+    sizes, bf16, settings = sizes_of(planned.model), use_bf16(planned.train.bf16), planned.train
+    if dataset is None:
+        return Row(sizes)
+    max_history_items = planned.model.max_history_items
+    batch_size = _batch_size(settings)
+    work = training_work(dataset, planned.supervision, max_history_items, batch_size)
+    scores = _scores(planned, work, dataset.num_items)
+    tokens = tokens_of(work, planned.prompt, batch_size)
+    at_once = work.largest + sum(planned.prompt) * min(batch_size, work.samples)
+    per_batch = (work.largest if planned.supervision == "every_position" else batch_size) * dataset.num_items
+    rates = measure_rates(sizes, dataset.num_items, bf16)
+    seconds = settings.num_train_epochs * training_seconds(sizes, tokens, scores, rates)
+    seconds += (settings.num_train_epochs + 1) * _validation(sizes, dataset, settings, max_history_items, rates)
+    if planned.teacher is not None:
+        teacher = sizes_of(planned.teacher)
+        seconds += reading_seconds(teacher, tokens, 0, measure_rates(teacher, dataset.num_items, bf16=False))
+    return Row(
+        sizes,
+        tokens,
+        padded_tokens_of(work, planned.prompt, max_history_items),
+        work.samples,
+        training_bytes(sizes, at_once, per_batch, settings, bits=planned.bits, bf16=bf16, with_kl=planned.kl),
+        seconds,
+    )
 
 
 def _batch_size(settings: TrainConfig) -> int:
@@ -199,15 +202,10 @@ def _batch_size(settings: TrainConfig) -> int:
     return (settings.reference_batch_size or 1) if size == "auto" else size
 
 
-def _scores(config: Config, name: str, work: Work, num_items: int) -> int:
-    """Of an epoch; KL computes those of two models, multiple supervision those of each block but the last."""
-    settings: TrainConfig = getattr(config, name).train
-    weights = config.distill.weights
-    passes = 1.0
-    if name == "distill":
-        blocks = config.distill.num_blocks - 1 if weights.multiple else 0
-        passes = float(weights.ce > 0) + blocks + (2 if weights.kl else 0)
-    return int(passes * work.read_outs * (settings.num_sampled or num_items))
+def _scores(planned: Planned, work: Work, num_items: int) -> int:
+    """Number of scores of an epoch; KL computes those of two models, multiple supervision those of further blocks."""
+    passes = float(planned.ce) + planned.num_blocks + (2 if planned.kl else 0)
+    return int(passes * work.read_outs * (planned.train.num_sampled or num_items))
 
 
 def _validation(sizes: Sizes, dataset: Dataset, settings: TrainConfig, max_history_items: int, rates: Rates) -> float:
@@ -216,84 +214,83 @@ def _validation(sizes: Sizes, dataset: Dataset, settings: TrainConfig, max_histo
     return share * reading_seconds(sizes, work.items, work.samples * dataset.num_items, rates)
 
 
-def _bits(settings: DecoderConfig) -> int | None:
+def _decoder(
+    config: Config, section: str, settings: DecoderSettings, dataset: Dataset | None, item_dim: int, notes: list[str]
+) -> Planned:
+    """Return the decoder of a section, without weights."""
+    num_items = dataset.num_items if dataset else 0
+    architecture, is_reached = _architecture(settings, notes)
+    prompt = _prompt(settings, is_reached, notes)
+    reads_text = _reads_text(config, section, settings, dataset, notes)
+    with torch.device("meta"):
+        decoder = random_decoder(architecture)
+        width, num_parameters = decoder.config.hidden_size, decoder.num_parameters()
+        backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
+        vectors, text = torch.zeros(num_items + 1, item_dim), None
+        if reads_text:
+            components = config.item_text[str(settings.item_text)].num_components
+            text = ItemText(torch.zeros(num_items + 1, components), None)
+        train_items = getattr(settings, "item_embeddings", "train") != "fixed"
+        model = build_decoder(settings, backbone, vectors, text, section=section, train_items=train_items)
+    if settings.backbone != "random":
+        notes.append(
+            f"{section}: loading the whole backbone: {num_parameters:,} parameters, {_size(4 * num_parameters)} of memory"
+        )
+    return Planned(model, settings.train, settings.supervision, prompt, _bits(settings))
+
+
+def _reads_text(
+    config: Config, section: str, settings: DecoderSettings, dataset: Dataset | None, notes: list[str]
+) -> bool:
+    """Return whether the model would read item texts, given the data."""
+    if settings.item_text is None or dataset is None:
+        return settings.item_text is not None
+    if dataset.titles is not None:
+        notes.append(f"{section}: reading the titles, which happens once for all runs, is not included in the time")
+        return True
+    is_required = config.item_text[settings.item_text].required
+    notes.append(f"{section}: the items have no titles" + ("; it would stop there" if is_required else ""))
+    return False
+
+
+def _bits(settings: DecoderSettings) -> int | None:
     if settings.quantization_config is None:
         return None
     return 4 if settings.quantization_config.get("load_in_4bit") else 8
 
 
-def _sasrec(config: Config, num_items: int) -> SasRec:
-    settings = config.pretrain
-    with torch.device("meta"):
-        return SasRec(
-            SasRecConfig(
-                num_items=num_items,
-                hidden_size=settings.hidden_size,
-                num_hidden_layers=settings.num_hidden_layers,
-                num_attention_heads=settings.num_attention_heads,
-                max_history_items=settings.max_history_items,
-            )
-        )
-
-
-def _decoder(config: Config, name: str, dataset: Dataset | None, notes: list[str]) -> Planned:
-    """The decoder of a section, without weights."""
-    settings: DecoderConfig = getattr(config, name)
-    num_items = dataset.num_items if dataset else 0
-    architecture, reached = _architecture(settings, notes)
-    prompt = _prompt(settings, reached, notes)
-    wanted = _titles(name, settings.titles, dataset, notes)
-    with torch.device("meta"):
-        decoder = random_decoder(architecture)
-        width, whole = decoder.config.hidden_size, decoder.num_parameters()
-        backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
-        vectors = torch.zeros(num_items + 1, config.pretrain.hidden_size)
-        titles = None
-        if wanted is not None:
-            titles = Titles(torch.zeros(num_items + 1, wanted.num_components), wanted.width, wanted.side)
-        return Planned(assemble(name, settings, backbone, vectors, titles), prompt, whole)
-
-
-def _architecture(settings: DecoderConfig, notes: list[str]) -> tuple[dict[str, Any], bool]:
-    """In transformers' names, and whether it was read from the backbone itself."""
+def _architecture(settings: DecoderSettings, notes: list[str]) -> tuple[dict[str, Any], bool]:
+    """Return the architecture in transformers' names, and whether it was read from the backbone itself."""
     if settings.backbone_config is not None:
         return settings.backbone_config, True
+    backbone = str(settings.backbone)
     try:
-        return read_architecture(settings.backbone), True
+        return read_architecture(backbone), True
     except CheckpointError:
-        if settings.backbone not in ARCHITECTURES:
+        if backbone not in ARCHITECTURES:
             raise
-    notes.append(f"{settings.backbone} cannot be reached: its sizes are from slmrec's own table; `run` would stop here")
-    return ARCHITECTURES[settings.backbone], False
+    notes.append(f"{backbone} cannot be reached: its sizes are taken from a built-in table; `run` would stop here")
+    return ARCHITECTURES[backbone], False
 
 
-def _student(settings: DistillConfig, teacher: DecoderRecommender) -> DecoderRecommender:
-    listed = None if isinstance(settings.layers, str) else settings.layers  # layers chosen by name are as many
-    with torch.device("meta"):
-        fresh = settings.init == "fresh"
-        layers = () if fresh else choose_layers(teacher.num_layers, settings.num_layers, 1, listed, "distill")
-        return begin_student(settings, teacher, layers)
-
-
-def _prompt(settings: DecoderConfig, reached: bool, notes: list[str]) -> tuple[int, int]:
-    """Tokens before and after the items; a start token is counted."""
+def _prompt(settings: DecoderSettings, is_reached: bool, notes: list[str]) -> tuple[int, int]:
+    """Return the number of tokens before and after the items, including a start token."""
     if settings.backbone == "random":
-        return 0, 0
+        return NO_PROMPT
     template = prompt_of(settings)
     texts = (template.prefix, template.response)
-    asked = (count_tokens(settings.backbone, text) if reached else None for text in texts if text)
-    counts = [next(asked) if text else 0 for text in texts]
+    counts = [(count_tokens(str(settings.backbone), text) if is_reached else None) if text else 0 for text in texts]
     if None in counts:
-        notes.append(f"prompt: the tokenizer cannot be had; tokens taken as characters / {CHARACTERS_PER_TOKEN}")
+        notes.append(f"prompt: the tokenizer is not available; tokens estimated as characters / {CHARACTERS_PER_TOKEN}")
     before, after = (
         len(text) // CHARACTERS_PER_TOKEN if count is None else count for text, count in zip(texts, counts, strict=True)
     )
     return before + bool(template.prefix), after
 
 
-def _table(names: list[str], pending: list[str], rows: dict[str, Row]) -> Table:
+def _table(names: list[str], pending: set[str], rows: dict[str, Row]) -> Table:
     table = Table(title="what `slmrec run` would do")
-    table.add_column("stage")
+    table.add_column("step")
     table.add_column("state")
     for title in ("parameters", "trained", "samples", "tokens/epoch", "if padded", "memory", "time"):
         table.add_column(title, justify="right")
@@ -302,14 +299,14 @@ def _table(names: list[str], pending: list[str], rows: dict[str, Row]) -> Table:
     return table
 
 
-def _cells(row: Row | None, pending: bool) -> list[str]:
+def _cells(row: Row | None, is_pending: bool) -> list[str]:
     if row is None:
         return []
-    counts = [row.sizes.parameters, row.sizes.trainable, row.samples, row.tokens, row.padded]
-    known = [f"{count:,}" if count is not None else "?" for count in counts]
+    counts = [row.sizes.parameters, row.sizes.trainable, row.samples, row.tokens, row.padded_tokens]
+    cells = [f"{count:,}" if count is not None else "?" for count in counts]
     memory = "?" if row.num_bytes is None else f"~{_size(row.num_bytes)}"
-    taken = "?" if row.seconds is None else f"~{_duration(row.seconds)}"
-    return [*known, memory, taken if pending else "-"]
+    seconds = "?" if row.seconds is None else f"~{_duration(row.seconds)}"
+    return [*cells, memory, seconds if is_pending else "-"]
 
 
 def _size(num_bytes: float) -> str:

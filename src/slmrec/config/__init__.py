@@ -1,101 +1,176 @@
-"""The whole configuration: every setting, its default and what it does. Defaults live here and nowhere else."""
+"""The configuration: every setting, its default and its meaning. Defaults live here and nowhere else."""
 
+import re
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import SerializeAsAny, model_validator
 
-from slmrec.config.decoder import CompanionConfig, DecoderConfig, FinetuneConfig, PromptTemplate, TitleSettings
-from slmrec.config.distill import DistillConfig
+from slmrec.config.base_models import BaseModelSettings, LowPassSettings, SasRecModel, SasRecSettings
+from slmrec.config.decoder import DecoderModel, DecoderSettings, FinetuneConfig, LoraSettings, PromptTemplate
+from slmrec.config.distill import DecoderStudent, DistillConfig, DistillWeights
+from slmrec.config.effects import refuse_settings_without_effect
+from slmrec.config.item_text import ItemTextConfig
+from slmrec.config.kinds import BaseModelByKind
 from slmrec.config.prepare import PrepareConfig
-from slmrec.config.pretrain import LowPassSettings, PretrainConfig
 from slmrec.config.section import Section, check
 from slmrec.config.studies import AblateConfig, DepthConfig, EvaluateConfig
 from slmrec.config.training import DecoderTraining, TrainConfig
 
 __all__ = [
-    "CompanionConfig",
+    "BaseModelSettings",
     "Config",
-    "DecoderConfig",
+    "DecoderModel",
+    "DecoderSettings",
+    "DecoderStudent",
     "DecoderTraining",
     "DistillConfig",
+    "DistillWeights",
     "EvaluateConfig",
     "FinetuneConfig",
+    "ItemTextConfig",
+    "LoraSettings",
     "LowPassSettings",
     "PrepareConfig",
-    "PretrainConfig",
     "PromptTemplate",
+    "SasRecModel",
+    "SasRecSettings",
     "Section",
-    "TitleSettings",
     "TrainConfig",
 ]
 
+BASELINES = ("popularity", "cooccurrence")
+"""Base models without settings, which `pretrain` always writes."""
+RESERVED_NAMES = ("decoder", "teacher", "student", *BASELINES)
+"""Names that base models must not have, since they name other models of a run."""
+
 
 class Config(Section):
-    """One YAML: the whole pipeline."""
+    """Settings of the whole pipeline: the content of one YAML file."""
 
     seed: int = 42
-    """Seeds everything that is drawn."""
+    """Seed of everything that is drawn at random."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Where training curves go besides OUT/<stage>/training/log.jsonl: to OUT/tensorboard, or to a run of that tracker
-    named after OUT and the stage."""
+    """Experiment trackers that get the training curves, besides training/log.jsonl in the folder of each model."""
     prepare: PrepareConfig = PrepareConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    companion: CompanionConfig | None = None
+    """From raw logs to a data set."""
+    item_text: dict[str, ItemTextConfig] = {}
+    """Vectors of item texts by name; models refer to them by `item_text: NAME`."""
+    pretrain: dict[str, SerializeAsAny[BaseModelByKind]] = {"sasrec": SasRecModel()}
+    """Base models by name."""
     finetune: FinetuneConfig = FinetuneConfig()
+    """The teacher."""
     distill: DistillConfig = DistillConfig()
+    """The student."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation of all models."""
     ablate: AblateConfig = AblateConfig()
+    """Ablation of the distillation, read by `slmrec ablate` alone."""
     depth: DepthConfig = DepthConfig()
+    """Study of depth, read by `slmrec depth` alone."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        distill, weights = self.distill, self.distill.weights
-        self._check_ensemble()
-        if distill.teacher is None and (weights.cosine or weights.norm or weights.multiple):
-            student, teacher = _depth(distill), _depth(self.finetune)
-            check(
-                student % distill.num_blocks == teacher % distill.num_blocks == 0,
-                f"distill.num_blocks is {distill.num_blocks}, but the student has {student} layers and the teacher "
-                f"{teacher}; choose a number that divides both",
-            )
-        check(
-            self.companion is not None or "companion" not in (self.evaluate.models or ()),
-            "evaluate.models names companion, but there is no section of that name; leave it out",
-        )
-        check(
-            self.pretrain.item_vectors is None or "sasrec" not in (self.evaluate.models or ()),
-            "evaluate.models names sasrec, but with pretrain.item_vectors none is trained; leave it out",
-        )
+        for check_part in (_check_names, _check_references, _check_ensemble, _check_blocks):
+            check_part(self)
+        refuse_settings_without_effect(self)
         return self
 
-    def _check_ensemble(self) -> None:
-        finetune, brought = self.finetune, self.pretrain.item_vectors
-        check(
-            "sasrec" not in finetune.ensemble or brought is None or self.distill.teacher is not None,
-            "finetune.ensemble names sasrec, but pretrain.item_vectors brings vectors alone; leave one out",
-        )
-        check(
-            "companion" not in finetune.ensemble or self.companion is not None,
-            "finetune.ensemble names companion, but there is no section of that name; give `companion: {}`",
-        )
-        check(
-            bool(finetune.ensemble or self.distill.teacher) or not self.distill.keep_ensemble,
-            "distill.keep_ensemble is true, but finetune.ensemble names no other model; leave it out",
-        )
-        check(
-            "companion" not in finetune.ensemble or self.companion is None or self.companion.lora is None,
-            "companion.lora: adapters of a companion cannot be kept with the teacher; set companion.lora=null",
-        )
-        lengths = {"sasrec": self.pretrain.max_history_items}
-        if self.companion:
-            lengths["companion"] = self.companion.max_history_items
-        for name in finetune.ensemble:
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher is trained in this run, rather than taken from another folder."""
+        return self.distill.teacher == "finetune"
+
+    @property
+    def base_model_of_teacher(self) -> str | None:
+        """Name of the base model whose item vectors the teacher's decoder starts from; None if there is none."""
+        source = self.finetune.item_vectors
+        return source if source in self.pretrain and self.finetune.backbone is not None else None
+
+
+def _check_names(config: Config) -> None:
+    for section in ("pretrain", "item_text"):
+        for name in getattr(config, section):
             check(
-                lengths[name] == finetune.max_history_items,
-                f"finetune reads the newest {finetune.max_history_items} items and {name} {lengths[name]}; in an "
-                "ensemble all read alike: set one max_history_items",
+                re.fullmatch(r"[A-Za-z_][\w-]*", name) is not None,
+                f"{section} has {name!r}: names are folders; use letters, digits, '_' and '-', beginning with a letter",
             )
+    for name in config.pretrain:
+        check(
+            name not in RESERVED_NAMES,
+            f"pretrain has {name!r}, which is reserved for another model of the run; choose another name",
+        )
 
 
-def _depth(part: DecoderConfig | DistillConfig) -> int:
-    return part.num_layers if part.layers is None or isinstance(part.layers, str) else len(part.layers)
+def _check_references(config: Config) -> None:
+    """Refuse names of base models, item texts and models to evaluate that do not exist."""
+    readers = {**{f"pretrain.{name}": model for name, model in config.pretrain.items()}, "finetune": config.finetune}
+    for where, section in readers.items():
+        text = getattr(section, "item_text", None)
+        check(
+            text is None or text in config.item_text,
+            f"{where}.item_text is {text!r}, which is not a key of item_text ({_listed(config.item_text)})",
+        )
+    source = config.finetune.item_vectors
+    check(
+        source is None
+        or source in config.pretrain
+        or "." in source
+        or "/" in source
+        or config.finetune.backbone is None
+        or not config.trains_teacher,
+        f"finetune.item_vectors is {source!r}, which is neither a base model ({_listed(config.pretrain)}) nor a file; "
+        "name a base model of pretrain, a file, or null",
+    )
+    known = [*config.pretrain, *BASELINES, "teacher", "student"]
+    for name in config.evaluate.models or ():
+        check(name in known, f"evaluate.models has {name!r}, which is not a model of the run; choose from {known}")
+
+
+def _check_ensemble(config: Config) -> None:
+    finetune, distill = config.finetune, config.distill
+    if not config.trains_teacher:
+        return
+    for name in finetune.ensemble:
+        check(
+            name in config.pretrain,
+            f"finetune.ensemble has {name!r}, which is not a base model of pretrain ({_listed(config.pretrain)})",
+        )
+        member = config.pretrain[name]
+        check(
+            getattr(member, "lora", None) is None,
+            f"pretrain.{name}.lora: adapters of a base model cannot be saved in an ensemble; set pretrain.{name}.lora="
+            "null",
+        )
+        check(
+            member.max_history_items == finetune.max_history_items,
+            f"finetune.max_history_items is {finetune.max_history_items} and pretrain.{name}.max_history_items is "
+            f"{member.max_history_items}; the models of an ensemble read histories of one length, so set both alike",
+        )
+    check(
+        bool(finetune.ensemble) or not distill.keep_ensemble,
+        "distill.keep_ensemble is true, but finetune.ensemble is empty; set distill.keep_ensemble=false",
+    )
+
+
+def _check_blocks(config: Config) -> None:
+    """Refuse a number of blocks that does not divide the depths of student and teacher."""
+    distill, student = config.distill, config.distill.student
+    if not (config.trains_teacher and distill.weights.needs_states):
+        return
+    check(
+        isinstance(student, DecoderStudent) and config.finetune.backbone is not None,
+        f"distill.weights of cosine, norm and multiple compare hidden states of decoders, but distill.student.kind is "
+        f"{getattr(student, 'kind', None)!r} and finetune.backbone {config.finetune.backbone!r}; set these weights to 0",
+    )
+    assert isinstance(student, DecoderStudent)
+    layers = config.finetune.layers
+    teacher_depth = config.finetune.num_layers if layers is None else len(layers)
+    check(
+        student.depth % distill.num_blocks == teacher_depth % distill.num_blocks == 0,
+        f"distill.num_blocks is {distill.num_blocks}, but the student has {student.depth} layers and the teacher "
+        f"{teacher_depth}; choose a number that divides both",
+    )
+
+
+def _listed(names: object) -> str:
+    return ", ".join(names) or "none"  # type: ignore[call-overload, no-any-return]

@@ -1,8 +1,7 @@
-"""From a YAML file and overrides to a configuration, or to one line that names every fault."""
+"""Reading a configuration from a YAML file and overrides; all faults are reported in one line."""
 
 import difflib
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +9,45 @@ import yaml
 from pydantic import ValidationError
 
 from slmrec.config import Config, Section
+from slmrec.config.kinds import KINDS, base_model_section, student_section
+from slmrec.config.old_keys import old_keys
 from slmrec.errors import ConfigError
+from slmrec.recipes import find_recipe
 
 
-def load_config(path: Path | None, overrides: list[str]) -> Config:
-    """The configuration of a YAML file with `key.path=value` overrides; all faults are reported at once.
+def load_config(source: Path | str | None, overrides: list[str]) -> Config:
+    """Read a YAML file, or a recipe by its name, and apply `key.path=value` overrides.
+
+    Args:
+        source: A file, or the name of a recipe of the package (`beauty`); None for the defaults.
+        overrides: Settings that replace those of the file, each as `key.path=value`.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+        ConfigError: The file is missing or not YAML, a key is unknown, or a value is out of range; the message names
+            every fault.
     """
+    path = None if source is None else find_recipe(source)
     values = _read_yaml(path) if path else {}
     for override in overrides:
         _apply(values, override)
+    if faults := list(old_keys(values)):
+        raise ConfigError(f"{f'{path}: ' if path else ''}{'; '.join(faults)}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        faults: dict[str, list[str]] = {}
+        faults_by_origin: dict[str, list[str]] = {}
         for fault in error.errors():
-            faults.setdefault(_origin(fault["loc"], path, overrides), []).append(_describe(fault))
-        raise ConfigError("; ".join(f"{origin}: {'; '.join(found)}" for origin, found in faults.items())) from None
+            faults_by_origin.setdefault(_origin(fault["loc"], path, overrides), []).append(_describe(fault))
+        message = "; ".join(f"{origin}: {'; '.join(faults)}" for origin, faults in faults_by_origin.items())
+        raise ConfigError(message) from None
 
 
 def vary(config: Config, changes: dict[str, Any], where: str) -> Config:
-    """The same configuration but for some settings, given by `key.path`.
+    """Return a configuration with some settings changed, each given by `key.path`.
 
     Raises:
-        ConfigError: a key is unknown, a value is out of range, or they contradict the rest; it begins with `where`.
+        ConfigError: A key is unknown, a value is out of range, or settings contradict each other; the message begins
+            with `where`.
     """
     values = config.model_dump(mode="json", exclude_unset=True)
     for key, value in changes.items():
@@ -47,36 +59,34 @@ def vary(config: Config, changes: dict[str, Any], where: str) -> Config:
 
 
 def _origin(location: tuple[Any, ...], path: Path | None, overrides: list[str]) -> str:
-    """What gave a faulty value: an override, or the file, or, where settings contradict each other, perhaps both."""
+    """Name the source of a faulty value: an override, the file, or both where settings contradict each other."""
     where = "".join(f"{part}." for part in location)
     keys = {f"{override.partition('=')[0]}.": override for override in overrides}
     named = [override for key, override in keys.items() if where.startswith(key)]
     if named:
         return f"override {named[-1]!r}"
-    below = not path or any(key.startswith(where) for key in keys)
-    return " and ".join(([str(path)] if path else []) + (["the command line"] if below else []))
+    is_below = not path or any(key.startswith(where) for key in keys)
+    return " and ".join(([str(path)] if path else []) + (["the command line"] if is_below else []))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; recipes are in configs/") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections (prepare, pretrain, ...), got {type(values).__name__}")
+        raise ConfigError(f"{path}: got {type(values).__name__}, expected sections such as prepare and pretrain")
     return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"override {override!r}: expected key.path=value, for example distill.num_layers=2")
+        raise ConfigError(f"override {override!r}: expected key.path=value, such as distill.student.num_layers=2")
     *sections, name = key.split(".")
     for section in sections:
         below = values.get(section)
-        if below is None:  # left out, or null: begun with this setting, its others as by default
+        if below is None:  # absent or null: the override starts the section, whose other settings keep their defaults
             below = values[section] = {}
         if not isinstance(below, dict):
             raise ConfigError(
@@ -102,21 +112,43 @@ def _describe(fault: Any) -> str:
 
 
 def _suggestion(location: tuple[Any, ...]) -> str:
-    section: Any = Config
+    name, sections = str(location[-1]), [Config]
     for part in location[:-1]:
-        field = section.model_fields.get(part)
-        candidates = (
-            [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if field] if field else []
-        )
-        section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)), None)
-        if section is None:
-            return ""
-    below = [name for name, field in section.model_fields.items() if str(location[-1]) in _fields(field.annotation)]
-    if below:
-        return f" (did you mean '{below[0]}.{location[-1]}'?)"
-    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(section.model_fields)}"
+        sections = [below for section in sections for below in _sections_at(section, str(part))]
+    known = list(dict.fromkeys(field for section in sections for field in section.model_fields))
+    for field in known:
+        if any(name in below.model_fields for section in sections for below in _sections_at(section, field)):
+            return f" (did you mean '{field}.{name}'?)"
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f"; known: {', '.join(known)}" if known else ""
 
 
-def _fields(kind: Any) -> Collection[str]:
-    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()
+def _sections_at(section: type[Section], name: str) -> list[type[Section]]:
+    """Section classes that a field may hold; base models and students have one for each kind."""
+    if section in _Named:
+        return _Named[section]
+    field = section.model_fields.get(name)
+    if field is None:
+        return []
+    if section is Config and name in ("pretrain", "item_text"):
+        return [_BaseModels if name == "pretrain" else _ItemTexts]
+    if name == "student":
+        return [student_section(kind) for kind in KINDS]
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+
+
+class _BaseModels(Section):
+    """Stands for the names of base models."""
+
+
+class _ItemTexts(Section):
+    """Stands for the names of item texts."""
+
+
+_Named: dict[type[Section], list[type[Section]]] = {
+    _BaseModels: [base_model_section(kind) for kind in KINDS],
+    _ItemTexts: [Config.model_fields["item_text"].annotation.__args__[1]],  # type: ignore[union-attr]
+}

@@ -1,4 +1,4 @@
-"""What is asked of trained models: the evaluation, the ablation and the study of depth."""
+"""Evaluation, ablation and the study of depth."""
 
 import re
 from typing import Any, Literal
@@ -7,75 +7,101 @@ from pydantic import Field, model_validator
 
 from slmrec.config.section import Section, check
 
+PROTOCOLS = r"full_history_excluded|full|sampled_[1-9]\d*"
+"""Pattern of the names of ranking protocols."""
+
 
 class EvaluateConfig(Section):
-    """All models side by side on the test split."""
+    """Evaluation of all models side by side."""
 
-    protocols: tuple[Literal["full_history_excluded", "full", "sampled"], ...] = (
-        "full_history_excluded",
-        "full",
-        "sampled",
-    )
-    """Rankings to report; one forward pass serves all."""
-    models: tuple[Literal["popularity", "cooccurrence", "sasrec", "companion", "teacher", "student"], ...] | None = (
-        Field(None, min_length=1)
-    )
-    """What is evaluated; null: all that there is."""
-    num_negatives: int = Field(999, ge=1)
-    """Negatives a user of the `sampled` protocol, drawn once from the items outside the user's history and stored."""
+    primary_protocol: str = "full_history_excluded"
+    """Protocol that the report shows first; one of `protocols`."""
+    protocols: tuple[str, ...] = Field(("full_history_excluded", "full", "sampled_999"), min_length=1)
+    """Ranking protocols: `full_history_excluded`, `full`, or `sampled_N`, which ranks the target among N sampled
+    negatives. One forward pass serves all."""
+    splits: tuple[Literal["test", "valid"], ...] = Field(("test",), min_length=1)
+    """Splits whose held-out items are ranked; results on `valid` are written to files of their own."""
+    num_negatives: int | None = Field(None, ge=1)
+    """Number of negatives of the sampled protocol; null: the number in its name, with which it must agree."""
+    models: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the models to evaluate: base models, `popularity`, `cooccurrence`, `teacher`, `student`; null: all."""
     batch_size: int = Field(256, ge=1)
-    """Users encoded at once."""
+    """Number of users encoded at once."""
     timing_users: int = Field(2000, ge=1)
-    """Users over whom the speed of each model is measured, in turn, the median of three rounds."""
+    """Number of users over whom the speed of each model is measured, as the median of three rounds."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluateConfig":
+        for name in self.protocols:
+            check(
+                re.fullmatch(PROTOCOLS, name) is not None,
+                f"protocols has {name!r}; choose from full_history_excluded, full and sampled_N (such as sampled_999)",
+            )
+        check(len(set(self.protocols)) == len(self.protocols), f"protocols is {list(self.protocols)}; name each once")
+        check(len(self.sampled) <= 1, f"protocols is {list(self.protocols)}; give one sampled protocol at most")
+        check(
+            self.num_negatives is None or not self.sampled or self.sampled == (self.num_negatives,),
+            f"num_negatives is {self.num_negatives}, which disagrees with protocols {list(self.protocols)}; leave it out",
+        )
+        check(
+            self.primary_protocol in self.protocols,
+            f"primary_protocol is {self.primary_protocol!r}, which is not one of protocols {list(self.protocols)}",
+        )
+        return self
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """Numbers of negatives of the sampled protocols."""
+        return tuple(int(name.removeprefix("sampled_")) for name in self.protocols if name.startswith("sampled_"))
 
 
 class AblateConfig(Section):
     """Variants of the distillation, side by side; read by `slmrec ablate` alone."""
 
     variants: dict[str, dict[str, Any]] | None = None
-    """By name, the settings of distill that differ, `{distill.weights.kl: 0}`; `{}` is the recipe as it is. null: the
-    recipe as `full`, without each of its terms, with cross-entropy alone, and online (offline if the recipe is online).
-    Source: SLMRec's ablation of its losses."""
+    """Settings of distill that differ, by the name of the variant: `{distill.weights.kl: 0}`; `{}` is the recipe itself.
+    null: the recipe as `full`, without each of its terms, with cross-entropy alone, and online (offline if the recipe is
+    online). Source: ablation of the losses in SLMRec."""
     seeds: tuple[int, ...] = Field((42, 1, 2), min_length=1)
-    """Each variant is distilled with each of these; all share one teacher."""
+    """Seeds with which each variant is distilled; all share one teacher."""
     baseline: str = "full"
-    """The variant that the others are compared with."""
+    """Variant with which the others are compared."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblateConfig":
-        check(len(set(self.seeds)) == len(self.seeds), f"seeds are {list(self.seeds)}; name each seed once")
+        check(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}; name each seed once")
         names = ["full"] if self.variants is None else list(self.variants)
-        check(self.baseline in names, f"baseline is {self.baseline!r}, which is no variant; choose of: {names}")
+        check(self.baseline in names, f"baseline is {self.baseline!r}, which is not a variant; choose from {names}")
         for name, changes in (self.variants or {}).items():
             check(
                 re.fullmatch(r"\w[\w.-]*", name) is not None and name != "base",
-                f"variants has {name!r}: a variant is a folder; take letters, digits, '_', '.' and '-', and not 'base'",
+                f"variants has {name!r}: names are folders; use letters, digits, '_', '.' and '-', and not 'base'",
             )
             for key in changes:
                 check(
                     key.startswith("distill."),
-                    f"variants.{name} changes {key!r}; only settings of distill can differ (distill.num_layers, "
-                    "...), since what comes before is done once for all",
+                    f"variants.{name} changes {key!r}; only settings of distill can differ (such as "
+                    "distill.student.num_layers), since all variants share the earlier stages",
                 )
         return self
 
 
 class DepthConfig(Section):
-    """Models of several depths, and what each layer of the deepest does; read by `slmrec depth` alone."""
+    """Models of several depths, and the role of each layer of the deepest one; read by `slmrec depth` alone."""
 
     num_layers: tuple[int, ...] | None = Field(None, min_length=1)
-    """Depths to train, each as finetune says but alone, without ensemble; null: 1, 2, 4, ... and all layers that the
-    backbone has. The deepest is the one whose layers are looked at."""
+    """Depths to train, with the settings of finetune but without its ensemble; null: 1, 2, 4, ... and all layers of the
+    backbone. The layers of the deepest model are analysed."""
     layer_steps: tuple[int, ...] = ()
-    """Train also models of every n-th layer of the deepest, for each n given. Source: the reference's `interval`."""
+    """Further models of every n-th layer of the deepest one, for each n given. Source: the reference's `interval`."""
     head_samples: int = Field(4000, ge=1)
-    """Training samples from which a head is fitted to each layer."""
+    """Number of training samples to which a head is fitted for each layer."""
     similarity_users: int = Field(1000, ge=4)
-    """Validation users over whom the layers' representations are compared."""
+    """Number of validation users over whom the representations of the layers are compared."""
     drop_users: int = Field(1000, ge=0)
-    """Validation users whom the deepest model ranks for with each one of its layers left out; 0: leave none out."""
+    """Number of validation users for whom the deepest model is evaluated without each of its layers; 0: skip this."""
     quality_loss: float = Field(0.01, ge=0, lt=1)
-    """The depth recommended is the smallest whose NDCG@10 falls short of the best one's by no more than this share."""
+    """Largest share of the best NDCG@10 that the recommended depth may lose; the smallest such depth is recommended."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DepthConfig":

@@ -1,4 +1,4 @@
-"""How a model is trained, with the defaults of each stage."""
+"""Training settings, with the defaults of each stage."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,44 +17,43 @@ BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
 
 
 class TrainConfig(Section):
-    """How one model is trained; names are those of transformers' TrainingArguments."""
+    """Training settings of one model, named as in transformers' TrainingArguments."""
 
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW."""
     num_train_epochs: int = Field(10, ge=0)
-    """Passes over the training samples; 0 trains nothing."""
+    """Number of passes over the training samples; 0 skips training."""
     max_steps: int = Field(-1, ge=-1)
-    """Stop after this many optimiser steps; -1: the epochs decide."""
+    """Maximum number of optimiser steps; -1 sets no limit."""
     per_device_train_batch_size: BatchSize = 64
-    """Users (or samples) a batch and device; `auto`: a step takes `reference_batch_size` in all, as many at once as
-    memory allows."""
+    """Samples per batch and device; `auto` takes `reference_batch_size` samples per step, in pieces that fit into memory."""
     reference_batch_size: int | None = Field(None, ge=1)
-    """Samples of the step that `learning_rate` belongs to: a step of another size takes the rate times the square root
-    of the ratio of sizes; null: the rate is taken as it is."""
+    """Samples per step for which `learning_rate` was chosen; for another step size the rate is multiplied by the square
+    root of the ratio. null: no scaling."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Batches whose gradients are added up before a step."""
+    """Number of batches whose gradients are accumulated before a step."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps over which the learning rate rises from 0."""
+    """Number of steps over which the learning rate rises from 0."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    """What the learning rate does after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled decay of AdamW, on matrices only (not on norms and biases)."""
+    """Decoupled weight decay of AdamW, applied to matrices only (not to norms and biases)."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-    average_decay: float = Field(0.0, ge=0, lt=1)
-    """Validate and keep a running average of the weights, in which the latest weigh 1 - this; 0: the latest alone."""
+    """Maximum gradient norm; larger gradients are clipped."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then validated and saved; 0: no average."""
     eval_max_users: int = Field(0, ge=0)
-    """Validation users scored after each epoch, the same ones every time; 0: all."""
+    """Number of validation users scored after each epoch, the same users every time; 0: all."""
     early_stopping_patience: int = Field(5, ge=1)
-    """Epochs without a better validation NDCG@10 before training stops."""
+    """Number of epochs without a better validation NDCG@10 after which training stops."""
     bf16: bool | Literal["auto"] = "auto"
-    """bfloat16 matrix products: yes, no, or where the hardware has them."""
+    """Use bfloat16 matrix products; `auto` uses them where the hardware supports them."""
     loss: Literal["ce", "sampled_softmax"] = "ce"
-    """Cross-entropy over the whole catalogue, or, for catalogues of millions, over the target and drawn items."""
+    """Cross-entropy over the whole catalogue (`ce`), or over the target and sampled items, for catalogues of millions."""
     num_sampled: int | None = Field(None, ge=1)
-    """Items drawn a step for `sampled_softmax`, shared by all its positions; give it with that loss, and only then."""
+    """Number of items sampled per step for `loss: sampled_softmax`, shared by all positions; required by it."""
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
-    """The share of each label that is spread evenly over the catalogue; for loss: ce."""
+    """Share of each label that is spread evenly over the catalogue; requires `loss: ce`."""
 
     @model_validator(mode="after")
     def _batch_is_whole(self) -> "TrainConfig":
@@ -85,58 +84,58 @@ class TrainConfig(Section):
         return self
 
 
-class PretrainTraining(TrainConfig):
-    """Defaults for SASRec. Source: the recipe of BSARec's SASRec baseline (batch 256, 5e-4)."""
+class BaseModelTraining(TrainConfig):
+    """Defaults of a base model. Source: recipe of BSARec's SASRec baseline (batch size 256, learning rate 5e-4)."""
 
     num_train_epochs: int = Field(32, ge=0)
-    """Passes over the training samples."""
+    """Number of passes over the training samples."""
     per_device_train_batch_size: BatchSize = 256
-    """Samples a batch and device, or `auto`."""
+    """Samples per batch and device, or `auto`."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
 
 
 class DecoderTraining(TrainConfig):
-    """How a decoder is trained."""
+    """Training settings of a decoder."""
 
     gradient_checkpointing: bool = False
-    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
-    """Compile the layers' norms and MLPs: some seconds at the start for a share of each step; takes a C++ compiler."""
+    """Compile the norms and MLPs of the layers; needs a C++ compiler and some seconds at the start."""
 
 
-class CompanionTraining(DecoderTraining):
-    """Defaults for the small decoder from scratch: those of SASRec, and a running average of the weights."""
+class DecoderBaseTraining(DecoderTraining, BaseModelTraining):
+    """Defaults of a decoder as base model: those of SASRec, and an average of the weights."""
 
     num_train_epochs: int = Field(20, ge=0)
-    """Passes over the training samples."""
+    """Number of passes over the training samples."""
     per_device_train_batch_size: BatchSize = 256
-    """Samples a batch and device, or `auto`."""
+    """Samples per batch and device, or `auto`."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up."""
-    average_decay: float = Field(0.995, ge=0, lt=1)
-    """Validate and keep a running average of the weights, in which the latest weigh 1 - this; 0: the latest alone."""
+    """Schedule of the learning rate after the warm-up."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then validated and saved; 0: no average."""
 
 
 class FinetuneTraining(DecoderTraining):
-    """Defaults for the teacher. Source: SLMRec's published run script."""
+    """Defaults of the teacher. Source: published run script of SLMRec."""
 
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     num_train_epochs: int = Field(3, ge=0)
-    """Passes over the training samples; 0 trains nothing."""
+    """Number of passes over the training samples; 0 skips training."""
     per_device_train_batch_size: BatchSize = 256
-    """Users (or samples) a batch and device, or `auto`."""
+    """Samples per batch and device, or `auto`."""
 
 
 class DistillTraining(DecoderTraining):
-    """Defaults for the student. Source: SLMRec's published run script."""
+    """Defaults of the student. Source: published run script of SLMRec."""
 
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     num_train_epochs: int = Field(5, ge=0)
-    """Passes over the training samples; 0 trains nothing."""
+    """Number of passes over the training samples; 0 skips training."""
     per_device_train_batch_size: BatchSize = 128
-    """Users (or samples) a batch and device, or `auto`."""
+    """Samples per batch and device, or `auto`."""
     warmup_steps: int = Field(50, ge=0)
-    """Steps over which the learning rate rises from 0."""
+    """Number of steps over which the learning rate rises from 0."""

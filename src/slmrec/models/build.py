@@ -1,73 +1,169 @@
-"""How recommenders are made: a teacher from a backbone, a student from its teacher."""
+"""Construction of decoders: a teacher or base model from a backbone, a student from its teacher."""
 
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slmrec.config import DecoderModel, DecoderSettings, DecoderStudent, DecoderTraining, PromptTemplate, TrainConfig
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import Backbone, keep_layers
-from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, Positions
+from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, keep_layers, load_backbone, random_decoder
+from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.packed.interface import check_attention
-from slmrec.models.titles import Titles
+from slmrec.models.titles import ItemText
 from slmrec.models.weights import merged_state_dict
-from slmrec.types import Batch
+from slmrec.types import Histories, ModelParts
+
+_LOG = logging.getLogger(__name__)
+ALPACA = PromptTemplate(
+    prefix=(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+        "Predict the item that the user will choose next, given the items chosen so far, oldest first.\n\n### Input:\n"
+    ),
+    response="\n\n### Response:\n",
+)
+"""Prompt in the reference's instruction form; the wording is ours."""
+INITIAL_STD = 0.02
+"""Standard deviation of random item vectors. Source: initialisation of SASRec's embeddings."""
+
+
+def build_decoder_model(settings: DecoderModel, parts: ModelParts) -> DecoderRecommender:
+    """Return a decoder as base model: its item vectors are random and train."""
+    backbone = open_backbone(settings)
+    vectors = random_item_vectors(parts.num_items, settings.item_dim)
+    model = build_decoder(settings, backbone, vectors, parts.item_text, section=parts.section, train_items=True)
+    apply_training_options(model, settings.train)
+    return model
+
+
+def build_decoder_student(settings: DecoderStudent, parts: ModelParts) -> DecoderRecommender:
+    """Return a student that starts from layers of the teacher's decoder.
+
+    Raises:
+        ConfigError: The teacher has no decoder, or not these layers.
+    """
+    teacher = getattr(parts.teacher, "decoder_part", None)
+    if teacher is None:
+        raise ConfigError(
+            "distill.student.kind is 'decoder', but the teacher has no decoder whose layers it could start from; "
+            "choose another kind, such as sasrec"
+        )
+    layers = _student_layers(settings, teacher, parts)
+    _LOG.info("distill: the student starts from layers %s of the teacher (from 0)", ", ".join(map(str, layers)))
+    return student_from(
+        teacher, layers, item_dropout=settings.item_dropout, train_items=settings.item_embeddings == "train"
+    )
+
+
+def _student_layers(settings: DecoderStudent, teacher: DecoderRecommender, parts: ModelParts) -> tuple[int, ...]:
+    depth, num_layers = teacher.num_layers, settings.num_layers
+    if not isinstance(settings.layers, str):
+        return choose_layers(depth, num_layers, 1, settings.layers, parts.section)
+    first = choose_layers(depth, num_layers, 1, None, parts.section)
+    if settings.layers == "evenly_spaced":
+        return evenly_spaced(depth, num_layers)
+    if settings.layers == "influence" and parts.histories is not None:
+        influence = layer_influence(teacher, parts.histories)
+        return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num_layers].tolist()))
+    return first
+
+
+def open_backbone(settings: DecoderSettings) -> Backbone:
+    """Return the backbone of a decoder, with the vectors of its prompt."""
+    if settings.backbone_config is not None:
+        decoder = random_decoder(settings.backbone_config)
+        empty = torch.zeros(0, decoder.config.hidden_size)
+        return Backbone(decoder, empty, empty)  # random weights have no tokenizer
+    prompt = prompt_of(settings)
+    return load_backbone(str(settings.backbone), prompt.prefix, prompt.response, settings.quantization_config)
+
+
+def prompt_of(settings: DecoderSettings) -> PromptTemplate:
+    """Return the text before and after the items."""
+    if isinstance(settings.prompt, PromptTemplate):
+        return settings.prompt
+    return ALPACA if settings.prompt == "alpaca" else PromptTemplate()
+
+
+def random_item_vectors(num_items: int, width: int) -> Tensor:
+    """Return random item vectors (V+1, D); row 0, the padding item, is zero."""
+    vectors = INITIAL_STD * torch.randn(num_items + 1, width)
+    vectors[0] = 0
+    return vectors
 
 
 def build_decoder(
+    settings: DecoderSettings,
     backbone: Backbone,
-    layers: tuple[int, ...],
     item_vectors: Tensor,
+    text: ItemText | None,
     *,
-    source: str,
-    lora: dict[str, Any] | None,
-    positions: Positions,
-    max_history_items: int,
-    item_dropout: float,
-    layer_dropout: float = 0.0,
+    section: str,
     train_items: bool,
-    quantization: dict[str, Any] | None = None,
-    titles: Titles | None = None,
 ) -> DecoderRecommender:
-    """A recommender from some layers of a backbone and given item vectors (V+1, D).
+    """Return a recommender from some layers of a backbone; the other layers are dropped.
 
-    With `lora` the layers are frozen and get adapters; without, they train. Titles join the items' vectors. The other
-    layers of the backbone are dropped.
+    Args:
+        settings: Settings of the decoder. With `lora` its layers are frozen and get adapters; without, they train.
+        backbone: The whole backbone.
+        item_vectors: (V+1, D) initial item vectors.
+        text: Vectors of the item texts, which join the item vectors; None for a model without text.
+        section: Path of the settings in the YAML, for messages.
+        train_items: Whether the item vectors train.
+
+    Raises:
+        ConfigError: The backbone has not these layers.
     """
+    depth = backbone.decoder.config.num_hidden_layers
+    layers = choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, section)
     check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
     architecture = backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type}
-    architecture.pop("quantization_config", None)  # a student is not quantised; how the backbone was is kept apart
+    architecture.pop("quantization_config", None)  # kept apart, since a student is not quantised
     config = DecoderRecommenderConfig(
         decoder=architecture,
         num_items=len(item_vectors) - 1,
         item_dim=item_vectors.shape[1],
         num_prefix_tokens=len(backbone.prefix),
         num_response_tokens=len(backbone.response),
-        positions=positions,
-        max_history_items=max_history_items,
-        item_dropout=item_dropout,
-        layer_dropout=layer_dropout,
-        backbone=source,
+        positions=settings.positions,
+        max_history_items=settings.max_history_items,
+        item_dropout=settings.item_dropout,
+        layer_dropout=settings.layer_dropout,
+        backbone=settings.backbone,
         layers=layers,
-        lora=lora,
-        quantization=quantization,
-        titles=None if titles is None else _title_settings(titles),
+        lora=settings.lora.model_dump(mode="json") if settings.lora else None,
+        quantization=settings.quantization_config,
+        titles=None if text is None else _text_settings(settings, text),
     )
     model = DecoderRecommender(config, backbone.decoder)
     model.prefix.copy_(backbone.prefix)
     model.response.copy_(backbone.response)
     with torch.no_grad():
         model.item_embeddings.weight.copy_(item_vectors)
-        if titles is not None and model.titles is not None:
-            model.titles.vectors.copy_(titles.vectors)
-            model.titles.reader = titles.reader
+        if text is not None and model.titles is not None:
+            model.titles.vectors.copy_(text.vectors)
+            model.titles.reader = text.reader
     set_trainable(model, train_items)
     return model
 
 
-def _title_settings(titles: Titles) -> dict[str, Any]:
-    return {"num_components": titles.vectors.shape[1], "width": titles.width, "side": titles.side}
+def _text_settings(settings: DecoderSettings, text: ItemText) -> dict[str, Any]:
+    width, side = settings.item_text_width, settings.item_text_side
+    return {"num_components": text.vectors.shape[1], "width": width, "side": side}
+
+
+def apply_training_options(model: nn.Module, settings: TrainConfig) -> None:
+    """Turn on gradient checkpointing and compilation of a decoder; results stay the same up to rounding."""
+    if not isinstance(settings, DecoderTraining) or not isinstance(model, DecoderRecommender):
+        return
+    if settings.gradient_checkpointing:
+        model.decoder.gradient_checkpointing_enable()
+    if settings.torch_compile:
+        compile_layers(model)
 
 
 def student_from(
@@ -78,11 +174,11 @@ def student_from(
     layer_dropout: float = 0.0,
     train_items: bool,
 ) -> DecoderRecommender:
-    """A student that starts from some of the teacher's layers and from all its heads.
+    """Return a student that starts from some of the teacher's layers and from all of its heads.
 
-    The teacher's adapters are merged into the layers first, so that the student stands alone.
+    The teacher's adapters are merged into the layers first, so that the student needs no backbone.
     """
-    config = _alone(teacher, len(layers), {}, item_dropout=item_dropout, layer_dropout=layer_dropout)
+    config = _config_without_backbone(teacher, len(layers), item_dropout, layer_dropout)
     student = DecoderRecommender(config)
     state = merged_state_dict(teacher)
     own = {name: value for name, value in state.items() if not name.startswith("decoder.layers.")}
@@ -108,50 +204,17 @@ def standalone(model: DecoderRecommender) -> DecoderRecommender:
     return alone
 
 
-def fresh_student(
-    teacher: DecoderRecommender,
-    num_layers: int,
-    changes: dict[str, Any],
-    *,
-    item_dropout: float,
-    layer_dropout: float = 0.0,
-    train_items: bool,
-) -> DecoderRecommender:
-    """A student with random layers of the teacher's architecture but for `changes`, and the teacher's item vectors.
-
-    The prompt is kept if the hidden width is.
-    """
-    student = DecoderRecommender(
-        _alone(teacher, num_layers, changes, item_dropout=item_dropout, layer_dropout=layer_dropout)
-    )
-    student.decoder.init_weights()
-    with torch.no_grad():
-        student.item_embeddings.weight.copy_(teacher.item_embeddings.weight)
-        if student.titles is not None and teacher.titles is not None:
-            student.titles.load_state_dict(teacher.titles.state_dict())
-            student.titles.reader = teacher.titles.reader
-        if student.hidden_size == teacher.hidden_size:
-            student.prefix.copy_(teacher.prefix)
-            student.response.copy_(teacher.response)
-    set_trainable(student, train_items)
-    return student
-
-
-def _alone(
-    teacher: DecoderRecommender, num_layers: int, changes: dict[str, Any], **dropouts: Any
+def _config_without_backbone(
+    teacher: DecoderRecommender, num_layers: int, item_dropout: float, layer_dropout: float
 ) -> DecoderRecommenderConfig:
     values = teacher.config.to_dict()
     decoder = values["decoder"] | {"num_hidden_layers": num_layers}
     if decoder.get("layer_types"):
         decoder["layer_types"] = decoder["layer_types"][:num_layers]
-    decoder |= changes
-    if "num_attention_heads" in changes and "head_dim" not in changes:
-        decoder.pop("head_dim", None)
-    if decoder["hidden_size"] != teacher.hidden_size:
-        values |= {"num_prefix_tokens": 0, "num_response_tokens": 0}
-    kept = {key: values[key] for key in ("num_items", "item_dim", "positions", "max_history_items", "titles")}
-    tokens = {key: values[key] for key in ("num_prefix_tokens", "num_response_tokens")}
-    return DecoderRecommenderConfig(decoder=decoder, **dropouts, **kept, **tokens)
+    copied = ("num_items", "item_dim", "positions", "max_history_items", "titles")
+    tokens = ("num_prefix_tokens", "num_response_tokens")
+    kept = {key: values[key] for key in (*copied, *tokens)}
+    return DecoderRecommenderConfig(decoder=decoder, item_dropout=item_dropout, layer_dropout=layer_dropout, **kept)
 
 
 def set_trainable(model: DecoderRecommender, train_items: bool) -> None:

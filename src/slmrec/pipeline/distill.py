@@ -1,74 +1,76 @@
-"""The student: fewer layers, taught by the teacher."""
+"""The student, distilled from the teacher."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
-from slmrec.config import Config, DistillConfig
+from slmrec.config import DistillConfig
+from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.backbone import choose_layers, evenly_spaced
-from slmrec.models.build import fresh_student, layer_influence, set_trainable, student_from
-from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.ensemble import Ensemble, Member
+from slmrec.models.build import apply_training_options, set_trainable
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, save_recommender
-from slmrec.pipeline.ensemble import save_ensemble
-from slmrec.pipeline.learning import (
-    adjust_decoder,
+from slmrec.models.loader import Model
+from slmrec.pipeline.ensemble_weights import save_ensemble
+from slmrec.pipeline.fitting import (
     cross_entropy_settings,
-    forget_training_state,
-    learn,
+    fit_model,
+    remove_training_state,
     training_samples,
+    validation_users,
 )
-from slmrec.pipeline.stage import Stage, Task
-from slmrec.training.losses import DistillationLoss
+from slmrec.pipeline.stage import Task
+from slmrec.progress import progress
+from slmrec.training.losses import DistillationLoss, LiveTeacher
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training.trainer import TrainingSamples
+from slmrec.types import Histories, ModelParts
 
-Teacher = DecoderRecommender | Ensemble
+_LOG = logging.getLogger(__name__)
 INFLUENCE_USERS = 256
-"""Users on whom the influence of the layers is measured."""
+"""Number of validation users on whom the influence of layers is measured."""
 
 
 def build(task: Task) -> dict[str, float]:
-    """Builds the student, and trains it on the data and on the teacher."""
-    settings = task.config.distill
-    dataset = Dataset.load(task.output / "prepare")
-    teacher = load_teacher(Path(settings.teacher) if settings.teacher else task.output / "finetune", dataset)
-    others = _others(settings, teacher)
-    if others is not None:
-        teacher = _decoder(teacher)  # what the others know, the student has from them
+    """Train the student on the data and on the outputs of the teacher."""
+    settings, dataset = task.config.distill, Dataset.load(task.output / "prepare")
+    folder = task.output / "finetune" if task.config.trains_teacher else Path(settings.teacher)
+    teacher = load_teacher(folder, dataset)
+    ensemble = _kept_ensemble(settings, teacher, folder)
+    if ensemble is not None:
+        teacher = ensemble.members["decoder"]
     torch.manual_seed(task.config.seed)
-    student = _student(settings, _decoder(teacher), dataset)
-    _check_blocks(settings, student, teacher)
-    data = training_samples(dataset, task.config.finetune.supervision, student)
+    student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher))
+    data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
     loss = _loss(task, student, teacher, data, dataset)
-    sizes = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
-    del teacher  # offline its answers are stored and its weights are of no more use
-    metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
-    if others is not None:
-        metrics |= save_ensemble(task, "distill", Ensemble.of(student, *others), settings.train)
-    if isinstance(loss.teacher, DecoderRecommender | Ensemble):
-        tuned = loss.teacher if others is None else Ensemble.of(loss.teacher, *others)
+    depths = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
+    del teacher  # offline its outputs are cached and its weights are not needed any more
+    metrics = fit_model(task, "distill", student, loss, data, settings.train)
+    if ensemble is not None:
+        mixed = ensemble.with_member("decoder", student)
+        validation = validation_users(task, dataset, settings.train)
+        metrics |= save_ensemble(task, dataset, "distill", mixed, validation)
+    if isinstance(loss.teacher, LiveTeacher):
+        tuned: Any = loss.teacher.model
+        tuned = tuned if ensemble is None else ensemble.with_member("decoder", tuned)
         save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
-    forget_training_state(task)
-    return metrics | sizes
+    remove_training_state(task)
+    return metrics | depths
 
 
-def load_teacher(folder: Path, dataset: Dataset) -> Teacher:
-    """The teacher of a folder.
+def load_teacher(folder: Path, dataset: Dataset) -> Model:
+    """Return the model of a folder, to be used as teacher.
 
     Raises:
-        CheckpointError: it is no decoder, or was trained on another data set.
+        CheckpointError: It was trained on another data set.
     """
     model, vocabulary = load_recommender(folder)
-    if not isinstance(model, DecoderRecommender | Ensemble):
-        raise CheckpointError(f"{folder}: a {model.config.model_type} model; expected the output of finetune")
     if not vocabulary.item_ids.equals(dataset.item_ids):
         raise CheckpointError(
             f"{folder}: trained on another data set ({len(vocabulary.item_ids)} items, here {dataset.num_items}, or "
@@ -77,129 +79,91 @@ def load_teacher(folder: Path, dataset: Dataset) -> Teacher:
     return model
 
 
-def _loss(
-    task: Task, student: DecoderRecommender, teacher: Teacher, data: TrainingSamples, dataset: Dataset
-) -> DistillationLoss:
+def build_student(settings: DistillConfig, num_items: int, teacher: Model, histories: Histories | None) -> Model:
+    """Return the student with its initial weights.
+
+    Args:
+        settings: Settings of the distillation.
+        num_items: V.
+        teacher: Model that teaches; a decoder student starts from its layers.
+        histories: Some validation histories, on which layers can be compared; None where none are needed.
+    """
+    kind = KINDS[settings.student.kind]
+    parts = ModelParts(num_items, section="distill.student", teacher=teacher, histories=histories)
+    student: Model = load_object(kind.build_student or kind.build)(settings.student, parts)
+    if student.max_history_items != teacher.max_history_items:
+        raise ConfigError(
+            f"distill.student.max_history_items is {student.max_history_items}, but the teacher reads "
+            f"{teacher.max_history_items} items; set both alike"
+        )
+    return student
+
+
+def _validation_histories(dataset: Dataset, teacher: Model) -> Histories:
+    samples = dataset.held_out("valid")
+    rows = np.arange(min(len(samples), INFLUENCE_USERS))
+    return collate(samples, rows, teacher.max_history_items).histories
+
+
+def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ensemble | None:
+    """Return the ensemble whose base models are mixed with the student; None if the student stands alone.
+
+    Raises:
+        ConfigError: The ensemble is to be kept, but the teacher has none, or no decoder that a student could replace.
+    """
+    if not settings.keep_ensemble:
+        return None
+    if not isinstance(teacher, Ensemble) or "decoder" not in teacher.members:
+        raise ConfigError(
+            f"distill.keep_ensemble is true, but the teacher in {folder} is not a mixture of a decoder and base models "
+            "(every other weight came out 0, or it has no decoder); set distill.keep_ensemble=false"
+        )
+    return teacher
+
+
+def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dataset: Dataset) -> DistillationLoss:
     settings = task.config.distill
-    online = settings.mode == "online"
-    adjust_decoder(student, settings.train)
-    if online:
-        teacher.requires_grad_(False)  # SASRec, where it has a say, stays as it is
-        set_trainable(_decoder(teacher), task.config.finetune.item_table == "trained")
+    is_online = settings.mode == "online"
+    apply_training_options(student, settings.train)
+    if is_online:
+        teacher.requires_grad_(False)  # base models of an ensemble stay as they are
+        set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings != "fixed")
     return DistillationLoss(
         student,
-        teacher if online else _stored(task, teacher, data),
+        LiveTeacher(teacher) if is_online else _cached_teacher(task, teacher, data),
         widths=(student.hidden_size, teacher.hidden_size),
         item_width=student.item_vectors().shape[1],
         num_blocks=settings.num_blocks,
         weights=settings.weights.model_dump(),
         kl_temperature=settings.kl_temperature,
-        normalized_states=settings.normalized_states,
-        online=online,
+        online=is_online,
         **cross_entropy_settings(dataset, settings.train),
     )
 
 
-def _stored(task: Task, teacher: Teacher, data: TrainingSamples) -> StoredTeacher:
-    """The teacher's answers to all training samples, computed unless an earlier run has."""
+def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> StoredTeacher:
+    """Return the cached outputs of the teacher for all training samples; they are computed unless a file has them."""
     settings = task.config.distill
-    folder = Path(settings.teacher_states) if settings.teacher_states else task.output / "teacher_states"
+    folder = task.cache or task.output / "teacher_outputs"
     read: dict[str, Any] = {"max_history_items": data.max_history_items, "every_position": data.every_position}
-    compared = settings.weights.cosine or settings.weights.norm
-    choices = [settings.num_blocks] if compared else [0, settings.num_blocks]  # user vectors come with blocks as well
+    compares_states = settings.weights.cosine or settings.weights.norm
+    # A file with hidden states holds the user vectors too, so it serves where only these are needed.
+    choices = [settings.num_blocks] if compares_states else [0, settings.num_blocks]
     keys = {number: fingerprint(teacher, data.samples, num_blocks=number, **read) for number in choices}
     paths = {number: folder / f"{key}.safetensors" for number, key in keys.items()}
     num_blocks = next((number for number in choices if paths[number].exists()), choices[0])
     path, key, wanted = paths[num_blocks], keys[num_blocks], {"num_blocks": num_blocks, **read}
     if path.exists():
-        print(f"distill: the teacher's outputs taken from {path}", flush=True)
+        _LOG.info("distill: teacher outputs taken from %s", path)
     else:
         _store(teacher, data, path, {"fingerprint": key, **wanted})
     return StoredTeacher.open(path, key, teacher.item_vectors().cpu(), data.samples, **wanted)
 
 
-def _store(teacher: Teacher, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
+def _store(teacher: Model, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
     start = time.perf_counter()
     on_device: Any = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("distill: the teacher's outputs", total=len(data.samples))
-        store_teacher_states(
-            on_device, data.samples, path, progress=lambda number: progress.advance(bar, number), **wanted
-        )
+    with progress("distill: teacher outputs", total=len(data.samples)) as advance:
+        store_teacher_states(on_device, data.samples, path, progress=advance, **wanted)
     seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
-    print(
-        f"distill: the teacher's outputs computed once in {seconds:.0f} s, stored in {path} ({size:.1f} MB)", flush=True
-    )
-
-
-def _others(settings: DistillConfig, teacher: Teacher) -> tuple[list[Member], list[float]] | None:
-    """What the student's scores are mixed with, and the weights; None: with nothing."""
-    if not settings.keep_ensemble:
-        return None
-    if not isinstance(teacher, Ensemble):
-        if settings.teacher:
-            raise ConfigError(f"distill.keep_ensemble is true, but {settings.teacher} is no ensemble; leave it out")
-        return None  # no model had a share
-    return teacher.others, teacher.config.weights[1:]
-
-
-def _decoder(teacher: Teacher) -> DecoderRecommender:
-    return teacher.decoder if isinstance(teacher, Ensemble) else teacher
-
-
-def _student(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> DecoderRecommender:
-    if settings.init == "fresh":
-        return begin_student(settings, teacher, ())
-    layers = _layers(settings, teacher, dataset)
-    print(f"distill: the student starts from the teacher's layers {', '.join(map(str, layers))} (from 0)", flush=True)
-    return begin_student(settings, teacher, layers)
-
-
-def begin_student(settings: DistillConfig, teacher: DecoderRecommender, layers: tuple[int, ...]) -> DecoderRecommender:
-    """The student, untrained: from some of the teacher's layers or, with `init: fresh`, from random ones."""
-    learning: Any = {
-        "item_dropout": settings.item_dropout,
-        "layer_dropout": settings.layer_dropout,
-        "train_items": settings.item_table == "trained",
-    }
-    if settings.init == "fresh":
-        return fresh_student(teacher, settings.num_layers, settings.backbone_config or {}, **learning)
-    return student_from(teacher, layers, **learning)
-
-
-def _layers(settings: DistillConfig, teacher: DecoderRecommender, dataset: Dataset) -> tuple[int, ...]:
-    """The teacher's layers from which the student starts."""
-    depth, num = teacher.num_layers, settings.num_layers
-    if not isinstance(settings.layers, str):
-        return choose_layers(depth, num, 1, settings.layers, "distill")
-    first = choose_layers(depth, num, 1, None, "distill")
-    if settings.layers == "evenly_spaced":
-        return evenly_spaced(depth, num)
-    if settings.layers == "influence":
-        samples = dataset.held_out("valid")
-        rows = np.arange(min(len(samples), INFLUENCE_USERS))
-        influence = layer_influence(teacher, collate(samples, rows, teacher.max_history_items))
-        return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num].tolist()))
-    return first
-
-
-def _check_blocks(settings: DistillConfig, student: DecoderRecommender, teacher: Teacher) -> None:
-    blocks, weights = settings.num_blocks, settings.weights
-    if not (weights.cosine or weights.norm or weights.multiple):
-        return
-    if student.num_layers % blocks or teacher.num_layers % blocks:
-        raise ConfigError(
-            f"distill.num_blocks is {blocks}, but the student has {student.num_layers} layers and the teacher "
-            f"{teacher.num_layers}; choose a number that divides both"
-        )
-
-
-def _sources(config: Config) -> tuple[str | None, ...]:
-    return (config.distill.teacher,)
-
-
-def _needs(config: Config) -> tuple[str, ...]:
-    return ("prepare",) if config.distill.teacher else ("prepare", "finetune")
-
-
-STAGE = Stage("distill", _needs, build, _sources)
+    _LOG.info("distill: teacher outputs computed in %.0f s, cached in %s (%.1f MB)", seconds, path, size)

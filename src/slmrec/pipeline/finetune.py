@@ -1,25 +1,68 @@
-"""The teacher: some layers of a pretrained decoder, tuned to recommend over the item vectors of pretrain."""
+"""The teacher: some layers of a pretrained decoder over item vectors, mixed with base models."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from slmrec.config import Config
-from slmrec.pipeline.decoder import backbone_files, train_decoder
-from slmrec.pipeline.ensemble import FOLDERS, join
-from slmrec.pipeline.learning import forget_training_state
-from slmrec.pipeline.stage import Stage, Task
+from slmrec.data.dataset import Dataset
+from slmrec.data.item_vectors import read_item_vectors
+from slmrec.models.build import apply_training_options, build_decoder, open_backbone, random_item_vectors
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.folder import load_recommender
+from slmrec.models.loader import Model
+from slmrec.pipeline.ensemble_weights import mix
+from slmrec.pipeline.fitting import cross_entropy_settings, fit_model, remove_training_state, training_samples
+from slmrec.pipeline.item_text import read_item_text
+from slmrec.pipeline.stage import Task
+from slmrec.training.losses import NextItemLoss
 
 
 def build(task: Task) -> dict[str, float]:
-    """Builds and trains the teacher."""
-    settings = task.config.finetune
-    decoder, metrics = train_decoder(task, "finetune", settings)
+    """Train the decoder, if there is one, and mix it with the base models of the ensemble."""
+    settings, dataset = task.config.finetune, Dataset.load(task.output / "prepare")
+    members: dict[str, Model] = {}
+    metrics: dict[str, float] = {}
+    if settings.backbone is not None:
+        members["decoder"], metrics = _train_decoder(task, dataset)
     if settings.ensemble:
-        metrics |= join(task, decoder, settings.ensemble, settings.train)
-    forget_training_state(task)
+        members |= {name: load_recommender(task.output / "pretrain" / name)[0] for name in settings.ensemble}
+        metrics |= mix(task, dataset, members)
+    remove_training_state(task)
     return metrics
 
 
-def _needs(config: Config) -> tuple[str, ...]:
-    others = {FOLDERS[name] for name in config.finetune.ensemble}
-    return ("prepare", "pretrain", *sorted(others - {"pretrain"}))
+def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, dict[str, float]]:
+    """Build and train the decoder, and write its folder."""
+    settings = task.config.finetune
+    vectors = teacher_item_vectors(task.config, task.output, dataset)
+    text = read_item_text(task.config, "finetune", settings.item_text, dataset)
+    torch.manual_seed(task.config.seed)
+    backbone = open_backbone(settings)
+    if vectors is None or settings.item_embeddings == "reinitialise":
+        width = settings.item_dim if vectors is None else vectors.shape[1]
+        vectors = random_item_vectors(dataset.num_items, width)
+    model = build_decoder(
+        settings, backbone, vectors, text, section="finetune", train_items=settings.item_embeddings != "fixed"
+    )
+    apply_training_options(model, settings.train)
+    loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
+    data = training_samples(dataset, settings.supervision, model.max_history_items)
+    metrics = fit_model(task, "finetune", model, loss, data, settings.train)
+    return model, metrics | {"num_layers": model.num_layers}
 
 
-STAGE = Stage("finetune", _needs, build, lambda config: backbone_files(config.finetune))
+def teacher_item_vectors(config: Config, output: Path, dataset: Dataset) -> Tensor | None:
+    """Return the item vectors (V+1, D) that the decoder starts from; None where they are random.
+
+    Raises:
+        DataError: A file of vectors does not fit the items of the data set.
+    """
+    source = config.finetune.item_vectors
+    if source is None:
+        return None
+    if source not in config.pretrain:
+        return read_item_vectors(Path(source), dataset.num_items)
+    model, _ = load_recommender(output / "pretrain" / source)
+    return model.item_vectors().detach()

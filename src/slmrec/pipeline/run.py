@@ -1,71 +1,65 @@
-"""All stages, one after the other."""
+"""All stages of a run, one after the other."""
 
 from pathlib import Path
 
-from slmrec.auto.dry_run import pending_stages, show_plan
-from slmrec.config import Config, DecoderConfig
+from slmrec.config import Config
+from slmrec.errors import ConfigError
 from slmrec.models.backbone import check_backbone
-from slmrec.pipeline import companion, distill, evaluate, finetune, prepare, pretrain
-from slmrec.pipeline.stage import Stage, run_stage
-from slmrec.report import INSTALL, missing_libraries
-
-_MODULES = (prepare, pretrain, companion, finetune, distill, evaluate)
-STAGES = {module.STAGE.name: module.STAGE for module in _MODULES}
+from slmrec.pipeline import evaluate
+from slmrec.pipeline.stage import Build, pending_steps, run_step, section_of
+from slmrec.pipeline.table import Step, stage_named, steps
 
 
-def run(config: Config, output: Path, force: bool = False) -> None:
-    """Runs what is not yet done, shows the models side by side, and writes the report.
-
-    Raises:
-        CheckpointError: the backbone cannot be found; told before the first stage begins.
-    """
-    run_stages(config, output, force)
-    end_with_report(output)
-
-
-def run_stages(config: Config, output: Path, force: bool = False, evaluate_stage: Stage = evaluate.STAGE) -> None:
-    """Runs what is not yet done, and shows the models side by side.
-
-    Raises:
-        CheckpointError: the backbone cannot be found; told before the first stage begins.
-    """
-    stages = [*_before_evaluate(config), evaluate_stage]
-    pending = pending_stages(stages, config, output, force)
-    for name, settings in (("companion", config.companion), ("finetune", config.finetune)):
-        if settings is not None and name in pending:
-            _check_sources(settings)
-    for stage in stages[:-1]:
-        run_stage(stage, config, output, force)
-    evaluate.show(run_stage(evaluate_stage, config, output, force))
-
-
-def end_with_report(output: Path, anew: bool = False) -> None:
-    """Writes the report, if what it is drawn with is installed; else says how to get it.
+def run_stage(name: str, config: Config, output: Path, force: bool = False, model: str | None = None) -> list[Path]:
+    """Execute the steps of one stage.
 
     Args:
-        output: folder of the run.
-        anew: write it even if it is of the same stages.
+        name: Name of the stage.
+        config: All settings.
+        output: Output folder of the run.
+        force: Redo finished steps.
+        model: Execute the step of this model alone, where the stage trains several.
+
+    Returns:
+        The folders of the steps.
+
+    Raises:
+        ConfigError: The stage trains no model of that name.
+        CheckpointError: An earlier step is missing or out of date.
     """
-    if missing := missing_libraries():
-        print(f"report: needs {', '.join(missing)}; {INSTALL}, then `slmrec report {output}`", flush=True)
-        return
-    from slmrec.report.page import report, report_if_changed
-
-    (report if anew else report_if_changed)(output)
-
-
-def _check_sources(settings: DecoderConfig) -> None:
-    """Told before the first stage begins: whether there are the language models that a decoder is made of."""
-    if settings.backbone != "random":
-        check_backbone(settings.backbone, settings.quantization_config)
-    if settings.titles is not None and settings.titles.source is not None:
-        check_backbone(settings.titles.source, None)
+    chosen = [step for step in stage_named(name).steps(config) if model in (None, step.model)]
+    if not chosen:
+        known = ", ".join(str(step.model) for step in stage_named(name).steps(config))
+        raise ConfigError(f"--model is {model!r}, which {name} does not train; choose from {known}")
+    return [run_step(step, config, output, force) for step in chosen]
 
 
-def plan(config: Config, output: Path, force: bool = False) -> None:
-    """Shows what `run` would do, and what it would take; writes nothing."""
-    show_plan([*_before_evaluate(config), evaluate.STAGE], config, output, force)
+def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: Build | None = None) -> None:
+    """Execute all steps that are not done, and show the models side by side.
+
+    Args:
+        config: All settings.
+        output: Output folder of the run.
+        force: Redo finished steps.
+        evaluate_with: Function to execute instead of that of `evaluate`.
+
+    Raises:
+        CheckpointError: A backbone cannot be found; this is checked before the first step begins.
+    """
+    planned = list(steps(config))
+    for step in pending_steps(planned, config, output, force):
+        _check_language_models(step, config)
+    for step in planned:
+        folder = run_step(step, config, output, force, build=evaluate_with if step.folder == "evaluate" else None)
+    evaluate.show(folder)
 
 
-def _before_evaluate(config: Config) -> list[Stage]:
-    return [STAGES[name] for name in evaluate.needs(config)]
+def _check_language_models(step: Step, config: Config) -> None:
+    """Check that the language models of a step can be opened."""
+    section = section_of(step, config)
+    backbone = getattr(section, "backbone", None)
+    if backbone not in (None, "random"):
+        check_backbone(backbone, section.quantization_config, f"{step.folder.replace('/', '.')}.backbone")
+    text = getattr(section, "item_text", None)
+    if text is not None:
+        check_backbone(config.item_text[text].source, None, f"item_text.{text}.source")

@@ -1,0 +1,86 @@
+"""Base models: the small models of `pretrain`, which teachers start from and are mixed with."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from slmrec.config.section import Section, check
+from slmrec.config.training import BaseModelTraining
+
+Supervision = Literal["last_position", "every_position", "every_prefix"]
+"""Positions of a training history that are samples.
+
+`last_position`: the newest training item of each user is the only target (the reference). `every_position`: all
+positions of a history are targets in one pass. `every_prefix`: each prefix of a history is a sample of its own, read at
+its last position.
+"""
+
+
+class LowPassSettings(Section):
+    """Low-pass filter beside the attention of each block. Defaults: published settings of BSARec for Beauty."""
+
+    weight: float = Field(0.7, gt=0, lt=1)
+    """α, the share of the filter in the output of a block; the attention has the rest."""
+    frequencies: int = Field(5, ge=1)
+    """c, the number of lowest frequencies that pass: 0, 1, ... cycles in `max_history_items` positions."""
+
+
+class SasRecSettings(Section):
+    """Architecture of a SASRec model."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    """Architecture of the model."""
+    hidden_size: int = Field(64, ge=1)
+    """D, the width of item vectors and hidden states."""
+    num_hidden_layers: int = Field(2, ge=1)
+    """Number of transformer blocks."""
+    num_attention_heads: int = Field(2, ge=1)
+    """Attention heads of each block."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout on embeddings, attention outputs and feed-forward outputs."""
+    max_history_items: int = Field(50, ge=1)
+    """Number of newest items of a history that are read."""
+    low_pass: LowPassSettings | None = None
+    """Low-pass filter beside the attention, as in BSARec; `{}` takes its default settings, null leaves it out."""
+
+    @model_validator(mode="after")
+    def _filter_has_effect(self) -> "SasRecSettings":
+        if self.low_pass is None:
+            return self
+        num_frequencies = self.max_history_items // 2 + 1
+        check(
+            self.low_pass.frequencies < num_frequencies,
+            f"low_pass.frequencies is {self.low_pass.frequencies}, but a window of max_history_items "
+            f"{self.max_history_items} has {num_frequencies} frequencies, so the filter would pass everything; lower "
+            "low_pass.frequencies or raise max_history_items",
+        )
+        return self
+
+
+class BaseModelSettings(Section):
+    """Settings that every base model has, whatever its architecture."""
+
+    kind: str = "sasrec"
+    """Architecture of the model."""
+    max_history_items: int = Field(50, ge=1)
+    """Number of newest items of a history that are read."""
+    supervision: Supervision = "every_prefix"
+    """Positions of a training history that are samples."""
+    train: BaseModelTraining = BaseModelTraining()
+    """Training settings."""
+
+
+class SasRecModel(SasRecSettings, BaseModelSettings):
+    """A SASRec model, trained on interactions alone."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    """Architecture of the model."""
+
+    @model_validator(mode="after")
+    def _filter_is_not_causal(self) -> "SasRecModel":
+        check(
+            self.low_pass is None or self.supervision != "every_position",
+            "low_pass sees later items, so supervision: every_position would show each position its target; set "
+            "supervision: every_prefix, or leave low_pass out",
+        )
+        return self

@@ -1,0 +1,85 @@
+"""Architectures by name: `kind` in the sections of base models and of the student.
+
+A new architecture is one module with its settings and its model, and one line in `KINDS`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, create_model
+
+from slmrec.config.base_models import BaseModelSettings
+from slmrec.config.section import Section, check
+
+
+class Kind(NamedTuple):
+    """Functions and classes of an architecture, each as `module:name`, imported when they are needed."""
+
+    build: str
+    """Function `build(settings, parts)` that makes a model with initial weights."""
+    settings: str
+    """Section of a student of this architecture."""
+    base_model: str | None = None
+    """Section of a base model; None: `settings` together with `BaseModelSettings`."""
+    build_student: str | None = None
+    """Function that makes a student, where it differs from `build`."""
+
+
+KINDS: dict[str, Kind] = {
+    "sasrec": Kind(
+        "slmrec.models.sasrec:build_sasrec",
+        "slmrec.config.base_models:SasRecSettings",
+        "slmrec.config.base_models:SasRecModel",
+    ),
+    "decoder": Kind(
+        "slmrec.models.build:build_decoder_model",
+        "slmrec.config.distill:DecoderStudent",
+        "slmrec.config.decoder:DecoderModel",
+        "slmrec.models.build:build_decoder_student",
+    ),
+}
+DEFAULT_BASE_MODEL, DEFAULT_STUDENT = "sasrec", "decoder"
+
+
+def load_object(path: str) -> Any:
+    """Import an object given as `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+@cache
+def base_model_section(kind: str) -> type[BaseModelSettings]:
+    """Return the section class of base models of an architecture."""
+    row = KINDS[kind]
+    if row.base_model is not None:
+        section: type[BaseModelSettings] = load_object(row.base_model)
+        return section
+    settings = load_object(row.settings)
+    return create_model(f"{settings.__name__}BaseModel", __base__=(settings, BaseModelSettings))
+
+
+@cache
+def student_section(kind: str) -> type[Section]:
+    """Return the section class of students of an architecture."""
+    section: type[Section] = load_object(KINDS[kind].settings)
+    return section
+
+
+def _parser(default: str, section_of: Callable[[str], type[Section]]) -> Callable[[Any], Any]:
+    def parse(values: Any) -> Any:
+        if isinstance(values, Section):
+            return values
+        check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {default}}}")
+        kind = values.get("kind", default)
+        check(kind in KINDS, f"kind is {kind!r}; choose from {', '.join(KINDS)}")
+        return section_of(kind).model_validate(values)
+
+    return parse
+
+
+BaseModelByKind = Annotated[BaseModelSettings, BeforeValidator(_parser(DEFAULT_BASE_MODEL, base_model_section))]
+"""Settings of a base model, read by the section class of its `kind`."""
+StudentByKind = Annotated[Section, BeforeValidator(_parser(DEFAULT_STUDENT, student_section))]
+"""Settings of a student, read by the section class of its `kind`."""

@@ -1,0 +1,93 @@
+"""Output folders: written aside, put in place whole, and recovered after an interruption."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slmrec.errors import CheckpointError
+
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+    errno.ENAMETOOLONG,
+}
+
+
+@contextmanager
+def disk_errors_reported(target: Path) -> Iterator[None]:
+    """Turn errors of a full or read-only disk into an error of the user.
+
+    Raises:
+        CheckpointError: The disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise CheckpointError(
+            f"{error.filename or target}: {os.strerror(error.errno)}; free space or grant permission, or choose "
+            "another --output; existing results are unchanged"
+        ) from None
+
+
+@contextmanager
+def folder_in_place(target: Path, replaced: bool = False) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` when the context ends without an error, and is removed otherwise.
+
+    Args:
+        target: The final folder.
+        replaced: Whether an existing folder is replaced.
+
+    Raises:
+        CheckpointError: The target exists and must not be replaced, or the disk is full.
+    """
+    with disk_errors_reported(target):
+        finish_replacement(target)
+        if not replaced and target.exists() and not is_empty_folder(target):
+            raise CheckpointError(f"{target} exists; choose another --output, or remove it: nothing was changed")
+        partial = partial_folder(target)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            put_in_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(target: Path) -> Path:
+    """Return the temporary folder beside a target.
+
+    Example:
+        >>> partial_folder(Path("out/distill")).as_posix()
+        'out/.distill.partial'
+    """
+    return target.parent / f".{target.name}.partial"
+
+
+def is_empty_folder(folder: Path) -> bool:
+    """Whether a path is a folder without content."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Replace the target by a finished folder; a kill at any moment leaves the old or the new one."""
+    if target.exists():
+        target.rename(_replaced(target))
+    partial.rename(target)
+    finish_replacement(target)
+
+
+def finish_replacement(target: Path) -> None:
+    """Remove the folder that was replaced, or restore it if the process was killed before the new one was in place."""
+    old = _replaced(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"

@@ -1,0 +1,106 @@
+"""Training of one model as all stages do it: choose samples, validate, fit, save."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slmrec.config import TrainConfig
+from slmrec.data.dataset import Dataset, Samples
+from slmrec.errors import DataError
+from slmrec.evaluation.rank import validate
+from slmrec.models.folder import save_recommender
+from slmrec.models.loader import Model
+from slmrec.pipeline.stage import Task
+from slmrec.training.full_softmax import ItemSampler
+from slmrec.training.trackers import Trackers
+from slmrec.training.trainer import TrainingSamples, fit
+
+EVAL_BATCH = 256
+"""Number of users encoded at once for validation."""
+SAMPLING_EXPONENT = 0.75
+"""Exponent of item counts in the sampling distribution: 0 is uniform, 1 is by popularity."""
+
+
+def training_samples(dataset: Dataset, supervision: str, max_history_items: int) -> TrainingSamples:
+    """Return the training samples of a data set.
+
+    Args:
+        dataset: The data set.
+        supervision: Positions of a history that are samples, as in `slmrec.config.base_models.Supervision`.
+        max_history_items: Number of newest items of a history that the model reads.
+
+    Raises:
+        DataError: No history is long enough to train on.
+    """
+    samples = dataset.train(supervision, max_history_items)
+    if not len(samples):
+        events = {
+            "leave_one_out": "4 events that a training sample takes (the last two are held out)",
+            "temporal": "2 events before the time of validation that a training sample takes",
+        }[dataset.split_rule]
+        raise DataError(f"none of the {dataset.num_users} users has the {events}; give longer histories")
+    return TrainingSamples(samples, max_history_items, supervision == "every_position")
+
+
+def cross_entropy_settings(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
+    """Return the arguments of a loss for label smoothing, or for item sampling by the counts of the train split."""
+    if settings.num_sampled is None:
+        return {"label_smoothing": settings.label_smoothing_factor}
+    counts = torch.from_numpy(dataset.train_counts())
+    return {"sampler": ItemSampler(counts, SAMPLING_EXPONENT), "num_sampled": settings.num_sampled}
+
+
+def fit_model(
+    task: Task, section: str, model: Model, loss: nn.Module, data: TrainingSamples, settings: TrainConfig
+) -> dict[str, float]:
+    """Train a model inside its loss, write its folder, and return its validation metrics and sizes.
+
+    Args:
+        task: The step.
+        section: Path of the model's section in the YAML, for messages.
+        model: The model that is saved.
+        loss: Module that returns `LossTerms` for a batch.
+        data: Training samples.
+        settings: Training settings.
+    """
+    dataset = Dataset.load(task.output / "prepare")
+    validation = validation_users(task, dataset, settings)
+    progress = fit(
+        loss,
+        data,
+        settings,
+        validate=lambda: validate(model, validation, EVAL_BATCH),
+        folder=task.folder / "training",
+        seed=task.config.seed,
+        name=section,
+        trackers=Trackers(task.config.report_to, task.output),
+    )
+    sizes: dict[str, Any] = {
+        "num_parameters": model.num_parameters(),
+        "num_trainable_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "samples_at_once": progress.samples_at_once,
+        "samples_per_step": progress.samples_per_step,
+        "peak_learning_rate": progress.peak_learning_rate,
+        "training_s": round(progress.seconds, 3),
+    }
+    save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best)
+    return {f"valid/{key}": value for key, value in progress.best.items()} | sizes
+
+
+def validation_users(task: Task, dataset: Dataset, settings: TrainConfig) -> Samples:
+    """Return the users, all or some, on whom epochs are compared; a seed always chooses the same ones."""
+    validation = dataset.held_out("valid")
+    if not 0 < settings.eval_max_users < len(validation):
+        return validation
+    chosen = np.random.default_rng(task.config.seed).choice(len(validation), settings.eval_max_users, replace=False)
+    return validation.take(chosen)
+
+
+def remove_training_state(task: Task) -> None:
+    """Delete the state that was saved for resumption; the log stays."""
+    for file in (task.folder / "training").glob("*.safetensors"):
+        file.unlink()

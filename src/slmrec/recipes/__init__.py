@@ -1,0 +1,30 @@
+"""Recipes: configurations that come with the package, opened by name (`--config beauty`)."""
+
+from pathlib import Path
+
+from slmrec.errors import ConfigError
+
+FOLDER = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all recipes, in alphabetical order.
+
+    Example:
+        >>> "beauty" in recipe_names()
+        True
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_recipe(source: Path | str) -> Path:
+    """Return the file of a recipe, given by its path or by its name.
+
+    Raises:
+        ConfigError: There is neither such a file nor such a recipe.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    if str(source) in recipe_names():
+        return FOLDER / f"{source}.yaml"
+    raise ConfigError(f"{source}: no such file or recipe; recipes: {', '.join(recipe_names())}")

@@ -1,0 +1,46 @@
+"""The whole way in Python: all stages of the pipeline, then the report."""
+
+import logging
+from pathlib import Path
+
+from slmrec.auto.dry_run import show_plan
+from slmrec.config import Config
+from slmrec.pipeline.run import run_steps
+from slmrec.report import INSTALL, missing_libraries
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(config: Config, output: Path, force: bool = False) -> None:
+    """Execute all stages that are not done, show the models side by side, and write the report.
+
+    Args:
+        config: All settings.
+        output: Output folder of the run.
+        force: Redo what is done.
+
+    Raises:
+        CheckpointError: A backbone cannot be found; this is checked before the first stage begins.
+    """
+    run_steps(config, output, force)
+    write_report(output)
+
+
+def write_report(output: Path, always: bool = False) -> None:
+    """Write the report of a run, or log how to install the libraries that it needs.
+
+    Args:
+        output: Output folder of the run.
+        always: Write it even if the existing report belongs to the same stages.
+    """
+    if missing := missing_libraries():
+        _LOG.info("report: needs %s; %s, then `slmrec report %s`", ", ".join(missing), INSTALL, output)
+        return
+    from slmrec.report.page import report, report_if_changed
+
+    (report if always else report_if_changed)(output)
+
+
+def plan(config: Config, output: Path, force: bool = False) -> None:
+    """Show what `run` would do and need; nothing is written."""
+    show_plan(config, output, force)
