@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from slmrec.data.batching import pad_histories
 from slmrec.models.decoder import DecoderRecommender, UserState
 from slmrec.models.sasrec import SasRec
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 Member = DecoderRecommender | SasRec
 PREFIXES = 1024
@@ -98,15 +98,15 @@ class Ensemble(PreTrainedModel):
         """(V+1, D): those of all members side by side; row 0 is padding."""
         return torch.cat([member.item_vectors() for member in (self.decoder, *self.others)], dim=1)
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) and, if asked for, the decoder's states at the end of each block."""
-        encoded = self.decoder.encode(batch, num_blocks)
-        users = [encoded.users, *(_users(member, batch) for member in self.others)]
-        return Encoded(self._weighted(users), encoded.blocks)
+        encoded = self.decoder.encode(histories, every_position=every_position, num_blocks=num_blocks)
+        users = [encoded.users, *(_users(member, histories, every_position) for member in self.others)]
+        return Encoded(self._weighted(users), encoded.hidden_states)
 
-    def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """The same as `encode`, for wrappers that call a model."""
-        return self.encode(batch, num_blocks)
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
     def train(self, mode: bool = True) -> "Ensemble":
         """As `nn.Module.train`, for the decoder: the other members do not learn, and drop nothing out."""
@@ -175,29 +175,27 @@ def _member(settings: dict[str, Any]) -> PreTrainedModel:
     return member
 
 
-def _users(member: Member, batch: Batch) -> Tensor:
+def _users(member: Member, histories: Histories, every_position: bool) -> Tensor:
     """(N, D) user vectors of one member."""
-    if isinstance(member, DecoderRecommender) or not batch.every_position:
-        return member.encode(batch).users
-    return torch.cat([member.encode(piece).users for piece in _prefixes(batch)])
+    if isinstance(member, DecoderRecommender) or not every_position:
+        return member.encode(histories, every_position=every_position).users
+    return torch.cat([member.encode(piece).users for piece in _prefixes(histories)])
 
 
-def _prefixes(batch: Batch) -> Iterator[Batch]:
+def _prefixes(histories: Histories) -> Iterator[Histories]:
     """Each position as the newest of a history of its own: SASRec counts positions back from there."""
-    rows = torch.repeat_interleave(batch.lengths)
-    firsts = batch.lengths.cumsum(0) - batch.lengths
+    rows = torch.repeat_interleave(histories.lengths)
+    firsts = histories.lengths.cumsum(0) - histories.lengths
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
     for start in range(0, len(rows), PREFIXES):
         some = slice(start, start + PREFIXES)
-        yield Batch(batch.items[rows[some]], lengths[some], batch.targets[some], every_position=False)
+        yield Histories(histories.items[rows[some]], lengths[some])
 
 
 def _read_again(member: Member, histories: list[list[int]]) -> Tensor:
     """(B, D) the user vectors of whole histories."""
-    items = pad_sequence([torch.tensor(history) for history in histories], batch_first=True).to(member.device)
-    lengths = torch.tensor([len(history) for history in histories], device=member.device)
     with torch.inference_mode():
-        return member.encode(Batch(items, lengths, lengths, every_position=False)).users
+        return member.encode(pad_histories(histories, member.max_history_items).to(member.device)).users
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

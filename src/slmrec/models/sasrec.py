@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 
 class SasRecConfig(PretrainedConfig):
@@ -84,7 +84,7 @@ class SasRec(PreTrainedModel):
         """(V+1, D); row 0 is padding."""
         return self.item_embeddings.weight
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) at the read-out positions; SASRec has no block states to teach with.
 
         Raises:
@@ -92,24 +92,24 @@ class SasRec(PreTrainedModel):
         """
         if num_blocks:
             raise ValueError("SASRec gives no block states")
-        if batch.every_position and self.config.low_pass:
+        if every_position and self.config.low_pass:
             raise ValueError("a low-pass filter sees later items, so only the newest position can be read out")
-        columns = torch.arange(batch.items.shape[1], device=batch.items.device)
-        inside = columns < batch.lengths[:, None]
-        age = (batch.lengths[:, None] - 1 - columns).clamp(min=0)
-        x = self.item_embeddings(batch.items) + self.position_embeddings(age)
+        columns = torch.arange(histories.items.shape[1], device=histories.items.device)
+        inside = columns < histories.lengths[:, None]
+        age = (histories.lengths[:, None] - 1 - columns).clamp(min=0)
+        x = self.item_embeddings(histories.items) + self.position_embeddings(age)
         x = self.dropout(self.norm(x))
         for layer in self.layers[:-1]:
             x = layer(x, x, None, columns[None], inside)
-        if batch.every_position:
-            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside], ())
-        last = batch.lengths - 1
+        if every_position:
+            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside])
+        last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
-        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1), ())
+        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1))
 
-    def forward(self, batch: Batch) -> Encoded:
-        """The same as `encode`, for wrappers that call a model."""
-        return self.encode(batch)
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
 
 class LowPass(nn.Module):

@@ -26,7 +26,7 @@ from slmrec.pipeline.learning import (
     training_samples,
 )
 from slmrec.pipeline.stage import Stage, Task
-from slmrec.training.losses import DistillationLoss
+from slmrec.training.losses import DistillationLoss, LiveTeacher
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training.trainer import TrainingSamples
 
@@ -53,8 +53,10 @@ def build(task: Task) -> dict[str, float]:
     metrics = learn(task, "distill", student, loss, data, dataset, settings.train)
     if others is not None:
         metrics |= save_ensemble(task, "distill", Ensemble.of(student, *others), settings.train)
-    if isinstance(loss.teacher, DecoderRecommender | Ensemble):
-        tuned = loss.teacher if others is None else Ensemble.of(loss.teacher, *others)
+    if isinstance(loss.teacher, LiveTeacher):
+        tuned: Any = loss.teacher.model
+        if others is not None:
+            tuned = Ensemble.of(tuned, *others)
         save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     forget_training_state(task)
     return metrics | sizes
@@ -88,7 +90,7 @@ def _loss(
         set_trainable(_decoder(teacher), task.config.finetune.item_table == "trained")
     return DistillationLoss(
         student,
-        teacher if online else _stored(task, teacher, data),
+        LiveTeacher(teacher) if online else _stored(task, teacher, data),
         widths=(student.hidden_size, teacher.hidden_size),
         item_width=student.item_vectors().shape[1],
         num_blocks=settings.num_blocks,
@@ -178,7 +180,7 @@ def _layers(settings: DistillConfig, teacher: DecoderRecommender, dataset: Datas
     if settings.layers == "influence":
         samples = dataset.held_out("valid")
         rows = np.arange(min(len(samples), INFLUENCE_USERS))
-        influence = layer_influence(teacher, collate(samples, rows, teacher.max_history_items))
+        influence = layer_influence(teacher, collate(samples, rows, teacher.max_history_items).histories)
         return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num].tolist()))
     return first
 

@@ -80,7 +80,7 @@ def _vectors(member: Member, samples: Samples) -> tuple[Tensor, Tensor]:
         items = member.item_vectors().float()
         users = items.new_empty(len(samples), items.shape[1])
         for rows, batch in by_length(samples, EVAL_BATCH, member.max_history_items):
-            users[rows] = member.encode(batch.to(items.device)).users.float()
+            users[rows] = member.encode(batch.histories.to(items.device)).users.float()
     return users, items
 
 

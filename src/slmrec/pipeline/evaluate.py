@@ -163,7 +163,7 @@ def _keep(lists: dict[str, Lists], num_samples: int, protocol: str, rows: Ints, 
 def _measure(task: Task, samples: Samples, counts: Ints, num_items: int) -> Measure:
     """What measures the lists of any model; distances between items are those of the vectors that pretrain left."""
     whole = by_length(samples, task.config.evaluate.batch_size, np.iinfo(np.int64).max)
-    total = sum(list_means(batch.items.numpy(), counts).sum() for _, batch in whole)
+    total = sum(list_means(batch.histories.items.numpy(), counts).sum() for _, batch in whole)
     path = task.output / "pretrain" / "item_vectors.safetensors"
     vectors = read_item_vectors(path, num_items).numpy() if path.exists() else None
     return lambda lists: list_metrics(lists, counts, float(total) / len(samples), vectors)
