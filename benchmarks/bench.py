@@ -224,7 +224,7 @@ def read_all(model: DecoderRecommender, samples: Samples) -> None:
     """Every sample's user vector, as inference does."""
     with torch.inference_mode():
         for _, batch in by_length(samples, 256, MAX_HISTORY):
-            model.encode(batch)
+            model.encode(batch.histories)
 
 
 def _times(step: Step, number: int) -> Step:
@@ -242,7 +242,7 @@ def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
     for length in (10, 100, 400):
         batch = next(iter(random_batches(np.full(1, length), 1)))
         state = model.new_state()
-        for item in batch.items[0].tolist():
+        for item in batch.histories.items[0].tolist():
             model.append(state, item)
         times = [timed(lambda state=state: model.append(state, 1)) for _ in range(4 * rounds)]  # type: ignore[misc]
         whole = [timed(inference_step(model, [batch], bf16=False)) for _ in range(rounds)]
@@ -259,7 +259,7 @@ class PaddedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
-        scores = self.encoder.encode(batch).users @ self.encoder.item_vectors()[1:].T
+        scores = self.encoder.encode(batch.histories).users @ self.encoder.item_vectors()[1:].T
         return LossTerms(F.cross_entropy(scores, batch.targets - 1), {})
 
 
@@ -311,7 +311,7 @@ def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:
 def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16: bool) -> Step:
     """Forward, backward and AdamW on the next batch."""
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-4, fused=True)
-    following, device = _in_turn(batches), batches[0].items.device.type
+    following, device = _in_turn(batches), batches[0].targets.device.type
 
     def step() -> None:
         loss.train()
@@ -326,11 +326,11 @@ def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16:
 
 def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
     """User vectors and scores of the next batch."""
-    following, device = _in_turn(batches), batches[0].items.device.type
+    following, device = _in_turn(batches), batches[0].targets.device.type
 
     def step() -> None:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            (encoder.encode(next(following)).users @ encoder.item_vectors().T).topk(10)
+            (encoder.encode(next(following).histories).users @ encoder.item_vectors().T).topk(10)
 
     encoder.eval()
     return step
@@ -413,7 +413,7 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
 
     def read() -> None:
         with eval_mode(model), torch.inference_mode():
-            model.encode(batch)
+            model.encode(batch.histories)
 
     if not backward:
         read()  # The prompt is computed once, and not counted.

@@ -27,7 +27,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.models.folder import load_recommender, may_recommend
 from slmrec.models.loader import Model
 from slmrec.topk import top_k
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 BATCH, K, ROUNDS = 64, 10, 3
 TIMED_BATCHES, ALONE = 16, 100
@@ -108,8 +108,8 @@ def in_pytorch(model: Model, allowed: torch.Tensor) -> Run:
     """The same by the packed engine and exact search."""
 
     @torch.inference_mode()
-    def run(batch: Batch, excluded: torch.Tensor, k: int) -> tuple[Any, Any]:
-        users, items = model.encode(batch).users.float(), model.item_vectors().float()
+    def run(histories: Histories, excluded: torch.Tensor, k: int) -> tuple[Any, Any]:
+        users, items = model.encode(histories).users.float(), model.item_vectors().float()
         scores, best = top_k(users, items, k, excluded=excluded, allowed=allowed)
         return best.numpy(), scores.numpy()
 
@@ -118,7 +118,7 @@ def in_pytorch(model: Model, allowed: torch.Tensor) -> Run:
 
 def times(run: Run, batches: list[Batch], alone: list[Batch]) -> dict[str, float]:
     """Processor time of one form."""
-    num_users = sum(len(batch.items) for batch in batches)
+    num_users = sum(len(batch.targets) for batch in batches)
     return {
         "cpu_s_per_1000_users": 1000 * timed(run, batches) / num_users,
         "cpu_ms_alone": 1000 * timed(run, alone) / len(alone),
@@ -127,8 +127,8 @@ def times(run: Run, batches: list[Batch], alone: list[Batch]) -> dict[str, float
 
 def gains_of(run: Run, batch: Batch) -> list[float]:
     """NDCG@10 of each user: the target is never left out, though it be in the history."""
-    seen = batch.items.masked_fill(batch.items == batch.targets[:, None], 0)
-    best, _ = run(batch, seen, K)
+    seen = batch.histories.items.masked_fill(batch.histories.items == batch.targets[:, None], 0)
+    best, _ = run(batch.histories, seen, K)
     hits = best == batch.targets[:, None].numpy()
     gains: list[float] = (hits / np.log2(np.arange(K) + 2)).sum(axis=1).tolist()
     return gains
@@ -140,7 +140,7 @@ def timed(run: Run, batches: list[Batch]) -> float:
     def once() -> float:
         start = time.process_time()
         for batch in batches:
-            run(batch, batch.items, K)
+            run(batch.histories, batch.histories.items, K)
         return time.process_time() - start
 
     return min(once() for _ in range(ROUNDS))

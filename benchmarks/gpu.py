@@ -160,12 +160,13 @@ def planned(model: DecoderRecommender, batch: Batch) -> dict[str, float]:
     """What the plan of a run would say of one step."""
     sizes = estimate.sizes_of(model)
     prefix, response = bench.PROMPT
-    tokens = int(batch.lengths.sum()) + prefix + response * len(batch.lengths)
-    scores = len(batch.lengths) * bench.NUM_ITEMS
+    num_users = len(batch.targets)
+    tokens = int(batch.histories.lengths.sum()) + prefix + response * num_users
+    scores = num_users * bench.NUM_ITEMS
     settings = DecoderTraining(learning_rate=1e-4)
     num_bytes = estimate.training_bytes(sizes, tokens, scores, settings, bits=None, bf16=True, with_kl=False)
     seconds = estimate.training_seconds(sizes, tokens, scores, estimate.measure_rates(sizes, bench.NUM_ITEMS, True))
-    return {"train_peak_mb": num_bytes / 2**20, "train_users_per_s": len(batch.lengths) / seconds}
+    return {"train_peak_mb": num_bytes / 2**20, "train_users_per_s": num_users / seconds}
 
 
 if __name__ == "__main__":

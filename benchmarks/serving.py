@@ -119,7 +119,7 @@ def appended_event(options: argparse.Namespace) -> dict[str, float]:
 
 def batch(options: argparse.Namespace) -> dict[str, float]:
     """Users a second of the batch command and of the naive way, and the command's share of matrix products."""
-    from slmrec.BENCH import flop
+    from bench import flop
 
     recommender, histories = _load(options)
     many = [histories[user % len(histories)] for user in range(options.users)]
@@ -188,7 +188,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     """What this ran on, and how busy that was."""
     import os
 
-    from slmrec.BENCH import hardware
+    from bench import hardware
 
     return hardware() | {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
 
@@ -220,14 +220,14 @@ class _Naive:
         import torch
         from torch.nn import functional as F
 
-        from slmrec.data.batching import collate
-        from slmrec.inference.recommender import _samples
+        from slmrec.data.batching import pad_histories
+        from slmrec.types import Histories as Padded
 
         known = self._recommender._known(histories)
-        batch = collate(_samples(known), np.arange(len(known)), self._width)
-        batch = batch._replace(items=F.pad(batch.items, (0, self._width - batch.items.shape[1])))
+        items, lengths = pad_histories(known, self._width)
+        padded = Padded(F.pad(items, (0, self._width - items.shape[1])), lengths)
         with torch.inference_mode():
-            users = torch.cat([weight * encoder.encode(batch).users for weight, encoder in self._encoders], dim=1)
+            users = torch.cat([weight * encoder.encode(padded).users for weight, encoder in self._encoders], dim=1)
             scores = torch.softmax(users @ self._items.T, dim=1)
             order = scores.argsort(dim=1, descending=True)
         return [
@@ -258,20 +258,22 @@ def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
 
 def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
     """The matrix products of answering these histories: the model's on each batch, and the catalogue's."""
-    from slmrec.BENCH import Product, products_of
+    from bench import Product, products_of
 
     from slmrec.commands.recommend import CHUNK_USERS
-    from slmrec.data.batching import by_length
-    from slmrec.inference.recommender import BATCH_USERS, _samples
+    from slmrec.data.batching import pad_histories
+    from slmrec.inference.recommender import BATCH_USERS
+    from slmrec.types import Batch
 
     known, found = recommender._known(histories), []
     num_items, width = recommender.model.item_vectors().shape
     for at in range(0, len(known), CHUNK_USERS):
-        for rows, some in by_length(
-            _samples(known[at : at + CHUNK_USERS]), BATCH_USERS, recommender.model.max_history_items
-        ):
+        ordered = sorted(known[at : at + CHUNK_USERS], key=len)
+        for start in range(0, len(ordered), BATCH_USERS):
+            padded = pad_histories(ordered[start : start + BATCH_USERS], recommender.model.max_history_items)
+            some = Batch(padded, padded.lengths, every_position=False)  # without a backward pass targets do not matter
             *of_the_model, _ = products_of(recommender.model, some, backward=False)  # type: ignore[arg-type]
-            found += [*of_the_model, Product(len(rows), width, num_items - 1)]
+            found += [*of_the_model, Product(len(padded.lengths), width, num_items - 1)]
     return found
 
 

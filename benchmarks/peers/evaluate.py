@@ -25,7 +25,7 @@ from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, Scorer, evaluate_scorer
 from slmrec.models.folder import load_recommender
-from slmrec.types import Batch
+from slmrec.types import Batch, Encoded
 
 PROTOCOLS = ("full_history_excluded", "full")
 BATCH_SIZE = 256
@@ -46,13 +46,13 @@ class VectorScorer:
         """V."""
         return len(self.items) - 1
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B, D) the vectors of the samples."""
-        return self.users[batch.rows]
+    def read(self, batch: Batch) -> Encoded:
+        """User vectors (B, D) of the samples."""
+        return Encoded(self.users[batch.rows])
 
-    def score(self, users: Tensor) -> Tensor:
+    def score(self, encoded: Encoded) -> Tensor:
         """(b, V+1); column 0 is -inf, and unknown items are below all others."""
-        scores = users @ self.items.T
+        scores = encoded.users @ self.items.T
         lowest = scores.amin(dim=1, keepdim=True) - 1
         scores = torch.where(self.unknown, lowest, scores)
         scores[:, 0] = -torch.inf

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from slmrec.types import ItemBonus
+
 MAX_RANKED_SCORES = 2**23
 """Scores (float32) that `top_k` computes at once, 32 MiB."""
 _MAX_RANKED_ROWS = 256  # Few rows make wide chunks, and so few merges of each row.
@@ -17,6 +19,7 @@ def top_k(
     *,
     excluded: Tensor | None = None,
     allowed: Tensor | None = None,
+    bonus: ItemBonus | None = None,
     max_scores: int = MAX_RANKED_SCORES,
 ) -> tuple[Tensor, Tensor]:
     """The k best items of each user and their scores, best first, the smaller item first among equal scores.
@@ -27,6 +30,7 @@ def top_k(
         k: at least 1; the V best are returned where V is smaller.
         excluded: (N, E) items that a user must not get, padded with 0.
         allowed: (V+1,) bool, the items that anyone may get.
+        bonus: term added to the scores of a few items of each user, before items are excluded.
         max_scores: computed at once; the result does not depend on it, but for the rounding of scores.
 
     Returns:
@@ -41,15 +45,17 @@ def top_k(
         [[2, 3]]
     """
     if len(users) * len(items) <= max_scores and len(users) <= _MAX_RANKED_ROWS:
-        found = _rank_at_once(users.detach(), items.detach(), k, excluded, allowed)
+        found = _rank_at_once(users.detach(), items.detach(), k, excluded, allowed, bonus)
         if found is not None:
             return found
     num_rows = min(_MAX_RANKED_ROWS, max_scores)
     blocks = torch.split(users.detach(), num_rows)
     histories = [None] * len(blocks) if excluded is None else torch.split(excluded, num_rows)
+    starts = range(0, num_rows * len(blocks), num_rows)
+    bonuses = [None if bonus is None else bonus.select(slice(start, start + num_rows)) for start in starts]
     ranked = [
-        _rank(block, items.detach(), min(k, len(items) - 1), history, allowed, max_scores)
-        for block, history in zip(blocks, histories, strict=True)
+        _rank(block, items.detach(), min(k, len(items) - 1), history, allowed, own_bonus, max_scores)
+        for block, history, own_bonus in zip(blocks, histories, bonuses, strict=True)
     ]
     scores, best = (torch.cat(parts) for parts in zip(*ranked, strict=True))
     broken = scores.isnan().any(dim=1)
@@ -72,7 +78,12 @@ def by_columns(items: Tensor) -> Tensor:
 
 
 def _rank_at_once(
-    users: Tensor, items: Tensor, k: int, excluded: Tensor | None, allowed: Tensor | None
+    users: Tensor,
+    items: Tensor,
+    k: int,
+    excluded: Tensor | None,
+    allowed: Tensor | None,
+    bonus: ItemBonus | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Scores and items as `top_k` gives them, in few steps; None where scores are equal, NaN, or too few.
 
@@ -82,6 +93,8 @@ def _rank_at_once(
         return None
     scores = users.new_empty(len(users), -(-len(items) // _ALIGNED) * _ALIGNED)[:, : len(items)]
     torch.mm(users, items.T, out=scores)
+    if bonus is not None:
+        scores.scatter_add_(1, bonus.items, bonus.scores.detach().to(scores.dtype))
     if allowed is not None:
         scores.masked_fill_(~allowed, -torch.inf)
     if excluded is not None:
@@ -95,7 +108,13 @@ def _rank_at_once(
 
 
 def _rank(
-    users: Tensor, items: Tensor, k: int, excluded: Tensor | None, allowed: Tensor | None, max_scores: int
+    users: Tensor,
+    items: Tensor,
+    k: int,
+    excluded: Tensor | None,
+    allowed: Tensor | None,
+    bonus: ItemBonus | None,
+    max_scores: int,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(torch.promote_types(users.dtype, items.dtype), torch.float32)
     num_rows, width = len(users), max(1, max_scores // max(1, len(users)))
@@ -106,6 +125,8 @@ def _rank(
     for start in range(1, len(items), width):
         chunk = items[start : start + width].to(dtype)
         own = torch.mm(users, chunk.T, out=buffer[:, : len(chunk)])
+        if bonus is not None:
+            _add_bonus(own, start, bonus)
         _mask(own, start, excluded, allowed)
         columns = best_columns(own, k)
         scores = torch.cat([scores, own.gather(1, columns)], dim=1)
@@ -113,6 +134,13 @@ def _rank(
         scores, order = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
         best = torch.cat([best, columns + start], dim=1).gather(1, order)
     return scores, best
+
+
+def _add_bonus(scores: Tensor, start: int, bonus: ItemBonus) -> None:
+    """Add the bonus of the items that begin at `start` to their scores."""
+    rows, places = ((bonus.items >= start) & (bonus.items < start + scores.shape[1])).nonzero(as_tuple=True)
+    added = bonus.scores.detach()[rows, places].to(scores.dtype)
+    scores.index_put_((rows, bonus.items[rows, places] - start), added, accumulate=True)
 
 
 def _mask(scores: Tensor, start: int, excluded: Tensor | None, allowed: Tensor | None) -> None:

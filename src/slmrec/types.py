@@ -7,41 +7,74 @@ N read-out positions (B when only the newest position is read, the sum of the le
 Items are internal indices 1..V; 0 is padding. The caller's own ids live in the data set and in model folders only.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from slmrec.models.titles import ItemText
 
-class Batch(NamedTuple):
-    """Histories, oldest item first, padded with 0 on the right."""
+
+class Histories(NamedTuple):
+    """Item histories of a batch of users, oldest item first."""
 
     items: "Tensor"
-    """(B, L) int64."""
+    """(B, L) int64 items, padded with 0 on the right."""
     lengths: "Tensor"
-    """(B,) int64, at least 1."""
+    """(B,) int64 number of items of each history, at least 1."""
+
+    def to(self, device: "torch.device") -> "Histories":
+        """Return the histories on a device."""
+        return Histories(self.items.to(device), self.lengths.to(device))
+
+
+class Batch(NamedTuple):
+    """Training samples: histories and the items that follow them."""
+
+    histories: Histories
     targets: "Tensor"
-    """(N,) int64: the item that follows each read-out position, in row-major order."""
+    """(N,) int64 item that follows each supervised position, in row-major order."""
     every_position: bool
-    """Whether every item position is read out (N = sum of lengths) or only the newest (N = B)."""
+    """True: every item position is supervised (N = sum of lengths). False: only the newest one (N = B)."""
     rows: "Tensor | None" = None
-    """(B,) int64: which samples these are; None where nobody asks."""
+    """(B,) int64 sample numbers; only cached teacher outputs and precomputed user vectors need them."""
 
     def to(self, device: "torch.device") -> "Batch":
-        """The same on a device; `rows` stay, since what they number is not on it."""
-        return self._replace(
-            items=self.items.to(device), lengths=self.lengths.to(device), targets=self.targets.to(device)
-        )
+        """Return the batch on a device; `rows` are only used on the CPU and stay where they are."""
+        return self._replace(histories=self.histories.to(device), targets=self.targets.to(device))
+
+
+class ItemBonus(NamedTuple):
+    """Additive score term for a few items of each user, for example the items of the history."""
+
+    items: "Tensor"
+    """(N, E) int64 items, padded with 0."""
+    scores: "Tensor"
+    """(N, E) float term added to the score of each item; an item that occurs twice receives both terms."""
+
+    def select(self, rows: slice) -> "ItemBonus":
+        """Return the bonus of some users."""
+        return ItemBonus(self.items[rows], self.scores[rows])
 
 
 class Encoded(NamedTuple):
-    """What a model makes of a batch."""
+    """Model output for a batch of histories.
+
+    The scores of user n are `users[n] @ item_vectors.T`, plus `bonus` where it is present.
+    """
 
     users: "Tensor"
-    """(N, D) user vectors; their dot products with the item vectors are the scores."""
-    blocks: "tuple[Tensor, ...]"
-    """Hidden states (N, H) at the end of each block, the last one after the final norm; empty unless asked for."""
+    """(N, D) user vectors."""
+    hidden_states: "tuple[Tensor, ...]" = ()
+    """Hidden states (N, H) at the end of each block, the last one after the final norm; empty unless requested."""
+    bonus: ItemBonus | None = None
+    """Additive score term for a few items of each user; None: no such term."""
+
+    def select(self, rows: slice) -> "Encoded":
+        """Return the output for some users."""
+        bonus = None if self.bonus is None else self.bonus.select(rows)
+        return Encoded(self.users[rows], tuple(states[rows] for states in self.hidden_states), bonus)
 
 
 class LossTerms(NamedTuple):
@@ -54,7 +87,7 @@ class LossTerms(NamedTuple):
 
 
 class SequenceEncoder(Protocol):
-    """What evaluation, losses and recommendation ask of a model; SASRec, the decoder and an ensemble satisfy it."""
+    """Model interface that evaluation, losses and recommendation use; SASRec, decoders and ensembles implement it."""
 
     @property
     def num_items(self) -> int:
@@ -64,8 +97,29 @@ class SequenceEncoder(Protocol):
     def max_history_items(self) -> int:
         """The longest history the model reads; callers keep the newest."""
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """User vectors at the read-out positions and, if asked for, the states at the end of each block."""
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Return user vectors and, with `num_blocks` > 0, the hidden states at the end of each block.
+
+        Args:
+            histories: the histories, on the device of the model.
+            every_position: encode every item position (N = sum of lengths) instead of only the newest one (N = B).
+            num_blocks: number of blocks of equal depth whose final hidden states are returned.
+        """
 
     def item_vectors(self) -> "Tensor":
         """(V+1, D); row 0 is the padding item and is never recommended."""
+
+
+class ModelParts(NamedTuple):
+    """Inputs from which a model is built, besides its settings."""
+
+    num_items: int
+    """V."""
+    item_text: "ItemText | None" = None
+    """Vectors of the item texts, for models that read them."""
+    section: str = ""
+    """Path of the settings in the YAML, for messages."""
+    teacher: Any = None
+    """Teacher of a student, which may start from its layers or item vectors."""
+    histories: Histories | None = None
+    """Some validation histories, on which layers of the teacher can be compared."""

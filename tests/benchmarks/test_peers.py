@@ -13,6 +13,7 @@ from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.types import Encoded
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "peers" / "evaluate.py"), run_name="evaluate")
 
@@ -29,7 +30,7 @@ def folders(tiny_dataset: Dataset, tmp_path: Path) -> dict[str, Path]:
     (ours / "metrics.json").write_text(json.dumps({"training_s": 1.0}), encoding="utf-8")
     (theirs / "run.json").write_text(json.dumps({"epochs": 3}), encoding="utf-8")
     with torch.no_grad():
-        users = model.encode(collate(samples, np.arange(len(samples)), 50)).users
+        users = model.encode(collate(samples, np.arange(len(samples)), 50).histories).users
     items = model.item_vectors().detach().clone()
     known = torch.ones(len(items), dtype=torch.uint8)
     save_file({"users": users, "items": items, "known": known}, theirs / "vectors.safetensors")
@@ -49,6 +50,6 @@ def test_the_vectors_of_a_model_rank_as_the_model(tiny_dataset: Dataset, folders
 def test_an_item_that_a_peer_cannot_score_comes_last() -> None:
     known = torch.tensor([0, 1, 0, 1])
     scorer = SCRIPT["VectorScorer"](torch.ones(1, 1), torch.tensor([[0.0], [-3.0], [9.0], [1.0]]), known)
-    scores = scorer.score(torch.ones(1, 1))[0]
+    scores = scorer.score(Encoded(torch.ones(1, 1)))[0]
     assert scores[0] == -torch.inf and scores.isfinite()[1:].all()
     assert scores.argsort(descending=True).tolist() == [3, 1, 2, 0]

@@ -27,8 +27,8 @@ def test_collate_is_what_loops_give(
     inputs = [histories[row][:-1][-max_history:] for row in rows]
     nexts = [histories[row][1:][-max_history:] for row in rows]
     width = max(map(len, inputs))
-    assert batch.items.tolist() == [items + [0] * (width - len(items)) for items in inputs]
-    assert batch.lengths.tolist() == [len(items) for items in inputs]
+    assert batch.histories.items.tolist() == [items + [0] * (width - len(items)) for items in inputs]
+    assert batch.histories.lengths.tolist() == [len(items) for items in inputs]
     assert batch.targets.tolist() == [item for items in nexts for item in (items if every_position else items[-1:])]
     assert batch.every_position is every_position
 
@@ -53,15 +53,15 @@ def of_lengths(lengths: list[int]) -> Samples:
 def test_collate_keeps_the_newest_and_pads_on_the_right() -> None:
     samples = samples_of([[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12]])
     batch = collate(samples, np.array([0, 1]), 4)
-    assert batch.items.tolist() == [[4, 5, 6, 7], [9, 10, 11, 0]]
-    assert (batch.lengths.tolist(), batch.targets.tolist()) == ([4, 3], [8, 12])
+    assert batch.histories.items.tolist() == [[4, 5, 6, 7], [9, 10, 11, 0]]
+    assert (batch.histories.lengths.tolist(), batch.targets.tolist()) == ([4, 3], [8, 12])
     every = collate(samples, np.array([1, 0]), 4, every_position=True)
     assert every.targets.tolist() == [10, 11, 12, 5, 6, 7, 8]
 
 
 def test_collate_reads_narrow_items_as_int64() -> None:
     batch = collate(of_lengths([2, 3]), np.array([1, 0]), 5, every_position=True)
-    assert (batch.items.dtype, batch.targets.dtype, batch.lengths.dtype) == (torch.int64,) * 3
+    assert (batch.histories.items.dtype, batch.targets.dtype, batch.histories.lengths.dtype) == (torch.int64,) * 3
 
 
 @settings(deadline=None)
@@ -96,5 +96,7 @@ def test_only_a_pool_of_rows_is_looked_at_for_a_batch() -> None:
 
 
 def test_inference_batches_cover_all_rows_shortest_first() -> None:
-    found = [(rows.tolist(), batch.items.shape[1]) for rows, batch in by_length(of_lengths([8, 2, 4, 3]), 2, 50)]
+    found = [
+        (rows.tolist(), batch.histories.items.shape[1]) for rows, batch in by_length(of_lengths([8, 2, 4, 3]), 2, 50)
+    ]
     assert found == [([1, 3], 3), ([2, 0], 8)]

@@ -9,7 +9,7 @@ from slmrec.errors import DataError, TrainingError
 from slmrec.evaluation import rank as evaluation
 from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput, validate
-from slmrec.types import Encoded
+from slmrec.types import Encoded, ItemBonus
 
 ALL = ("full_history_excluded", "full", "sampled")
 
@@ -45,13 +45,13 @@ class FixedScorer:
         return len(self.scores) - 1
 
     def read(self, batch):
-        self.batch_sizes.append(len(batch.items))
-        assert batch.items.shape[1] <= self.max_history_items
-        return batch.lengths
+        self.batch_sizes.append(len(batch.histories.items))
+        assert batch.histories.items.shape[1] <= self.max_history_items
+        return Encoded(batch.histories.lengths)
 
-    def score(self, users):
-        self.block_sizes.append(len(users))
-        return self.scores.repeat(len(users), 1)
+    def score(self, encoded):
+        self.block_sizes.append(len(encoded.users))
+        return self.scores.repeat(len(encoded.users), 1)
 
 
 class MeanEncoder(nn.Module):
@@ -75,9 +75,9 @@ class MeanEncoder(nn.Module):
         self.num_table_reads += 1
         return self.table.weight
 
-    def encode(self, batch, num_blocks=0):
-        inside = (batch.items > 0)[..., None]
-        return Encoded(self.dropout((self.table(batch.items) * inside).sum(1) / batch.lengths[:, None]), ())
+    def encode(self, histories, *, every_position=False, num_blocks=0):
+        items, lengths = histories
+        return Encoded(self.dropout((self.table(items) * (items > 0)[..., None]).sum(1) / lengths[:, None]))
 
 
 def evaluate(scorer, samples, protocols=("full",), batch_size=4, **settings):
@@ -187,9 +187,9 @@ def test_tie_seed_alone_decides_among_ties():
 
 def test_nan_names_users_of_the_data_set_and_not_rows_of_the_batch():
     class Broken(FixedScorer):
-        def score(self, users):
-            scores = super().score(users)
-            scores[users == 2, 1] = torch.nan
+        def score(self, encoded):
+            scores = super().score(encoded)
+            scores[encoded.users == 2, 1] = torch.nan
             return scores
 
     samples = dataset_of([[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4]], 4).held_out("test").take(np.array([2, 1]))
@@ -338,8 +338,27 @@ def test_model_can_train_after_validation_and_item_vectors_are_read_once():
     validate(model, samples, 2)
     assert model.num_table_reads == 1
     batch = next(evaluation.by_length(samples, 4, 4))[1]
-    (model.encode(batch).users @ model.item_vectors().T).sum().backward()
+    (model.encode(batch.histories).users @ model.item_vectors().T).sum().backward()
     assert model.table.weight.grad is not None
+
+
+class BonusEncoder(MeanEncoder):
+    """Adds 100 to the score of item 2 of every user."""
+
+    def encode(self, histories, *, every_position=False, num_blocks=0):
+        users = super().encode(histories).users
+        items, scores = torch.tensor([[2, 0]]), torch.tensor([[100.0, 9.0]])
+        return Encoded(users, bonus=ItemBonus(items.repeat(len(users), 1), scores.repeat(len(users), 1)))
+
+
+def test_bonus_is_added_to_the_scores_and_changes_ranks(monkeypatch):
+    samples = dataset_of([[5, 4, 3, 2]] * 5, 6).held_out("test")
+    plain, model = MeanEncoder(6).eval(), BonusEncoder(6).eval()
+    assert evaluate(EncoderScorer(plain), samples)["full"].min() > 0
+    for block in (1, 3, 100):
+        monkeypatch.setattr(evaluation, "MAX_SCORES", block * 7)
+        assert evaluate(EncoderScorer(model), samples, batch_size=4)["full"].tolist() == [0] * 5
+        assert throughput({"model": EncoderScorer(model)}, samples, batch_size=4, rounds=1)["model"] > 0
 
 
 def test_validate_is_full_ranking_of_the_given_samples():
@@ -400,7 +419,7 @@ def test_throughput_takes_turns_and_reports_the_median(monkeypatch):
     turns = []
 
     def seconds(scorer, batches):
-        turns.append((scorer.name, sum(len(batch.items) for batch in batches)))
+        turns.append((scorer.name, sum(len(batch.histories.items) for batch in batches)))
         return scorer.times.pop(0)
 
     monkeypatch.setattr(evaluation, "_seconds", seconds)

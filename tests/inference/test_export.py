@@ -24,18 +24,18 @@ from slmrec.inference.exportable import exportable
 from slmrec.models.backbone import random_decoder
 from slmrec.models.folder import load_recommender, may_recommend, save_recommender
 from slmrec.models.loader import Model, alone
-from slmrec.types import Batch
+from slmrec.types import Histories
 
 ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
 ADAPTED: dict[str, Callable[[], Model]] = {"lora": lambda: decoder(lora=True), "in an ensemble": lambda: ensemble(True)}
 
 
-def histories(*rows: list[int]) -> Batch:
+def histories(*rows: list[int]) -> Histories:
     lengths = torch.tensor([len(row) for row in rows])
     items = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
     for number, row in enumerate(rows):
         items[number, : len(row)] = torch.tensor(row)
-    return Batch(items, lengths, lengths, every_position=False)
+    return Histories(items, lengths)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from slmrec.data.dataset import Dataset
 from slmrec.evaluation.rank import evaluate_scorer
 from slmrec.models.baselines import LastItemCooccurrence, Popularity
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 
 def dataset_of(histories, num_items):
@@ -26,7 +26,7 @@ def batch_of(*histories):
     for row, history in enumerate(histories):
         items[row, : len(history)] = torch.tensor(history)
     lengths = torch.tensor([len(history) for history in histories])
-    return Batch(items, lengths, torch.ones(len(histories), dtype=torch.long), False)
+    return Batch(Histories(items, lengths), torch.ones(len(histories), dtype=torch.long), False)
 
 
 def scores_of(scorer, batch):

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from encoding import encode
 from torch import Tensor
 
 from slmrec import Recommender
@@ -21,7 +22,7 @@ from slmrec.models.folder import Vocabulary
 from slmrec.models.packed.interface import read_newest
 from slmrec.models.titles import Titles
 from slmrec.models.watch import is_untouched
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 MAX_HISTORY, NUM_ITEMS = 9, 30
 LLAMA = {
@@ -81,7 +82,7 @@ def batch_of(lengths: list[int], every_position: bool = False) -> Batch:
     items = torch.randint(1, NUM_ITEMS + 1, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
     sizes = torch.tensor(lengths)
     items[torch.arange(max(lengths)) >= sizes[:, None]] = 0
-    return Batch(items, sizes, torch.ones(sum(lengths), dtype=torch.int64), every_position)
+    return Batch(Histories(items, sizes), torch.ones(sum(lengths), dtype=torch.int64), every_position)
 
 
 @contextmanager
@@ -114,16 +115,16 @@ def test_user_vectors_are_those_of_the_plain_layers(
     shape: dict[str, Any], prompt: tuple[int, int], lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(prompt, **shape)
-    assert_lean_agrees(model, lambda: model.encode(batch_of(lengths)).users, monkeypatch)
+    assert_lean_agrees(model, lambda: encode(model, batch_of(lengths)).users, monkeypatch)
 
 
 @torch.inference_mode()
 def test_a_history_beyond_the_longest_is_read_by_the_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = build(), batch_of([MAX_HISTORY + 4, 2])
-    expected = model.encode(batch).users
+    expected = encode(model, batch).users
     model.use_lean_layers()
     with counted(monkeypatch) as runs:
-        assert torch.equal(model.encode(batch).users, expected)
+        assert torch.equal(encode(model, batch).users, expected)
     assert not runs
 
 
@@ -134,7 +135,7 @@ def test_right_aligned_positions_and_every_position(
     prompt: tuple[int, int], every_position: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(prompt, positions="right_aligned", layer_dropout=0.5)
-    assert_lean_agrees(model, lambda: model.encode(batch_of(lengths, every_position)).users, monkeypatch)
+    assert_lean_agrees(model, lambda: encode(model, batch_of(lengths, every_position)).users, monkeypatch)
 
 
 @pytest.mark.parametrize("prompt", [(0, 0), (4, 2)], ids=["no prompt", "prompt"])
@@ -143,7 +144,7 @@ def test_sessions_go_on_as_they_do_in_the_plain_layers(
     shape: dict[str, Any], prompt: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(prompt, **shape)
-    histories = batch_of([MAX_HISTORY] * 3).items.tolist()
+    histories = batch_of([MAX_HISTORY] * 3).histories.items.tolist()
 
     def follow() -> Tensor:
         states, users = [model.new_state() for _ in histories], []
@@ -183,10 +184,10 @@ OTHERS: dict[str, dict[str, Any]] = {
 @torch.no_grad()
 def test_other_decoders_run_as_they_are(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = build(**settings), batch_of([3, 5])
-    expected = model.encode(batch).users
+    expected = encode(model, batch).users
     model.use_lean_layers()
     with counted(monkeypatch) as runs:
-        assert torch.equal(model.encode(batch).users, expected)
+        assert torch.equal(encode(model, batch).users, expected)
     assert not runs
 
 
@@ -196,7 +197,7 @@ def test_large_decoders_and_catalogues_are_not_copied(monkeypatch: pytest.Monkey
     model.use_lean_layers()
     for module in (lean, decoders):
         monkeypatch.setattr(module, "MAX_WEIGHTS", 100)
-    model.encode(batch)
+    encode(model, batch)
     assert model._shortened() is None
     monkeypatch.setattr(lean, "MAX_WEIGHTS", 2**25)
     model.eval()  # looks anew
@@ -208,7 +209,7 @@ def test_large_decoders_and_catalogues_are_not_copied(monkeypatch: pytest.Monkey
 def test_weights_made_in_inference_mode_run_as_they_are() -> None:
     model = build()
     model.use_lean_layers()
-    assert model.encode(batch_of([3])).users.shape == (1, 11)
+    assert encode(model, batch_of([3])).users.shape == (1, 11)
     assert model._shortened() is None
 
 
@@ -221,29 +222,29 @@ def test_only_untouched_inference_is_lean(monkeypatch: pytest.MonkeyPatch) -> No
     model.use_lean_layers()
     mlp = model.decoder.layers[1].mlp
     with counted(monkeypatch) as runs:
-        assert model.encode(batch).users.requires_grad and not runs
+        assert encode(model, batch).users.requires_grad and not runs
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            model.encode(batch)
+            encode(model, batch)
         with torch.no_grad():
-            model.train().encode(batch)
+            encode(model.train(), batch)
             model.eval().use_lean_layers()
-            model.encode(batch, 3)
-            model.layer_states(batch)
+            encode(model, batch, 3)
+            model.layer_states(batch.histories)
             assert not runs
-            model.encode(batch)
+            encode(model, batch)
             assert len(runs) == 1
             given: list[int] = []
             hook = mlp.register_forward_hook(lambda _, inputs, __: given.append(inputs[0].shape[1]))
-            model.encode(batch)
+            encode(model, batch)
             assert given == [8] and len(runs) == 1
             hook.remove()
-            model.encode(batch)
+            encode(model, batch)
             assert len(runs) == 2
             kept, mlp.up_proj = mlp.up_proj, OtherLinear(24, 40, bias=False)
-            model.encode(batch)
+            encode(model, batch)
             assert len(runs) == 2
             mlp.up_proj = kept
-            model.encode(batch)
+            encode(model, batch)
             assert len(runs) == 3
 
 
@@ -251,7 +252,7 @@ def test_only_untouched_inference_is_lean(monkeypatch: pytest.MonkeyPatch) -> No
 def step(model: DecoderRecommender) -> None:
     """As in training, but that the model stays in eval mode; the fused kernel raises no version."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    model.encode(batch_of([3, 5])).users.square().sum().backward()
+    encode(model, batch_of([3, 5])).users.square().sum().backward()
     optimizer.step()
 
 
@@ -281,22 +282,22 @@ CHANGES: dict[str, Callable[[DecoderRecommender], object]] = {
 def test_what_is_kept_follows_the_weights(change: Callable[[DecoderRecommender], object]) -> None:
     model, batch = build(), batch_of([3, 5])
     model.use_lean_layers()
-    before = model.encode(batch).users
+    before = encode(model, batch).users
     change(model)
-    found = model.encode(batch).users
+    found = encode(model, batch).users
     model._is_lean = False
-    torch.testing.assert_close(found, model.encode(batch).users, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, encode(model, batch).users, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, before, rtol=1e-3)
 
 
 def test_a_recommender_and_its_sessions_are_lean(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = Ensemble.of(build((4, 2)), [build(num_key_value_heads=6, layer_dropout=0.5)], [0.4]), batch_of([5])
-    expected = model.eval().encode(batch).users.detach()
+    expected = encode(model.eval(), batch).users.detach()
     item_ids = pa.array(range(NUM_ITEMS))
     recommender = Recommender(model, Vocabulary(item_ids, None, pa.array([1] * NUM_ITEMS), None))
     with counted(monkeypatch) as runs:
-        found = recommender.encode([(batch.items[0] - 1).tolist()])
-        followed = model.append_all([model.new_state()], [batch.items[0].tolist()])
+        found = recommender.encode([(batch.histories.items[0] - 1).tolist()])
+        followed = model.append_all([model.new_state()], [batch.histories.items[0].tolist()])
     assert len(runs) == 5  # two members, twice; the prompt once
     for users in (found, followed):
         assert (users - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -306,11 +307,11 @@ def test_training_lets_go_of_what_is_kept() -> None:
     model = build()
     model.use_lean_layers()
     with torch.no_grad():
-        model.encode(batch_of([3]))
+        encode(model, batch_of([3]))
     assert model._kept_short is not None
     assert model.train()._kept_short is None
     with torch.no_grad():
-        model.eval().encode(batch_of([3]))
+        encode(model.eval(), batch_of([3]))
     assert model._kept_short is None  # a model that has begun to train answers as it does in training
 
 
@@ -318,12 +319,12 @@ def test_a_model_is_copied_with_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -
     model, batch = build(), batch_of([3])
     model.use_lean_layers()
     with torch.inference_mode():
-        expected = model.encode(batch).users
+        expected = encode(model, batch).users
     copied = copy.deepcopy(model)
     with torch.no_grad(), counted(monkeypatch) as runs:
         model.decoder.norm.weight.mul_(2)
-        assert torch.equal(copied.encode(batch).users, expected) and len(runs) == 1
-        assert not torch.allclose(model.encode(batch).users, expected)
+        assert torch.equal(encode(copied, batch).users, expected) and len(runs) == 1
+        assert not torch.allclose(encode(model, batch).users, expected)
 
 
 def test_the_decoders_own_hooks_are_known() -> None:
@@ -346,19 +347,19 @@ def test_hooks_of_every_module_and_parts_that_train_are_no_plain_inference() -> 
 def test_dropout_switched_on_in_an_eval_model_is_drawn() -> None:
     model, batch = build(layer_dropout=0.5), batch_of([5])
     model.use_lean_layers()
-    model.encode(batch)
+    encode(model, batch)
     model.layer_dropout.train()
-    assert not torch.equal(model.encode(batch).users, model.encode(batch).users)
+    assert not torch.equal(encode(model, batch).users, encode(model, batch).users)
 
 
 @torch.inference_mode()
 def test_a_longer_history_may_be_allowed_later() -> None:
     model, batch = build(), batch_of([MAX_HISTORY + 2])
-    expected = model.encode(batch).users
+    expected = encode(model, batch).users
     model.use_lean_layers()
-    model.encode(batch_of([3]))
+    encode(model, batch_of([3]))
     model.config.max_history_items = MAX_HISTORY + 2
-    assert (model.encode(batch).users - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (encode(model, batch).users - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_that_a_decoder_is_not_plain_is_found_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,8 +368,8 @@ def test_that_a_decoder_is_not_plain_is_found_out_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(decoders, "is_plain", lambda decoder: asked.append(1) or plain(decoder))
     model.use_lean_layers()
     with torch.inference_mode():
-        model.encode(batch_of([3]))
-        model.encode(batch_of([4]))
+        encode(model, batch_of([3]))
+        encode(model, batch_of([4]))
     assert len(asked) == 1
 
 

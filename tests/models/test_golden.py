@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoding import encode
 from torch import Tensor
 from torch.nn import functional as F
 
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.reference import decoder_of_reference
-from slmrec.training.losses import DistillationLoss, catalogue_cross_entropy
-from slmrec.types import Batch
+from slmrec.training.losses import DistillationLoss, LiveTeacher, catalogue_cross_entropy
+from slmrec.types import Batch, Histories
 
 RELATIVE = 1e-4
 Recorded = Mapping[str, np.ndarray]
@@ -82,8 +83,8 @@ def batch(recorded: Recorded) -> Batch:
     items = np.zeros_like(padded)
     for row, length in enumerate(lengths):
         items[row, :length] = padded[row, padded.shape[1] - length :]
-    tensors = (torch.from_numpy(value) for value in (items, lengths, recorded["io/answers"][:, 0]))
-    return Batch(*tensors, every_position=False)
+    items, lengths, targets = (torch.from_numpy(value) for value in (items, lengths, recorded["io/answers"][:, 0]))
+    return Batch(Histories(items, lengths), targets, every_position=False)
 
 
 def assert_close(ours: Tensor | float, theirs: np.ndarray) -> None:
@@ -97,8 +98,8 @@ def assert_close(ours: Tensor | float, theirs: np.ndarray) -> None:
 def test_user_vectors(
     recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch
 ) -> None:
-    assert_close(teacher.encode(batch).users, recorded["teacher_out/user_vector"])
-    assert_close(student.encode(batch).users, recorded["student_out/user_vector"])
+    assert_close(encode(teacher, batch).users, recorded["teacher_out/user_vector"])
+    assert_close(encode(student, batch).users, recorded["student_out/user_vector"])
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def test_user_vectors(
 def test_every_hidden_state(
     recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str, depth: int
 ) -> None:
-    blocks = request.getfixturevalue(role).encode(batch, num_blocks=depth).blocks
+    blocks = encode(request.getfixturevalue(role), batch, num_blocks=depth).hidden_states
     assert len(blocks) == depth
     for layer, state in enumerate(blocks, 1):
         assert_close(state, recorded[f"{role}_out/hidden_last/{layer}"])
@@ -118,7 +119,7 @@ def test_cross_entropy_and_sampled_logits(
     recorded: Recorded, request: pytest.FixtureRequest, batch: Batch, role: str
 ) -> None:
     model = request.getfixturevalue(role)
-    users, items = model.encode(batch).users, model.item_vectors()
+    users, items = encode(model, batch).users, model.item_vectors()
     assert_close(
         catalogue_cross_entropy(users, items, batch.targets, include_padding=True), recorded[f"{role}_out/loss_ce"]
     )
@@ -138,7 +139,13 @@ def test_distillation_terms(
 ) -> None:
     def terms(**weights: float) -> Any:
         loss = DistillationLoss(
-            student, teacher, widths=(48, 48), item_width=24, num_blocks=4, weights=weights, include_padding=True
+            student,
+            LiveTeacher(teacher),
+            widths=(48, 48),
+            item_width=24,
+            num_blocks=4,
+            weights=weights,
+            include_padding=True,
         )
         for index, adapter in enumerate(loss.adapters):
             adapter.weight.copy_(torch.from_numpy(recorded[f"student/down_layer_list.{index}.weight"]))
@@ -154,7 +161,7 @@ def test_distillation_terms(
 def test_each_block_on_its_own(
     recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch
 ) -> None:
-    pairs = zip(student.encode(batch, 4).blocks, teacher.encode(batch, 4).blocks, strict=True)
+    pairs = zip(encode(student, batch, 4).hidden_states, encode(teacher, batch, 4).hidden_states, strict=True)
     for block, (own, taught) in enumerate(pairs):
         assert_close((1 - F.cosine_similarity(own, taught)).mean(), recorded["distill_out/cosine_per_block"][block])
         assert_close((own - taught).norm(dim=-1).mean(), recorded["distill_out/l2_per_block"][block])
@@ -164,4 +171,4 @@ def test_each_block_on_its_own(
 def test_interval_variant(recorded: Recorded, settings: dict[str, Any], batch: Batch) -> None:
     model = build(recorded, settings, interval_state_dict(recorded))
     assert model.num_layers == int(recorded["interval_out/num_layers"])
-    assert_close(model.encode(batch).users, recorded["interval_out/user_vector"])
+    assert_close(encode(model, batch).users, recorded["interval_out/user_vector"])

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from encoding import encode
 from transformers import LlamaConfig, LlamaModel
 
 from slmrec.errors import ConfigError
@@ -11,11 +12,11 @@ from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone
 from slmrec.models.build import build_decoder, student_from
 from slmrec.models.loader import load_model, save_model
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
 NF4, INT8 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}
-BATCH = Batch(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]), torch.tensor([1, 1]), False)
+BATCH = Batch(Histories(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])), torch.tensor([1, 1]), False)
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="pip install 'slmrec[quantization]'"
 )
@@ -52,7 +53,7 @@ def teacher_of(source, quantization):
 
 def users_of(model):
     with torch.no_grad():
-        return model.encode(BATCH).users
+        return encode(model, BATCH).users
 
 
 @needs_bitsandbytes
@@ -73,7 +74,7 @@ def test_the_layers_are_kept_in_few_bits_and_the_student_in_all(source, quantiza
 @needs_bitsandbytes
 def test_only_adapters_and_heads_are_trained_and_saved(source, tmp_path):
     teacher = teacher_of(source, NF4)
-    teacher.encode(BATCH).users.sum().backward()
+    encode(teacher, BATCH).users.sum().backward()
     learning = [name for name, value in teacher.named_parameters() if value.grad is not None and value.grad.any()]
     assert any("lora_A" in name for name in learning)
     assert all("lora_" in name or name.startswith(("input_proj", "score")) for name in learning)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoding import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,7 +20,7 @@ from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
 from slmrec.pipeline import pretrain
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 WINDOW, WIDTH, FREQUENCIES = 6, 8, 2
 
@@ -36,7 +37,7 @@ def batch(*histories: list[int], width: int | None = None) -> Batch:
     items = torch.zeros(len(histories), width or int(lengths.max()), dtype=torch.long)
     for row, history in enumerate(histories):
         items[row, : len(history)] = torch.tensor(history)
-    return Batch(items, lengths, torch.ones(len(histories), dtype=torch.long), False)
+    return Batch(Histories(items, lengths), torch.ones(len(histories), dtype=torch.long), False)
 
 
 def fourier(states: Tensor, beta: Tensor) -> Tensor:
@@ -91,10 +92,10 @@ def test_a_model_is_that_of_the_naive_filter(monkeypatch: pytest.MonkeyPatch) ->
 
     own = model()
     for history in ([3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]):
-        found = own.encode(batch(history)).users
+        found = encode(own, batch(history)).users
         with monkeypatch.context() as patch:
             patch.setattr(LowPass, "forward", naive)
-            torch.testing.assert_close(found, own.encode(batch(history)).users, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found, encode(own, batch(history)).users, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -117,14 +118,14 @@ def test_a_sample_does_not_see_what_comes_after_it() -> None:
     for flat in (one, other):
         starts, ends = np.array([0, 0]), np.array([3, 6])
         samples = Samples.of(flat, starts, ends, np.array([0, 0]))
-        vectors.append(model().encode(collate(samples, np.array([0, 1]), WINDOW)).users)
+        vectors.append(encode(model(), collate(samples, np.array([0, 1]), WINDOW)).users)
     torch.testing.assert_close(vectors[0][0], vectors[1][0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(vectors[0][1], vectors[1][1], atol=1e-4)
 
 
 def test_every_position_is_refused() -> None:
     with pytest.raises(ValueError, match="a low-pass filter sees later items"):
-        model().encode(batch([1, 2])._replace(every_position=True))
+        encode(model(), batch([1, 2])._replace(every_position=True))
 
 
 def test_gradients_reach_each_beta_and_padding_gets_none() -> None:
@@ -150,9 +151,9 @@ def test_a_folder_keeps_the_filter_and_an_old_folder_has_none(tmp_path: Path) ->
         folder = tmp_path / name
         folder.mkdir()
         save_model(own, folder)
-        torch.testing.assert_close(load_model(folder).encode(histories).users, own.encode(histories).users)
+        torch.testing.assert_close(encode(load_model(folder), histories).users, encode(own, histories).users)
         automatic = AutoModel.from_pretrained(folder).eval()
-        torch.testing.assert_close(automatic.encode(histories).users, own.encode(histories).users)
+        torch.testing.assert_close(encode(automatic, histories).users, encode(own, histories).users)
     assert load_model(tmp_path / "filtered").config.low_pass == {"weight": 0.7, "frequencies": FREQUENCIES}
     path = tmp_path / "plain" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +161,7 @@ def test_a_folder_keeps_the_filter_and_an_old_folder_has_none(tmp_path: Path) ->
     path.write_text(json.dumps(config), encoding="utf-8")
     old = load_model(tmp_path / "plain")
     assert old.config.low_pass is None
-    torch.testing.assert_close(old.encode(histories).users, model(low_pass=False).encode(histories).users)
+    torch.testing.assert_close(encode(old, histories).users, encode(model(low_pass=False), histories).users)
 
 
 def test_pretrain_builds_the_filter_that_is_asked_for(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoding import encode
 from transformers import AutoModel
 
 import slmrec.models.loader
@@ -16,7 +17,7 @@ from slmrec.models.loader import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 LLAMA = {
     "model_type": "llama",
@@ -91,22 +92,22 @@ def batch(*histories: list[int], every_position: bool = False, width: int | None
     for row, history in enumerate(histories):
         items[row, : len(history)] = torch.tensor(history)
     num = int(lengths.sum()) if every_position else len(histories)
-    return Batch(items, lengths, torch.ones(num, dtype=torch.long), every_position)
+    return Batch(Histories(items, lengths), torch.ones(num, dtype=torch.long), every_position)
 
 
 @torch.no_grad()
 def test_a_users_vector_does_not_depend_on_the_batch(model: Model) -> None:
     histories = [[1, 2, 3, 4, 5], [6], [7, 8]]
-    together = model.encode(batch(*histories)).users
-    alone = torch.cat([model.encode(batch(history)).users for history in histories])
-    padded = model.encode(batch(*histories, width=6)).users
+    together = encode(model, batch(*histories)).users
+    alone = torch.cat([encode(model, batch(history)).users for history in histories])
+    padded = encode(model, batch(*histories, width=6)).users
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together, padded, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_order_of_the_history_matters(model: Model) -> None:
-    one, other = (model.encode(batch(history)).users for history in ([1, 2, 3], [2, 1, 3]))
+    one, other = (encode(model, batch(history)).users for history in ([1, 2, 3], [2, 1, 3]))
     assert not torch.allclose(one, other, atol=1e-4)
 
 
@@ -114,8 +115,8 @@ def test_the_order_of_the_history_matters(model: Model) -> None:
 @pytest.mark.parametrize("build", [sasrec, lambda: decoder(prompt=False)], ids=["sasrec", "decoder"])
 def test_a_position_does_not_see_later_items(build: object) -> None:
     model = build()  # type: ignore[operator]
-    one = model.encode(batch([1, 2, 3, 4], every_position=True)).users
-    other = model.encode(batch([1, 2, 9, 8], every_position=True)).users
+    one = encode(model, batch([1, 2, 3, 4], every_position=True)).users
+    other = encode(model, batch([1, 2, 9, 8], every_position=True)).users
     torch.testing.assert_close(one[:2], other[:2], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(one[2:], other[2:], atol=1e-4)
 
@@ -126,8 +127,8 @@ def test_every_position_ends_with_the_newest(model: Model) -> None:
         pytest.skip("reads the user vector after the response, not at the items")
     if isinstance(model, SasRec) and model.config.low_pass:
         pytest.skip("its filter sees later items, so it reads out the newest position alone")
-    every = model.encode(batch([1, 2, 3], [4, 5], every_position=True)).users
-    newest = model.encode(batch([1, 2, 3], [4, 5])).users
+    every = encode(model, batch([1, 2, 3], [4, 5], every_position=True)).users
+    newest = encode(model, batch([1, 2, 3], [4, 5])).users
     torch.testing.assert_close(every[[2, 4]], newest, rtol=1e-4, atol=1e-5)
 
 
@@ -135,8 +136,8 @@ def test_every_position_ends_with_the_newest(model: Model) -> None:
 @pytest.mark.parametrize("build", [lambda: decoder(prompt=False), ensemble], ids=["decoder", "ensemble"])
 def test_every_position_is_each_prefix(build: object) -> None:
     model = build()  # type: ignore[operator]
-    every = model.encode(batch([1, 2, 3], every_position=True)).users
-    prefixes = model.encode(batch([1], [1, 2], [1, 2, 3])).users
+    every = encode(model, batch([1, 2, 3], every_position=True)).users
+    prefixes = encode(model, batch([1], [1, 2], [1, 2, 3])).users
     torch.testing.assert_close(every, prefixes, rtol=1e-4, atol=1e-5)
 
 
@@ -144,8 +145,8 @@ def test_every_position_is_each_prefix(build: object) -> None:
 def test_position_schemes_differ_and_agree_for_a_full_history() -> None:
     contiguous, right = decoder(), decoder("right_aligned")
     full, short = [1, 2, 3, 4, 5, 6], [1, 2]
-    torch.testing.assert_close(contiguous.encode(batch(full)).users, right.encode(batch(full)).users)
-    assert not torch.allclose(contiguous.encode(batch(short)).users, right.encode(batch(short)).users, atol=1e-5)
+    torch.testing.assert_close(encode(contiguous, batch(full)).users, encode(right, batch(full)).users)
+    assert not torch.allclose(encode(contiguous, batch(short)).users, encode(right, batch(short)).users, atol=1e-5)
 
 
 @torch.no_grad()
@@ -158,7 +159,7 @@ def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch:
     save_model(model, tmp_path)
     again = load_model(tmp_path)
     torch.testing.assert_close(
-        again.encode(batch([1, 2, 3])).users, model.encode(batch([1, 2, 3])).users, rtol=0, atol=0
+        encode(again, batch([1, 2, 3])).users, encode(model, batch([1, 2, 3])).users, rtol=0, atol=0
     )
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
 
@@ -174,19 +175,19 @@ def test_item_vectors_are_saved_and_auto_model_opens_them(build: object, tmp_pat
 @torch.no_grad()
 def test_an_ensemble_reads_every_position_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, histories = ensemble(), batch([1, 2, 3], [4], [5, 6], every_position=True)
-    at_once = model.encode(histories).users
+    at_once = encode(model, histories).users
     monkeypatch.setattr("slmrec.models.ensemble.PREFIXES", 4)
-    torch.testing.assert_close(model.encode(histories).users, at_once)
+    torch.testing.assert_close(encode(model, histories).users, at_once)
 
 
 @torch.no_grad()
 def test_an_ensembles_scores_are_the_weighted_sum() -> None:
     model, histories = ensemble(), batch([1, 2, 3], [4])
-    scores = model.encode(histories).users @ model.item_vectors().T
-    parts = [part.encode(histories).users @ part.item_vectors().T for part in (model.decoder, *model.others)]
+    scores = encode(model, histories).users @ model.item_vectors().T
+    parts = [encode(part, histories).users @ part.item_vectors().T for part in (model.decoder, *model.others)]
     torch.testing.assert_close(scores, 0.5 * parts[0] + 0.3 * parts[1] + 0.2 * parts[2])
-    blocks = model.encode(histories, num_blocks=2).blocks
-    for own, llms in zip(blocks, model.decoder.encode(histories, num_blocks=2).blocks, strict=True):
+    blocks = encode(model, histories, num_blocks=2).hidden_states
+    for own, llms in zip(blocks, encode(model.decoder, histories, num_blocks=2).hidden_states, strict=True):
         torch.testing.assert_close(own, llms)
 
 
@@ -202,7 +203,7 @@ def test_an_ensemble_appends_what_it_would_read() -> None:
     for number, item in enumerate(history, 1):
         newest = history[max(0, number - model.max_history_items) : number]
         torch.testing.assert_close(
-            model.append(state, item), model.encode(batch(newest)).users[0], rtol=1e-4, atol=1e-5
+            model.append(state, item), encode(model, batch(newest)).users[0], rtol=1e-4, atol=1e-5
         )
 
 
@@ -210,10 +211,10 @@ def test_an_ensemble_appends_what_it_would_read() -> None:
 @pytest.mark.parametrize("side", ["input", "score", "both"])
 def test_where_titles_count(side: str) -> None:
     model, histories = decoder(titles=side), batch([1, 2, 3])
-    users, items = model.encode(histories).users, model.item_vectors().clone()
+    users, items = encode(model, histories).users, model.item_vectors().clone()
     assert items.shape == (21, 8 if side == "input" else 11)
     model.titles.vectors[1:4] += 1
-    assert torch.allclose(users, model.encode(histories).users) == (side == "score")
+    assert torch.allclose(users, encode(model, histories).users) == (side == "score")
     assert torch.equal(items, model.item_vectors()) == (side == "input")
     assert torch.equal(items[:, :8], model.item_vectors()[:, :8])
 
@@ -221,7 +222,7 @@ def test_where_titles_count(side: str) -> None:
 def test_the_map_of_titles_learns_through_both_sides() -> None:
     for side in ("input", "score", "both"):
         model = decoder(titles=side).train()
-        users = model.encode(batch([1, 2, 3])).users
+        users = encode(model, batch([1, 2, 3])).users
         (users @ model.item_vectors().T).square().sum().backward()
         assert model.titles.map.weight.grad.abs().sum() > 0, side
         assert "titles.map.weight" in dict(model.named_parameters())
@@ -253,9 +254,9 @@ def test_dropout_in_the_layers_is_for_training_alone(tmp_path: Path) -> None:
     plain = student_from(decoder(), (0, 1), item_dropout=0.0, train_items=False).eval()
     histories = batch([1, 2, 3])
     with torch.no_grad():
-        one, other = student.train().encode(histories).users, student.encode(histories).users
+        one, other = encode(student.train(), histories).users, encode(student, histories).users
         assert not torch.allclose(one, other, atol=1e-3)
-        torch.testing.assert_close(student.eval().encode(histories).users, plain.encode(histories).users)
+        torch.testing.assert_close(encode(student.eval(), histories).users, encode(plain, histories).users)
     save_model(student, tmp_path)
     assert load_model(tmp_path).layer_dropout.p == 0.5
 
@@ -283,7 +284,7 @@ def test_auto_model_opens_a_standalone_folder(tmp_path: Path) -> None:
     save_model(model, tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(again.encode(batch([1, 2])).users, model.encode(batch([1, 2])).users)
+        torch.testing.assert_close(encode(again, batch([1, 2])).users, encode(model, batch([1, 2])).users)
 
 
 def test_missing_and_mismatched_weights_are_refused(tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_a_student_of_all_layers_is_its_teacher_with_adapters_merged() -> None:
     student = student_from(teacher, (0, 1, 2, 3), item_dropout=0.0, train_items=False).eval()
     assert student.config.lora is None and not any("lora_" in name for name in student.state_dict())
     histories = batch([1, 2, 3], [4])
-    torch.testing.assert_close(student.encode(histories).users, teacher.encode(histories).users, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(student, histories).users, encode(teacher, histories).users, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_keeps_the_chosen_layers_in_order() -> None:
@@ -328,7 +329,7 @@ def test_a_fresh_student_may_be_narrower() -> None:
         train_items=False,
     )
     assert (student.hidden_size, student.num_layers, len(student.prefix)) == (8, 2, 0)
-    assert student.eval().encode(batch([1, 2]), num_blocks=2).blocks[1].shape == (1, 8)
+    assert encode(student.eval(), batch([1, 2]), num_blocks=2).hidden_states[1].shape == (1, 8)
 
 
 def test_trainable_parameters_by_name() -> None:
@@ -340,7 +341,7 @@ def test_trainable_parameters_by_name() -> None:
 
 def test_blocks_must_divide_the_depth() -> None:
     with pytest.raises(ConfigError, match=r"num_blocks is 3.*depth of 4"):
-        decoder().encode(batch([1]), num_blocks=3)
+        encode(decoder(), batch([1]), num_blocks=3)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from encoding import encode
 
 from slmrec.commands.main import main
 from slmrec.config import Config
@@ -80,22 +81,22 @@ def test_read_early_at_full_depth_is_the_model_itself(found: dict[str, object]) 
 
 
 def test_states_are_those_of_the_layers(finished: Path) -> None:
-    from slmrec.types import Batch
+    from slmrec.types import Batch, Histories
 
     model, _ = load_recommender(finished / "depth" / "4" / "finetune")
     items, lengths = torch.tensor([[3, 9, 4], [5, 0, 0]]), torch.tensor([3, 1])
     for every_position in (False, True):
         targets = torch.ones(4 if every_position else 2, dtype=torch.int64)
-        batch = Batch(items, lengths, targets, every_position)
+        batch = Batch(Histories(items, lengths), targets, every_position)
         with torch.inference_mode():
-            states = model.layer_states(batch)
-            encoded = model.encode(batch, num_blocks=4)
+            states = model.layer_states(batch.histories, every_position=every_position)
+            encoded = encode(model, batch, num_blocks=4)
             assert states.shape == (5, len(targets), 32)
             read = model.item_inputs(torch.tensor([3, 9, 4, 5] if every_position else [4, 5]))
             torch.testing.assert_close(states[0], read)
-            for state, block in zip(states[1:-1], encoded.blocks, strict=False):
+            for state, block in zip(states[1:-1], encoded.hidden_states, strict=False):
                 assert torch.equal(state, block)
-            assert torch.equal(model.final_norm(states[-1]), encoded.blocks[-1])
+            assert torch.equal(model.final_norm(states[-1]), encoded.hidden_states[-1])
             assert torch.equal(model.read_early(states[-1]), encoded.users)
 
 

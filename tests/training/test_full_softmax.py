@@ -98,7 +98,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def test_examples_of_the_module() -> None:
     result = doctest.testmod(catalogue)
-    assert result.attempted >= 5 and result.failed == 0
+    assert result.attempted >= 3 and result.failed == 0
 
 
 @LOSSES

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from encoding import encode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.training import losses
 from slmrec.training.full_softmax import ItemSampler, sampled_cross_entropy
-from slmrec.training.losses import DistillationLoss, NextItemLoss
-from slmrec.types import Batch, Encoded
+from slmrec.training.losses import DistillationLoss, LiveTeacher, NextItemLoss
+from slmrec.types import Batch, Encoded, Histories
 
 TERMS = ("ce", "cosine", "norm", "multiple", "kl")
 
@@ -30,20 +31,20 @@ class Linear(nn.Module):
     def item_vectors(self) -> Tensor:
         return self.items.weight
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        newest = batch.items[torch.arange(len(batch.items)), batch.lengths - 1]
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        newest = histories.items[torch.arange(len(histories.items)), histories.lengths - 1]
         first = self.first(self.items(newest)).tanh()
         second = self.second(first).tanh()
         return Encoded(self.score(second), (first, second) if num_blocks else ())
 
 
-BATCH = Batch(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([4, 5]), False)
+BATCH = Batch(Histories(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])), torch.tensor([4, 5]), False)
 
 
 def distillation(weights: dict[str, float], online: bool = False, width: int = 4, **more: Any) -> DistillationLoss:
     return DistillationLoss(
         Linear(width, 0),
-        Linear(4, 1),
+        LiveTeacher(Linear(4, 1)),
         widths=(width, 4),
         item_width=3,
         num_blocks=2,
@@ -81,7 +82,7 @@ def test_each_term_adds_to_the_gradient_of_cross_entropy(term: str) -> None:
 
 
 def test_normalized_states_have_no_length() -> None:
-    student, teacher = (model.encode(BATCH, 2).blocks for model in (Linear(4, 0), Linear(4, 1)))
+    student, teacher = (encode(model, BATCH, 2).hidden_states for model in (Linear(4, 0), Linear(4, 1)))
     pairs = list(zip(student, teacher, strict=True))
     unit = sum((F.normalize(own, dim=1) - F.normalize(other, dim=1)).norm(dim=1).mean() for own, other in pairs)
     raw = sum((own - other).norm(dim=1).mean() for own, other in pairs)
@@ -97,7 +98,7 @@ def test_smoothed_labels_enter_every_cross_entropy() -> None:
         torch.manual_seed(0)
         assert distillation(weights, label_smoothing=0.3)(BATCH).total != plain
     model = Linear(4, 0)
-    users, items = model.encode(BATCH).users, model.item_vectors()
+    users, items = encode(model, BATCH).users, model.item_vectors()
     expected = F.cross_entropy(users @ items[1:].T, BATCH.targets - 1, label_smoothing=0.3)
     torch.testing.assert_close(NextItemLoss(model, label_smoothing=0.3)(BATCH).total, expected)
     with pytest.raises(ValueError, match="label_smoothing with a sampler"):
@@ -144,7 +145,9 @@ def test_a_teacher_without_states_is_an_error_not_a_missing_term() -> None:
 def test_what_is_frozen_in_an_online_teacher_stays_frozen() -> None:
     teacher = Linear(4, 1)
     teacher.items.requires_grad_(False)
-    DistillationLoss(Linear(4, 0), teacher, widths=(4, 4), item_width=3, num_blocks=2, weights={"ce": 1.0}, online=True)
+    DistillationLoss(
+        Linear(4, 0), LiveTeacher(teacher), widths=(4, 4), item_width=3, num_blocks=2, weights={"ce": 1.0}, online=True
+    )
     assert not teacher.items.weight.requires_grad and teacher.first.weight.requires_grad
 
 
@@ -156,7 +159,7 @@ def test_a_sampler_replaces_the_catalogue_by_fresh_draws() -> None:
     torch.manual_seed(5)
     found = [loss(BATCH).total.item() for _ in range(2)]
     torch.manual_seed(5)
-    users, items = loss.model.encode(BATCH).users, loss.model.item_vectors()
+    users, items = encode(loss.model, BATCH).users, loss.model.item_vectors()
     draws = [SAMPLER.draw(3) for _ in range(2)]
     expected = [sampled_cross_entropy(users, items, BATCH.targets, drawn, SAMPLER.log_q).item() for drawn in draws]
     assert found == expected and found[0] != found[1]
@@ -173,7 +176,7 @@ def test_a_sampler_serves_every_cross_entropy_of_distillation(online: bool) -> N
 
     loss = DistillationLoss(
         Linear(4, 0),
-        Linear(4, 1),
+        LiveTeacher(Linear(4, 1)),
         widths=(4, 4),
         item_width=3,
         num_blocks=2,
@@ -197,7 +200,7 @@ def test_draws_never_hold_the_padding_item() -> None:
     with pytest.raises(ValueError, match="include_padding with a sampler"):
         DistillationLoss(
             Linear(4, 0),
-            Linear(4, 1),
+            LiveTeacher(Linear(4, 1)),
             widths=(4, 4),
             item_width=3,
             num_blocks=2,

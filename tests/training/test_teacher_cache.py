@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoding import encode
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -21,10 +22,10 @@ from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder, student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.training import teacher_cache as teacher_states
-from slmrec.training.losses import DistillationLoss
+from slmrec.training.losses import DistillationLoss, LiveTeacher
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training.trainer import TrainingSamples, fit
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 HIDDEN, WIDTH, NUM_ITEMS, MAX_HISTORY = 16, 8, 20, 6
 DECODER = {
@@ -83,17 +84,16 @@ def test_stored_is_what_the_teacher_says_whatever_the_rows(tmp_path: Path, every
     store_teacher_states(teacher, some_samples(), path, fingerprint="key", batch_size=4, progress=seen.append, **wanted)
     assert seen == [4, 4, 3] and teacher.training
     stored = opened(path, teacher, **wanted)
-    assert (stored.num_items, stored.max_history_items) == (NUM_ITEMS, MAX_HISTORY)
     assert torch.equal(stored.item_vectors(), teacher.item_vectors())
     for rows in ([4], [10, 0, 2, 2, 7], list(range(11))):
         batch = collate(some_samples(), np.array(rows), MAX_HISTORY, every_position)
         with torch.inference_mode():
-            expected = teacher.eval().encode(batch, 2)
-        found = stored.encode(batch, 2)
+            expected = encode(teacher.eval(), batch, 2)
+        found = stored.outputs(batch, 2)
         torch.testing.assert_close(found.users, expected.users, rtol=1e-5, atol=1e-6)
-        for ours, theirs in zip(found.blocks, expected.blocks, strict=True):
+        for ours, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert stored.encode(batch).blocks == ()
+        assert stored.outputs(batch, 0).hidden_states == ()
 
 
 def test_the_file_is_safetensors_and_mapped_not_read(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_users_alone(tmp_path: Path) -> None:
     store(path, teacher, **settings(num_blocks=0))
     assert list(load_file(path)) == ["users"]
     stored, batch = opened(path, teacher, **settings(num_blocks=0)), collate(some_samples(), np.arange(3), MAX_HISTORY)
-    assert stored.encode(batch).users.shape == (3, WIDTH)
+    assert stored.outputs(batch, 0).users.shape == (3, WIDTH)
     with pytest.raises(ValueError, match="num_blocks is 2, but 0 blocks are stored"):
-        stored.encode(batch, 2)
+        stored.outputs(batch, 2)
 
 
 def test_batches_of_other_samples_are_refused(tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_batches_of_other_samples_are_refused(tmp_path: Path) -> None:
     store(path, teacher, **settings(True))
     stored, rows = opened(path, teacher, **settings(True)), np.arange(3)
     with pytest.raises(ValueError, match="has no rows"):
-        stored.encode(collate(some_samples(), rows, MAX_HISTORY, True)._replace(rows=None))
+        stored.outputs(collate(some_samples(), rows, MAX_HISTORY, True)._replace(rows=None), 0)
     for batch in (collate(some_samples(), rows, MAX_HISTORY), collate(some_samples(), rows, 2, True)):
         with pytest.raises(ValueError, match=r"has \d read-outs, but 10 are stored for its rows"):
-            stored.encode(batch)
+            stored.outputs(batch, 0)
 
 
 def test_the_fingerprint_knows_teacher_data_and_settings() -> None:
@@ -223,11 +223,11 @@ class Dying(nn.Module):
     def item_vectors(self) -> torch.Tensor:
         return self.teacher.item_vectors()
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         if not self.batches:
             raise KeyboardInterrupt
         self.batches -= 1
-        return self.teacher.encode(batch, num_blocks)
+        return self.teacher.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
 
 def test_an_interrupted_pass_leaves_no_file_and_the_next_one_is_whole(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_second_run_waits_for_the_one_that_writes(tmp_path: Path) -> None:
         second.join(timeout=2)
         assert second.is_alive() and not path.with_suffix(".partial").stat().st_size
     second.join(timeout=60)  # the first one died, so the second writes
-    assert opened(path, a_teacher(), **settings()).encode(collate(some_samples(), np.arange(2), MAX_HISTORY), 2)
+    assert opened(path, a_teacher(), **settings()).outputs(collate(some_samples(), np.arange(2), MAX_HISTORY), 2)
 
 
 def test_a_full_disk_is_said_before_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_training_is_that_with_the_live_teacher(tmp_path: Path, every_position: 
         torch.manual_seed(1)
         loss = DistillationLoss(
             student,
-            opened(path, live, **wanted) if stored else live,
+            opened(path, live, **wanted) if stored else LiveTeacher(live),
             widths=(HIDDEN, HIDDEN),
             item_width=WIDTH,
             num_blocks=2,

@@ -18,7 +18,7 @@ from slmrec.inference.recommender import Recommender
 from slmrec.pipeline import evaluate
 from slmrec.pipeline.run import end_with_report, run_stages
 from slmrec.pipeline.stage import Stage
-from slmrec.types import Batch
+from slmrec.types import Batch, Encoded
 
 SEED = 0
 NUM_USERS = 2500
@@ -77,12 +77,13 @@ class _OracleScorer:
     def __init__(self, oracle: Oracle, num_items: int) -> None:
         self._oracle, self.num_items = oracle, num_items
 
-    def read(self, batch: Batch) -> Tensor:
+    def read(self, batch: Batch) -> Encoded:
         """(B, V+1): the shop is small, so all its scores are made at once."""
-        return torch.from_numpy(np.asarray(self._oracle.scores(batch.items.numpy(), batch.lengths.numpy()))).float()
+        items, lengths = batch.histories
+        return Encoded(torch.from_numpy(np.asarray(self._oracle.scores(items.numpy(), lengths.numpy()))).float())
 
-    def score(self, users: Tensor) -> Tensor:
-        return users.index_fill(1, torch.tensor([0]), -torch.inf)
+    def score(self, encoded: Encoded) -> Tensor:
+        return encoded.users.index_fill(1, torch.tensor([0]), -torch.inf)
 
 
 def _oracle(shop: Shop, dataset: Dataset) -> dict[str, Scorer]:

@@ -30,7 +30,7 @@ from slmrec.models.folder import (
 from slmrec.models.loader import Model, alone
 from slmrec.pipeline.stage import folder_in_place
 from slmrec.topk import top_k
-from slmrec.types import Batch
+from slmrec.types import Histories
 
 Format = Literal["onnx", "int8", "merged", "faiss"]
 RECALL = 0.95
@@ -101,14 +101,14 @@ def _export_index(folder: Path, output: Path, recall: float) -> None:
     )
 
 
-def _random_histories(model: Model, weights: Tensor, num: int, longest: int) -> Batch:
+def _random_histories(model: Model, weights: Tensor, num: int, longest: int) -> Histories:
     """Histories of items drawn by weight, of 1 to `longest` items."""
     generator = torch.Generator().manual_seed(0)
     width = min(longest, model.max_history_items)
     lengths = torch.randint(1, width + 1, (num,), generator=generator)
     points = torch.rand(num, width, dtype=torch.float64, generator=generator) * weights.sum()
     items = torch.searchsorted(weights.cumsum(0), points, right=True).clamp(max=model.num_items)
-    return Batch(items * (torch.arange(width) < lengths[:, None]), lengths, lengths, every_position=False)
+    return Histories(items * (torch.arange(width) < lengths[:, None]), lengths)
 
 
 def _export_graph(folder: Path, output: Path, int8: bool) -> None:
@@ -200,7 +200,7 @@ def _name_dimensions(graph: Any) -> None:
                 value.shape[axis] = names[str(dim.value)]
 
 
-Run = Callable[[Batch, Tensor, int], tuple[NDArray[np.int64], NDArray[np.float32]]]
+Run = Callable[[Histories, Tensor, int], tuple[NDArray[np.int64], NDArray[np.float32]]]
 
 
 def open_graph(file: Path, num_items: int) -> Run:
@@ -212,8 +212,8 @@ def open_graph(file: Path, num_items: int) -> Run:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     everything = np.ones(num_items + 1, dtype=bool)
 
-    def run(batch: Batch, excluded: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        given = (batch.items.numpy(), batch.lengths.numpy(), excluded.numpy(), everything, np.array(k))
+    def run(histories: Histories, excluded: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        given = (histories.items.numpy(), histories.lengths.numpy(), excluded.numpy(), everything, np.array(k))
         best, scores = session.run(list(OUTPUTS), dict(zip(INPUTS, given, strict=True)))
         return best, scores
 
@@ -226,10 +226,10 @@ def check_graph(file: Path, model: Model, allowed: Tensor) -> Checked:
     run = open_graph(file, model.num_items)
     gaps, overlaps = [], []
     for num, longest in ((1, 1), (20, 2), (40, model.max_history_items)):
-        batch = _random_histories(model, (torch.arange(model.num_items + 1) > 0).double(), num, longest)
-        users, vectors = model.encode(batch).users.float(), model.item_vectors().float()
-        expected, best = top_k(users, vectors, _CHECKED_K, excluded=batch.items, allowed=allowed)
-        found, scores = run(batch, batch.items, expected.shape[1])
+        histories = _random_histories(model, (torch.arange(model.num_items + 1) > 0).double(), num, longest)
+        users, vectors = model.encode(histories).users.float(), model.item_vectors().float()
+        expected, best = top_k(users, vectors, _CHECKED_K, excluded=histories.items, allowed=allowed)
+        found, scores = run(histories, histories.items, expected.shape[1])
         gaps.append(_score_gap(torch.from_numpy(scores), expected))
         overlaps += [
             len({*ours} & {*theirs} - {0}) / max(1, len({*theirs} - {0}))

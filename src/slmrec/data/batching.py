@@ -1,13 +1,14 @@
 """From samples to padded batches: every order that is drawn depends on seed and epoch alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from slmrec.data.dataset import Ints, Samples
 from slmrec.data.permutation import NUM_ROUNDS, permuted
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 POOL_BATCHES = 50
 """Batches whose samples are sorted by length together: long enough that a batch stays a random draw."""
@@ -24,7 +25,18 @@ def collate(samples: Samples, rows: Ints, max_history_items: int, every_position
     items = np.where(inside, samples.flat[at], 0).astype(np.int64)
     targets = samples.flat[(at + 1)[inside] if every_position else ends].astype(np.int64)
     tensor = torch.from_numpy
-    return Batch(tensor(items), tensor(lengths), tensor(targets), every_position, tensor(rows))
+    return Batch(Histories(tensor(items), tensor(lengths)), tensor(targets), every_position, tensor(rows))
+
+
+def pad_histories(histories: Sequence[Sequence[int]], max_history_items: int) -> Histories:
+    """Pad lists of items on the right to the longest one; only the newest `max_history_items` of each are kept.
+
+    Example:
+        >>> pad_histories([[1, 2, 3], [4]], 2).items.tolist()
+        [[2, 3], [4, 0]]
+    """
+    newest = [torch.tensor(history[-max_history_items:], dtype=torch.int64) for history in histories]
+    return Histories(pad_sequence(newest, batch_first=True), torch.tensor([len(items) for items in newest]))
 
 
 def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: int, epoch: int) -> Iterator[Ints]:

@@ -17,7 +17,7 @@ from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets, tie_draws
 from slmrec.topk import best_columns
-from slmrec.types import Batch, SequenceEncoder
+from slmrec.types import Batch, Encoded, SequenceEncoder
 
 MAX_SCORES = 8 * 2**20
 """Scores (float32) at once, 32 MiB, and as much again without the history: a batch is ranked in blocks of its rows."""
@@ -46,15 +46,15 @@ class Scorer(Protocol):
     def max_history_items(self) -> int:
         """The newest items of a history that it wants to see."""
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B, ...) what it makes of the histories; a user a row."""
+    def read(self, batch: Batch) -> Encoded:
+        """Encode the histories; `users` is (B, ...), one user a row, and only `score` interprets it."""
 
-    def score(self, users: Tensor) -> Tensor:
-        """(b, V+1) float32 scores for some rows of what `read` gave; column 0 is -inf, so that padding never ranks."""
+    def score(self, encoded: Encoded) -> Tensor:
+        """(b, V+1) float32 scores for a selection of what `read` returned; column 0, the padding item, is -inf."""
 
 
 class EncoderScorer:
-    """A model as a scorer: user vectors times item vectors, in eval mode, without gradients.
+    """A model as a scorer: user vectors times item vectors plus the bonus, in eval mode, without gradients.
 
     The item vectors are computed here, once; after more training make a new one.
     """
@@ -74,14 +74,15 @@ class EncoderScorer:
         """The longest history that the model reads."""
         return self._model.max_history_items
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B, D) user vectors on the model's device."""
+    def read(self, batch: Batch) -> Encoded:
+        """User vectors (B, D) and bonus on the model's device."""
         with eval_mode(self._model), torch.inference_mode():
-            return self._model.encode(batch.to(self._item_vectors.device)).users.float()
+            encoded = self._model.encode(batch.histories.to(self._item_vectors.device))
+            return Encoded(encoded.users.float(), bonus=encoded.bonus)
 
-    def score(self, users: Tensor) -> Tensor:
+    def score(self, encoded: Encoded) -> Tensor:
         """(b, V+1); column 0 is -inf."""
-        return _products(users, self._item_vectors)
+        return _scores(encoded, self._item_vectors)
 
 
 class VectorScorer:
@@ -101,18 +102,20 @@ class VectorScorer:
         """V."""
         return len(self._item_vectors) - 1
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B, D) those of the batch's rows."""
-        return self._users[batch.rows].to(self._item_vectors.device)
+    def read(self, batch: Batch) -> Encoded:
+        """User vectors (B, D) of the batch's rows."""
+        return Encoded(self._users[batch.rows].to(self._item_vectors.device))
 
-    def score(self, users: Tensor) -> Tensor:
+    def score(self, encoded: Encoded) -> Tensor:
         """(b, V+1); column 0 is -inf."""
-        return _products(users, self._item_vectors)
+        return _scores(encoded, self._item_vectors)
 
 
-def _products(users: Tensor, item_vectors: Tensor) -> Tensor:
+def _scores(encoded: Encoded, item_vectors: Tensor) -> Tensor:
     with torch.inference_mode():
-        scores = users @ item_vectors.T
+        scores = encoded.users @ item_vectors.T
+        if encoded.bonus is not None:
+            scores.scatter_add_(1, encoded.bonus.items, encoded.bonus.scores.to(scores.dtype))
         scores[:, 0] = -torch.inf
     return scores
 
@@ -173,13 +176,14 @@ def evaluate_scorer(
         for rows, scores in _scored(scorer, samples, batch_size):
             users, device = samples.spans(rows)[2], scores.device
             whole = collate(samples, rows, int(samples.lengths(rows).max())).to(device)
+            history = whole.histories.items
             drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64)).to(device)
             for protocol in protocols:
-                candidates, columns = _candidates(protocol, scores, whole.targets, whole.items, drawn)
+                candidates, columns = _candidates(protocol, scores, whole.targets, history, drawn)
                 name = protocol_name(protocol, num_negatives)
                 ranks[name][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
                 if top_lists and protocol != "sampled":
-                    top_lists(name, rows, _top_items(protocol, candidates, whole.items))
+                    top_lists(name, rows, _top_items(protocol, candidates, history))
             if progress:
                 progress(len(rows))
     return ranks
@@ -190,7 +194,7 @@ def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple
     for rows, batch in by_length(samples, batch_size, scorer.max_history_items):
         read, block = scorer.read(batch), _rows_at_once(scorer)
         for at in range(0, len(rows), block):
-            yield rows[at : at + block], _checked(scorer.score(read[at : at + block]))
+            yield rows[at : at + block], _checked(scorer.score(read.select(slice(at, at + block))))
 
 
 def _rows_at_once(scorer: Scorer) -> int:
@@ -313,7 +317,9 @@ def _seconds(scorer: Scorer, batches: list[Batch]) -> float:
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
-            for users in torch.split(scorer.read(batch), _rows_at_once(scorer)):
+            encoded, block = scorer.read(batch), _rows_at_once(scorer)
+            for start in range(0, len(encoded.users), block):
+                scores = scorer.score(encoded.select(slice(start, start + block)))
                 # Fetching the result waits for an accelerator to finish.
-                scorer.score(users).topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
+                scores.topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
     return time.perf_counter() - start

@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.loader import Model
-from slmrec.types import Batch, Encoded, SequenceEncoder
+from slmrec.types import Encoded, Histories, SequenceEncoder
 
 INPUTS = ("items", "lengths", "excluded", "allowed", "k")
 OUTPUTS = ("best", "scores")
@@ -42,17 +42,17 @@ class ExportableDecoder(nn.Module):
         """(V+1, D)."""
         return self.model.item_vectors()
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (B, D).
 
         Raises:
             ValueError: block states or every position are asked for.
         """
-        if num_blocks or batch.every_position:
+        if num_blocks or every_position:
             raise ValueError("an exported decoder gives the vector of the newest position alone")
-        model, (num_users, width) = self.model, batch.items.shape
-        pads = width - batch.lengths[:, None]
-        items = batch.items.gather(1, (torch.arange(width) - pads).clamp(min=0))
+        model, (num_users, width) = self.model, histories.items.shape
+        pads = width - histories.lengths[:, None]
+        items = histories.items.gather(1, (torch.arange(width) - pads).clamp(min=0))
         prefix, response = (part.expand(num_users, -1, -1) for part in (model.prefix, model.response))
         inputs = torch.cat([prefix, model.item_inputs(items), response], dim=1)
         at = torch.arange(inputs.shape[1])
@@ -64,7 +64,7 @@ class ExportableDecoder(nn.Module):
         visible = real[:, None, None, :] & (at[None, :] <= at[:, None])
         mask = torch.zeros_like(visible, dtype=inputs.dtype).masked_fill(~visible, torch.finfo(inputs.dtype).min)
         output = model.decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
-        return Encoded(model.score(output.last_hidden_state[:, -1]), ())
+        return Encoded(model.score(output.last_hidden_state[:, -1]))
 
 
 class TopItems(nn.Module):
@@ -98,7 +98,7 @@ class TopItems(nn.Module):
             allowed: (V+1,) bool, the items that anyone may get.
             k: scalar; at most V are given.
         """
-        users = self.model.encode(Batch(items, lengths, lengths, every_position=False)).users
+        users = self.model.encode(Histories(items, lengths)).users
         scores = (users @ self.table.T).masked_fill(~(allowed & self.may_rank), -torch.inf)
         scores = scores.scatter(1, excluded, -torch.inf)
         wanted: Any = k.clamp(1, len(self.may_rank) - 1).item()  # traced: a symbol, no number

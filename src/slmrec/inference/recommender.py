@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from slmrec.data.batching import by_length
-from slmrec.data.dataset import Ints, Samples
+from slmrec.data.batching import pad_histories
+from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, TrainingError
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.histories import (
@@ -247,10 +247,14 @@ class Recommender:
     def _batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Tensor, Tensor]]:
         """Rows, their user vectors, and the item vectors to rank by; without history the items' popularity ranks."""
         filled = np.array([row for row, history in enumerate(known) if history], dtype=np.int64)
-        samples = _samples([known[row] for row in filled])
+        longest = self.model.max_history_items
+        lengths = [min(len(known[row]), longest) for row in filled]
+        filled = filled[np.argsort(lengths, kind="stable")]  # histories of similar length need little padding
         with torch.inference_mode():
-            for rows, batch in by_length(samples, BATCH_USERS, self.model.max_history_items):
-                yield filled[rows], self.model.encode(batch).users.float(), self.item_vectors
+            for start in range(0, len(filled), BATCH_USERS):
+                rows = filled[start : start + BATCH_USERS]
+                histories = pad_histories([known[row] for row in rows], longest)
+                yield rows, self.model.encode(histories).users.float(), self.item_vectors
         empty = np.array([row for row, history in enumerate(known) if not history], dtype=np.int64)
         if len(empty):
             yield empty, torch.ones(len(empty), 1), self.popularity
@@ -305,10 +309,3 @@ def _nan_error(scores: Tensor, users: list[Any]) -> TrainingError:
 def _padded(histories: list[list[int]]) -> Tensor:
     """(B, longest), padded with 0."""
     return pad_sequence([torch.tensor(history, dtype=torch.int64) for history in histories], batch_first=True)
-
-
-def _samples(histories: list[list[int]]) -> Samples:
-    lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    flat = np.array([item for history in histories for item in history] + [0], dtype=np.int64)  # a target for the last
-    return Samples.of(flat, ends - lengths, ends, np.arange(len(histories)))

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmrec.data.dataset import Dataset, Ints
-from slmrec.types import Batch
+from slmrec.types import Batch, Encoded
 
 
 class Popularity:
@@ -24,13 +24,13 @@ class Popularity:
         """V."""
         return len(self._scores) - 1
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B,) nothing that matters."""
-        return batch.lengths
+    def read(self, batch: Batch) -> Encoded:
+        """Return the lengths (B,), which `score` only counts."""
+        return Encoded(batch.histories.lengths)
 
-    def score(self, users: Tensor) -> Tensor:
+    def score(self, encoded: Encoded) -> Tensor:
         """(b, V+1), the same for every user; column 0 is -inf."""
-        return self._scores.repeat(len(users), 1)
+        return self._scores.repeat(len(encoded.users), 1)
 
 
 class LastItemCooccurrence:
@@ -56,13 +56,14 @@ class LastItemCooccurrence:
         """V."""
         return self._num_items
 
-    def read(self, batch: Batch) -> Tensor:
-        """(B,) the newest item of each history."""
-        return batch.items[torch.arange(len(batch.items)), batch.lengths - 1]
+    def read(self, batch: Batch) -> Encoded:
+        """Return the newest item (B,) of each history."""
+        items, lengths = batch.histories
+        return Encoded(items[torch.arange(len(items)), lengths - 1])
 
-    def score(self, users: Tensor) -> Tensor:
+    def score(self, encoded: Encoded) -> Tensor:
         """(b, V+1) for newest items; column 0 is -inf."""
-        scores = np.stack([self._counts(item) for item in users.tolist()]) + self._popularity
+        scores = np.stack([self._counts(item) for item in encoded.users.tolist()]) + self._popularity
         scores[:, 0] = -np.inf
         return torch.from_numpy(scores)
 

@@ -244,7 +244,7 @@ def compile_layers(model: DecoderRecommender) -> None:
                 part.compile(dynamic=True)
 
 
-def layer_influence(model: DecoderRecommender, batch: Batch) -> Tensor:
+def layer_influence(model: DecoderRecommender, histories: Histories) -> Tensor:
     """(layers,) how much each layer turns the states: the mean of 1 - cosine between its input and its output.
 
     Source: Men et al. 2024, ShortGPT, block influence.
@@ -256,11 +256,12 @@ def layer_influence(model: DecoderRecommender, batch: Batch) -> Tensor:
         found.append((1 - nn.functional.cosine_similarity(given[0].float(), after.float(), dim=-1)).mean().cpu())
 
     # At every position, so that the last layer runs for all tokens, as the others do.
-    everywhere = batch._replace(every_position=True).to(model.device)
+    histories = histories.to(model.device)
     with torch.inference_mode():
-        model.encode(everywhere)  # after this the prefix is known and runs through the layers no more
+        # After this the prefix is known and runs through the layers no more.
+        model.encode(histories, every_position=True)
         hooks = [layer.register_forward_hook(note) for layer in model.decoder.layers]
-        model.encode(everywhere)
+        model.encode(histories, every_position=True)
     for hook in hooks:
         hook.remove()
     return torch.stack(found)

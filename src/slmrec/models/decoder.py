@@ -22,7 +22,7 @@ from slmrec.models.packed.interface import read_newest, use_packed_attention
 from slmrec.models.packed.masks import Continuations, Packing, Recorder
 from slmrec.models.titles import TitleMap, TitleSide
 from slmrec.models.watch import Watch, is_untouched
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 Positions = Literal["contiguous", "right_aligned"]
 
@@ -139,28 +139,33 @@ class DecoderRecommender(PreTrainedModel):
         """Depth."""
         return len(self.decoder.layers)
 
+    @property
+    def decoder_part(self) -> "DecoderRecommender":
+        """Decoder whose layers a student may start from: the model itself."""
+        return self
+
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
         if self.titles is None or self.title_side == "input":
             return self.item_embeddings.weight
         return torch.cat([self.item_embeddings.weight, self.titles()], dim=1)
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) and, if asked for, the states (N, H) at the end of each of `num_blocks` blocks.
 
         Raises:
             ConfigError: the depth is not a multiple of the number of blocks.
         """
         per_block = self._layers_per_block(num_blocks) if num_blocks else 0
-        row, states = self._run(batch, num_blocks > 0)
+        row, states = self._run(histories, every_position, num_blocks > 0)
         # With only the newest position read, the last layer has run for those tokens alone.
         last = states.last[row.last_places]
         if not num_blocks:
-            return Encoded(self.score(last), ())
-        blocks = [states.before[per_block * k][row.places] for k in range(1, num_blocks)]
-        return Encoded(self.score(last), (*blocks, last))
+            return Encoded(self.score(last))
+        before = [states.before[per_block * k][row.places] for k in range(1, num_blocks)]
+        return Encoded(self.score(last), (*before, last))
 
-    def layer_states(self, batch: Batch) -> Tensor:
+    def layer_states(self, histories: Histories, *, every_position: bool = False) -> Tensor:
         """(depth + 1, N, H): what the first layer reads at the read-out positions, then what each layer puts out.
 
         The last one too is before the final norm; `read_early` makes user vectors of any of them.
@@ -168,7 +173,7 @@ class DecoderRecommender(PreTrainedModel):
         normed: list[Tensor] = []
         hook = self.final_norm.register_forward_pre_hook(lambda _, given: normed.append(given[0]))
         try:
-            row, states = self._run(batch, True)
+            row, states = self._run(histories, every_position, True)
         finally:
             hook.remove()
         before = [read[row.places] for read in states.before]
@@ -193,15 +198,16 @@ class DecoderRecommender(PreTrainedModel):
             )
         return norm
 
-    def _run(self, batch: Batch, all_states: bool) -> tuple[Row, "_States"]:
+    def _run(self, histories: Histories, every_position: bool, all_states: bool) -> tuple[Row, "_States"]:
         """The plan of the batch's row, and what the decoder makes of it."""
         if torch.is_grad_enabled():
             self._forget()  # a step of training may follow, in eval mode too
         prefix = None if self.training or torch.is_grad_enabled() else self._prefix_states()
-        row = pack(batch, len(self.prefix), len(self.response), prefix is not None, self._pads(batch))
-        is_usual = not all_states and batch.items.shape[1] <= self.max_history_items
+        pads = self._pads(histories)
+        row = pack(histories, every_position, len(self.prefix), len(self.response), prefix is not None, pads)
+        is_usual = not all_states and histories.items.shape[1] <= self.max_history_items
         short = self._shortened() if is_usual else None
-        inputs = self._read(batch, row, prefix is not None, short)
+        inputs = self._read(histories, row, prefix is not None, short)
         return row, self._decode(inputs, row.positions, row.packing(self.longest, prefix), short, all_states)
 
     def _decode(
@@ -252,9 +258,9 @@ class DecoderRecommender(PreTrainedModel):
         """Lets go of what was computed for inference."""
         self._kept_prefix = self._kept_short = None
 
-    def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """The same as `encode`, for wrappers that call a model."""
-        return self.encode(batch, num_blocks)
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
     @property
     def longest(self) -> int:
@@ -364,9 +370,9 @@ class DecoderRecommender(PreTrainedModel):
         """(tokens, H) as `item_inputs`, taken from where they are kept."""
         return self.item_inputs(items) if short is None or short.inputs is None else short.inputs.index_select(0, items)
 
-    def _read(self, batch: Batch, row: "Row", prefix_known: bool, short: "_Short | None") -> Tensor:
+    def _read(self, histories: Histories, row: "Row", prefix_known: bool, short: "_Short | None") -> Tensor:
         """(tokens, H): the prefix unless it is known, then each user's items and response."""
-        items = self._looked_up(batch.items[row.item_rows, row.item_columns], short)
+        items = self._looked_up(histories.items[row.item_rows, row.item_columns], short)
         if not len(self.response) and prefix_known:
             return items
         parts = [items] if prefix_known else [self.prefix.to(items.dtype), items]
@@ -374,11 +380,11 @@ class DecoderRecommender(PreTrainedModel):
             return torch.cat(parts)
         return torch.cat([*parts, self.response.to(items.dtype)])[row.order]
 
-    def _pads(self, batch: Batch) -> Tensor:
+    def _pads(self, histories: Histories) -> Tensor:
         """(B,) positions that the pads of a user take up."""
         if self.config.positions == "contiguous":
-            return torch.zeros_like(batch.lengths)
-        return self.config.max_history_items - batch.lengths
+            return torch.zeros_like(histories.lengths)
+        return self.config.max_history_items - histories.lengths
 
     def _prefix_states(self) -> list[KeysValues] | None:
         """Keys and values of the prefix by layer, computed once; None without prefix."""

@@ -1,17 +1,17 @@
 """Several recommenders as one: the scores of a decoder and of smaller models, mixed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from slmrec.data.batching import pad_histories
 from slmrec.models.decoder import DecoderRecommender, UserState
 from slmrec.models.sasrec import SasRec
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 Member = DecoderRecommender | SasRec
 PREFIXES = 1024
@@ -19,110 +19,126 @@ PREFIXES = 1024
 
 
 class EnsembleConfig(PretrainedConfig):
-    """Architecture of an `Ensemble`: the configurations of its members, and what each one's scores weigh."""
+    """Architecture of an `Ensemble`: the configurations of its members by name, and the weights of their scores."""
 
     model_type = "slmrec_ensemble"
 
-    def __init__(self, members: Sequence[dict[str, Any]] = (), weights: Sequence[float] = (), **kwargs: Any) -> None:
-        self.members, self.weights = list(members), list(weights)
+    def __init__(
+        self, members: Mapping[str, dict[str, Any]] | None = None, weights: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        self.members, self.weights = dict(members or {}), dict(weights or {})
         super().__init__(**kwargs)
 
 
 class Ensemble(PreTrainedModel):
-    """The weighted sum of the scores of a decoder and of other models of the same items; a `SequenceEncoder`.
+    """Weighted sum of the scores of several models of the same items; a `SequenceEncoder`.
 
-    A weighted sum of dot products is one dot product of the vectors side by side, so whatever works with user and item
-    vectors works with it. In probabilities it is the weighted geometric mean of the members' distributions.
+    A weighted sum of dot products is one dot product of the concatenated vectors, so everything that works with user
+    and item vectors works with it. In probabilities it is the weighted geometric mean of the members' distributions.
 
-    The decoder comes first: its states are the ensemble's, and it alone trains.
+    A member named `decoder` gives its hidden states, and it alone trains.
     """
 
     config_class = EnsembleConfig
     base_model_prefix = "ensemble"
     config: EnsembleConfig
 
-    def __init__(self, config: EnsembleConfig, members: Sequence[Member] | None = None) -> None:
+    def __init__(self, config: EnsembleConfig, members: Mapping[str, Member] | None = None) -> None:
         super().__init__(config)
-        self.members = nn.ModuleList(members or [_member(settings) for settings in config.members])
+        built = members or {name: _member(settings) for name, settings in config.members.items()}
+        self.members = nn.ModuleDict(built)
         self.all_tied_weights_keys: dict[str, str] = {}
-        self.is_loaded_in_4bit = any(getattr(member, "is_loaded_in_4bit", False) for member in self.members)
+        self.is_loaded_in_4bit = any(getattr(member, "is_loaded_in_4bit", False) for member in built.values())
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Its members bring their weights."""
+        """Leave the weights of the members as they are."""
 
     @classmethod
-    def of(cls, decoder: DecoderRecommender, others: Sequence[Member], weights: Sequence[float]) -> "Ensemble":
-        """The ensemble of a decoder and other models.
+    def of(cls, members: Mapping[str, Member], weights: Mapping[str, float]) -> "Ensemble":
+        """Return the ensemble of some models.
 
         Args:
-            decoder: its scores weigh what the others leave of 1.
-            others: models of the same items that read histories of the same length.
-            weights: of the others.
+            members: Models of the same items that read histories of the same length, by name.
+            weights: Weight of the scores of each model.
         """
-        members = [decoder, *others]
-        config = EnsembleConfig([member.config.to_dict() for member in members], [1 - sum(weights), *weights])
-        return cls(config, members)
+        configs = {name: member.config.to_dict() for name, member in members.items()}
+        return cls(EnsembleConfig(configs, weights), members)
+
+    def with_member(self, name: str, model: Member) -> "Ensemble":
+        """Return the ensemble with another model in the place of a member."""
+        return Ensemble.of({**self.members, name: model}, self.config.weights)
 
     @property
-    def decoder(self) -> DecoderRecommender:
-        """The first member."""
-        first: DecoderRecommender = self.members[0]  # type: ignore[assignment]
-        return first
-
-    @property
-    def others(self) -> list[Member]:
-        """All members but the decoder."""
-        return list(self.members)[1:]  # type: ignore[return-value]
+    def decoder_part(self) -> DecoderRecommender | None:
+        """Member named `decoder`; None if there is none."""
+        return self.members["decoder"] if "decoder" in self.members else None
 
     @property
     def num_items(self) -> int:
         """V."""
-        return self.decoder.num_items
+        return self._first.num_items
 
     @property
     def max_history_items(self) -> int:
-        """The longest history that all read."""
-        return self.decoder.max_history_items
+        """Number of newest items of a history that the members read."""
+        return self._first.max_history_items
 
     @property
     def hidden_size(self) -> int:
-        """H of the decoder."""
-        return self.decoder.hidden_size
+        """H, the width of the hidden states of the decoder, or else of the first member."""
+        return (self.decoder_part or self._first).hidden_size
 
     @property
     def num_layers(self) -> int:
-        """The decoder's depth."""
-        return self.decoder.num_layers
+        """Depth of the decoder, or else of the first member."""
+        return (self.decoder_part or self._first).num_layers
+
+    @property
+    def _first(self) -> Any:
+        return next(iter(self.members.values()))
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D): those of all members side by side; row 0 is padding."""
-        return torch.cat([member.item_vectors() for member in (self.decoder, *self.others)], dim=1)
+        """(V+1, D) item vectors of all members, concatenated; row 0 is padding."""
+        return torch.cat([member.item_vectors() for member in self.members.values()], dim=1)
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D) and, if asked for, the decoder's states at the end of each block."""
-        encoded = self.decoder.encode(batch, num_blocks)
-        users = [encoded.users, *(_users(member, batch) for member in self.others)]
-        return Encoded(self._weighted(users), encoded.blocks)
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Return user vectors (N, D) and, with `num_blocks` > 0, the decoder's hidden states at the end of each block.
 
-    def forward(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """The same as `encode`, for wrappers that call a model."""
-        return self.encode(batch, num_blocks)
+        Raises:
+            ValueError: Hidden states are requested, but there is no decoder.
+        """
+        if num_blocks and self.decoder_part is None:
+            raise ValueError("the ensemble has no decoder, so it has no hidden states")
+        users, states = [], ()
+        for name, member in self.members.items():
+            if name == "decoder":
+                encoded = member.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                users.append(encoded.users)
+                states = encoded.hidden_states
+            else:
+                users.append(_users(member, histories, every_position))
+        return Encoded(self._weighted(users), states)
+
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
     def train(self, mode: bool = True) -> "Ensemble":
-        """As `nn.Module.train`, for the decoder: the other members do not learn, and drop nothing out."""
+        """Set the mode of the decoder; the other members do not learn and stay in eval mode."""
         super().train(mode)
-        for member in self.others:
-            member.eval()
+        for name, member in self.members.items():
+            if name != "decoder":
+                member.eval()
         return self
 
     @property
     def is_incremental(self) -> bool:
         """Whether `append` can be used; SASRec is no hindrance, it is small enough to read a history again."""
-        return all(one.is_incremental for one in (self.decoder, *self.others) if isinstance(one, DecoderRecommender))
+        return all(one.is_incremental for one in self.members.values() if isinstance(one, DecoderRecommender))
 
     def new_state(self) -> "EnsembleState":
         """The state of a user without history, for `append`."""
-        members = enumerate((self.decoder, *self.others))
+        members = self.members.items()
         return EnsembleState([], {n: one.new_state() for n, one in members if isinstance(one, DecoderRecommender)})
 
     def append(self, state: "EnsembleState", item: int) -> Tensor:
@@ -140,7 +156,7 @@ class Ensemble(PreTrainedModel):
         for state, more in zip(states, items, strict=True):
             state.items = [*state.items, *more][-self.max_history_items :]
         users = []
-        for number, member in enumerate((self.decoder, *self.others)):
+        for number, member in self.members.items():
             if isinstance(member, DecoderRecommender):
                 known = [state.decoders[number] for state in states]
                 users.append(member.append_all(known, items))
@@ -150,12 +166,12 @@ class Ensemble(PreTrainedModel):
 
     def make_room(self, states: list["EnsembleState"]) -> None:
         """Prepares full states for their next event, as `DecoderRecommender.make_room`."""
-        for number, member in enumerate((self.decoder, *self.others)):
+        for number, member in self.members.items():
             if isinstance(member, DecoderRecommender):
                 member.make_room([state.decoders[number] for state in states])
 
     def _weighted(self, users: list[Tensor]) -> Tensor:
-        weighted = [weight * vectors for weight, vectors in zip(self.config.weights, users, strict=True)]
+        weighted = [weight * vectors for weight, vectors in zip(self.config.weights.values(), users, strict=True)]
         return torch.cat(weighted, dim=-1)
 
 
@@ -165,7 +181,7 @@ class EnsembleState:
 
     items: list[int]
     """The newest items, oldest first."""
-    decoders: dict[int, UserState]
+    decoders: dict[str, UserState]
     """What the decoders among the members keep, by their places."""
 
 
@@ -175,29 +191,27 @@ def _member(settings: dict[str, Any]) -> PreTrainedModel:
     return member
 
 
-def _users(member: Member, batch: Batch) -> Tensor:
+def _users(member: Member, histories: Histories, every_position: bool) -> Tensor:
     """(N, D) user vectors of one member."""
-    if isinstance(member, DecoderRecommender) or not batch.every_position:
-        return member.encode(batch).users
-    return torch.cat([member.encode(piece).users for piece in _prefixes(batch)])
+    if isinstance(member, DecoderRecommender) or not every_position:
+        return member.encode(histories, every_position=every_position).users
+    return torch.cat([member.encode(piece).users for piece in _prefixes(histories)])
 
 
-def _prefixes(batch: Batch) -> Iterator[Batch]:
+def _prefixes(histories: Histories) -> Iterator[Histories]:
     """Each position as the newest of a history of its own: SASRec counts positions back from there."""
-    rows = torch.repeat_interleave(batch.lengths)
-    firsts = batch.lengths.cumsum(0) - batch.lengths
+    rows = torch.repeat_interleave(histories.lengths)
+    firsts = histories.lengths.cumsum(0) - histories.lengths
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
     for start in range(0, len(rows), PREFIXES):
         some = slice(start, start + PREFIXES)
-        yield Batch(batch.items[rows[some]], lengths[some], batch.targets[some], every_position=False)
+        yield Histories(histories.items[rows[some]], lengths[some])
 
 
 def _read_again(member: Member, histories: list[list[int]]) -> Tensor:
     """(B, D) the user vectors of whole histories."""
-    items = pad_sequence([torch.tensor(history) for history in histories], batch_first=True).to(member.device)
-    lengths = torch.tensor([len(history) for history in histories], device=member.device)
     with torch.inference_mode():
-        return member.encode(Batch(items, lengths, lengths, every_position=False)).users
+        return member.encode(pad_histories(histories, member.max_history_items).to(member.device)).users
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.packed.interface import NAME
-from slmrec.types import Batch, Encoded
+from slmrec.types import Encoded, Histories
 
 
 class PaddedEncoder(nn.Module):
@@ -37,16 +37,15 @@ class PaddedEncoder(nn.Module):
         """(V+1, D)."""
         return self.model.item_vectors()
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) and block states (N, H), as `DecoderRecommender.encode`."""
         model = self.model
         num_prefix = len(model.prefix)
-        rows, columns = torch.nonzero(
-            torch.arange(batch.items.shape[1], device=batch.items.device) < batch.lengths[:, None], as_tuple=True
-        )
-        pads = self.width - batch.lengths
-        items = batch.items.new_zeros(len(batch.items), self.width).index_put(
-            (rows, columns + pads[rows]), batch.items[rows, columns]
+        columns = torch.arange(histories.items.shape[1], device=histories.items.device)
+        rows, columns = torch.nonzero(columns < histories.lengths[:, None], as_tuple=True)
+        pads = self.width - histories.lengths
+        items = histories.items.new_zeros(len(histories.items), self.width).index_put(
+            (rows, columns + pads[rows]), histories.items[rows, columns]
         )
         vectors = model.item_inputs(items)
         prompt = [part.expand(len(items), -1, -1) for part in (model.prefix, model.response)]
@@ -57,13 +56,13 @@ class PaddedEncoder(nn.Module):
         if model.config.positions == "contiguous":
             positions = positions - (at >= num_prefix) * pads[:, None]
         output = self._stock(inputs, (~is_pad).long(), positions.clamp(min=0), num_blocks)
-        if batch.every_position:
+        if every_position:
             read = (rows, num_prefix + pads[rows] + columns)
         else:
-            read = (torch.arange(len(items), device=items.device), torch.full_like(batch.lengths, len(at) - 1))
+            read = (torch.arange(len(items), device=items.device), torch.full_like(histories.lengths, len(at) - 1))
         users = model.score(output.last_hidden_state[read])
         if not num_blocks:
-            return Encoded(users, ())
+            return Encoded(users)
         per_block = model.num_layers // num_blocks
         return Encoded(users, tuple(output.hidden_states[per_block * k][read] for k in range(1, num_blocks + 1)))
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.types import Batch, Encoded
+from slmrec.config import SasRecSettings
+from slmrec.types import Encoded, Histories, ModelParts
 
 
 class SasRecConfig(PretrainedConfig):
@@ -80,11 +81,26 @@ class SasRec(PreTrainedModel):
         """The longest history the model reads."""
         return self.config.max_history_items
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer blocks."""
+        return self.config.num_hidden_layers
+
+    @property
+    def decoder_part(self) -> None:
+        """Decoder whose layers a student may start from; SASRec has none."""
+        return None
+
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
         return self.item_embeddings.weight
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """User vectors (N, D) at the read-out positions; SASRec has no block states to teach with.
 
         Raises:
@@ -92,24 +108,30 @@ class SasRec(PreTrainedModel):
         """
         if num_blocks:
             raise ValueError("SASRec gives no block states")
-        if batch.every_position and self.config.low_pass:
+        if every_position and self.config.low_pass:
             raise ValueError("a low-pass filter sees later items, so only the newest position can be read out")
-        columns = torch.arange(batch.items.shape[1], device=batch.items.device)
-        inside = columns < batch.lengths[:, None]
-        age = (batch.lengths[:, None] - 1 - columns).clamp(min=0)
-        x = self.item_embeddings(batch.items) + self.position_embeddings(age)
+        columns = torch.arange(histories.items.shape[1], device=histories.items.device)
+        inside = columns < histories.lengths[:, None]
+        age = (histories.lengths[:, None] - 1 - columns).clamp(min=0)
+        x = self.item_embeddings(histories.items) + self.position_embeddings(age)
         x = self.dropout(self.norm(x))
         for layer in self.layers[:-1]:
             x = layer(x, x, None, columns[None], inside)
-        if batch.every_position:
-            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside], ())
-        last = batch.lengths - 1
+        if every_position:
+            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside])
+        last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
-        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1), ())
+        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1))
 
-    def forward(self, batch: Batch) -> Encoded:
-        """The same as `encode`, for wrappers that call a model."""
-        return self.encode(batch)
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
+
+
+def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
+    """Return a SASRec model with random weights."""
+    architecture = settings.model_dump(include=set(SasRecSettings.model_fields) - {"kind"})
+    return SasRec(SasRecConfig(num_items=parts.num_items, **architecture))
 
 
 class LowPass(nn.Module):

@@ -38,16 +38,13 @@ class TitleReader(NamedTuple):
         return vectors.float() * (states.abs().sum(dim=1) > 0)[:, None]
 
 
-class Titles(NamedTuple):
-    """What joins the items' own vectors."""
+class ItemText(NamedTuple):
+    """Vectors of item texts, which a model joins to its item vectors."""
 
     vectors: Tensor
-    """(V+1, C) of `whitened`."""
-    width: int
-    """T, what a learned map makes of them."""
-    side: TitleSide
+    """(V+1, C) reduced text vectors; row 0 and items without text are zero."""
     reader: TitleReader | None = None
-    """How the vectors were made, if it is known."""
+    """How texts become vectors, so that those of new items can be read; None if it is not known."""
 
 
 class TitleMap(nn.Module):

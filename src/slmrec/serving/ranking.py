@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from slmrec.data.batching import pad_histories
 from slmrec.inference.recommender import ItemId, Recommender
 from slmrec.models.folder import may_recommend
 from slmrec.topk import top_k
-from slmrec.types import Batch
 
 
 class Catalogue:
@@ -67,11 +67,8 @@ class Ranker:
 
     def encode(self, histories: list[list[int]]) -> Tensor:
         """User vectors (B, D) of histories of at least one item each."""
-        newest = [torch.tensor(history[-self.model.max_history_items :]) for history in histories]
-        lengths = torch.tensor([len(history) for history in newest])
-        batch = Batch(pad_sequence(newest, batch_first=True), lengths, torch.zeros_like(lengths), every_position=False)
         with torch.inference_mode():
-            return self.model.encode(batch).users.float()
+            return self.model.encode(pad_histories(histories, self.model.max_history_items)).users.float()
 
     def rank(self, wishes: Sequence[Wish], vectors: Sequence[Tensor | None]) -> list[Ranked]:
         """The best items of each user; `vectors` are (D,) each, None without history."""

@@ -130,7 +130,7 @@ def _encoded(
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"depth: {title}", total=len(samples))
         for rows, batch in by_length(samples, EVAL_BATCH, model.max_history_items, every_position):
-            yield rows, model.layer_states(batch.to(model.device))
+            yield rows, model.layer_states(batch.histories.to(model.device), every_position=every_position)
             progress.advance(bar, len(rows))
 
 

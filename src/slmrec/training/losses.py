@@ -1,6 +1,7 @@
 """The losses: next item over the catalogue, and every term by which a teacher teaches a student."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,9 +93,41 @@ class NextItemLoss(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
-        users = encoder.encode(batch).users
+        users = encoder.encode(batch.histories, every_position=batch.every_position).users
         total = self.cross_entropy(users, encoder.item_vectors(), batch.targets)
         return LossTerms(total, {"ce": total.detach()})
+
+
+class TeacherOutputs(Protocol):
+    """Source of teacher outputs: a live model (`LiveTeacher`) or outputs stored before training."""
+
+    def item_vectors(self) -> Tensor:
+        """(V+1, D); row 0 is padding."""
+
+    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
+        """Return the teacher's output for a batch, with the hidden states of `num_blocks` blocks."""
+
+
+class LiveTeacher(nn.Module):
+    """Teacher outputs computed by the model itself, for a teacher that goes on training.
+
+    Args:
+        model: the teacher, a `SequenceEncoder`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def item_vectors(self) -> Tensor:
+        """(V+1, D); row 0 is padding."""
+        encoder: SequenceEncoder = self.model  # type: ignore[assignment]
+        return encoder.item_vectors()
+
+    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
+        """Return the teacher's output at the supervised positions of a batch."""
+        encoder: SequenceEncoder = self.model  # type: ignore[assignment]
+        return encoder.encode(batch.histories, every_position=batch.every_position, num_blocks=num_blocks)
 
 
 class DistillationLoss(nn.Module):
@@ -105,7 +138,7 @@ class DistillationLoss(nn.Module):
 
     Args:
         student: the model that learns.
-        teacher: the model it learns from.
+        teacher: a module that implements `TeacherOutputs`.
         widths: hidden widths (student, teacher).
         item_width: D.
         num_blocks: B.
@@ -167,10 +200,12 @@ class DistillationLoss(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """The loss of one batch."""
         student: SequenceEncoder = self.student  # type: ignore[assignment]
-        teacher: SequenceEncoder = self.teacher  # type: ignore[assignment]
+        teacher: TeacherOutputs = self.teacher  # type: ignore[assignment]
         with torch.set_grad_enabled(self.online and torch.is_grad_enabled()):
-            taught = teacher.encode(batch, self.num_teacher_blocks)
-        learned = student.encode(batch, self.num_student_blocks)
+            taught = teacher.outputs(batch, self.num_teacher_blocks)
+        learned = student.encode(
+            batch.histories, every_position=batch.every_position, num_blocks=self.num_student_blocks
+        )
         compute = self._terms(learned, taught, student.item_vectors(), teacher.item_vectors(), batch.targets)
         terms = {name: compute[name]() for name in self.weights}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
@@ -184,14 +219,14 @@ class DistillationLoss(nn.Module):
         self, learned: Encoded, taught: Encoded, items: Tensor, teacher_items: Tensor, targets: Tensor
     ) -> dict[str, Callable[[], Tensor]]:
         def over_blocks(distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            pairs = zip(learned.blocks, taught.blocks, strict=True)
+            pairs = zip(learned.hidden_states, taught.hidden_states, strict=True)
             return torch.stack([distance(self.projection(own), other.detach()) for own, other in pairs]).sum()
 
         def cross_entropy(users: Tensor) -> Tensor:
             return self.cross_entropy(users, items, targets)
 
         def multiple() -> Tensor:
-            pairs = zip(self.adapters, learned.blocks, strict=False)  # the last block is the user vector's own
+            pairs = zip(self.adapters, learned.hidden_states, strict=False)  # the last block is the user vector's own
             return torch.stack([cross_entropy(adapter(state)) for adapter, state in pairs]).sum()
 
         def divergence() -> Tensor:

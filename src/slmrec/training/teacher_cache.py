@@ -101,21 +101,22 @@ def store_teacher_states(
     device = teacher.item_vectors().device
     places = _Places(samples, max_history_items, every_position)
     with eval_mode(teacher), torch.inference_mode():
-        first = collate(samples, np.zeros(1, np.int64), max_history_items).to(device)
-        shapes = _shapes_of(teacher.encode(first, num_blocks), places.total)
+        first = collate(samples, np.zeros(1, np.int64), max_history_items).histories.to(device)
+        shapes = _shapes_of(teacher.encode(first, num_blocks=num_blocks), places.total)
         with _written_whole(path, shapes, fingerprint) as stored:
             if stored is None:
                 return
             for rows, batch in by_length(samples, batch_size, max_history_items, every_position):
-                encoded, at = teacher.encode(batch.to(device), num_blocks), places.of(rows)
-                for target, values in zip(stored, (*encoded.blocks, encoded.users), strict=True):
+                histories, at = batch.histories.to(device), places.of(rows)
+                encoded = teacher.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                for target, values in zip(stored, (*encoded.hidden_states, encoded.users), strict=True):
                     target[at] = values.float().cpu().numpy()
                 if progress:
                     progress(len(rows))
 
 
 class StoredTeacher(nn.Module):
-    """Answers as the teacher did whose outputs a file holds; for `DistillationLoss`, where the teacher is frozen.
+    """Outputs of a frozen teacher, read from a file; implements `TeacherOutputs` of `slmrec.training.losses`.
 
     Knows the samples it was stored for and no others: a batch is looked up by its `rows`. Reads the rows it needs from
     the file, which is never read whole. `open` makes one.
@@ -128,12 +129,10 @@ class StoredTeacher(nn.Module):
         stored: list[Mapped],
         places: "_Places",
         item_vectors: Tensor,
-        max_history_items: int,
         every_position: bool,
     ) -> None:
         super().__init__()
-        self._stored, self._places = stored, places
-        self._max_history_items, self._every_position = max_history_items, every_position
+        self._stored, self._places, self._every_position = stored, places, every_position
         self.register_buffer("item_table", item_vectors.detach(), persistent=False)
 
     @classmethod
@@ -168,24 +167,14 @@ class StoredTeacher(nn.Module):
         _check(path, "format version", metadata.get("version"), VERSION)
         _check(path, "fingerprint", metadata.get("fingerprint"), fingerprint)
         _check(path, "content", shapes, _shapes(num_blocks, places.total, hidden, width))
-        return cls(_mapped(path, shapes, "r"), places, item_vectors, max_history_items, every_position)
-
-    @property
-    def num_items(self) -> int:
-        """V."""
-        return len(self.item_table) - 1
-
-    @property
-    def max_history_items(self) -> int:
-        """The longest history the teacher has read."""
-        return self._max_history_items
+        return cls(_mapped(path, shapes, "r"), places, item_vectors, every_position)
 
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
         return self.item_table
 
-    def encode(self, batch: Batch, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D) and, if asked for, the stored states (N, H) of each block, on the device of the items.
+    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
+        """User vectors (N, D) and, if asked for, the stored states (N, H) of each block, on the device of the batch.
 
         Raises:
             ValueError: the batch does not say which samples it holds or is of others, or the number of blocks is
@@ -195,7 +184,7 @@ class StoredTeacher(nn.Module):
         if num_blocks not in (0, len(blocks)):
             raise ValueError(f"num_blocks is {num_blocks}, but {len(blocks)} blocks are stored; ask for those or for 0")
         at = self._rows_of(batch)
-        read = [torch.from_numpy(values[at]).to(batch.items.device) for values in (*blocks[:num_blocks], users)]
+        read = [torch.from_numpy(values[at]).to(batch.targets.device) for values in (*blocks[:num_blocks], users)]
         return Encoded(read[-1], tuple(read[:-1]))
 
     def _rows_of(self, batch: Batch) -> Ints:
@@ -228,8 +217,9 @@ class _Places:
 
 
 def _shapes_of(encoded: Encoded, total: int) -> Shapes:
-    hidden = encoded.blocks[0].shape[1] if encoded.blocks else 0
-    return _shapes(len(encoded.blocks), total, hidden, encoded.users.shape[1])
+    states = encoded.hidden_states
+    hidden = states[0].shape[1] if states else 0
+    return _shapes(len(states), total, hidden, encoded.users.shape[1])
 
 
 def _shapes(num_blocks: int, total: int, hidden: int, width: int) -> Shapes:

@@ -286,8 +286,8 @@ class _Trainer:
             if not self.progressed.samples_at_once:
                 raise  # of a size that is tried out
             raise TrainingError(
-                f"{self.name}: out of memory at step {self.progressed.step} with {len(batch.items)} samples at once; "
-                f"set {self.name}.train.per_device_train_batch_size=auto with reference_batch_size, or "
+                f"{self.name}: out of memory at step {self.progressed.step} with {len(batch.histories.items)} samples "
+                f"at once; set {self.name}.train.per_device_train_batch_size=auto with reference_batch_size, or "
                 "gradient_checkpointing=true; if it is auto, --force measures anew"
             ) from None
         return terms

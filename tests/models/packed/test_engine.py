@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bench import random_batches, random_model
+from encoding import encode
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +21,7 @@ from slmrec.models.packed.attention import PADDED_SHARE, KeysValues, ScoreRule, 
 from slmrec.models.packed.masks import NewestQueries, PackedRow
 from slmrec.models.padded import PaddedEncoder
 from slmrec.training.losses import NextItemLoss
-from slmrec.types import Batch, Encoded
+from slmrec.types import Batch, Encoded, Histories
 
 WIDTH, LAYERS, MAX_HISTORY, NUM_ITEMS = 32, 4, 10, 30
 SIZES = {
@@ -88,7 +89,7 @@ def batch_of(lengths: list[int], every_position: bool = False) -> Batch:
     sizes = torch.tensor(lengths)
     items[torch.arange(max(lengths)) >= sizes[:, None]] = 0
     num_targets = int(sizes.sum()) if every_position else len(lengths)
-    return Batch(items, sizes, torch.ones(num_targets, dtype=torch.int64), every_position)
+    return Batch(Histories(items, sizes), torch.ones(num_targets, dtype=torch.int64), every_position)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -96,14 +97,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_same(found: Encoded, expected: Encoded) -> None:
-    for own, other in zip((found.users, *found.blocks), (expected.users, *expected.blocks), strict=True):
+    for own, other in zip((found.users, *found.hidden_states), (expected.users, *expected.hidden_states), strict=True):
         assert own.shape == other.shape
         assert relative(own, other) <= 1e-5
 
 
 def gradients(model: DecoderRecommender, encoded: Encoded) -> dict[str, Tensor]:
     model.zero_grad()
-    (encoded.users.square().sum() + sum(state.sin().sum() for state in encoded.blocks)).backward()
+    (encoded.users.square().sum() + sum(state.sin().sum() for state in encoded.hidden_states)).backward()
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
@@ -112,14 +113,14 @@ def gradients(model: DecoderRecommender, encoded: Encoded) -> dict[str, Tensor]:
 def test_outputs_and_gradients_are_those_of_the_padded_path(model_type: str, form: dict[str, Any]) -> None:
     model = build(model_type, form["prompt"], form["positions"])
     batch = batch_of([3, 10, 1, 7, 7, 2, 6], form["every_position"])
-    own, other = model.encode(batch, 2), PaddedEncoder(model, MAX_HISTORY).encode(batch, 2)
+    own, other = encode(model, batch, 2), encode(PaddedEncoder(model, MAX_HISTORY), batch, 2)
     assert_same(own, other)
     ours, theirs = gradients(model, own), gradients(model, other)
     assert ours.keys() == theirs.keys() and len(ours) > 6 * LAYERS
     for name, value in theirs.items():
         assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
     with torch.no_grad():
-        assert_same(model.encode(batch, 2), other)  # the prefix kept from before
+        assert_same(encode(model, batch, 2), other)  # the prefix kept from before
 
 
 @torch.no_grad()
@@ -127,26 +128,26 @@ def test_outputs_and_gradients_are_those_of_the_padded_path(model_type: str, for
 def test_a_batch_of_one_and_any_order_give_the_same(every_position: bool) -> None:
     model = build(prompt=(5, 0))
     batch = batch_of([4, 1, 9, 4, 10], every_position)
-    whole = model.encode(batch).users
-    parts = torch.split(whole, batch.lengths.tolist() if every_position else 1)
+    whole = encode(model, batch).users
+    parts = torch.split(whole, batch.histories.lengths.tolist() if every_position else 1)
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        moved = Batch(batch.items[order], batch.lengths[order], batch.targets, every_position)
-        assert relative(model.encode(moved).users, torch.cat([parts[row] for row in order])) <= 1e-6
+        moved = batch._replace(histories=Histories(*(part[order] for part in batch.histories)))
+        assert relative(encode(model, moved).users, torch.cat([parts[row] for row in order])) <= 1e-6
     for row, part in enumerate(parts):
-        alone = Batch(batch.items[row : row + 1], batch.lengths[row : row + 1], batch.targets[:1], every_position)
-        assert relative(model.encode(alone).users, part) <= 1e-6
+        alone = batch._replace(histories=Histories(*(part[row : row + 1] for part in batch.histories)))
+        assert relative(encode(model, alone).users, part) <= 1e-6
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_an_appended_event_gives_what_the_whole_history_gives(model_type: str) -> None:
     model, state = build(model_type), None
-    items = batch_of([MAX_HISTORY + 4]).items[0]
+    items = batch_of([MAX_HISTORY + 4]).histories.items[0]
     state = model.new_state()
     for seen in range(1, len(items) + 1):
         appended = model.append(state, int(items[seen - 1]))
         newest = items[max(0, seen - MAX_HISTORY) : seen]
         with torch.no_grad():
-            whole = model.encode(Batch(newest[None], torch.tensor([len(newest)]), newest[:1], False)).users[0]
+            whole = model.encode(Histories(newest[None], torch.tensor([len(newest)]))).users[0]
         assert relative(appended, whole) <= 1e-5
         assert state.items == newest.tolist()
 
@@ -154,7 +155,7 @@ def test_an_appended_event_gives_what_the_whole_history_gives(model_type: str) -
 @pytest.mark.parametrize("prompt", [(5, 3), (0, 0)])
 def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> None:
     model = build(prompt=prompt)
-    histories = batch_of([MAX_HISTORY + 4] * 3).items.tolist()
+    histories = batch_of([MAX_HISTORY + 4] * 3).histories.items.tolist()
     states = [model.new_state() for _ in histories]
     seen = [0] * len(histories)
     for counts in ([1, 2, 5], [3, 1, 1], [1, 4, 1], [MAX_HISTORY + 2, 1, 6]):  # the last ones no longer fit
@@ -165,7 +166,7 @@ def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> 
         for user, history, stop, state in zip(users, histories, stops, states, strict=True):
             newest = torch.tensor(history[:stop][-MAX_HISTORY:])
             with torch.no_grad():
-                whole = model.encode(Batch(newest[None], torch.tensor([len(newest)]), newest[:1], False)).users[0]
+                whole = model.encode(Histories(newest[None], torch.tensor([len(newest)]))).users[0]
             assert relative(user, whole) <= 1e-5
             assert state.items == newest.tolist()
             assert state.past is not None and len(state.past) == len(newest)
@@ -175,7 +176,7 @@ def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> 
 def test_room_made_between_events_leaves_one_item_to_read(prompt: tuple[int, int]) -> None:
     model, read = build(prompt=prompt), []
     model.input_proj.register_forward_hook(lambda module, inputs, output: read.append(len(inputs[0])))
-    full, other = batch_of([MAX_HISTORY + 3, 2]).items.tolist()
+    full, other = batch_of([MAX_HISTORY + 3, 2]).histories.items.tolist()
     states = [model.new_state(), model.new_state()]
     model.append_all(states, [full[:MAX_HISTORY], other[:2]])
     for seen in range(MAX_HISTORY, MAX_HISTORY + 3):
@@ -186,7 +187,7 @@ def test_room_made_between_events_leaves_one_item_to_read(prompt: tuple[int, int
         assert read == [1]
         newest = torch.tensor([full[seen + 1 - MAX_HISTORY : seen + 1]])
         with torch.no_grad():
-            whole = model.encode(Batch(newest, torch.tensor([MAX_HISTORY]), newest[0, :1], False)).users[0]
+            whole = model.encode(Histories(newest, torch.tensor([MAX_HISTORY]))).users[0]
         assert relative(appended, whole) <= 1e-5
 
 
@@ -202,32 +203,32 @@ def test_appending_needs_contiguous_positions_and_eval_mode() -> None:
 @torch.no_grad()
 def test_the_prefix_is_computed_once_and_anew_after_a_change() -> None:
     model, batch = build(), batch_of([3, 5])
-    before = model.encode(batch).users
+    before = encode(model, batch).users
     kept = model._kept_prefix
-    model.encode(batch)
+    encode(model, batch)
     assert kept is not None and model._kept_prefix is kept
     model.decoder.layers[0].self_attn.k_proj.weight.mul_(2)
-    after = model.encode(batch).users
+    after = encode(model, batch).users
     assert relative(after, before) > 1e-4
-    assert relative(after, PaddedEncoder(model, MAX_HISTORY).encode(batch).users) <= 1e-5
+    assert relative(after, encode(PaddedEncoder(model, MAX_HISTORY), batch).users) <= 1e-5
 
 
 def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:
     model, batch, seen = build(), batch_of([3, 5, 4]), []
     for layer in (model.decoder.layers[-2], model.decoder.layers[-1]):
         layer.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
-    model.encode(batch)
+    encode(model, batch)
     assert seen == [5 + 3 + 5 + 4 + 3 * 3, 3]  # prefix, items, responses; then one token a user
 
 
 @pytest.mark.parametrize("every_position", [False, True])
 def test_gradient_checkpointing_changes_no_gradient(every_position: bool) -> None:
     model, batch = build(prompt=(5, 0)), batch_of([3, 10, 1], every_position)
-    plain = gradients(model.train(), model.encode(batch, 2))
+    plain = gradients(model.train(), encode(model, batch, 2))
     model.decoder.gradient_checkpointing_enable()
     entered: list[int] = []
     model.decoder.layers[0].input_layernorm.register_forward_hook(lambda *arguments: entered.append(1))
-    ours = gradients(model, model.encode(batch, 2))
+    ours = gradients(model, encode(model, batch, 2))
     assert len(entered) == 2  # forward, and again on the way back
     for name, value in plain.items():
         assert relative(ours[name], value) <= 1e-6, name
@@ -251,7 +252,7 @@ def test_adapters_train_through_the_packed_row() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(value)
     batch = batch_of([3, 10, 1])
-    own, other = model.encode(batch, 2), PaddedEncoder(model, MAX_HISTORY).encode(batch, 2)
+    own, other = encode(model, batch, 2), encode(PaddedEncoder(model, MAX_HISTORY), batch, 2)
     assert_same(own, other)
     ours, theirs = gradients(model, own), gradients(model, other)
     assert any("lora_A" in name for name in ours)
@@ -272,7 +273,7 @@ def test_attention_that_cannot_be_honoured_is_refused_by_name(
 ) -> None:
     monkeypatch.setitem(ARCHITECTURES, model_type, ARCHITECTURES.get(model_type, {}))
     with pytest.raises(ConfigError, match=message):
-        build(model_type, **sizes).encode(batch_of([1]))
+        encode(build(model_type, **sizes), batch_of([1]))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_other_kinds_of_decoder_are_refused(
 
 def test_a_window_that_is_long_enough_is_taken() -> None:
     model, batch = build("mistral", sliding_window=18), batch_of([10, 2])
-    assert_same(model.encode(batch), PaddedEncoder(model, MAX_HISTORY).encode(batch))
+    assert_same(encode(model, batch), encode(PaddedEncoder(model, MAX_HISTORY), batch))
 
 
 def test_a_decoder_is_not_run_without_a_plan() -> None:
@@ -351,11 +352,11 @@ def test_on_a_gpu_all_users_are_one_group() -> None:
 def test_compiled_layers_give_the_same_numbers() -> None:
     model = random_model()
     batch = next(iter(random_batches(np.array([3, 5, 2]), 4)))
-    expected = model.encode(batch).users
+    expected = encode(model, batch).users
     compile_layers(model)
     compiled = model.decoder.layers[0].mlp._compiled_call_impl
     assert compiled is not None
-    torch.testing.assert_close(model.encode(batch).users, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(model, batch).users, expected, rtol=1e-4, atol=1e-5)
     assert "_orig_mod" not in "".join(model.state_dict())
 
 

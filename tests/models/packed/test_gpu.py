@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bench import LORA, random_batches, random_model, samples_of
+from encoding import encode
 from peft import LoraConfig, inject_adapter_in_model
 from test_engine import build, relative
 
@@ -19,7 +20,7 @@ from slmrec.training.batch_size import largest_that_fits
 from slmrec.training.losses import NextItemLoss
 from slmrec.training.memory import peak_gpu_mb, reset_peak
 from slmrec.training.trainer import TrainingSamples, fit
-from slmrec.types import Batch
+from slmrec.types import Batch, Histories
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 LENGTHS = np.random.default_rng(0).integers(1, 30, 64)
@@ -56,12 +57,12 @@ def test_user_vectors_are_those_of_the_cpu(model: DecoderRecommender, every_posi
         model.response = model.response[:0]
     batch = a_batch()
     if every_position:
-        targets = torch.ones(int(batch.lengths.sum()), dtype=torch.int64)
-        batch = Batch(batch.items, batch.lengths, targets, every_position=True)
+        targets = torch.ones(int(batch.histories.lengths.sum()), dtype=torch.int64)
+        batch = Batch(batch.histories, targets, every_position=True)
     with torch.inference_mode():
-        expected = model.encode(batch, num_blocks=2)
-        found = model.to(GPU).encode(batch.to(GPU), num_blocks=2)
-    for own, other in zip((found.users, *found.blocks), (expected.users, *expected.blocks), strict=True):
+        expected = encode(model, batch, num_blocks=2)
+        found = encode(model.to(GPU), batch.to(GPU), num_blocks=2)
+    for own, other in zip((found.users, *found.hidden_states), (expected.users, *expected.hidden_states), strict=True):
         assert relative(own.cpu(), other) <= 1e-4
 
 
@@ -76,18 +77,18 @@ def test_gradients_are_those_of_the_cpu(model: DecoderRecommender) -> None:
 def test_bfloat16_products_stay_near(model: DecoderRecommender) -> None:
     model, batch = model.to(GPU).eval(), a_batch().to(GPU)
     with torch.inference_mode():
-        exact = model.encode(batch).users
+        exact = encode(model, batch).users
         with torch.autocast("cuda", torch.bfloat16):
-            rounded = model.encode(batch).users
+            rounded = encode(model, batch).users
     assert 0 < relative(rounded.float(), exact) <= 3e-2
 
 
 def test_heads_too_narrow_for_its_kernels_attend_without_them() -> None:
     model = build(head_dim=8)
-    batch = Batch(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]), torch.tensor([1, 1]), False)
+    batch = Batch(Histories(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])), torch.tensor([1, 1]), False)
     with torch.inference_mode():
-        expected = model.encode(batch).users
-        found = model.to(GPU).encode(batch.to(GPU)).users
+        expected = encode(model, batch).users
+        found = encode(model.to(GPU), batch.to(GPU)).users
     assert relative(found.cpu(), expected) <= 1e-4
 
 
@@ -98,9 +99,9 @@ def test_an_appended_event_gives_what_the_whole_history_gives() -> None:
     for item in history:
         vector = model.append(state, item)
     items = torch.tensor([history])
-    batch = Batch(items, torch.tensor([5]), torch.tensor([1]), False).to(GPU)
+    batch = Batch(Histories(items, torch.tensor([5])), torch.tensor([1]), False).to(GPU)
     with torch.inference_mode():
-        assert relative(vector, model.encode(batch).users[0]) <= 1e-4
+        assert relative(vector, encode(model, batch).users[0]) <= 1e-4
 
 
 def trained(model: DecoderRecommender, folder: Path, num_epochs: int, **settings: Any) -> list[dict[str, float]]:

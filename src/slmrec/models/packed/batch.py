@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slmrec.models.packed.attention import Group, KeysValues, groups_of
 from slmrec.models.packed.masks import PackedRow
-from slmrec.types import Batch
+from slmrec.types import Histories
 
 
 class Row(NamedTuple):
@@ -35,33 +35,36 @@ class Row(NamedTuple):
         return PackedRow(self.groups, self.num_prefix, longest, self.positions.device, cached_prefix, self.newest)
 
 
-def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, pads: Tensor) -> Row:
+def pack(
+    histories: Histories, every_position: bool, num_prefix: int, num_response: int, prefix_known: bool, pads: Tensor
+) -> Row:
     """The plan of a batch.
 
     Args:
-        batch: the histories.
+        histories: the histories.
+        every_position: read the users at every item position instead of only the newest one.
         num_prefix: P.
         num_response: S.
         prefix_known: the prefix was computed before and takes no place in the row.
         pads: (B,) positions left free between the prefix and the items of each user.
     """
-    device = batch.items.device
+    device = histories.items.device
     in_row = 0 if prefix_known else num_prefix
-    if len(batch.lengths) == 1:
-        return _pack_one(batch, num_prefix, num_response, in_row, int(pads[0]))
-    sizes, users = torch.sort(batch.lengths + num_response, stable=True)
+    if len(histories.lengths) == 1:
+        return _pack_one(histories, every_position, num_prefix, num_response, in_row, int(pads[0]))
+    sizes, users = torch.sort(histories.lengths + num_response, stable=True)
     starts = in_row + sizes.cumsum(0) - sizes
     user = torch.repeat_interleave(users, sizes)
     columns = torch.arange(len(user), device=device) - torch.repeat_interleave(starts - in_row, sizes)
-    is_item = columns < batch.lengths[user]
+    is_item = columns < histories.lengths[user]
     prefix = torch.arange(in_row, device=device)
     first_response = in_row + int(is_item.sum())
-    origin = torch.where(is_item, in_row + is_item.cumsum(0) - 1, first_response + columns - batch.lengths[user])
+    origin = torch.where(is_item, in_row + is_item.cumsum(0) - 1, first_response + columns - histories.lengths[user])
     positions = torch.cat([prefix, num_prefix + columns + pads[user]])
     ends = starts + sizes - 1
     back = torch.empty_like(users).index_copy(0, users, torch.arange(len(users), device=device))
-    if batch.every_position:
-        places = torch.repeat_interleave(starts[back], batch.lengths) + _counted(batch.lengths)
+    if every_position:
+        places = torch.repeat_interleave(starts[back], histories.lengths) + _counted(histories.lengths)
         last_places, newest = places, None
     else:
         places, last_places, newest = ends[back], back, ends
@@ -78,16 +81,18 @@ def pack(batch: Batch, num_prefix: int, num_response: int, prefix_known: bool, p
     )
 
 
-def _pack_one(batch: Batch, num_prefix: int, num_response: int, in_row: int, num_pads: int) -> Row:
+def _pack_one(
+    histories: Histories, every_position: bool, num_prefix: int, num_response: int, in_row: int, num_pads: int
+) -> Row:
     """The same plan for a single user, whose tokens stand in order."""
-    num_items = int(batch.lengths[0])
+    num_items = int(histories.lengths[0])
     size = num_items + num_response
-    order = torch.arange(in_row + size, device=batch.items.device)
+    order = torch.arange(in_row + size, device=histories.items.device)
     shifted = order[: size if num_pads else 0] + num_prefix + num_pads
     positions = torch.cat([order[:in_row], shifted]) if num_pads else order + (num_prefix - in_row)
     items, first = order[:num_items], torch.zeros_like(order[:num_items])
-    places = order[in_row : in_row + num_items] if batch.every_position else order[-1:]
-    last_places, newest = (places, None) if batch.every_position else (first[:1], places)
+    places = order[in_row : in_row + num_items] if every_position else order[-1:]
+    last_places, newest = (places, None) if every_position else (first[:1], places)
     groups = [Group(0, (size,))]
     return Row(first, items, order, positions, places, last_places, newest, groups, num_prefix)
 
