@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec import __version__
+from slmrec.version import __version__
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput

@@ -139,7 +139,7 @@ def test_only_cli_stages_and_training_know_the_config() -> None:
         ("stages/fetch.py", "import urllib.request", ["line 1: stages may not use urllib"]),
         ("checkpoint.py", "import json, pickle", ["line 1: checkpoint may not use pickle"]),
         ("data/dataset.py", "from .batching import collate\nfrom ..errors import DataError", []),
-        ("checkpoint.py", "from slmrec import __version__", []),
+        ("checkpoint.py", "from slmrec.version import __version__", []),
     ],
 )
 def test_violations_are_seen(file: str, source: str, expected: list[str]) -> None:

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from slmrec.version import __version__
+
 if TYPE_CHECKING:
     from slmrec.inference.recommender import Recommender
     from slmrec.pipeline.prepare import prepare
 
-__version__ = "0.1.0"
 __all__ = ["Recommender", "__version__", "prepare"]
 
 

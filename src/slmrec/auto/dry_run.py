@@ -121,7 +121,9 @@ def _data_line(dataset: Dataset | None, is_pending: bool, folder: Path) -> str:
         return "data: not prepared: run `slmrec prepare` first for figures of the data; parameters are without items"
     events = int(dataset.offsets[-1])
     figures = f"{dataset.num_users:,} users, {dataset.num_items:,} items, {events:,} events"
-    return f"data: {figures} (measured, {folder}){'; prepare would run again and may change them' if is_pending else ''}"
+    return (
+        f"data: {figures} (measured, {folder}){'; prepare would run again and may change them' if is_pending else ''}"
+    )
 
 
 def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[str, Planned]:
@@ -148,7 +150,9 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
     dim = getattr(width, "hidden_size", None) or getattr(width, "item_dim", None) or finetune.item_dim
     teacher = planned["finetune"] = _decoder(config, "finetune", finetune, dataset, dim, notes)
     if finetune.ensemble:
-        notes.append(f"finetune: parameters are those of the decoder; {', '.join(finetune.ensemble)} may be mixed with it")
+        notes.append(
+            f"finetune: parameters are those of the decoder; {', '.join(finetune.ensemble)} may be mixed with it"
+        )
     planned["distill"] = _student(config, teacher)
     return planned
 

@@ -16,8 +16,8 @@ from slmrec.data.simulate import Oracle, Shop, write_shop
 from slmrec.evaluation.rank import Scorer
 from slmrec.inference.recommender import Recommender
 from slmrec.pipeline import evaluate
-from slmrec.pipeline.run import end_with_report, run_stages
-from slmrec.pipeline.stage import Stage
+from slmrec.pipeline.run import run_steps
+from slmrec.run import write_report
 from slmrec.types import Batch, Encoded
 
 SEED = 0
@@ -32,10 +32,9 @@ def demo(output: Path, overrides: list[str], force: bool = False) -> None:
     shop = write_shop(raw, seed=SEED, num_users=NUM_USERS)
     config = demo_config(raw, overrides)
     print(f"demo: a simulated shop in {raw}; teacher backbone: {config.finetune.backbone}", flush=True)
-    stage = Stage("evaluate", evaluate.STAGE.needs, partial(evaluate.build, extra=partial(_oracle, shop)))
-    run_stages(config, output, force, stage)
+    run_steps(config, output, force, partial(evaluate.build, extra=partial(_oracle, shop)))
     _show_example(output)
-    end_with_report(output)
+    write_report(output)
 
 
 def demo_config(raw: Path, overrides: list[str]) -> Config:
@@ -43,18 +42,18 @@ def demo_config(raw: Path, overrides: list[str]) -> Config:
     own = [
         f"prepare.input={json.dumps(str(raw / 'interactions.csv'))}",
         f"prepare.items={json.dumps(str(raw / 'items.csv'))}",
-        "pretrain.dropout=0.2",
-        "pretrain.supervision=every_position",
-        "pretrain.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",
+        "pretrain.sasrec.dropout=0.2",
+        "pretrain.sasrec.supervision=every_position",
+        "pretrain.sasrec.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",
         "finetune.num_layers=4",
         "finetune.lora=null",
         "finetune.prompt=none",
-        "finetune.item_table=trained",
+        "finetune.item_embeddings=train",
         "finetune.supervision=every_position",
         f"finetune.train={TRAIN}",
-        "distill.num_layers=2",
+        "distill.student.num_layers=2",
         "distill.num_blocks=2",
-        "distill.item_table=trained",
+        "distill.student.item_embeddings=train",
         "distill.weights={kl: 1.0, norm: 0.01, multiple: 0.1}",
         f"distill.train={TRAIN}",
         "distill.train.num_train_epochs=5",

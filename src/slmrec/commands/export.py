@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.folders import folder_in_place
 from slmrec.inference.exportable import INPUTS, OUTPUTS, as_program
 from slmrec.inference.faiss_index import RECALL_AT, ItemIndex
 from slmrec.models.folder import (
@@ -28,7 +29,6 @@ from slmrec.models.folder import (
     write_vocabulary,
 )
 from slmrec.models.loader import Model, alone
-from slmrec.pipeline.stage import folder_in_place
 from slmrec.topk import top_k
 from slmrec.types import Histories
 

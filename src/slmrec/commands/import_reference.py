@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from slmrec.data.state_dicts import read_state_dict
 from slmrec.errors import ConfigError, DataError
+from slmrec.folders import folder_in_place
 from slmrec.models.build import standalone
 from slmrec.models.card import About
 from slmrec.models.folder import Vocabulary, save_folder
 from slmrec.models.reference import decoder_of_reference
-from slmrec.pipeline.stage import folder_in_place
 
 
 def import_reference(

@@ -1,7 +1,6 @@
 """The command line: one command a stage; exit code 0 done, 2 the user's mistake, 1 ours."""
 
 import argparse
-import importlib
 import json
 import sys
 from dataclasses import fields
@@ -9,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slmrec import __version__
 from slmrec.errors import ConfigError, SlmrecError
+from slmrec.version import __version__
 
 STAGES = {
     "prepare": "raw logs to a data-set folder",
     "pretrain": "SASRec and its item vectors",
-    "companion": "a small decoder from scratch, which the teacher may mix in",
     "finetune": "the teacher: a pretrained decoder, pruned and tuned",
     "distill": "the student: fewer layers, taught by the teacher",
     "evaluate": "all models side by side on the test split",
@@ -77,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         command = _add(commands, name, text, epilog=_epilog(name))
-        command.add_argument("--config", type=Path, help="YAML with the settings of all stages; see configs/")
+        command.add_argument("--config", type=str, help="YAML with the settings of all stages; see configs/")
         command.add_argument("--output", type=Path, required=True, help="folder of the run")
         command.add_argument("--force", action="store_true", help="redo what is done")
         if name in TAKE_INPUT:
@@ -388,10 +386,8 @@ def _run_stage(options: argparse.Namespace) -> None:
     named = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in given.items() if text]
     overrides = [*options.overrides, *named]
     config = load_config(options.config, overrides)
-    from slmrec.pipeline.stage import run_stage
-
     if options.command == "run":
-        from slmrec.pipeline.run import plan, run
+        from slmrec.run import plan, run
 
         (plan if options.dry_run else run)(config, options.output, options.force)
         return
@@ -405,8 +401,15 @@ def _run_stage(options: argparse.Namespace) -> None:
 
         depth(config, options.output, options.force)
         return
-    stage = importlib.import_module(f"slmrec.pipeline.{options.command}")  # alone: preparing data needs no torch
-    target = options.output if options.command == "prepare" and options.config is None else None
-    folder = run_stage(stage.STAGE, config, options.output, options.force, target)
+    from slmrec.pipeline.run import run_stage
+    from slmrec.pipeline.stage import run_step
+    from slmrec.pipeline.table import stage_named
+
+    if options.command == "prepare" and options.config is None:
+        run_step(stage_named("prepare").steps(config)[0], config, options.output, options.force, target=options.output)
+        return
+    folders = run_stage(options.command, config, options.output, options.force, getattr(options, "model", None))
     if options.command == "evaluate":
-        stage.show(folder)
+        from slmrec.pipeline.evaluation_tables import show
+
+        show(folders[0])

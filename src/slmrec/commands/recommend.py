@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from slmrec import __version__
 from slmrec.errors import SlmrecError
 from slmrec.inference.batch.history_files import HistoryFile, read_item_ids
 from slmrec.inference.batch.resumable_output import Parts, check_output
 from slmrec.inference.histories import history_of_text
 from slmrec.inference.recommender import Recommendations, Recommender
 from slmrec.models.folder import find_folder
+from slmrec.version import __version__
 
 CHUNK_USERS = 8192
 """Users whose recommendations are computed, and then written, at a time."""

@@ -1,6 +1,7 @@
 """The configuration: every setting, its default and its meaning. Defaults live here and nowhere else."""
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import SerializeAsAny, model_validator
@@ -159,8 +160,8 @@ def _check_blocks(config: Config) -> None:
         return
     check(
         isinstance(student, DecoderStudent) and config.finetune.backbone is not None,
-        f"distill.weights of cosine, norm and multiple compare hidden states of decoders, but distill.student.kind is "
-        f"{getattr(student, 'kind', None)!r} and finetune.backbone {config.finetune.backbone!r}; set these weights to 0",
+        "distill.weights of cosine, norm and multiple compare hidden states of decoders, but distill.student.kind is "
+        f"{student.kind!r} and finetune.backbone {config.finetune.backbone!r}; set these weights to 0",
     )
     assert isinstance(student, DecoderStudent)
     layers = config.finetune.layers
@@ -172,5 +173,5 @@ def _check_blocks(config: Config) -> None:
     )
 
 
-def _listed(names: object) -> str:
-    return ", ".join(names) or "none"  # type: ignore[call-overload, no-any-return]
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

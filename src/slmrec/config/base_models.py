@@ -16,6 +16,13 @@ its last position.
 """
 
 
+class StudentSettings(Section):
+    """Settings that every student has, whatever its architecture."""
+
+    kind: str
+    """Architecture of the student."""
+
+
 class LowPassSettings(Section):
     """Low-pass filter beside the attention of each block. Defaults: published settings of BSARec for Beauty."""
 
@@ -25,7 +32,7 @@ class LowPassSettings(Section):
     """c, the number of lowest frequencies that pass: 0, 1, ... cycles in `max_history_items` positions."""
 
 
-class SasRecSettings(Section):
+class SasRecSettings(StudentSettings):
     """Architecture of a SASRec model."""
 
     kind: Literal["sasrec"] = "sasrec"

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from slmrec.config.base_models import StudentSettings
 from slmrec.config.kinds import StudentByKind
 from slmrec.config.section import Section, check, check_layers
 from slmrec.config.training import DistillTraining
@@ -34,7 +35,7 @@ class DistillWeights(Section):
         return bool(self.cosine or self.norm or self.multiple)
 
 
-class DecoderStudent(Section):
+class DecoderStudent(StudentSettings):
     """A student of the teacher's architecture with fewer layers."""
 
     kind: Literal["decoder"] = "decoder"

@@ -25,7 +25,7 @@ class Requirement(NamedTuple):
 
 
 def _reads_tokens(_: "Config", decoder: Any) -> bool:
-    return decoder.backbone not in (None, "random")
+    return decoder.prompt == "none" or decoder.backbone not in (None, "random")
 
 
 def _uses_cross_entropy(config: "Config", _: Any) -> bool:
@@ -81,9 +81,7 @@ REQUIREMENTS = (
     ),
     Requirement("prepare", ("rating_col",), lambda _, prepare: prepare.min_rating is not None, "prepare.min_rating"),
     Requirement("prepare", ("tie_col",), lambda _, prepare: prepare.order == "time", "prepare.order: time"),
-    Requirement(
-        "prepare", ("memory_limit",), lambda _, prepare: prepare.engine == "duckdb", "prepare.engine: duckdb"
-    ),
+    Requirement("prepare", ("memory_limit",), lambda _, prepare: prepare.engine == "duckdb", "prepare.engine: duckdb"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, create_model
 
-from slmrec.config.base_models import BaseModelSettings
+from slmrec.config.base_models import BaseModelSettings, StudentSettings
 from slmrec.config.section import Section, check
 
 
@@ -81,5 +81,5 @@ def _parser(default: str, section_of: Callable[[str], type[Section]]) -> Callabl
 
 BaseModelByKind = Annotated[BaseModelSettings, BeforeValidator(_parser(DEFAULT_BASE_MODEL, base_model_section))]
 """Settings of a base model, read by the section class of its `kind`."""
-StudentByKind = Annotated[Section, BeforeValidator(_parser(DEFAULT_STUDENT, student_section))]
+StudentByKind = Annotated[StudentSettings, BeforeValidator(_parser(DEFAULT_STUDENT, student_section))]
 """Settings of a student, read by the section class of its `kind`."""

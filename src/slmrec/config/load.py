@@ -112,7 +112,8 @@ def _describe(fault: Any) -> str:
 
 
 def _suggestion(location: tuple[Any, ...]) -> str:
-    name, sections = str(location[-1]), [Config]
+    name = str(location[-1])
+    sections: list[type[Section]] = [Config]
     for part in location[:-1]:
         sections = [below for section in sections for below in _sections_at(section, str(part))]
     known = list(dict.fromkeys(field for section in sections for field in section.model_fields))
@@ -127,8 +128,8 @@ def _suggestion(location: tuple[Any, ...]) -> str:
 
 def _sections_at(section: type[Section], name: str) -> list[type[Section]]:
     """Section classes that a field may hold; base models and students have one for each kind."""
-    if section in _Named:
-        return _Named[section]
+    if section in _NAMED:
+        return _NAMED[section]
     field = section.model_fields.get(name)
     if field is None:
         return []
@@ -148,7 +149,7 @@ class _ItemTexts(Section):
     """Stands for the names of item texts."""
 
 
-_Named: dict[type[Section], list[type[Section]]] = {
+_NAMED: dict[type[Section], list[type[Section]]] = {
     _BaseModels: [base_model_section(kind) for kind in KINDS],
     _ItemTexts: [Config.model_fields["item_text"].annotation.__args__[1]],  # type: ignore[union-attr]
 }

@@ -8,7 +8,7 @@ from slmrec.config.base_models import SasRecModel
 _RENAMED = {"item_table": "item_embeddings", "average_decay": "ema_decay"}
 _STUDENT = ("init", "layers", "num_layers", "item_table", "item_dropout")
 _REMOVED = {
-    "distill.teacher_states": "the cached outputs are in OUT/distill_cache",
+    "distill.teacher_states": "the outputs of the teacher are cached in OUT/teacher_outputs",
     "distill.normalized_states": "the norm loss compares states as they are",
     "distill.layer_dropout": "the student has no layer dropout",
     "distill.backbone_config": "a student of another size has another kind (distill.student.kind)",

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ TOP_K = 10
 TIE_SEED = 0
 """Ties are broken alike for all models, so that their users can be compared one by one."""
 
-RankingProtocol = Literal["full_history_excluded", "full", "sampled"]
-"""Against what the target is ranked.
+RankingProtocol = str
+"""Name of the candidates among which a target is ranked.
 
-`full_history_excluded`: all items outside the user's history. `full`: all items. `sampled`: the user's negatives. The
-target is always a candidate, even if it is in the history. Top lists do not know the target: under
-`full_history_excluded` they hold no item of the history, `sampled` has none.
+`full_history_excluded`: all items outside the user's history. `full`: all items. `sampled_N`: N sampled negatives of
+the user. The target is always a candidate, even if it is in the history. Top lists do not know the target: under
+`full_history_excluded` they hold no item of the history; sampled protocols have none.
 """
 
 
@@ -153,24 +153,24 @@ def evaluate_scorer(
         samples: one a user, as from `Dataset.held_out`.
         batch_size: users read at once; they are ranked in blocks whose scores need at most 64 MiB.
         protocols: rankings wanted.
-        negatives: (U, K) of `draw_negatives`; given if and only if `sampled` is wanted.
+        negatives: (U, K) of `draw_negatives`; given if and only if a protocol is sampled.
         tie_seed: breaks ties; the same seed breaks them alike for every scorer.
-        top_lists: called for each block and protocol but `sampled` with the protocol's name, the rows of the samples
+        top_lists: called for each block and protocol that is not sampled with the protocol's name, the rows of the samples
             (b,) and what would be recommended to them: (b, TOP_K) items, best first, the smaller item first among
             equal scores, 0 where fewer are left.
         progress: called after each batch with the number of users in it.
 
     Returns:
-        (num_samples,) ranks, in the order of the samples, by `protocol_name`.
+        (num_samples,) ranks, in the order of the samples, by protocol.
 
     Raises:
         TrainingError: a user's scores are not finite; the message names the users.
-        ValueError: negatives without `sampled`, or `sampled` without negatives.
+        ValueError: a sampled protocol without its negatives, or negatives without such a protocol.
     """
-    if ("sampled" in protocols) != (negatives is not None):
-        raise ValueError(f"protocols {protocols}: negatives belong to `sampled`, and `sampled` needs them")
-    num_negatives = 0 if negatives is None else negatives.shape[1]
-    ranks = {protocol_name(protocol, num_negatives): np.empty(len(samples), np.int64) for protocol in protocols}
+    sampled = [protocol for protocol in protocols if is_sampled(protocol)]
+    if sampled != ([] if negatives is None else [f"sampled_{negatives.shape[1]}"]):
+        raise ValueError(f"protocols {protocols}: a sampled protocol needs its negatives, and only it takes them")
+    ranks = {protocol: np.empty(len(samples), np.int64) for protocol in protocols}
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
         for rows, scores in _scored(scorer, samples, batch_size):
@@ -180,10 +180,9 @@ def evaluate_scorer(
             drawn = None if negatives is None else torch.from_numpy(negatives[users].astype(np.int64)).to(device)
             for protocol in protocols:
                 candidates, columns = _candidates(protocol, scores, whole.targets, history, drawn)
-                name = protocol_name(protocol, num_negatives)
-                ranks[name][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
-                if top_lists and protocol != "sampled":
-                    top_lists(name, rows, _top_items(protocol, candidates, history))
+                ranks[protocol][rows] = ranks_of_targets(candidates, columns, draws[rows], users)
+                if top_lists and not is_sampled(protocol):
+                    top_lists(protocol, rows, _top_items(protocol, candidates, history))
             if progress:
                 progress(len(rows))
     return ranks
@@ -212,7 +211,7 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """The candidates' scores (B, C) under a protocol, and the targets' columns (B,)."""
     columns = targets[:, None]
-    if drawn is not None and protocol == "sampled":
+    if drawn is not None and is_sampled(protocol):
         return scores.gather(1, torch.cat([columns, drawn], dim=1)), torch.zeros_like(columns[:, 0])
     if protocol == "full":
         return scores, columns[:, 0]
@@ -231,14 +230,14 @@ def _top_items(protocol: RankingProtocol, candidates: Tensor, history: Tensor) -
     return F.pad(items, (0, TOP_K - items.shape[1])).cpu().numpy()
 
 
-def protocol_name(protocol: RankingProtocol, num_negatives: int) -> str:
-    """The protocol's name in results; that of `sampled` says against how many.
+def is_sampled(protocol: RankingProtocol) -> bool:
+    """Return whether a protocol ranks the target among sampled negatives.
 
     Example:
-        >>> protocol_name("sampled", 999)
-        'sampled_999'
+        >>> is_sampled("sampled_999"), is_sampled("full")
+        (True, False)
     """
-    return f"sampled_{num_negatives}" if protocol == "sampled" else protocol
+    return protocol.startswith("sampled_")
 
 
 def validate(model: SequenceEncoder, samples: Samples, batch_size: int) -> dict[str, float]:
@@ -287,8 +286,8 @@ def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints 
 def _refuse(dataset: Dataset, user: int, num_free: int, num_negatives: int) -> None:
     raise DataError(
         f"evaluate.num_negatives is {num_negatives}, but user {dataset.user_ids[user].as_py()!r} has only {num_free} "
-        f"of the {dataset.num_items} items left outside the history; lower evaluate.num_negatives or leave `sampled` "
-        "out of evaluate.protocols"
+        f"of the {dataset.num_items} items left outside the history; choose sampled_N with a smaller N in "
+        "evaluate.protocols, or leave it out"
     )
 
 

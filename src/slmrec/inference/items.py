@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.folders import folder_in_place
 from slmrec.models.folder import (
     Vocabulary,
     load_recommender,
@@ -23,7 +24,7 @@ from slmrec.models.folder import (
 )
 from slmrec.models.item_tables import append_items, item_rows, rows_of_titles, title_columns
 from slmrec.models.loader import Model
-from slmrec.pipeline.stage import folder_in_place, read_record
+from slmrec.pipeline.stage import read_record
 
 _READ = (".parquet", ".jsonl", ".csv")
 Rows = list[dict[str, Any]]

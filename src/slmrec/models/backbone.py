@@ -69,7 +69,7 @@ def load_backbone(
     return Backbone(decoder, *vectors)
 
 
-def check_backbone(source: str, quantization: dict[str, Any] | None = None) -> None:
+def check_backbone(source: str, quantization: dict[str, Any] | None = None, setting: str = "finetune.backbone") -> None:
     """Whether a backbone is there, and can be quantised so; reads its configuration at most.
 
     Raises:

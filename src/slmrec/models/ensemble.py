@@ -24,7 +24,10 @@ class EnsembleConfig(PretrainedConfig):
     model_type = "slmrec_ensemble"
 
     def __init__(
-        self, members: Mapping[str, dict[str, Any]] | None = None, weights: Mapping[str, float] | None = None, **kwargs: Any
+        self,
+        members: Mapping[str, dict[str, Any]] | None = None,
+        weights: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.members, self.weights = dict(members or {}), dict(weights or {})
         super().__init__(**kwargs)

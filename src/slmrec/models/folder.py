@@ -15,11 +15,11 @@ from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from slmrec import __version__
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.card import HUB_ID, About, Measured, card
 from slmrec.models.loader import Model, load_model, save_model
+from slmrec.version import __version__
 
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
 _PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]

@@ -121,6 +121,5 @@ def _renumber(settings: dict[str, Any], num_items: int) -> None:
     for name, value in settings.items():
         if name == "num_items":
             settings[name] = num_items
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict):
-                _renumber(inner, num_items)
+        if isinstance(value, dict):
+            _renumber(value, num_items)

@@ -7,18 +7,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import keep_layers, load_decoder
 from slmrec.models.build import set_trainable, standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig, lora_config
 from slmrec.models.ensemble import Ensemble, EnsembleConfig, Member
-from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.models.titles import TitleMap, TitleReader
 from slmrec.models.weights import adapter_state_dict, load_adapter, own_state_dict
 
-Model = SasRec | DecoderRecommender | Ensemble
+Model = Any
 _ADAPTER, _READERS = "adapter_model.safetensors", "title_readers.safetensors"
 
 
@@ -65,9 +64,8 @@ def load_model(folder: Path) -> Model:
 
 def decoder_of(model: Model) -> DecoderRecommender | None:
     """The decoder that a model is or has."""
-    if isinstance(model, Ensemble):
-        return model.decoder
-    return model if isinstance(model, DecoderRecommender) else None
+    part: DecoderRecommender | None = getattr(model, "decoder_part", None)
+    return part
 
 
 def _config(folder: Path) -> PretrainedConfig:
@@ -105,10 +103,10 @@ def alone(model: Model) -> Model:
 def _replace_settings(settings: dict[str, Any], new: dict[str, Any]) -> None:
     """Puts the configuration of a merged decoder in the place of the adapted one's."""
     for name, value in settings.items():
-        if isinstance(value, dict):
-            settings[name] = new if _is_adapted(value) else value
-        elif isinstance(value, list):
-            settings[name] = [new if _is_adapted(inner) else inner for inner in value]
+        if _is_adapted(value):
+            settings[name] = new
+        elif isinstance(value, dict):
+            _replace_settings(value, new)
 
 
 def _is_adapted(value: Any) -> bool:
@@ -117,15 +115,17 @@ def _is_adapted(value: Any) -> bool:
 
 def _empty(config: PretrainedConfig, folder: Path) -> Model:
     if isinstance(config, EnsembleConfig):
-        return Ensemble(config, [_member(_member_config(settings), folder) for settings in config.members])
+        members = {name: _member(_member_config(settings), folder) for name, settings in config.members.items()}
+        return Ensemble(config, members)
     return _member(config, folder)
 
 
 def _member(config: PretrainedConfig, folder: Path) -> Member:
-    if isinstance(config, SasRecConfig):
-        return SasRec(config)
     if isinstance(config, DecoderRecommenderConfig):
         return _decoder(config)
+    if config.model_type.startswith("slmrec_"):
+        member: Member = AutoModel.from_config(config)
+        return member
     raise CheckpointError(f"{folder}: a {config.model_type} model; expected one that slmrec trained")
 
 
@@ -137,10 +137,8 @@ def _member_config(settings: dict[str, Any]) -> PretrainedConfig:
 def _own_weights(model: Model) -> dict[str, Tensor]:
     """What belongs to the model alone, by name; not the backbone that adapters adapt."""
     if isinstance(model, Ensemble):
-        members = enumerate((model.decoder, *model.others))
-        return {
-            f"members.{number}.{name}": value for number, one in members for name, value in _own_weights(one).items()
-        }
+        members = model.members.items()
+        return {f"members.{key}.{name}": value for key, one in members for name, value in _own_weights(one).items()}
     return own_state_dict(model) if isinstance(model, DecoderRecommender) else model.state_dict()
 
 

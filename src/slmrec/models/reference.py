@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slmrec.config import DecoderSettings, LoraSettings
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
@@ -56,17 +57,15 @@ def decoder_of_reference(
             f"weights: {missing[0]} is missing ({len(missing)} of the reference's heads and tables in all); give the "
             "whole state dict of the reference's model"
         )
-    model = build_decoder(
-        _backbone(plain, architecture, prompt_ids, response_ids),
-        tuple(range(_depth(plain))),
-        plain["input_embeds.weight"],
-        source="reference",
-        lora=_lora_settings(lora, lora_alpha) if lora else None,
+    settings = DecoderSettings(
+        backbone="reference",
+        num_layers=_depth(plain),
+        lora=LoraSettings(**_lora_settings(lora, lora_alpha)) if lora else None,
         positions="right_aligned",
         max_history_items=max_history_items,
-        item_dropout=0.0,
-        train_items=False,
     )
+    backbone = _backbone(plain, architecture, prompt_ids, response_ids)
+    model = build_decoder(settings, backbone, plain["input_embeds.weight"], None, section="weights", train_items=False)
     heads = {name: plain[name] for name in _HEADS[1:]}
     adapters = {f"decoder.{name}": value for name, value in lora.items()}
     own = {name: value for name, value in model.state_dict().items() if "lora_" in name or name in heads}

@@ -127,7 +127,7 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     apply_training_options(student, settings.train)
     if is_online:
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings != "fixed")
+        set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings == "train")
     return DistillationLoss(
         student,
         LiveTeacher(teacher) if is_online else _cached_teacher(task, teacher, data),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from slmrec.config import Config, PrepareConfig
+from slmrec.config import PrepareConfig
 from slmrec.config.load import load_config
 from slmrec.data.engine import one_line
 from slmrec.data.filters import Rules
@@ -18,7 +18,8 @@ from slmrec.data.items import ItemsReading
 from slmrec.data.logs.read import Reading
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
-from slmrec.pipeline.stage import Stage, Task, run_stage
+from slmrec.pipeline.stage import Task, run_step
+from slmrec.pipeline.table import stage_named
 
 
 def build(task: Task) -> dict[str, float]:
@@ -56,7 +57,8 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
             for name, value in (settings | given).items()
         ]
         try:
-            return run_stage(STAGE, load_config(None, overrides), Path(output), target=Path(output))
+            config = load_config(None, overrides)
+            return run_step(stage_named("prepare").steps(config)[0], config, Path(output), target=Path(output))
         except DataError as error:
             raise DataError(str(error).replace(f"{folder}/", "the table given as ")) from None
 
@@ -131,10 +133,3 @@ def _before(output: Path) -> str:
     if not path.is_file():
         return ""
     return f" (the same as before: {yaml.safe_load(path.read_text(encoding='utf-8'))['prepare']['input']})"
-
-
-def _sources(config: Config) -> tuple[str | None, ...]:
-    return config.prepare.input, config.prepare.items
-
-
-STAGE = Stage("prepare", lambda config: (), build, _sources)

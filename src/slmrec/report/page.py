@@ -11,9 +11,8 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from slmrec import __version__
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.pipeline.stage import folder_in_place
+from slmrec.folders import folder_in_place
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
@@ -24,6 +23,7 @@ from slmrec.report.provenance import data, what_was_run
 from slmrec.report.quality import findings, models, slices
 from slmrec.report.states import Run, open_run
 from slmrec.report.training import training
+from slmrec.version import __version__
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     *(what_was_run, models, efficiency, slices, examples),

@@ -12,8 +12,10 @@ import yaml
 
 from slmrec.errors import CheckpointError, DataError
 from slmrec.models.folder import check_sums
-from slmrec.pipeline.evaluate import teacher_folder
-from slmrec.pipeline.stage import ORDER, read_record
+from slmrec.config import BASELINES, Config
+from slmrec.pipeline.evaluate import model_folders
+from slmrec.pipeline.stage import read_record
+from slmrec.pipeline.table import PIPELINE, steps
 from slmrec.report.parts import Faults, Notice
 from slmrec.studies.evaluated import Evaluated, read_evaluated
 

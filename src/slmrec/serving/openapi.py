@@ -5,7 +5,6 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from slmrec import __version__
 from slmrec.serving import messages
 from slmrec.serving.limits import Limits
 from slmrec.serving.refusals import (
@@ -19,6 +18,7 @@ from slmrec.serving.refusals import (
     SlowBodyError,
     TooLargeError,
 )
+from slmrec.version import __version__
 
 _REFERENCE = "#/components/schemas/{model}"
 _TOKEN: tuple[type[RefusalError], ...] = (NotAllowedError,)

@@ -6,13 +6,12 @@ from typing import Any
 from slmrec.config import Config, DistillConfig
 from slmrec.config.load import vary
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.pipeline import distill, evaluate
-from slmrec.pipeline.run import STAGES
-from slmrec.pipeline.stage import ORDER, run_stage
+from slmrec.pipeline.stage import run_step
+from slmrec.pipeline.table import stage_named, steps
 from slmrec.studies.ablation import report
 from slmrec.studies.evaluated import read_evaluated
 
-SHARED = ORDER[: ORDER.index("distill")]
+SHARED = ("prepare", "pretrain", "finetune")
 BASE = "base"
 Variants = dict[str, dict[str, Any]]
 """By name, the settings that differ from the recipe."""
@@ -37,10 +36,10 @@ def ablate(config: Config, output: Path, force: bool = False) -> None:
     variants = {settings.baseline: variants[settings.baseline], **variants}  # the baseline is first, here and in tables
     recipes = _recipes(config, variants)
     base = output / BASE
-    needed = {stage for recipe in recipes.values() for stage in evaluate.needs(recipe)}
+    needed = {step.stage.name for recipe in recipes.values() for step in steps(recipe)}
     for name in SHARED:
-        if name in needed:
-            run_stage(STAGES[name], config, base, force)
+        for step in stage_named(name).steps(config) if name in needed else ():
+            run_step(step, config, base, force)
     cells = [(name, seed) for name in variants for seed in settings.seeds]
     for number, (name, seed) in enumerate(cells, 1):
         print(f"ablate: {name} with seed {seed} ({number} of {len(cells)})", flush=True)
@@ -66,7 +65,7 @@ def default_variants(distill: DistillConfig) -> Variants:
         variants["ce_alone"] = {key: value for changes in off.values() for key, value in changes.items()}
     if distill.mode == "online":
         return variants | {"offline": {"distill.mode": "offline"}}
-    return variants | {"online": {"distill.mode": "online", "distill.teacher_states": None}}
+    return variants | {"online": {"distill.mode": "online"}}
 
 
 def _off(distill: DistillConfig, term: str) -> dict[str, Any]:
@@ -74,8 +73,6 @@ def _off(distill: DistillConfig, term: str) -> dict[str, Any]:
     off: dict[str, Any] = {f"distill.weights.{term}": 0.0}
     if term == "kl" and distill.kl_temperature != 1:
         off["distill.kl_temperature"] = 1.0
-    if term == "norm" and distill.normalized_states:
-        off["distill.normalized_states"] = False
     return off
 
 
@@ -94,8 +91,6 @@ def _recipes(config: Config, variants: Variants) -> dict[str, Config]:
 
 def _cell_config(recipe: Config, seed: int, base: Path) -> Config:
     changes: dict[str, Any] = {"seed": seed, "evaluate.models": ["student"]}
-    if recipe.distill.mode == "offline" and recipe.distill.teacher_states is None:
-        changes["distill.teacher_states"] = str(base / "teacher_states")
     return vary(recipe, changes, "ablate")
 
 
@@ -104,8 +99,8 @@ def _run_cell(config: Config, cell: Path, base: Path, force: bool) -> None:
     for name in SHARED:
         if (base / name).exists():
             link_stage(cell / name, Path("..", "..", BASE, name))
-    run_stage(distill.STAGE, config, cell, force)
-    run_stage(evaluate.STAGE, config, cell, force)
+    for step in (*stage_named("distill").steps(config), *stage_named("evaluate").steps(config)):
+        run_step(step, config, cell, force, cache=base / "teacher_outputs")
 
 
 def link_stage(place: Path, target: Path) -> None:

@@ -8,17 +8,22 @@ from slmrec.config import Config
 from slmrec.config.load import vary
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import read_architecture
-from slmrec.pipeline import finetune, prepare, pretrain
-from slmrec.pipeline.run import end_with_report
-from slmrec.pipeline.stage import Stage, run_stage
+from slmrec.pipeline.run import run_stage
+from slmrec.pipeline.stage import Build, run_step
+from slmrec.pipeline.table import Stage, Step
+from slmrec.run import write_report
 from slmrec.studies.ablate import link_stage
 from slmrec.studies.depth_readings import read_layers, validate_model, without_layer
 from slmrec.studies.depth_report import report
 
-BEFORE = (prepare.STAGE, pretrain.STAGE)
+BEFORE = ("prepare", "pretrain")
 FOLDER = "depth"
 STUDENT_ALONE = {  # of no account here, but it must fit to a teacher of any depth
-    "distill": {"num_layers": 1, "num_blocks": 1, "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0}}
+    "distill": {
+        "student": {"num_layers": 1},
+        "num_blocks": 1,
+        "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0},
+    }
 }
 
 
@@ -45,7 +50,7 @@ def depth(config: Config, output: Path, force: bool = False) -> None:
     dropped = range(deepest if config.depth.drop_users and deepest > 1 else 0)
     _read_deepest(points[str(deepest)], output / FOLDER / str(deepest), dropped, force)
     report(output / FOLDER, list(points), str(deepest), dropped, config)
-    end_with_report(output, anew=True)
+    write_report(output, always=True)
 
 
 def _points(config: Config) -> tuple[int, dict[str, Config]]:
@@ -89,17 +94,17 @@ def _recipe(config: Config, layers: dict[str, int]) -> Config:
 def _run_point(recipe: Config, point: Path, force: bool) -> None:
     point.mkdir(parents=True, exist_ok=True)
     for stage in BEFORE:
-        link_stage(point / stage.name, Path("..", "..", stage.name))
-    run_stage(finetune.STAGE, recipe, point, force)
-    run_stage(_reading(validate_model), recipe, point, force, point / "validate")
+        link_stage(point / stage, Path("..", "..", stage))
+    run_stage("finetune", recipe, point, force)
+    _read(validate_model, recipe, point, force, "validate")
 
 
 def _read_deepest(recipe: Config, point: Path, dropped: range, force: bool) -> None:
-    run_stage(_reading(read_layers), recipe, point, force, point / "layers")
+    _read(read_layers, recipe, point, force, "layers")
     for layer in dropped:
-        reading = _reading(partial(without_layer, layer=layer))
-        run_stage(reading, recipe, point, force, point / f"without{layer}")
+        _read(partial(without_layer, layer=layer), recipe, point, force, f"without{layer}")
 
 
-def _reading(build: Any) -> Stage:
-    return Stage(FOLDER, lambda config: ("prepare", "finetune"), build)
+def _read(build: Build, recipe: Config, point: Path, force: bool, name: str) -> None:
+    stage = Stage(FOLDER, "read the layers of a model", reads=lambda config: ("prepare", "finetune"))
+    run_step(Step(stage), recipe, point, force, target=point / name, build=build)

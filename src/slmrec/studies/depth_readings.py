@@ -19,7 +19,7 @@ from slmrec.evaluation.rank import EncoderScorer, RankingProtocol, Scorer, Vecto
 from slmrec.models.build import student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
-from slmrec.pipeline.learning import EVAL_BATCH, training_samples, validation_sample
+from slmrec.pipeline.fitting import EVAL_BATCH, training_samples, validation_users
 from slmrec.pipeline.stage import Task
 from slmrec.studies.layer_similarity import cka, layer_cosines
 from slmrec.studies.linear_probes import LinearHeads, apply_head
@@ -86,7 +86,7 @@ def _open(task: Task) -> _Opened:
     model, _ = load_recommender(task.output / "finetune")
     assert isinstance(model, DecoderRecommender)  # the recipe has no ensemble
     dataset = Dataset.load(task.output / "prepare")
-    samples = validation_sample(task, dataset, task.config.finetune.train)
+    samples = validation_users(task, dataset, task.config.finetune.train)
     return _Opened(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), dataset, samples)
 
 
@@ -114,7 +114,7 @@ def _fitted_heads(task: Task, opened: _Opened) -> Tensor:
     Fitted by least squares on training samples. Source: the idea is that of Belrose et al. 2023, the tuned lens.
     """
     model, settings = opened.model, task.config
-    data = training_samples(opened.dataset, settings.finetune.supervision, model)
+    data = training_samples(opened.dataset, settings.finetune.supervision, model.max_history_items)
     size = min(settings.depth.head_samples, len(data.samples))
     chosen = data.samples.take(np.random.default_rng(settings.seed).choice(len(data.samples), size, replace=False))
     heads = LinearHeads(model.num_layers, model.hidden_size, model.score.out_features)

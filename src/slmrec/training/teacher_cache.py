@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from slmrec import __version__
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import CHUNK, Ints, Items, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
 from slmrec.types import Batch, Encoded, SequenceEncoder
+from slmrec.version import __version__
 
 VERSION = "1"
 """Of the file's layout and of what its numbers mean."""

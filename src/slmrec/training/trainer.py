@@ -114,7 +114,7 @@ class _Trainer:
             _groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
         )
         self.loss = self.accelerator.prepare_model(loss)  # on the device from here on
-        averaged = self.parameters if settings.average_decay else {}
+        averaged = self.parameters if settings.ema_decay else {}
         self.averages = {key: value.detach().clone() for key, value in averaged.items()}
         self.data, self.settings, self.validate = data, settings, partial(self._numbers_of, validate)
         self.folder, self.seed, self.name, self.trackers = folder, seed, name, trackers
@@ -257,7 +257,7 @@ class _Trainer:
 
     def _average(self) -> None:
         """Moves the averages towards the weights; the first steps count for little."""
-        decay = min(self.settings.average_decay, (1 + self.progressed.step) / (10 + self.progressed.step))
+        decay = min(self.settings.ema_decay, (1 + self.progressed.step) / (10 + self.progressed.step))
         for key, value in self.averages.items():
             value.lerp_(self.parameters[key].detach(), 1 - decay)
 
