@@ -244,7 +244,7 @@ def test_the_influence_of_a_layer_is_how_far_it_turns_the_states() -> None:
     model, histories = decoder(), batch([1, 2, 3], [4, 5])
     for weight in (model.decoder.layers[2].self_attn.o_proj.weight, model.decoder.layers[2].mlp.down_proj.weight):
         weight.zero_()  # what is left of this layer is the residual
-    influence = layer_influence(model, histories)
+    influence = layer_influence(model, histories.histories)
     assert influence.shape == (4,)
     assert influence[2].abs() < 1e-6 and (influence[[0, 1, 3]] > 1e-3).all()
 

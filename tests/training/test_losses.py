@@ -132,7 +132,7 @@ def test_online_teacher_learns_from_its_own_cross_entropy_alone() -> None:
     alone = NextItemLoss(Linear(4, 1))
     alone(BATCH).total.backward()
     assert "teacher_ce" in terms.parts
-    assert torch.allclose(with_terms.teacher.first.weight.grad, alone.model.first.weight.grad)
+    assert torch.allclose(with_terms.teacher.model.first.weight.grad, alone.model.first.weight.grad)
 
 
 def test_a_teacher_without_states_is_an_error_not_a_missing_term() -> None:

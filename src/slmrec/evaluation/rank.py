@@ -317,8 +317,8 @@ def _seconds(scorer: Scorer, batches: list[Batch]) -> float:
     with torch.inference_mode():
         for batch in batches:
             encoded, block = scorer.read(batch), _rows_at_once(scorer)
-            for start in range(0, len(encoded.users), block):
-                scores = scorer.score(encoded.select(slice(start, start + block)))
+            for first in range(0, len(encoded.users), block):
+                scores = scorer.score(encoded.select(slice(first, first + block)))
                 # Fetching the result waits for an accelerator to finish.
                 scores.topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
     return time.perf_counter() - start
