@@ -23,9 +23,9 @@ from slmrec.pipeline.fitting import (
     fit_model,
     remove_training_state,
     training_samples,
-    validation_users,
 )
 from slmrec.pipeline.stage import Task
+from slmrec.pipeline.validation import validation
 from slmrec.progress import progress
 from slmrec.training.losses import DistillationLoss, LiveTeacher
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
@@ -54,8 +54,8 @@ def build(task: Task) -> dict[str, float]:
     metrics = fit_model(task, "distill", student, loss, data, settings.train)
     if ensemble is not None:
         mixed = ensemble.with_member("decoder", student)
-        validation = validation_users(task, dataset, settings.train)
-        metrics |= save_ensemble(task, dataset, "distill", mixed, validation)
+        measured_on = validation(task, dataset, settings.train.eval_max_users)
+        metrics |= save_ensemble(task, dataset, "distill", mixed, measured_on)
     if isinstance(loss.teacher, LiveTeacher):
         tuned: Any = loss.teacher.model
         tuned = tuned if ensemble is None else ensemble.with_member("decoder", tuned)

@@ -2,23 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from slmrec.config import TrainConfig
-from slmrec.data.dataset import Dataset, Samples
+from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
-from slmrec.evaluation.rank import validate
 from slmrec.models.folder import save_recommender
 from slmrec.models.loader import Model
 from slmrec.pipeline.stage import Task
+from slmrec.pipeline.validation import validation
 from slmrec.training.full_softmax import ItemSampler
 from slmrec.training.trackers import Trackers
 from slmrec.training.trainer import TrainingSamples, fit
 
-EVAL_BATCH = 256
-"""Number of users encoded at once for validation."""
 SAMPLING_EXPONENT = 0.75
 """Exponent of item counts in the sampling distribution: 0 is uniform, 1 is by popularity."""
 
@@ -66,12 +63,12 @@ def fit_model(
         settings: Training settings.
     """
     dataset = Dataset.load(task.output / "prepare")
-    validation = validation_users(task, dataset, settings)
+    measured_on = validation(task, dataset, settings.eval_max_users)
     progress = fit(
         loss,
         data,
         settings,
-        validate=lambda: validate(model, validation, EVAL_BATCH),
+        validate=lambda: measured_on.metrics(model),
         folder=task.folder / "training",
         seed=task.config.seed,
         name=section,
@@ -89,15 +86,6 @@ def fit_model(
     }
     save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best)
     return {f"valid/{key}": value for key, value in progress.best.items()} | sizes
-
-
-def validation_users(task: Task, dataset: Dataset, settings: TrainConfig) -> Samples:
-    """Return the users, all or some, on whom epochs are compared; a seed always chooses the same ones."""
-    validation = dataset.held_out("valid")
-    if not 0 < settings.eval_max_users < len(validation):
-        return validation
-    chosen = np.random.default_rng(task.config.seed).choice(len(validation), settings.eval_max_users, replace=False)
-    return validation.take(chosen)
 
 
 def remove_training_state(task: Task) -> None:

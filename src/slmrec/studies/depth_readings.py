@@ -19,8 +19,9 @@ from slmrec.evaluation.rank import EncoderScorer, RankingProtocol, Scorer, Vecto
 from slmrec.models.build import student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
-from slmrec.pipeline.fitting import EVAL_BATCH, training_samples, validation_users
+from slmrec.pipeline.fitting import training_samples
 from slmrec.pipeline.stage import Task
+from slmrec.pipeline.validation import EVAL_BATCH, validation
 from slmrec.studies.layer_similarity import cka, layer_cosines
 from slmrec.studies.linear_probes import LinearHeads, apply_head
 
@@ -86,7 +87,7 @@ def _open(task: Task) -> _Opened:
     model, _ = load_recommender(task.output / "finetune")
     assert isinstance(model, DecoderRecommender)  # the recipe has no ensemble
     dataset = Dataset.load(task.output / "prepare")
-    samples = validation_users(task, dataset, task.config.finetune.train)
+    samples = validation(task, dataset, task.config.finetune.train.eval_max_users).samples
     return _Opened(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), dataset, samples)
 
 

@@ -1,0 +1,60 @@
+"""Validation: how well a model ranks the validation items under the primary protocol, which decides everywhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmrec.data.dataset import Dataset, Samples
+from slmrec.evaluation.metrics import ranking_metrics
+from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer
+from slmrec.pipeline.stage import Task
+from slmrec.types import SequenceEncoder
+
+EVAL_BATCH = 256
+"""Number of users encoded at once."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation users and the protocol under which their items are ranked."""
+
+    samples: Samples
+    protocol: str
+    negatives: NDArray[np.int32] | None = None
+    """(U, N) sampled negatives, for a sampled protocol."""
+
+    def metrics(self, model: SequenceEncoder) -> dict[str, float]:
+        """Return the ranking metrics of a model, which comes back in the mode it was in.
+
+        Raises:
+            TrainingError: Scores of a user are not finite.
+        """
+        with eval_mode(model):
+            ranks = evaluate_scorer(
+                EncoderScorer(model),
+                self.samples,
+                batch_size=EVAL_BATCH,
+                protocols=(self.protocol,),
+                negatives=self.negatives,
+            )
+        return ranking_metrics(ranks[self.protocol])
+
+
+def validation(task: Task, dataset: Dataset, max_users: int = 0) -> Validation:
+    """Return the validation of a step under `evaluate.primary_protocol`.
+
+    Args:
+        task: The step.
+        dataset: The data set.
+        max_users: Number of users, the same ones for a seed; 0: all.
+    """
+    settings, samples = task.config.evaluate, dataset.held_out("valid")
+    if 0 < max_users < len(samples):
+        chosen = np.random.default_rng(task.config.seed).choice(len(samples), max_users, replace=False)
+        samples = samples.take(chosen)
+    negatives = None
+    if settings.primary_protocol.startswith("sampled_"):
+        number = int(settings.primary_protocol.removeprefix("sampled_"))
+        negatives = draw_negatives(dataset, number, task.config.seed, samples.users())
+    return Validation(samples, settings.primary_protocol, negatives)
