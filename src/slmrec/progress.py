@@ -1,0 +1,57 @@
+"""Progress of long loops: a bar on a terminal, occasional log lines in notebooks and log files."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LOG = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show the progress of a loop while the context is open.
+
+    A terminal shows a bar, which disappears at the end. A notebook or a file gets a log line at most every 30 seconds;
+    rich's own display in notebooks would need ipywidgets. Nothing is shown where the logger is not enabled for INFO.
+
+    Args:
+        description: the text before the bar, for example `distill: teacher outputs`.
+        total: the number of steps, or None if it is unknown.
+
+    Yields:
+        A function that advances the display by a number of steps.
+
+    Example:
+        >>> with progress("evaluate: users", total=100) as advance:
+        ...     for _ in range(10):
+        ...         advance(10)
+    """
+    console = get_console()
+    if not _LOG.isEnabledFor(logging.INFO):
+        yield lambda steps: None
+    elif console.is_terminal and not console.is_jupyter:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda steps: bar.advance(task, steps)
+    else:
+        yield _log_lines(description, total)
+
+
+def _log_lines(description: str, total: int | None) -> Callable[[int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(steps: int) -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            _LOG.info("%s: %s", description, f"{done:,}" if total is None else f"{done:,} of {total:,}")
+
+    return advance
