@@ -116,10 +116,10 @@ def test_titles_are_found_by_words_in_any_order(client: Client) -> None:
     assert client.get("/items?q=purple")["items"] == []
     assert len(client.get("/items?q=thing&limit=7")["items"]) == 7
     assert len(client.get("/items")["items"]) == 10
-    assert client.ask("/items?limit=0")[::2] == (
-        422,
-        {"error": "limit: Input should be greater than or equal to 1, got '0'"},
-    )
+    for limit, message in (("0", "should be greater than or equal to 1"), ("many", "should be a valid integer")):
+        status, _, content = client.ask(f"/items?limit={limit}")
+        assert status == 422 and content["error"].startswith(f"limit: Input {message}")
+        assert content["error"].endswith(f", got '{limit}'")
 
 
 def test_example_users_come_with_titles(client: Client) -> None:
@@ -153,7 +153,7 @@ QUERY = {"history": ["i01"]}
         (
             QUERY | {"candidates": ["i01", "nope"]},
             422,
-            "candidates: 'nope' is not in the catalogue (1 unknown in total)",
+            "candidates: 'nope' is not in the catalogue (1 unknown",
         ),
         (QUERY | {"candidates": ["i01"] * 31}, 422, "candidates: List should have at most 30 items"),
         ({"requests": []}, 422, "requests: List should have at least 1 item"),

@@ -90,7 +90,7 @@ def test_a_slow_body_is_given_up(student: Path) -> None:
         ({"timeout_s": -1.0}, "--timeout-s is -1.0; give a number above 0"),
         (
             {"max_waiting": 9},
-            "--max-waiting is 9, less than --max-requests 256, .*; raise the first or lower the second",
+            "--max-waiting is 9, less than --max-requests 256, .*; raise the first or lower",
         ),
     ],
 )
