@@ -18,7 +18,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 
-
 from slmrec.serving.http_errors import (
     BodyTimeoutError,
     BodyTooLargeError,

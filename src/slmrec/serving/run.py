@@ -11,6 +11,7 @@ import torch
 import uvicorn
 
 from slmrec.errors import ConfigError
+from slmrec.files import printable
 from slmrec.serving.app import create_app
 from slmrec.serving.examples import read_examples
 from slmrec.serving.limits import Limits
@@ -60,7 +61,7 @@ def serve(
     server = Server({name: ServedModel(folder, load(folder)) for name, folder in folders.items()}, limits, token, users)
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        title = ascii(server.models["student"].loaded.name)
+        title = printable(server.models["student"].loaded.name)
         _LOG.info("serve: %s serves the model %s; stop it with Ctrl-C or SIGTERM", url, title)
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             _LOG.warning("serve: everyone who can reach this address can use it; --token-file FILE requires a token")
