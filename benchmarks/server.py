@@ -1,8 +1,9 @@
-"""`slmrec serve` under load, over HTTP, clients on the same machine: requests/s, latencies, overload and recovery.
+"""Load test of `slmrec serve` over HTTP: requests/s, latencies, overload and recovery.
 
-32 clients send whole histories for a minute, then events of sessions for a minute, each over a connection of its own,
-as fast as they are answered; answers are compared with `Recommender.recommend`. Then requests come at five times the
-measured rate, whether answered or not. Writes benchmarks/results/server.json.
+32 clients on the same machine, each with its own connection, send whole histories for one minute and session events for
+another minute. Each client sends its next request when the last one is answered. All answers are compared with
+`Recommender.recommend`. Then requests are sent at five times the measured rate. The results are written to
+benchmarks/results/server.json.
 
 Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 1]
 """
@@ -27,7 +28,7 @@ import psutil
 from slmrec import Recommender
 
 TOLERANCE = 1e-4
-"""Of scores: sums are rounded otherwise in batches of other sizes."""
+"""Absolute tolerance of scores: rounding depends on the batch size."""
 K = 10
 NUM_HISTORIES = 512
 MIN_RATE, MIN_SESSION_RATE, MAX_P99_MS, MAX_RECOVERY_S = 200.0, 400.0, 250.0, 5.0
@@ -36,22 +37,22 @@ Body = dict[str, Any]
 
 
 def main() -> None:
-    """Starts the server, measures, prints and writes."""
+    """Start the server, measure, print and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-    parser.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are taken")
+    parser.add_argument("--data", type=Path, help="data set folder of prepare, for the distribution of history lengths")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "server.json")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of each closed-loop load")
     parser.add_argument("--overload-seconds", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1, help="of the server's model")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the server's model")
     arguments = parser.parse_args()
     histories, answers = known_answers(arguments.model, arguments.data)
     command = [sys.executable, "-m", "slmrec", "serve", "--model", str(arguments.model), "--port", "0"]
     command += ["--threads", str(arguments.threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        listening = re.search(r":(\d+) answers", server.stdout.readline())
+        listening = re.search(r":(\d+) serves", server.stdout.readline())
         assert listening is not None
         load = Load(int(listening[1]), arguments.clients, histories, answers)
         try:
@@ -66,39 +67,39 @@ def main() -> None:
 
 
 def known_answers(model: Path, data: Path | None) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Random histories of the lengths of the data, and what Python recommends for them."""
+    """Return random histories with the lengths of the data, and the recommendations of the Python interface."""
     recommender = Recommender.from_pretrained(model)
     item_ids = recommender.vocabulary.item_ids.to_pylist()
     generator = np.random.default_rng(0)
     lengths = np.minimum(generator.choice(bench.lengths_of(data), NUM_HISTORIES), recommender.model.max_history_items)
-    histories = [[item_ids[at] for at in generator.integers(0, len(item_ids), max(1, length))] for length in lengths]
+    histories = [[item_ids[i] for i in generator.integers(0, len(item_ids), max(1, length))] for length in lengths]
     return histories, recommender.recommend(histories, K).to_lists()
 
 
-def agrees(answer: Any, wanted: list[Any]) -> bool:
-    """Whether an answer is the wanted one: the scores at each rank to 1e-4, and the items but for such ties."""
+def agrees(answer: Any, expected: list[Any]) -> bool:
+    """Return whether the scores agree to 1e-4 at each rank, and the items except for such ties."""
     items = answer["items"]
-    near = all(abs(item["score"] - score) <= TOLERANCE for item, (_, score) in zip(items, wanted, strict=True))
-    scores = [score for _, score in wanted]
-    ranked = dict(wanted)
+    near = all(abs(item["score"] - score) <= TOLERANCE for item, (_, score) in zip(items, expected, strict=True))
+    scores = [score for _, score in expected]
+    ranked = dict(expected)
     tied = [item for item in items if item["item_id"] not in ranked]
     return near and all(abs(item["score"] - scores[-1]) <= TOLERANCE for item in tied)
 
 
 class Connection:
-    """One connection that is kept, and one request at a time on it."""
+    """Keep-alive connection with one request at a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, body: Body) -> tuple[int, Any]:
-        """Status and content of an answer; a connection that the server closed while it was idle is opened anew."""
-        kept = self._streams is not None
+        """Return status and content of an answer; reconnect if the server closed the idle connection."""
+        is_reused = self._streams is not None
         try:
             return await self._post(body)
         except asyncio.IncompleteReadError as error:
-            if error.partial or not kept:
+            if error.partial or not is_reused:
                 raise
             self._streams = None
             return await self._post(body)
@@ -119,37 +120,37 @@ class Connection:
 
 
 class Load:
-    """Clients, what they ask and what they must get."""
+    """Clients, with their histories and the expected answers."""
 
     def __init__(self, port: int, num_clients: int, histories: list[list[Any]], answers: list[list[Any]]) -> None:
         self.port, self.num_clients, self.histories, self.answers = port, num_clients, histories, answers
 
     async def whole(self, connection: Connection, turn: int) -> tuple[list[float], int]:
-        """A history at once: milliseconds, and whether the answer was wrong."""
+        """Send one whole history; return the milliseconds per request and the number of wrong answers."""
         row = turn % len(self.histories)
         return await self._timed(connection, {"history": self.histories[row], "k": K}, self.answers[row])
 
     async def session(self, connection: Connection, turn: int) -> tuple[list[float], int]:
-        """A history event by event: the last answer must be that of the whole."""
+        """Send a history event by event; the last answer must equal that of the whole history."""
         row = turn % len(self.histories)
         times, num_wrong = [], 0
         for place, item_id in enumerate(self.histories[row], 1):
-            wanted = self.answers[row] if place == len(self.histories[row]) else None
+            expected = self.answers[row] if place == len(self.histories[row]) else None
             given = {"history": [item_id]} if place == 1 else {"events": [item_id]}
-            some, wrong = await self._timed(connection, {"session_id": f"s{turn}", "k": K, **given}, wanted)
+            some, wrong = await self._timed(connection, {"session_id": f"s{turn}", "k": K, **given}, expected)
             times, num_wrong = times + some, num_wrong + wrong
         return times, num_wrong
 
-    async def _timed(self, connection: Connection, body: Body, wanted: list[Any] | None) -> tuple[list[float], int]:
+    async def _timed(self, connection: Connection, body: Body, expected: list[Any] | None) -> tuple[list[float], int]:
         started = time.perf_counter()
         status, answer = await connection.post(body)
         elapsed = 1e3 * (time.perf_counter() - started)
-        is_right = status == 200 and (wanted is None or agrees(answer, wanted))
+        is_right = status == 200 and (expected is None or agrees(answer, expected))
         return [elapsed], int(not is_right)
 
 
 async def measure(load: Load, seconds: float, overload_seconds: float, pid: int) -> dict[str, Any]:
-    """Both loads, then too much."""
+    """Run both closed-loop loads, then the overload."""
     server = psutil.Process(pid)
     await closed(load, load.whole, min(3.0, seconds), server)  # to warm up
     report = {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds, server)).items()}
@@ -170,7 +171,7 @@ Turn = Callable[[Connection, int], Awaitable[tuple[list[float], int]]]
 
 
 async def closed(load: Load, turn: Turn, seconds: float, server: psutil.Process) -> dict[str, Any]:
-    """Every client sends its next request when the last one is answered."""
+    """Measure clients that send their next request when the last one is answered."""
     times: list[float] = []
     num_wrong = 0
     stop = time.perf_counter() + seconds
@@ -194,7 +195,7 @@ async def closed(load: Load, turn: Turn, seconds: float, server: psutil.Process)
 
 
 async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:
-    """Requests at a fixed rate, whatever becomes of them, and the time until the server answers quickly again."""
+    """Send requests at a fixed rate, then measure the time until the server answers quickly again."""
     free: list[Connection] = []
     statuses: Counter[int] = Counter()
     num_wrong = 0
@@ -227,7 +228,7 @@ async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:
 
 
 async def recovery(load: Load) -> float:
-    """Seconds until ten requests in a row are answered within the bound."""
+    """Return the seconds until ten consecutive requests are answered within the bound."""
     started, connection, in_a_row = time.perf_counter(), Connection(load.port), 0
     while in_a_row < 10:
         before = time.perf_counter()

@@ -20,9 +20,10 @@ from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
-from slmrec.serving.app import Served, Server
+from slmrec.serving.app import create_app
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
+from slmrec.serving.server import ServedModel, Server
 
 ITEMS = [f"i{n:02d}" for n in range(40)]
 MAX_HISTORY = 8
@@ -95,12 +96,12 @@ class Client:
 @contextmanager
 def serving(folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, **options: Any) -> Iterator[Client]:
     """A server over real sockets."""
-    models: dict[Any, Served] = {"student": Served(folder, load(folder))}
+    models: dict[Any, ServedModel] = {"student": ServedModel(folder, load(folder))}
     if teacher is not None:
-        models["teacher"] = Served(teacher, load(teacher))
+        models["teacher"] = ServedModel(teacher, load(teacher))
     server = Server(models, limits, **options)
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(server.app(), http="httptools", lifespan="on", log_level="warning")
+        config = uvicorn.Config(create_app(server), http="httptools", lifespan="on", log_level="warning")
         running = uvicorn.Server(config)
         thread = Thread(target=lambda: asyncio.run(running.serve([bound])))
         thread.start()

@@ -53,4 +53,4 @@ def test_what_fails_in_a_pause_is_logged_and_ends_nothing(caplog: pytest.LogCapt
 
     with caplog.at_level(logging.ERROR):
         assert asyncio.run(ask()) == [1, 2]
-    assert "what was to be done ahead failed" in caplog.text and "of the test" in caplog.text
+    assert "work between two batches failed" in caplog.text and "of the test" in caplog.text

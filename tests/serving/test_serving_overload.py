@@ -25,7 +25,7 @@ def test_a_full_queue_is_told_and_recovers(student: Path, slowed: Slow) -> None:
         assert {answer[0] for answer in answers} == {200, 503} and len(shed) >= 12
         for _, headers, content in shed:
             assert headers["retry-after"] == "1"
-            assert content["error"] == "4 histories are waiting, 4 at most may; try again later"
+            assert content["error"] == "4 histories are waiting, at most 4 are allowed; try again later"
         assert client.recommend(history=["i01"])["items"]
         assert client.server._admission.num_waiting == 0
 
@@ -35,7 +35,7 @@ def test_many_histories_count_as_many(student: Path) -> None:
         assert len(client.recommend(requests=[{"history": []}] * 8)["answers"]) == 8
         client.server._admission.num_waiting = 1
         status, _, content = client.ask("/recommend", {"requests": [{"history": []}] * 8})
-        assert (status, content["error"]) == (503, "2 histories are waiting, 8 at most may; try again later")
+        assert (status, content["error"]) == (503, "2 histories are waiting, at most 8 are allowed; try again later")
         client.server._admission.num_waiting = 0
 
 
@@ -49,7 +49,7 @@ def test_what_waits_too_long_is_given_up_and_not_done(student: Path, slowed: Slo
             assert first.result()[0] == 200  # was begun in time
             status, headers, content = late.result()
         assert (status, headers["retry-after"]) == (503, "1")
-        assert content["error"] == "waited 0.5 s without being begun; try again"
+        assert content["error"] == "the request waited longer than 0.5 s; try again"
         assert client.recommend(session_id="s", events=[])["session"]["new"]
 
 
@@ -88,7 +88,10 @@ def test_a_slow_body_is_given_up(student: Path) -> None:
     [
         ({"max_k": 0}, "--max-k is 0; give a number above 0"),
         ({"timeout_s": -1.0}, "--timeout-s is -1.0; give a number above 0"),
-        ({"max_waiting": 9}, "--max-waiting is 9, less than --max-requests 256, .*; raise the one or lower the other"),
+        (
+            {"max_waiting": 9},
+            "--max-waiting is 9, less than --max-requests 256, .*; raise the first or lower",
+        ),
     ],
 )
 def test_impossible_limits_are_refused(options: dict[str, float], message: str) -> None:

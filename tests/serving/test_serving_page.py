@@ -35,20 +35,20 @@ def test_a_history_is_typed_with_the_keyboard_alone(page: "playwright.Page", cli
     search = page.get_by_role("combobox", name="Add an item")
     search.focus()
     page.keyboard.type("number 1 red")
-    playwright.expect(page.locator("#found [role=option]")).to_have_count(8)
+    playwright.expect(page.locator("#results [role=option]")).to_have_count(8)
     playwright.expect(search).to_have_attribute("aria-expanded", "true")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
-    chosen = page.locator("#found [aria-selected=true]")
+    chosen = page.locator("#results [aria-selected=true]")
     playwright.expect(search).to_have_attribute("aria-activedescendant", str(chosen.get_attribute("id")))
     title = chosen.text_content()
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#history li .title")).to_have_text([str(title)])
     playwright.expect(page.get_by_role("status")).to_contain_text("up to date")
     page.keyboard.type("blue")
-    playwright.expect(page.locator("#found [role=option]")).to_have_count(8)
+    playwright.expect(page.locator("#results [role=option]")).to_have_count(8)
     page.keyboard.press("Escape")
-    playwright.expect(page.locator("#found [role=option]")).to_have_count(0)
+    playwright.expect(page.locator("#results [role=option]")).to_have_count(0)
     playwright.expect(search).to_have_attribute("aria-expanded", "false")
     item_id = f"i{int(str(title).split()[2]):02d}"
     for name in ("student", "teacher"):
@@ -69,12 +69,12 @@ def test_what_is_typed_while_an_answer_is_awaited_is_found(page: "playwright.Pag
         page.keyboard.type("1")
     page.keyboard.type("2")
     held[0].continue_()
-    playwright.expect(page.locator("#found [role=option]")).to_have_text(["Thing number 12 in blue"])
+    playwright.expect(page.locator("#results [role=option]")).to_have_text(["Thing number 12 in blue"])
 
 
 def test_a_user_is_picked_and_items_come_and_go(page: "playwright.Page") -> None:
     playwright.expect(page.locator("#student .note")).to_have_text("The most popular items")
-    page.get_by_label("Or take a user").select_option(label="ann (2 items)")
+    page.get_by_label("Or choose an example user").select_option(label="ann (2 items)")
     playwright.expect(page.locator("#history li .title")).to_have_text(
         ["Thing number 1 in red", "Thing number 2 in blue"]
     )
@@ -89,7 +89,7 @@ def test_a_user_is_picked_and_items_come_and_go(page: "playwright.Page") -> None
 
 
 def test_everything_has_a_name(page: "playwright.Page") -> None:
-    page.get_by_label("Or take a user").select_option(label="ann (2 items)")
+    page.get_by_label("Or choose an example user").select_option(label="ann (2 items)")
     playwright.expect(page.locator("#history li")).to_have_count(2)
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button, input, select')].filter(each => each.checkVisibility() && "
@@ -105,8 +105,8 @@ def test_a_token_is_asked_for(student: Path, browser: "playwright.Browser") -> N
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{client.port}/")
         playwright.expect(page.get_by_role("alert")).to_contain_text("the token is missing or wrong")
-        page.get_by_label("This server asks for a token").fill("secret")
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_label("This server requires a token").fill("secret")
+        page.get_by_role("button", name="Continue").click()
         playwright.expect(page.locator("#student li")).to_have_count(10)
         playwright.expect(page.get_by_role("alert")).to_have_text("")
         page.close()
@@ -114,6 +114,13 @@ def test_a_token_is_asked_for(student: Path, browser: "playwright.Browser") -> N
 
 def test_the_interface_is_shown(client: Client, browser: "playwright.Browser") -> None:
     page = browser.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda sent: faults.append(sent.url) if f":{client.port}/" not in sent.url else None)
     page.goto(f"http://127.0.0.1:{client.port}/docs")
-    playwright.expect(page.locator("summary").first).to_contain_text("POST/recommend")
+    operation = page.locator("#operations-default-recommend")
+    playwright.expect(operation).to_contain_text("/recommend")
+    operation.locator("button").first.click()
+    playwright.expect(operation).to_contain_text("Several users")
+    assert faults == []
     page.close()

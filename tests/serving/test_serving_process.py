@@ -46,7 +46,7 @@ def test_told_to_stop_under_load_it_finishes_what_it_accepted(student: Path) -> 
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as server:
         assert server.stdout is not None
-        started = re.search(r"http://127\.0\.0\.1:(\d+) answers with tiny student", server.stdout.readline())
+        started = re.search(r"http://127\.0\.0\.1:(\d+) serves the model", server.stdout.readline())
         assert started
         answered: list[int] = []
         threads = clients(int(started[1]), 8, answered)
@@ -67,15 +67,15 @@ def test_a_taken_port_and_a_missing_library_are_told(
     with http.client.socket.create_server(("127.0.0.1", 0)) as taken:  # type: ignore[attr-defined]
         port = taken.getsockname()[1]
         assert main(["serve", "--model", str(student), "--port", str(port)]) == 2
-    assert f"cannot listen at 127.0.0.1:{port} (" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port} (" in capsys.readouterr().err
     assert main(["serve", "--model", str(student), "--port", "99999"]) == 2
     assert "choose another --host or --port" in capsys.readouterr().err
     (tmp_path / "token").write_text("two words")
     assert main(["serve", "--model", str(student), "--token-file", str(tmp_path / "token")]) == 2
-    assert "holds no token; write one line of ASCII without spaces" in capsys.readouterr().err
+    assert "contains no valid token; write one line of ASCII without spaces" in capsys.readouterr().err
     (tmp_path / "users.jsonl").write_text('{"user_id": "a"}\n')
     assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
-    assert 'line 1: \'{"user_id": "a"}\' is no user; write lines like' in capsys.readouterr().err
+    assert 'line 1: \'{"user_id": "a"}\' is not an example user; expected' in capsys.readouterr().err
     monkeypatch.setattr(cli, "SERVE_LIBRARIES", ("starlette", "no_such_library"))
     assert main(["serve", "--model", str(student)]) == 2
     assert capsys.readouterr().err == (

@@ -91,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: cut(folder / "model.safetensors"),
         r"model\.safetensors: cut off or damaged",
     ),
-    "weights not numbers": (not_a_number, r"hold NaN or infinity"),
+    "weights not numbers": (not_a_number, r"contain NaN or infinity"),
     "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "vocabulary cut short": (lambda folder: cut(folder / "items.parquet"), r"items\.parquet: .*copy the folder anew"),
     "another vocabulary": (other_vocabulary, r"items\.parquet has 39 rows but the model knows 40 items"),
@@ -119,7 +119,7 @@ def test_the_old_model_goes_on_when_the_new_one_is_damaged(folder: Path) -> None
         for name in ("other sizes", "weights cut short"):
             DAMAGE[name][0](folder)
             status, _, content = client.ask("/reload", {})
-            assert status == 409 and content["error"].endswith("; the model loaded before goes on serving")
+            assert status == 409 and content["error"].endswith("; the current model keeps serving")
             assert client.recommend(history=ITEMS[:3])["items"] == before["items"]
             (folder / "config.json").write_bytes(good)
         assert 'slmrec_reloads_total{model="student",result="refused"} 2.0' in client.get("/metrics").splitlines()
@@ -136,7 +136,7 @@ def test_two_reloads_at_once_are_one_too_many(folder: Path) -> None:
     with serving(folder) as client:
         client.server._reloaders["student"]._is_loading = True
         status, _, content = client.ask("/reload", {})
-        assert (status, content["error"]) == (409, "model is being loaded already; wait for that")
+        assert (status, content["error"]) == (409, "model is already being loaded; try again when it is done")
 
 
 def test_a_removed_item_is_given_to_nobody(folder: Path) -> None:

@@ -111,9 +111,9 @@ def test_a_failure_forgets_the_sessions_it_touched(student: Path, monkeypatch: p
     with serving(student) as client:
         client.recommend(session_id="s", history=["i01"])
         with monkeypatch.context() as patch:
-            patch.setattr("slmrec.serving.engine.read", lambda *_: 1 / 0)
+            patch.setattr("slmrec.serving.engine.update_vectors", lambda *_: 1 / 0)
             status, _, content = client.ask("/recommend", {"session_id": "s", "events": ["i02"]})
-        assert (status, content["error"]) == (500, "the request failed; the server's log says why")
+        assert (status, content["error"]) == (500, "the request failed; see the log of the server")
         answer = client.recommend(session_id="s", events=["i03"])
         assert answer["session"]["new"]
         assert_like_the_whole(client, answer, ["i03"])

@@ -35,7 +35,7 @@ formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
 Other names of columns: prepare.user_col=NAME and so on; a table without header: prepare.columns=[...].
 """
 
-SERVE_LIBRARIES = ("starlette", "uvicorn", "httptools", "prometheus_client")
+SERVE_LIBRARIES = ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", "prometheus_client")
 SERVE = """
 Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
           curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend

@@ -1,1 +1,1 @@
-"""Recommendations over HTTP: `slmrec serve`."""
+"""HTTP server of a recommender: `slmrec serve`."""

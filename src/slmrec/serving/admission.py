@@ -1,29 +1,34 @@
-"""How much may be under way."""
+"""Admission control: a bound on the histories that are accepted but not yet answered."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slmrec.serving.refusals import BusyError
+from slmrec.serving.http_errors import OverloadedError
 
 
 class Admission:
-    """Room for histories that were accepted and are not answered yet; used by the event loop alone."""
+    """Counter of waiting histories. It is not thread-safe: only the event loop may use it."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
         self.num_waiting = 0
 
     @contextmanager
-    def room(self, number: int) -> Iterator[None]:
-        """Takes room for the time of the context.
+    def reserve(self, num_histories: int) -> Iterator[None]:
+        """Reserve capacity for the duration of the context.
+
+        Args:
+            num_histories: Number of histories to add to the waiting ones.
 
         Raises:
-            BusyError: there is none.
+            OverloadedError: The capacity is exhausted.
         """
-        if self.num_waiting + number > self._most:
-            raise BusyError(f"{self.num_waiting} histories are waiting, {self._most} at most may; try again later")
-        self.num_waiting += number
+        if self.num_waiting + num_histories > self._max_waiting:
+            raise OverloadedError(
+                f"{self.num_waiting} histories are waiting, at most {self._max_waiting} are allowed; try again later"
+            )
+        self.num_waiting += num_histories
         try:
             yield
         finally:
-            self.num_waiting -= number
+            self.num_waiting -= num_histories

@@ -1,4 +1,4 @@
-"""One served model: from queries of many requests to lists, and the exchange of the model while it serves."""
+"""Engine of one served model: batched answers to many requests, and replacement of the model while it serves."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from slmrec.serving.http_errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
-from slmrec.serving.loading import Loaded
+from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import ModelName, Query
 from slmrec.serving.ranking import Catalogue, Ranked, Ranker, Wish
-from slmrec.serving.refusals import InvalidError, RefusalError
-from slmrec.serving.sessions import Session, Sessions, is_full, make_room, read
+from slmrec.serving.sessions import Session, Sessions, is_full, slide_window, update_vectors
 from slmrec.serving.titles import TitleIndex
 
-_SHOWN_UNKNOWN = 10
+_MAX_LISTED_UNKNOWN = 10
 
 
-class Serving:
-    """A loaded model with all that is derived from it; replaced as a whole."""
+class ActiveModel:
+    """Loaded model with its catalogue, ranker and title index; it is replaced as a whole."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.catalogue = Catalogue(loaded.recommender)
         self.ranker = Ranker(loaded.recommender, self.catalogue)
@@ -28,144 +28,150 @@ class Serving:
 
 
 @dataclass(eq=False)
-class Found:
-    """The answer to one query, before it is written out."""
+class Result:
+    """Ranked items of one query, with the model that ranked them."""
 
     ranked: Ranked
     unknown: list[Any]
     fallback: bool
     session: dict[str, Any] | None
-    serving: Serving
+    active: ActiveModel
 
-    def written(self, model: ModelName, time_ms: float) -> dict[str, Any]:
-        """As `messages.Answer`."""
-        described = self.serving.catalogue.described
+    def to_answer(self, model: ModelName, time_ms: float) -> dict[str, Any]:
+        """Return the fields of `messages.Answer`."""
+        described = self.active.catalogue.described
         return {
             "items": [
                 {**described(item), "score": score, "rank": rank} for rank, (item, score) in enumerate(self.ranked, 1)
             ],
             "num_unknown": len(self.unknown),
-            "unknown": self.unknown[:_SHOWN_UNKNOWN],
+            "unknown": self.unknown[:_MAX_LISTED_UNKNOWN],
             "fallback": self.fallback,
             "session": self.session,
             "model": model,
-            "model_version": self.serving.loaded.version,
+            "model_version": self.active.loaded.version,
             "time_ms": round(time_ms, 2),
         }
 
 
 @dataclass(eq=False)
 class _Task:
-    """A query in the terms of the model."""
+    """Query with item ids mapped to the items of the model."""
 
     query: Query
     items: list[int]
-    """Known ones of history or events."""
+    """Known items of the history or the events."""
     unknown: list[Any]
     excluded: list[int]
     candidates: list[int] | None
     session: Session = field(init=False)
     is_new: bool = False
-    found: Found = field(init=False)
+    result: Result = field(init=False)
 
 
 class Engine:
-    """Answers batches of requests in one thread; `replace` may be called from any other."""
+    """Answers batches of requests in one thread; `replace` may be called from any thread."""
 
-    def __init__(self, loaded: Loaded, limits: Limits) -> None:
-        self.serving = Serving(loaded)
+    def __init__(self, loaded: LoadedModel, limits: Limits) -> None:
+        self.active = ActiveModel(loaded)
         self._max_history = limits.max_history
-        self.sessions = Sessions(limits.max_sessions, self._kept_history(loaded))
+        self.sessions = Sessions(limits.max_sessions, self._session_length(loaded))
         self._full: deque[str] = deque(maxlen=limits.max_sessions)
-        """Ids of sessions to make room in, the latest one last."""
+        """Ids of sessions whose cache is full, most recent last."""
         self._lock = Lock()
 
-    def replace(self, loaded: Loaded) -> None:
-        """Serves another model from the next batch on; sessions go on with the items that it knows."""
-        serving = Serving(loaded)
+    def replace(self, loaded: LoadedModel) -> None:
+        """Serve another model from the next batch on; sessions keep the items that the new model knows."""
+        active = ActiveModel(loaded)
         with self._lock:
-            before, self.serving = self.serving.catalogue, serving
-            self.sessions.max_history = self._kept_history(loaded)
-            self.sessions.translate(lambda items: serving.catalogue.known(before.item_ids[item - 1] for item in items))
+            previous, self.active = self.active.catalogue, active
+            self.sessions.max_history = self._session_length(loaded)
+            self.sessions.translate(lambda items: active.catalogue.known(previous.item_ids[item - 1] for item in items))
 
-    def _kept_history(self, loaded: Loaded) -> int:
-        """Items kept of a session: what a request may give, or what the model reads, since its state holds those."""
+    def _session_length(self, loaded: LoadedModel) -> int:
+        """Return the number of items kept per session, at least as many as the cache of the model holds."""
         return max(self._max_history, loaded.recommender.model.max_history_items)
 
-    def answer(self, requests: list[Sequence[Query]]) -> list[list[Found] | RefusalError]:
-        """The answers to each request, all of its queries or a refusal."""
+    def answer(self, requests: list[Sequence[Query]]) -> list[list[Result] | RequestError]:
+        """Return for each request the results of all its queries, or an error."""
         with self._lock:
-            prepared = [self._prepared(queries) for queries in requests]
-            tasks = [task for request in prepared if not isinstance(request, RefusalError) for task in request]
-            for some in _rounds(tasks):
-                self._fulfil(some)
+            prepared = [self._prepare(queries) for queries in requests]
+            tasks = [task for request in prepared if not isinstance(request, RequestError) for task in request]
+            for distinct in _split_by_session(tasks):
+                self._process(distinct)
         return [
-            request if isinstance(request, RefusalError) else [task.found for task in request] for request in prepared
+            request if isinstance(request, RequestError) else [task.result for task in request] for request in prepared
         ]
 
     def read_ahead(self) -> bool:
-        """Makes room in one full session, so that its next event is answered sooner; whether there was one."""
+        """Slide the window of one full session, so that its next event is answered faster.
+
+        Returns:
+            False if no session was waiting for it.
+        """
         with self._lock:
             if not self._full:
                 return False
             session = self.sessions.find(self._full.pop())
             if session is not None:
-                make_room(self.serving.ranker, session)
+                slide_window(self.active.ranker, session)
             return True
 
-    def _prepared(self, queries: Sequence[Query]) -> list[_Task] | RefusalError:
+    def _prepare(self, queries: Sequence[Query]) -> list[_Task] | RequestError:
         try:
             return [self._task(query, number if len(queries) > 1 else None) for number, query in enumerate(queries)]
-        except InvalidError as error:
+        except InvalidRequestError as error:
             return error
 
     def _task(self, query: Query, number: int | None) -> _Task:
-        catalogue = self.serving.catalogue
-        given = [*(query.history or ()), *(query.events or ())]
+        catalogue = self.active.catalogue
+        item_ids = [*(query.history or ()), *(query.events or ())]
         unknown_candidates = catalogue.unknown(query.candidates or ())
         if unknown_candidates:
-            place = "candidates" if number is None else f"requests[{number}].candidates"
-            raise InvalidError(
-                f"{place}: {unknown_candidates[0]!r} is not in the catalogue ({len(unknown_candidates)} unknown in all)"
+            field_name = "candidates" if number is None else f"requests[{number}].candidates"
+            raise InvalidRequestError(
+                f"{field_name}: {unknown_candidates[0]!r} is not in the catalogue "
+                f"({len(unknown_candidates)} unknown in total)"
             )
         candidates = None if query.candidates is None else catalogue.known(query.candidates)
         return _Task(
-            query, catalogue.known(given), catalogue.unknown(given), catalogue.known(query.exclude), candidates
+            query, catalogue.known(item_ids), catalogue.unknown(item_ids), catalogue.known(query.exclude), candidates
         )
 
-    def _fulfil(self, tasks: list[_Task]) -> None:
-        """Tasks of distinct sessions, with one pass of the model for whole histories and one for sessions."""
+    def _process(self, tasks: list[_Task]) -> None:
+        """Process tasks of distinct sessions: one forward pass for whole histories and one for sessions."""
         try:
             for task in tasks:
                 self._open_session(task)
             self._rank(tasks)
-        except Exception:  # what the sessions hold is unsure now
+        except Exception:  # the states of these sessions may be inconsistent now
             for task in tasks:
                 self.sessions.drop(task.query.session_id or "")
             raise
 
     def _open_session(self, task: _Task) -> None:
-        """Adds the new events to the session; a whole history is one that is not kept."""
-        name, sessions = task.query.session_id, self.sessions
-        if name is None:
+        """Append the new events to the session; a query without a session id gets a temporary one."""
+        session_id, sessions = task.query.session_id, self.sessions
+        if session_id is None:
             task.session = Session(task.items, [])
             return
-        task.is_new = name not in sessions
-        task.session = sessions.start(name) if task.query.history is not None else sessions.resume(name)
+        task.is_new = session_id not in sessions
+        has_history = task.query.history is not None
+        task.session = sessions.start(session_id) if has_history else sessions.resume(session_id)
         task.session.add(task.items, sessions.max_history)
 
     def _rank(self, tasks: list[_Task]) -> None:
-        ranker = self.serving.ranker
+        ranker = self.active.ranker
         kept = {task.query.session_id: task.session for task in tasks if task.query.session_id is not None}
-        read(ranker, list(kept.values()))
-        self._full.extend(name for name, session in kept.items() if is_full(ranker, session))
+        update_vectors(ranker, list(kept.values()))
+        self._full.extend(session_id for session_id, session in kept.items() if is_full(ranker, session))
         whole = [task.session for task in tasks if task.query.session_id is None and task.items]
         if whole:
             for session, vector in zip(whole, ranker.encode([each.history for each in whole]).unbind(), strict=True):
                 session.vector = vector
         lists = ranker.rank([_wish(task) for task in tasks], [task.session.vector for task in tasks])
         for task, ranked in zip(tasks, lists, strict=True):
-            task.found = Found(ranked, task.unknown, task.session.vector is None, _session_info(task), self.serving)
+            task.result = Result(ranked, task.unknown, task.session.vector is None, _session_info(task), self.active)
 
 
 def _wish(task: _Task) -> Wish:
@@ -179,16 +185,16 @@ def _session_info(task: _Task) -> dict[str, Any] | None:
     return {"session_id": task.query.session_id, "new": task.is_new, "num_items": len(task.session.history)}
 
 
-def _rounds(tasks: list[_Task]) -> Iterator[list[_Task]]:
-    """Tasks in order, such that none meets another one of its session."""
+def _split_by_session(tasks: list[_Task]) -> Iterator[list[_Task]]:
+    """Yield groups of tasks, in order, such that a group contains each session at most once."""
     while tasks:
-        some: list[_Task] = []
-        later: list[_Task] = []
-        taken: set[str] = set()
+        group: list[_Task] = []
+        postponed: list[_Task] = []
+        session_ids: set[str] = set()
         for task in tasks:
-            name = task.query.session_id
-            (later if name in taken else some).append(task)
-            if name is not None:
-                taken.add(name)
-        yield some
-        tasks = later
+            session_id = task.query.session_id
+            (postponed if session_id in session_ids else group).append(task)
+            if session_id is not None:
+                session_ids.add(session_id)
+        yield group
+        tasks = postponed

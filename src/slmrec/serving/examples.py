@@ -1,10 +1,9 @@
-"""Users to try the page with."""
+"""Example users of the demo page."""
 
 import json
 from pathlib import Path
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from slmrec.errors import ConfigError, DataError
 from slmrec.serving.messages import ItemId, Message, Text
@@ -13,33 +12,31 @@ MAX_EXAMPLES = 100
 
 
 class Example(Message):
-    """A line of the file."""
+    """One example user: a line of the file."""
 
     user_id: Text | int
     history: list[ItemId]
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The first hundred users of a file of json lines with `user_id` and `history`.
+    """Read the first 100 users of a JSON Lines file with the keys `user_id` and `history`.
 
     Raises:
-        ConfigError: the file is none of json lines.
-        DataError: it is missing, or a line is something else.
+        ConfigError: The name of the file does not end with .jsonl.
+        DataError: The file cannot be read, or a line is invalid.
     """
     if path.suffix != ".jsonl":
-        raise ConfigError(f"{path}: examples are read from .jsonl, a line a user; convert the file")
+        raise ConfigError(f"{path}: example users are read from .jsonl files with one user per line; convert the file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[:MAX_EXAMPLES]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: examples cannot be read ({error})") from None
-    return [_example(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        raise DataError(f"{path}: the example users cannot be read ({error})") from None
+    return [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _example(path: Path, number: int, line: str) -> Example:
-    adapter: TypeAdapter[Any] = TypeAdapter(Example)
+def _parse_line(path: Path, number: int, line: str) -> Example:
     try:
-        example: Example = adapter.validate_json(line)
+        return Example.model_validate_json(line)
     except ValidationError:
         form = json.dumps({"user_id": "a", "history": [1, 2]})
-        raise DataError(f"{path}: line {number}: {line[:80]!r} is no user; write lines like {form}") from None
-    return example
+        raise DataError(f"{path}: line {number}: {line[:80]!r} is not an example user; expected {form}") from None

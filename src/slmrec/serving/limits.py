@@ -1,4 +1,4 @@
-"""What a server accepts at most."""
+"""Limits of the server."""
 
 from dataclasses import dataclass, field, fields
 
@@ -7,19 +7,27 @@ from slmrec.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server; each is an option of `slmrec serve`."""
+    """Upper bounds that protect a server; each is an option of `slmrec serve`."""
 
-    max_body_bytes: int = field(default=1 << 20, metadata={"help": "bytes of a request's body"})
-    max_requests: int = field(default=256, metadata={"help": "histories in one request"})
+    max_body_bytes: int = field(default=1 << 20, metadata={"help": "maximum size of a request body in bytes"})
+    max_requests: int = field(default=256, metadata={"help": "maximum number of histories in one request"})
     max_history: int = field(
-        default=1000, metadata={"help": "items of a history, or events of a session that are kept"}
+        default=1000, metadata={"help": "maximum number of items in a history, and of events kept in a session"}
     )
-    max_k: int = field(default=1000, metadata={"help": "items that may be asked for"})
-    max_candidates: int = field(default=10_000, metadata={"help": "candidates, and excluded items"})
-    max_batch: int = field(default=64, metadata={"help": "histories that are computed together"})
-    max_waiting: int = field(default=512, metadata={"help": "histories that wait; more are answered with 503"})
-    max_sessions: int = field(default=4096, metadata={"help": "sessions that are kept; the longest unused one goes"})
-    timeout_s: float = field(default=10.0, metadata={"help": "seconds until a request that still waits is given up"})
+    max_k: int = field(default=1000, metadata={"help": "maximum number of recommended items per history"})
+    max_candidates: int = field(
+        default=10_000, metadata={"help": "maximum number of candidates, and of excluded items"}
+    )
+    max_batch: int = field(default=64, metadata={"help": "maximum number of histories computed in one batch"})
+    max_waiting: int = field(
+        default=512, metadata={"help": "maximum number of waiting histories; further requests are answered with 503"}
+    )
+    max_sessions: int = field(
+        default=4096, metadata={"help": "maximum number of sessions; the least recently used one is evicted"}
+    )
+    timeout_s: float = field(
+        default=10.0, metadata={"help": "seconds after which a request that is still waiting is answered with 503"}
+    )
 
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self)):
@@ -29,5 +37,5 @@ class Limits:
         if self.max_waiting < self.max_requests:
             raise ConfigError(
                 f"--max-waiting is {self.max_waiting}, less than --max-requests {self.max_requests}, so that "
-                "the largest request could never be accepted; raise the one or lower the other"
+                "the largest request could never be accepted; raise the first or lower the second"
             )

@@ -1,4 +1,4 @@
-"""A model folder, checked and ready to answer; whatever is wrong with it is one `CheckpointError`."""
+"""Loading and checking of a model folder for the server; every fault of the folder is a `CheckpointError`."""
 
 import time
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from slmrec.models.folder import fingerprint_of
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model that serves, and where it came from."""
+class LoadedModel:
+    """Recommender in memory, with its origin."""
 
     recommender: Recommender
     fingerprint: str
-    """Of the bytes of configuration, weights and vocabulary."""
+    """Hash of the configuration, the weights and the vocabulary."""
     name: str
     metrics: dict[str, float]
-    """Those of the folder's card."""
+    """Metrics of the model card."""
     loaded_at: float
-    """Seconds since 1970."""
+    """Unix time in seconds."""
 
     @property
     def version(self) -> str:
-        """A short form of the fingerprint, told with every answer."""
+        """Short form of the fingerprint; it is part of every answer."""
         return self.fingerprint[:12]
 
     def describe(self) -> dict[str, Any]:
-        """What `GET /model` tells."""
+        """Return the entry of this model in `GET /model`; see `messages.ModelInfo`."""
         model = self.recommender.model
         return {
             "name": self.name,
@@ -44,31 +44,31 @@ class Loaded:
         }
 
 
-def load(folder: Path) -> Loaded:
-    """The model of a folder, tried out once.
+def load(folder: Path) -> LoadedModel:
+    """Load the model of a folder and run it once.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the model cannot be built or used; the message names it.
+        CheckpointError: A file is missing or damaged, or the model cannot be built or run; the message names the file.
     """
     try:
         fingerprint = fingerprint_of(folder)
         recommender = Recommender.from_pretrained(folder)
-        _try_out(recommender, folder)
+        _check_outputs(recommender, folder)
     except SlmrecError:
         raise
-    except Exception as error:  # an edited configuration fails in as many ways as there are settings
-        told = " ".join(str(error).split())[:200]
+    except Exception as error:  # an edited configuration can fail in any way
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {told}); copy or train it anew"
+            f"{folder}: the model cannot be loaded ({type(error).__name__}: {reason}); copy the folder again or retrain"
         ) from error
     about = recommender.about
-    return Loaded(recommender, fingerprint, about.title, dict(about.metrics), time.time())
+    return LoadedModel(recommender, fingerprint, about.title, dict(about.metrics), time.time())
 
 
-def _try_out(recommender: Recommender, folder: Path) -> None:
-    """One request; also computes what the model keeps for inference."""
+def _check_outputs(recommender: Recommender, folder: Path) -> None:
+    """Encode one history; this also fills the caches that the model keeps for inference."""
     item_id = recommender.vocabulary.item_ids[0].as_py()
     if not recommender.model.item_vectors().isfinite().all():
-        raise CheckpointError(f"{folder}: item vectors hold NaN or infinity; copy or train it anew")
+        raise CheckpointError(f"{folder}: the item vectors contain NaN or infinity; copy the folder again or retrain")
     if not recommender.encode([[item_id]]).isfinite().all():
-        raise CheckpointError(f"{folder}: the model answers with NaN or infinity; copy or train it anew")
+        raise CheckpointError(f"{folder}: the model returns NaN or infinity; copy the folder again or retrain")

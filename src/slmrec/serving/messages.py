@@ -1,5 +1,6 @@
-"""What requests and answers look like; also the source of the OpenAPI document."""
+"""Bodies of requests and answers; FastAPI builds the OpenAPI document from them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -10,17 +11,16 @@ from pydantic import (
     StrictBool,
     Tag,
     TypeAdapter,
-    ValidationError,
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from slmrec.serving.limits import Limits
 
 MAX_ID_CHARS = 256
-MAX_FOUND = 100
-"""Items that a search may ask for."""
+MAX_SEARCH_RESULTS = 100
+_MAX_FAULTS = 5
 _INT64 = 2**63
 ModelName = Literal["student", "teacher"]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
@@ -29,13 +29,13 @@ ItemId = Text | Number
 
 
 class Message(BaseModel):
-    """Unknown fields are errors."""
+    """Immutable body of a request or an answer; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Query(Message):
-    """One user: a whole `history`, or new `events` of a session."""
+    """Query for one user: a whole `history`, or new `events` of a session."""
 
     history: list[ItemId] | None = None
     events: list[ItemId] | None = None
@@ -46,42 +46,50 @@ class Query(Message):
     exclude: list[ItemId] = []
 
     @model_validator(mode="after")
-    def _says_who(self) -> "Query":
+    def _check_history(self) -> "Query":
         if self.session_id is None and (self.history is None or self.events is not None):
-            raise PydanticCustomError("who", "give history, or session_id with events")
+            raise PydanticCustomError("history", "give history, or session_id with events")
         if self.history is not None and self.events is not None:
-            raise PydanticCustomError("who", "give history, to start the session anew, or events, to go on; not both")
+            raise PydanticCustomError(
+                "history", "give history to restart the session, or events to continue it, but not both"
+            )
         return self
 
 
 class RankedItem(Message):
-    """One recommended item."""
+    """Recommended item."""
 
-    item_id: str | int
-    title: str | None
-    score: float
-    rank: int
+    item_id: str | int = Field(examples=[31])
+    title: str | None = Field(examples=["Lip Balm"])
+    score: float = Field(examples=[4.2])
+    rank: int = Field(description="1 is the best item", examples=[1])
 
 
 class SessionInfo(Message):
-    """What the server keeps of the session."""
+    """State of a session after the request."""
 
     session_id: str
-    new: bool = Field(description="true if the server had nothing of it; send the whole history if it should have")
-    num_items: int
+    new: bool = Field(
+        description="true if the server had no state of this session; if you expected one, send the whole history again"
+    )
+    num_items: int = Field(description="known items in the session")
 
 
 class Answer(Message):
-    """The list of one user, best item first."""
+    """Recommendations for one user."""
 
-    items: list[RankedItem]
-    num_unknown: int = Field(description="items of history or events that the model does not know; they are left out")
-    unknown: list[str | int] = Field(description="the first ten of these")
-    fallback: bool = Field(description="true if no item is known, so that the list is that of the most popular items")
+    items: list[RankedItem] = Field(description="best item first")
+    num_unknown: int = Field(description="number of items of history or events that the model does not know; ignored")
+    unknown: list[str | int] = Field(description="the first ten of them")
+    fallback: bool = Field(
+        description="true if no item was known; the answer then lists the most popular items, scored by their counts"
+    )
     session: SessionInfo | None
     model: ModelName
-    model_version: str
-    time_ms: float = Field(description="from the arrival of the request to its answer")
+    model_version: str = Field(examples=["0d4f8c61a2b3"])
+    time_ms: float = Field(
+        description="time in the server, from the arrival of the request to its answer", examples=[6.5]
+    )
 
 
 class Answers(Message):
@@ -90,123 +98,140 @@ class Answers(Message):
     answers: list[Answer]
 
 
-class FoundItem(Message):
-    """An item of the catalogue."""
+class Item(Message):
+    """Item of the catalogue."""
 
-    item_id: str | int
-    title: str | None
+    item_id: str | int = Field(examples=[9])
+    title: str | None = Field(examples=["Hand Cream"])
 
 
-class FoundItems(Message):
-    """Items whose title or id holds all words, the most popular first."""
+class Items(Message):
+    """Result of a search, most popular item first."""
 
-    items: list[FoundItem]
+    items: list[Item]
 
 
 class ExampleUser(Message):
-    """A user to try the page with."""
+    """Example user of the demo page."""
 
     user_id: str | int
-    history: list[FoundItem]
+    history: list[Item]
 
 
 class ExampleUsers(Message):
-    """Those of `--examples`."""
+    """Example users from the file that `--examples` names."""
 
     users: list[ExampleUser]
 
 
 class ModelInfo(Message):
-    """What is loaded."""
+    """Description of a loaded model."""
 
     name: str
     version: str
-    fingerprint: str
+    fingerprint: str = Field(description="hash of configuration, weights and vocabulary")
     model_type: str
     num_items: int
     num_parameters: int
-    max_history_items: int
-    metrics: dict[str, float]
-    loaded_at: str
+    max_history_items: int = Field(description="number of newest items of a history that the model reads")
+    metrics: dict[str, float] = Field(description="metrics of the model card", examples=[{"valid/ndcg@10": 0.05}])
+    loaded_at: str = Field(examples=["2026-01-31T12:00:00Z"])
 
 
 class Models(Message):
-    """What is loaded, by name."""
+    """Loaded models by name."""
 
     student: ModelInfo
     teacher: ModelInfo | None = None
 
 
 class ReloadRequest(Message):
-    """Nothing need be said: `{}`."""
+    """Body of a reload; it has no fields."""
 
 
-class Outcomes(Message):
-    """What a reload did."""
+class ReloadResult(Message):
+    """Result of a reload, by model."""
 
     student: Literal["loaded", "unchanged"]
     teacher: Literal["loaded", "unchanged"] | None = None
 
 
 class Status(Message):
-    """Of the server."""
+    """Status of the server."""
 
     status: str
 
 
-class Problem(Message):
-    """Why there is no answer."""
+class Error(Message):
+    """Reason why a request was not answered."""
 
-    error: str
+    error: str = Field(examples=["k: Input should be greater than or equal to 1"])
+
+
+QUERY_EXAMPLES: dict[str, dict[str, Any]] = {
+    "One user": {"value": {"history": [9, 18, 27], "k": 5}},
+    "Several users": {"value": {"requests": [{"history": [9, 18]}, {"history": [27], "k": 3, "filter_seen": False}]}},
+    "New event of a session": {"value": {"session_id": "f0c2", "events": [31]}},
+}
 
 
 def request_adapter(limits: Limits) -> TypeAdapter[Any]:
-    """Reads the body of `POST /recommend`: one `Query`, or many as `{"requests": [...]}`."""
+    """Return the parser of the body of `POST /recommend`: one `Query`, or several as `{"requests": [...]}`."""
     one = _query(limits)
-    many = create_model("Queries", __base__=Message, requests=(_list(one, limits.max_requests, at_least=1), ...))
+    many = create_model(
+        "Queries",
+        __base__=Message,
+        __doc__="Queries of several users, answered together.",
+        requests=(_list(one, limits.max_requests, min_length=1), ...),
+    )
     either: Any = Annotated[one, Tag("one")] | Annotated[many, Tag("many")]
-    return TypeAdapter(Annotated[either, Discriminator(_number_of_users)])
+    return TypeAdapter(Annotated[either, Discriminator(_tag)])
 
 
 def _query(limits: Limits) -> type[Query]:
+    """Return `Query` with the limits of a server in its fields."""
     history = _list(ItemId, limits.max_history)
-    chosen = _list(ItemId, limits.max_candidates)
-    about = {
-        "history": (history | None, "item ids, oldest first; with session_id, the session starts anew with them"),
-        "events": (history | None, "newer item ids of a session, oldest first"),
-        "session_id": (Text | None, "a name of your choice"),
-        "candidates": (chosen | None, "rank these items alone"),
+    item_ids = _list(ItemId, limits.max_candidates)
+    optional = {
+        "history": (history | None, "item ids, oldest first; together with session_id, restarts the session"),
+        "events": (history | None, "item ids to append to the session, oldest first"),
+        "session_id": (Text | None, "session, named by the client"),
+        "candidates": (item_ids | None, "rank only these items"),
     }
-    fields: dict[str, Any] = {name: (kind, Field(None, description=text)) for name, (kind, text) in about.items()}
-    most = Annotated[int, Field(strict=True, ge=1, le=limits.max_k)]
-    fields["k"] = (most, Field(10, description="items wanted"))
-    fields["filter_seen"] = (StrictBool, Field(True, description="leave out the items of the history"))
-    fields["exclude"] = (chosen, Field([], description="leave out these items too"))
+    fields: dict[str, Any] = {name: (kind, Field(None, description=text)) for name, (kind, text) in optional.items()}
+    k = Annotated[int, Field(strict=True, ge=1, le=limits.max_k)]
+    fields["k"] = (k, Field(10, description="number of items to recommend"))
+    fields["filter_seen"] = (StrictBool, Field(True, description="do not recommend items of the history"))
+    fields["exclude"] = (item_ids, Field([], description="further items that are not recommended"))
     return create_model("Query", __base__=Query, __doc__=Query.__doc__, **fields)
 
 
-def _list(kind: Any, most: int, at_least: int = 0) -> Any:
-    return Annotated[list[kind], Field(min_length=at_least, max_length=most)]
+def _list(kind: Any, max_length: int, min_length: int = 0) -> Any:
+    return Annotated[list[kind], Field(min_length=min_length, max_length=max_length)]
 
 
-def _number_of_users(value: Any) -> str:
+def _tag(value: Any) -> str:
     return "many" if isinstance(value, dict) and "requests" in value else "one"
 
 
-def told(error: ValidationError) -> str:
-    """Every fault of a body, in one line."""
-    faults: dict[str, str] = {}
-    for fault in error.errors(include_url=False, include_context=False):
-        faults.setdefault(_place(fault["loc"]), fault["msg"])
-    shown = [f"{place}: {message}" if place else message for place, message in list(faults.items())[:5]]
-    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+def describe_faults(faults: Sequence[ErrorDetails]) -> str:
+    """Return up to five faults of a request in one line.
+
+    Args:
+        faults: Errors of pydantic, as returned by `ValidationError.errors()`.
+    """
+    messages: dict[str, str] = {}
+    for fault in faults:
+        messages.setdefault(_location(fault["loc"]), fault["msg"])
+    shown = [f"{location}: {message}" if location else message for location, message in messages.items()][:_MAX_FAULTS]
+    more = f"; and {len(messages) - _MAX_FAULTS} more" if len(messages) > _MAX_FAULTS else ""
     return "; ".join(shown) + more
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """`requests[0].history[3]`, without the names of alternatives."""
+def _location(parts: tuple[int | str, ...]) -> str:
+    """Return a location such as `requests[0].history[3]`, without the tags of unions."""
     text = ""
-    for part in location:
+    for part in parts:
         if isinstance(part, int):
             text += f"[{part}]"
         elif part not in {"one", "many", "constrained-str", "constrained-int", "str", "int"}:

@@ -1,4 +1,4 @@
-"""The exchange of a served model for a newer one of the same folder."""
+"""Replacement of a served model by a newer one from the same folder."""
 
 import asyncio
 import gc
@@ -8,40 +8,40 @@ from typing import Literal
 from slmrec.errors import CheckpointError
 from slmrec.models.folder import fingerprint_of
 from slmrec.serving.engine import Engine
+from slmrec.serving.http_errors import ConflictError
 from slmrec.serving.loading import load
-from slmrec.serving.refusals import ConflictError
 
 Outcome = Literal["loaded", "unchanged"]
 
 
 class Reloader:
-    """Loads the folder of an engine again, beside the model that goes on serving."""
+    """Loads the model folder of an engine again while the current model keeps serving."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine, self._folder = engine, folder
         self._is_loading = False
 
     async def reload(self) -> Outcome:
-        """Whether the folder held another model, which then serves.
+        """Load the folder if it changed and let the engine serve the new model.
 
         Raises:
-            ConflictError: the folder is refused, or is being loaded already; the model of before goes on.
+            ConflictError: The folder cannot be loaded, or another reload is running; the current model keeps serving.
         """
         if self._is_loading:
-            raise ConflictError(f"{self._folder.name} is being loaded already; wait for that")
+            raise ConflictError(f"{self._folder.name} is already being loaded; try again when it is done")
         self._is_loading = True
         try:
             return await asyncio.to_thread(self._load)
-        except (CheckpointError, OSError) as error:  # a file may vanish while the folder is exchanged
-            raise ConflictError(f"{error}; the model loaded before goes on serving") from None
+        except (CheckpointError, OSError) as error:  # a file may vanish while the folder is replaced
+            raise ConflictError(f"{error}; the current model keeps serving") from None
         finally:
             self._is_loading = False
 
     def _load(self) -> Outcome:
-        if fingerprint_of(self._folder) == self._engine.serving.loaded.fingerprint:
+        if fingerprint_of(self._folder) == self._engine.active.loaded.fingerprint:
             return "unchanged"
         self._engine.replace(load(self._folder))
         gc.unfreeze()
-        gc.collect()  # the model of before
+        gc.collect()  # frees the previous model
         gc.freeze()
         return "loaded"

@@ -1,4 +1,4 @@
-"""What is kept of users between their requests."""
+"""Sessions: the state of users that the server keeps between their requests."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,99 +12,99 @@ from slmrec.serving.ranking import Ranker
 
 @dataclass(eq=False)
 class Session:
-    """The history of a user, and what the model computed of it."""
+    """History of one user, and the model's state after it."""
 
     history: list[int]
     """Known items, oldest first."""
-    unread: list[int]
-    """The newest of these, which the state has not seen."""
+    pending: list[int]
+    """Newest items of the history that the model has not processed yet."""
     state: Any = None
-    """Of the model's incremental path; None if it has none."""
+    """Key/value cache of the model's incremental decoding; None if the model has none."""
     vector: Tensor | None = None
-    """(D,) after the items read; None before the first."""
+    """(D,) user vector after the processed items; None before the first."""
 
     def add(self, items: list[int], max_history: int) -> None:
-        """More events; beyond `max_history`, the oldest go."""
+        """Append events and drop the oldest items beyond `max_history`."""
         self.history = [*self.history, *items][-max_history:]
-        self.unread = [*self.unread, *items][-max_history:]
+        self.pending = [*self.pending, *items][-max_history:]
 
 
 class Sessions:
-    """Sessions by id; beyond `max_sessions`, the one that was not used for longest goes."""
+    """Sessions by id; beyond `max_sessions`, the least recently used one is evicted."""
 
     def __init__(self, max_sessions: int, max_history: int) -> None:
         self.max_sessions, self.max_history = max_sessions, max_history
         self.num_evicted = 0
-        self._kept: OrderedDict[str, Session] = OrderedDict()
+        self._by_id: OrderedDict[str, Session] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._by_id)
 
     def __contains__(self, session_id: str) -> bool:
-        return session_id in self._kept
+        return session_id in self._by_id
 
     def __iter__(self) -> Iterator[Session]:
-        return iter(self._kept.values())
+        return iter(self._by_id.values())
 
     def start(self, session_id: str) -> Session:
-        """A session without history, instead of one that may have been there."""
-        self._kept[session_id] = session = Session([], [])
-        self._kept.move_to_end(session_id)
-        while len(self._kept) > self.max_sessions:
-            self._kept.popitem(last=False)
+        """Return a new session with an empty history; it replaces an existing one."""
+        self._by_id[session_id] = session = Session([], [])
+        self._by_id.move_to_end(session_id)
+        while len(self._by_id) > self.max_sessions:
+            self._by_id.popitem(last=False)
             self.num_evicted += 1
         return session
 
     def resume(self, session_id: str) -> Session:
-        """The session of an id, or a new one."""
-        if session_id not in self._kept:
+        """Return the session of an id; start it if it does not exist."""
+        if session_id not in self._by_id:
             return self.start(session_id)
-        self._kept.move_to_end(session_id)
-        return self._kept[session_id]
+        self._by_id.move_to_end(session_id)
+        return self._by_id[session_id]
 
     def find(self, session_id: str) -> Session | None:
-        """The session of an id, if it is kept; this is no use of it."""
-        return self._kept.get(session_id)
+        """Return the session of an id, or None; this does not count as a use of the session."""
+        return self._by_id.get(session_id)
 
     def drop(self, session_id: str) -> None:
-        """Forgets a session."""
-        self._kept.pop(session_id, None)
+        """Remove a session if it exists."""
+        self._by_id.pop(session_id, None)
 
-    def translate(self, known: Callable[[list[int]], list[int]]) -> None:
-        """Turns the items into those of another model, which then reads all of them anew."""
-        for session in self._kept.values():
-            session.history = known(session.history)
-            session.unread, session.state, session.vector = session.history, None, None
+    def translate(self, convert: Callable[[list[int]], list[int]]) -> None:
+        """Convert all histories to the items of another model; all their items become pending."""
+        for session in self._by_id.values():
+            session.history = convert(session.history)
+            session.pending, session.state, session.vector = session.history, None, None
 
 
-def read(ranker: Ranker, sessions: list[Session]) -> None:
-    """Brings the vectors of distinct sessions up to date, in one pass of the model."""
-    behind = [session for session in sessions if session.unread]
-    if not behind:
+def update_vectors(ranker: Ranker, sessions: list[Session]) -> None:
+    """Process the pending items of distinct sessions in one forward pass."""
+    outdated = [session for session in sessions if session.pending]
+    if not outdated:
         return
     model: Any = ranker.model
     if _is_incremental(model):
-        for session in behind:
+        for session in outdated:
             session.state = session.state or model.new_state()
-        vectors = model.append_all([each.state for each in behind], [each.unread for each in behind]).float()
+        vectors = model.append_all([each.state for each in outdated], [each.pending for each in outdated]).float()
     else:
-        vectors = ranker.encode([session.history for session in behind])
-    for session, vector in zip(behind, vectors.clone().unbind(), strict=True):
-        session.vector, session.unread = vector, []
+        vectors = ranker.encode([session.history for session in outdated])
+    for session, vector in zip(outdated, vectors.clone().unbind(), strict=True):
+        session.vector, session.pending = vector, []
 
 
 def is_full(ranker: Ranker, session: Session) -> bool:
-    """Whether the state holds as many items as the model reads, so that one more would have them all read again."""
+    """Return whether the cache holds `max_history_items` items, so that one more event slides the window."""
     return session.state is not None and len(session.history) >= ranker.model.max_history_items
 
 
-def make_room(ranker: Ranker, session: Session) -> None:
-    """Lets a full state read its items again without the oldest one, which the next event would push out."""
+def slide_window(ranker: Ranker, session: Session) -> None:
+    """Recompute a full cache without its oldest item, which the next event would drop."""
     model: Any = ranker.model
-    if is_full(ranker, session):  # not if another model has taken over
+    if is_full(ranker, session):  # the model may have been replaced in the meantime
         model.make_room([session.state])
 
 
 def _is_incremental(model: Any) -> bool:
-    """Whether the model can go on from a kept state; others read a session's history as a whole."""
+    """Return whether the model supports incremental decoding; other models encode the whole history."""
     return bool(getattr(model, "is_incremental", False))

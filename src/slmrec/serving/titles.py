@@ -1,4 +1,4 @@
-"""Search over the titles of a catalogue, fast enough to answer while someone types."""
+"""Title search over a catalogue, fast enough for search-as-you-type."""
 
 from bisect import bisect_right
 from itertools import accumulate
@@ -9,7 +9,7 @@ from slmrec.serving.ranking import Catalogue
 
 
 class TitleIndex:
-    """All titles as one text, the most popular item first, so that a search can end with the first matches."""
+    """Substring index: one string with all titles, most popular item first, so that a search can stop early."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         by_popularity = (np.argsort(-catalogue.counts, kind="stable") + 1).tolist()
@@ -18,22 +18,30 @@ class TitleIndex:
         self._text = "\n".join(["", *lines, ""])
         self._starts = list(accumulate((len(line) + 1 for line in lines), initial=1))
 
-    def find(self, words: str, limit: int) -> list[int]:
-        """Items whose title or id holds all words, in any order and case; the most popular first."""
-        wanted = sorted(words.casefold().split(), key=len, reverse=True)
-        if not wanted:
+    def find(self, query: str, limit: int) -> list[int]:
+        """Return the items whose title or id contains all words of the query.
+
+        Args:
+            query: Words in any order and case; an empty query matches every item.
+            limit: Maximum number of items.
+
+        Returns:
+            Items, most popular first.
+        """
+        words = sorted(query.casefold().split(), key=len, reverse=True)
+        if not words:
             return self._items[:limit]
-        found: list[int] = []
-        at = self._text.find(wanted[0])
-        while at >= 0 and len(found) < limit:
-            row = bisect_right(self._starts, at) - 1
-            start, end = self._starts[row], self._starts[row + 1]
-            if all(self._text.find(word, start, end) >= 0 for word in wanted[1:]):
-                found.append(self._items[row])
-            at = self._text.find(wanted[0], end)
-        return found
+        matches: list[int] = []
+        position = self._text.find(words[0])
+        while position >= 0 and len(matches) < limit:
+            index = bisect_right(self._starts, position) - 1
+            start, end = self._starts[index], self._starts[index + 1]
+            if all(self._text.find(word, start, end) >= 0 for word in words[1:]):
+                matches.append(self._items[index])
+            position = self._text.find(words[0], end)
+        return matches
 
 
 def _line(item_id: str | int, title: str | None) -> str:
-    """Without line breaks, which part the items."""
+    """Return title and id in lower case, without line breaks, which separate the items."""
     return " ".join(f"{title or ''} {item_id}".casefold().split())

@@ -1,0 +1,202 @@
+"""Server: the state behind the HTTP endpoints, and their handlers."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import fastapi
+from fastapi import Request, Response
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from slmrec.serving.admission import Admission
+from slmrec.serving.batching import Batcher
+from slmrec.serving.engine import Engine, Result
+from slmrec.serving.examples import Example
+from slmrec.serving.http_errors import (
+    ConflictError,
+    InvalidRequestError,
+    MalformedJsonError,
+    OverloadedError,
+    RequestError,
+    UnauthorizedError,
+)
+from slmrec.serving.limits import Limits
+from slmrec.serving.loading import LoadedModel
+from slmrec.serving.messages import (
+    MAX_SEARCH_RESULTS,
+    ModelName,
+    Query,
+    ReloadRequest,
+    describe_faults,
+    request_adapter,
+)
+from slmrec.serving.metrics import Metrics
+from slmrec.serving.reload import Reloader
+from slmrec.serving.request_body import cancel_on_disconnect, read_json_body
+
+_RELOAD_ADAPTER: TypeAdapter[Any] = TypeAdapter(ReloadRequest)
+_MAX_SEARCH_CHARS = 200
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Loaded model and its folder."""
+
+    folder: Path
+    loaded: LoadedModel
+
+
+@dataclass
+class RequestCounter:
+    """Counts of requests for recommendations."""
+
+    accepted: int = 0
+    answered: int = 0
+
+
+@dataclass
+class Server:
+    """Models, queues and metrics of one server."""
+
+    models: Mapping[ModelName, ServedModel]
+    limits: Limits
+    token: str | None = None
+    examples: Sequence[Example] = ()
+    counter: RequestCounter = field(default_factory=RequestCounter)
+
+    def __post_init__(self) -> None:
+        self.engines: dict[ModelName, Engine] = {
+            name: Engine(served.loaded, self.limits) for name, served in self.models.items()
+        }
+        self._batchers = {
+            name: Batcher(self._compute(name), self.limits.max_batch, engine.read_ahead)
+            for name, engine in self.engines.items()
+        }
+        self._reloaders = {name: Reloader(self.engines[name], served.folder) for name, served in self.models.items()}
+        self._admission = Admission(self.limits.max_waiting)
+        self.metrics = Metrics(self.engines, lambda: self._admission.num_waiting)
+        self.request_adapter = request_adapter(self.limits)
+
+    @asynccontextmanager
+    async def lifespan(self, _: Any) -> AsyncIterator[None]:
+        """Run the computing threads; on exit, finish all accepted requests."""
+        for batcher in self._batchers.values():
+            batcher.start()
+        yield
+        for batcher in self._batchers.values():
+            await asyncio.to_thread(batcher.stop)
+
+    def _compute(self, name: ModelName) -> Callable[[list[Sequence[Query]]], Sequence[list[Result] | RequestError]]:
+        def compute(requests: list[Sequence[Query]]) -> Sequence[list[Result] | RequestError]:
+            self.metrics.observe_batch(name, sum(len(queries) for queries in requests))
+            return self.engines[name].answer(requests)
+
+        return compute
+
+    async def check_token(self, request: Request) -> None:
+        """Raise `UnauthorizedError` unless the request carries the token of the server."""
+        header = request.headers.get("authorization", "").encode()
+        if self.token is not None and not hmac.compare_digest(header, f"Bearer {self.token}".encode()):
+            raise UnauthorizedError("the token is missing or wrong; send the header Authorization: Bearer TOKEN")
+
+    async def recommend(self, request: Request) -> Response:
+        """Recommend the next items for one history, for several histories, or for a session."""
+        started = time.perf_counter()
+        await self.check_token(request)
+        model = self._model_of(request)
+        with self._admission.reserve(1):  # before the body is read, so that a rejected request costs little
+            queries, is_many = self._parse(await read_json_body(request, self.limits))
+            with self._admission.reserve(len(queries) - 1):
+                self.counter.accepted += 1
+                try:
+                    work = self._batchers[model].submit(queries, self.limits.timeout_s)
+                    results = await cancel_on_disconnect(request, work)
+                except RequestError:
+                    self.counter.answered += 1
+                    raise
+                self.counter.answered += 1
+        self.metrics.observe_results(results)
+        time_ms = 1e3 * (time.perf_counter() - started)
+        answers = [result.to_answer(model, time_ms) for result in results]
+        return Response(to_json({"answers": answers} if is_many else answers[0]), media_type="application/json")
+
+    def _model_of(self, request: Request) -> ModelName:
+        name = request.query_params.get("model", "student")
+        for served in self.models:
+            if name == served:
+                return served
+        if name == "teacher":
+            raise InvalidRequestError("no teacher is served; start the server with --teacher DIR")
+        raise InvalidRequestError(f"model is {name[:50]!r}, expected student or teacher")
+
+    def _parse(self, body: bytes) -> tuple[list[Query], bool]:
+        parsed = _validate(self.request_adapter, body)
+        return ([parsed], False) if isinstance(parsed, Query) else (parsed.requests, True)
+
+    async def items(
+        self,
+        q: Annotated[str, fastapi.Query(description="words of the title, or an item id")] = "",
+        limit: Annotated[int, fastapi.Query(description="maximum number of items", ge=1, le=MAX_SEARCH_RESULTS)] = 10,
+    ) -> dict[str, Any]:
+        """Find the items whose title or id contains all words of `q`, most popular first."""
+        active = self.engines["student"].active
+        matches = active.titles.find(q[:_MAX_SEARCH_CHARS], limit)
+        return {"items": [active.catalogue.described(item) for item in matches]}
+
+    async def example_users(self) -> dict[str, Any]:
+        """List the example users of the demo page."""
+        catalogue = self.engines["student"].active.catalogue
+        users = [
+            {
+                "user_id": example.user_id,
+                "history": [catalogue.described(item) for item in catalogue.known(example.history)],
+            }
+            for example in self.examples
+        ]
+        return {"users": users}
+
+    async def model(self) -> dict[str, Any]:
+        """Describe the loaded models."""
+        return {name: engine.active.loaded.describe() for name, engine in self.engines.items()}
+
+    async def reload(self, request: Request) -> dict[str, Any]:
+        """Load the model folders again if their files changed; the previous models serve until then."""
+        _validate(_RELOAD_ADAPTER, await read_json_body(request, self.limits))
+        outcomes: dict[str, str] = {}
+        for name, reloader in self._reloaders.items():
+            try:
+                outcomes[name] = await reloader.reload()
+            except ConflictError:
+                self.metrics.observe_reload(name, "refused")
+                raise
+            self.metrics.observe_reload(name, outcomes[name])
+        return outcomes
+
+    async def prometheus(self) -> Response:
+        """Return all metrics in the text format of Prometheus."""
+        return Response(self.metrics.to_text(), media_type="text/plain; version=0.0.4")
+
+    async def health(self) -> dict[str, str]:
+        """Report that the process is alive."""
+        return {"status": "alive"}
+
+    async def ready(self) -> dict[str, str]:
+        """Report whether requests are answered."""
+        if not all(batcher.is_running for batcher in self._batchers.values()):
+            raise OverloadedError("not ready: the server is starting or stopping")
+        return {"status": "ready"}
+
+
+def _validate(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False)
+        is_malformed = any(fault["type"] == "json_invalid" for fault in faults)
+        raise (MalformedJsonError if is_malformed else InvalidRequestError)(describe_faults(faults)) from None
