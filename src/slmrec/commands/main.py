@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from slmrec.errors import ConfigError, SlmrecError
+from slmrec.pipeline.table import PIPELINE
 from slmrec.version import __version__
 
 STAGES = {
-    "prepare": "raw logs to a data-set folder",
-    "pretrain": "SASRec and its item vectors",
-    "finetune": "the teacher: a pretrained decoder, pruned and tuned",
-    "distill": "the student: fewer layers, taught by the teacher",
-    "evaluate": "all models side by side on the test split",
-    "run": "all of the above, what is done is skipped",
+    **{stage.name: stage.help for stage in PIPELINE},
+    "run": "execute all of the above; finished and unchanged stages are skipped",
     "ablate": "variants of the distillation with several seeds, after one teacher",
     "depth": "teachers of several depths, and what each layer of the deepest does",
 }
-TAKE_INPUT = ("prepare", "run", "ablate", "depth")
+TAKE_INPUT = (*(stage.name for stage in PIPELINE if stage.takes_input), "run", "ablate", "depth")
+TRAIN_SEVERAL = tuple(stage.name for stage in PIPELINE if stage.models is not None)
 DEFAULTS = "each has its default: the paper's recipe on smollm2-135m"
 FORMATS = """
 formats, told by the content (plain, .gz or .zst; a file or a folder of parts):
@@ -75,11 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         command = _add(commands, name, text, epilog=_epilog(name))
-        command.add_argument("--config", type=str, help="YAML with the settings of all stages; see configs/")
+        command.add_argument("--config", type=str, help="YAML with the settings of all stages, or the name of a recipe")
         command.add_argument("--output", type=Path, required=True, help="folder of the run")
         command.add_argument("--force", action="store_true", help="redo what is done")
         if name in TAKE_INPUT:
             _add_data_options(command)
+        if name in TRAIN_SEVERAL:
+            command.add_argument("--model", metavar="NAME", help="train this model alone (default: all of the stage)")
         if name == "run":
             about = "show what would be done and what it would take; write nothing"
             command.add_argument("--dry-run", action="store_true", help=about)
@@ -244,7 +244,7 @@ def _epilog(name: str) -> str:
     data = "--input FILE " if name in TAKE_INPUT else ""
     bare = {"prepare": "the data set itself is written into the output folder"}.get(name, DEFAULTS)
     example = (
-        f"Example: slmrec {name} --config configs/tiny.yaml {data}--output out/tiny seed=1\n"
+        f"Example: slmrec {name} --config tiny {data}--output out/tiny seed=1\n"
         f"All settings are explained in src/slmrec/config/. Without --config {bare}."
     )
     return f"{example}\n{FORMATS}" if name == "prepare" else example

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from slmrec.config.base_models import BaseModelSettings, LowPassSettings, SasRecModel, SasRecSettings
 from slmrec.config.decoder import DecoderModel, DecoderSettings, FinetuneConfig, LoraSettings, PromptTemplate
@@ -49,29 +49,29 @@ class Config(Section):
     """Settings of the whole pipeline: the content of one YAML file."""
 
     seed: int = 42
-    """Seed of everything that is drawn at random."""
+    """Seed of initial weights, of the order of training samples, of dropout, and of sampled negatives."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Experiment trackers that get the training curves, besides training/log.jsonl in the folder of each model."""
+    """Experiment trackers that receive the training curves, besides training/log.jsonl in the folder of each model."""
     prepare: PrepareConfig = PrepareConfig()
-    """From raw logs to a data set."""
-    item_text: dict[str, ItemTextConfig] = {}
+    """Preparation of a data set from raw logs."""
+    item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)
     """Vectors of item texts by name; models refer to them by `item_text: NAME`."""
-    pretrain: dict[str, SerializeAsAny[BaseModelByKind]] = {"sasrec": SasRecModel()}
-    """Base models by name."""
+    pretrain: dict[str, SerializeAsAny[BaseModelByKind]] = Field(default_factory=lambda: {"sasrec": SasRecModel()})
+    """Base models by name; several seeds of one model are several names."""
     finetune: FinetuneConfig = FinetuneConfig()
-    """The teacher."""
+    """Architecture and training of the teacher."""
     distill: DistillConfig = DistillConfig()
-    """The student."""
+    """Architecture and training of the student."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation of all models."""
     ablate: AblateConfig = AblateConfig()
-    """Ablation of the distillation, read by `slmrec ablate` alone."""
+    """Ablation of the distillation; only `slmrec ablate` reads it."""
     depth: DepthConfig = DepthConfig()
-    """Study of depth, read by `slmrec depth` alone."""
+    """Study of depth; only `slmrec depth` reads it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for check_part in (_check_names, _check_references, _check_ensemble, _check_blocks):
+        for check_part in (_check_names, _check_references, _check_ensemble, _check_student, _check_blocks):
             check_part(self)
         refuse_settings_without_effect(self)
         return self
@@ -148,22 +148,63 @@ def _check_ensemble(config: Config) -> None:
             f"{member.max_history_items}; the models of an ensemble read histories of one length, so set both alike",
         )
     check(
-        bool(finetune.ensemble) or not distill.keep_ensemble,
-        "distill.keep_ensemble is true, but finetune.ensemble is empty; set distill.keep_ensemble=false",
+        (bool(finetune.ensemble) and finetune.backbone is not None) or not distill.keep_ensemble,
+        f"distill.keep_ensemble is true, but finetune.backbone is {finetune.backbone!r} and finetune.ensemble "
+        f"{list(finetune.ensemble)}; it needs a decoder mixed with base models, so set distill.keep_ensemble=false",
     )
+
+
+def _check_student(config: Config) -> None:
+    """Refuse students that cannot learn from the teacher in the chosen way."""
+    distill, student, finetune = config.distill, config.distill.student, config.finetune
+    name = f"distill.student.kind is {student.kind!r}"
+    check(
+        isinstance(student, DecoderStudent) or not distill.keep_ensemble,
+        f"distill.keep_ensemble is true, but {name}, which cannot replace the teacher's decoder; set "
+        "distill.keep_ensemble=false, or choose kind decoder",
+    )
+    check(
+        student.has_hidden_states or not distill.weights.needs_states,
+        f"distill.weights of cosine, norm and multiple read hidden states, but {name}, which has none to compare; set "
+        "these weights to 0",
+    )
+    if isinstance(student, SasRecSettings):
+        check(
+            student.low_pass is None or finetune.supervision != "every_position",
+            "distill.student.low_pass sees later items, so finetune.supervision: every_position would show each "
+            "position its target; set another supervision, or leave low_pass out",
+        )
+    if config.trains_teacher:
+        _check_student_of_teacher(config)
+
+
+def _check_student_of_teacher(config: Config) -> None:
+    distill, student, finetune = config.distill, config.distill.student, config.finetune
+    no_decoder = "but finetune.backbone is null, so the teacher has no decoder"
+    check(
+        finetune.backbone is not None or not isinstance(student, DecoderStudent),
+        f"distill.student.kind is 'decoder', {no_decoder} whose layers the student could start from; choose another "
+        "kind, such as sasrec",
+    )
+    check(
+        finetune.backbone is not None or distill.mode == "offline",
+        f"distill.mode is online, {no_decoder} that could keep learning; set distill.mode=offline",
+    )
+    if isinstance(student, SasRecSettings):
+        window = student.max_history_items or finetune.max_history_items
+        check(
+            window == finetune.max_history_items,
+            f"distill.student.max_history_items is {window}, but the teacher reads {finetune.max_history_items} items; "
+            "leave distill.student.max_history_items out",
+        )
+        student.check_filter(window)
 
 
 def _check_blocks(config: Config) -> None:
     """Refuse a number of blocks that does not divide the depths of student and teacher."""
     distill, student = config.distill, config.distill.student
-    if not (config.trains_teacher and distill.weights.needs_states):
+    if not (config.trains_teacher and distill.weights.needs_states and isinstance(student, DecoderStudent)):
         return
-    check(
-        isinstance(student, DecoderStudent) and config.finetune.backbone is not None,
-        "distill.weights of cosine, norm and multiple compare hidden states of decoders, but distill.student.kind is "
-        f"{student.kind!r} and finetune.backbone {config.finetune.backbone!r}; set these weights to 0",
-    )
-    assert isinstance(student, DecoderStudent)
     layers = config.finetune.layers
     teacher_depth = config.finetune.num_layers if layers is None else len(layers)
     check(

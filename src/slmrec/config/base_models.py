@@ -1,6 +1,6 @@
 """Base models: the small models of `pretrain`, which teachers start from and are mixed with."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ its last position.
 class StudentSettings(Section):
     """Settings that every student has, whatever its architecture."""
 
+    has_hidden_states: ClassVar[bool] = False
+    """Whether the student has hidden states that can be compared with those of a decoder."""
     kind: str
     """Architecture of the student."""
 
@@ -45,23 +47,39 @@ class SasRecSettings(StudentSettings):
     """Attention heads of each block."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout on embeddings, attention outputs and feed-forward outputs."""
-    max_history_items: int = Field(50, ge=1)
-    """Number of newest items of a history that are read."""
+    max_history_items: int | None = Field(None, ge=1)
+    """Number of newest items of a history that are read; null: as many as the teacher reads."""
     low_pass: LowPassSettings | None = None
     """Low-pass filter beside the attention, as in BSARec; `{}` takes its default settings, null leaves it out."""
 
     @model_validator(mode="after")
-    def _filter_has_effect(self) -> "SasRecSettings":
-        if self.low_pass is None:
-            return self
-        num_frequencies = self.max_history_items // 2 + 1
+    def _heads_divide_width(self) -> "SasRecSettings":
         check(
-            self.low_pass.frequencies < num_frequencies,
-            f"low_pass.frequencies is {self.low_pass.frequencies}, but a window of max_history_items "
-            f"{self.max_history_items} has {num_frequencies} frequencies, so the filter would pass everything; lower "
-            "low_pass.frequencies or raise max_history_items",
+            self.hidden_size % self.num_attention_heads == 0,
+            f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size {self.hidden_size}; "
+            "choose a number that divides it",
         )
         return self
+
+    @model_validator(mode="after")
+    def _filter_has_effect(self) -> "SasRecSettings":
+        if self.max_history_items is not None:
+            self.check_filter(self.max_history_items)
+        return self
+
+    def check_filter(self, max_history_items: int) -> None:
+        """Refuse a low-pass filter that would pass every frequency of a window.
+
+        Raises:
+            ValueError: The window has no more frequencies than the filter passes.
+        """
+        num_frequencies = max_history_items // 2 + 1
+        check(
+            self.low_pass is None or self.low_pass.frequencies < num_frequencies,
+            f"low_pass.frequencies is {self.low_pass and self.low_pass.frequencies}, but a window of max_history_items "
+            f"{max_history_items} has {num_frequencies} frequencies, so the filter would pass everything; lower "
+            "low_pass.frequencies or raise max_history_items",
+        )
 
 
 class BaseModelSettings(Section):
@@ -73,6 +91,8 @@ class BaseModelSettings(Section):
     """Number of newest items of a history that are read."""
     supervision: Supervision = "every_prefix"
     """Positions of a training history that are samples."""
+    seed: int | None = None
+    """Seed of this model, so that several models of the same settings differ; null: the seed of the run."""
     train: BaseModelTraining = BaseModelTraining()
     """Training settings."""
 
@@ -82,6 +102,8 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
 
     kind: Literal["sasrec"] = "sasrec"
     """Architecture of the model."""
+    max_history_items: int = Field(50, ge=1)
+    """Number of newest items of a history that are read."""
 
     @model_validator(mode="after")
     def _filter_is_not_causal(self) -> "SasRecModel":

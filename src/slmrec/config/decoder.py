@@ -52,7 +52,8 @@ class DecoderSettings(Section):
     prompt: Literal["alpaca", "none"] | PromptTemplate = "alpaca"
     """The reference's instruction form, no prompt, or a text of your own; a random backbone has none."""
     positions: Literal["contiguous", "right_aligned"] = "contiguous"
-    """`contiguous` numbers the tokens 0, 1, ...; with `right_aligned` the padding of a short history takes up positions."""
+    """Numbering of the tokens: 0, 1, ... (`contiguous`), or such that the newest token of every history has the same
+    position, as if short histories were padded on the left (`right_aligned`)."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the item vectors that the decoder reads."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)
@@ -81,13 +82,9 @@ class DecoderSettings(Section):
             not is_random or self.lora is None,
             "LoRA on random weights teaches nothing: set lora: null, so that all weights train",
         )
-        check(
-            self.quantization_config is None or self.lora is not None,
-            "quantization_config applies to frozen layers; give lora as well, or leave it out",
-        )
         check_layers(self.layers, self.num_layers, type(self))
         check(
-            is_random or self.supervision != "every_position" or not self.has_response,
+            self.backbone in (None, "random") or self.supervision != "every_position" or not self.has_response,
             "supervision: every_position reads scores at the items, so the prompt must have no response; "
             "set prompt: none, or a prompt with a prefix only",
         )

@@ -1,6 +1,6 @@
 """The student and the terms of its loss."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -38,6 +38,7 @@ class DistillWeights(Section):
 class DecoderStudent(StudentSettings):
     """A student of the teacher's architecture with fewer layers."""
 
+    has_hidden_states: ClassVar[bool] = True
     kind: Literal["decoder"] = "decoder"
     """Architecture of the student."""
     init: Literal["teacher"] = "teacher"

@@ -1,10 +1,13 @@
-"""Settings that have an effect only together with others; where they have none, a value other than the default is
-refused, so that nothing is silently ignored."""
+"""Settings that have an effect only together with others.
+
+A value other than the default is refused where it has no effect, so that no setting is silently ignored.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slmrec.config.section import Section, check
+from slmrec.config.training import DecoderTraining
 
 if TYPE_CHECKING:
     from slmrec.config import Config
@@ -18,8 +21,9 @@ class Requirement(NamedTuple):
     section: str
     """Path of the section; `*` stands for each name of a dictionary."""
     settings: tuple[str, ...]
+    """Names of the settings; a section without one of them, such as a base model of another kind, is skipped."""
     has_effect: Condition
-    """Called with the configuration and the section."""
+    """Condition, called with the configuration and the section."""
     needs: str
     """Condition in words."""
 
@@ -33,14 +37,24 @@ def _uses_cross_entropy(config: "Config", _: Any) -> bool:
     return bool(weights.ce or weights.multiple) or config.distill.mode == "online"
 
 
-DECODER_ONLY = (
+def _is_table(_: "Config", prepare: Any) -> bool:
+    return prepare.format != "sequences"
+
+
+_OF_DECODERS = (
     *("backbone_config", "num_layers", "layer_step", "layers", "lora", "quantization_config", "prompt", "positions"),
-    *("item_dropout", "layer_dropout", "item_text", "item_text_width", "item_text_side", "item_embeddings"),
+    *("item_dropout", "layer_dropout", "item_text", "item_text_width", "item_text_side", "item_embeddings", "item_dim"),
 )
+_OF_TRAINING = tuple(name for name in DecoderTraining.model_fields if name != "eval_max_users")
+"""Training settings without `eval_max_users`, by which the weights of an ensemble are validated too."""
 _HAS_ITEM_TEXT: Condition = lambda _, section: getattr(section, "item_text", None) is not None  # noqa: E731
 _HAS_NO_LAYER_LIST: Condition = lambda _, section: getattr(section, "layers", None) is None  # noqa: E731
+_HAS_ADAPTERS: Condition = lambda _, section: getattr(section, "lora", None) is not None  # noqa: E731
+_HAS_BACKBONE: Condition = lambda config, _: config.finetune.backbone is not None  # noqa: E731
 
 REQUIREMENTS = (
+    Requirement("finetune", _OF_DECODERS, _HAS_BACKBONE, "a backbone"),
+    Requirement("finetune.train", _OF_TRAINING, _HAS_BACKBONE, "finetune.backbone"),
     *(
         requirement
         for section in ("pretrain.*", "finetune")
@@ -48,15 +62,30 @@ REQUIREMENTS = (
             Requirement(section, ("prompt",), _reads_tokens, "a backbone with a tokenizer, which `random` has not"),
             Requirement(section, ("layer_step",), _HAS_NO_LAYER_LIST, "layers: null, since a list names every layer"),
             Requirement(section, ("item_text_width", "item_text_side"), _HAS_ITEM_TEXT, "item_text"),
+            Requirement(section, ("quantization_config",), _HAS_ADAPTERS, "lora, since it applies to frozen layers"),
         )
     ),
-    Requirement("finetune", DECODER_ONLY, lambda _, finetune: finetune.backbone is not None, "a backbone"),
     Requirement("finetune", ("item_dim",), lambda _, finetune: finetune.item_vectors is None, "item_vectors: null"),
+    *(
+        Requirement(
+            section,
+            ("label_smoothing_factor",),
+            lambda _, train: train.loss == "ce",
+            "loss: ce, since labels are spread over the whole catalogue",
+        )
+        for section in ("pretrain.*.train", "finetune.train", "distill.train")
+    ),
     Requirement(
         "distill.train",
         ("label_smoothing_factor", "loss", "num_sampled"),
         _uses_cross_entropy,
         "a term that uses cross-entropy: distill.weights.ce or multiple above 0, or distill.mode: online",
+    ),
+    Requirement(
+        "distill.train",
+        ("gradient_checkpointing", "torch_compile"),
+        lambda config, _: config.distill.student.kind == "decoder",
+        "distill.student.kind: decoder",
     ),
     Requirement(
         "distill",
@@ -72,6 +101,12 @@ REQUIREMENTS = (
         ("num_negatives",),
         lambda _, evaluate: bool(evaluate.sampled),
         "a sampled protocol in evaluate.protocols",
+    ),
+    Requirement(
+        "prepare",
+        ("columns", "user_col", "item_col", "time_col", "rating_col", "tie_col"),
+        _is_table,
+        "a table with columns, which format: sequences is not",
     ),
     Requirement(
         "prepare",
@@ -92,28 +127,38 @@ def refuse_settings_without_effect(config: "Config") -> None:
         ValueError: Such a setting is given; the message names it, its value and what it needs.
     """
     for requirement in REQUIREMENTS:
-        for where, section in _sections(config, requirement.section):
+        for where, section in sections_at(config, requirement.section):
             for name in requirement.settings:
-                if name not in type(section).model_fields or requirement.has_effect(config, section):
+                field = type(section).model_fields.get(name)
+                if field is None or requirement.has_effect(config, section):
                     continue
-                value, default = getattr(section, name), type(section).model_fields[name].default
+                value = getattr(section, name)
                 check(
-                    value == default,
-                    f"{where}.{name} is {_shown(value)}, which has no effect: it needs {requirement.needs}; leave it out",
+                    value == field.get_default(call_default_factory=True),
+                    f"{where}.{name} is {_shown(value)}, which has no effect: it needs {requirement.needs}; "
+                    "leave it out",
                 )
     used = {getattr(section, "item_text", None) for section in (*config.pretrain.values(), config.finetune)}
     for name in config.item_text:
         check(name in used, f"item_text.{name} has no effect: no model names it; give a model item_text: {name}")
 
 
-def _sections(config: "Config", path: str) -> Iterator[tuple[str, Section]]:
-    """Yield the path and the section, or one of each for every name of a dictionary."""
-    first, _, rest = path.partition(".")
-    part = getattr(config, first)
-    if rest == "*":
-        yield from ((f"{first}.{name}", section) for name, section in part.items())
-    else:
-        yield path, getattr(part, rest) if rest else part
+def sections_at(section: Any, path: str, where: str = "") -> Iterator[tuple[str, Section]]:
+    """Yield path and section for all sections at a path, in which `*` stands for each name of a dictionary.
+
+    Args:
+        section: Section or dictionary in which the path begins.
+        path: Names separated by dots, such as `pretrain.*.train`.
+        where: Path of `section` itself.
+    """
+    name, _, rest = path.partition(".")
+    below = section.items() if name == "*" else [(name, getattr(section, name))]
+    for key, part in below:
+        here = f"{where}.{key}" if where else key
+        if rest:
+            yield from sections_at(part, rest, here)
+        else:
+            yield here, part
 
 
 def _shown(value: Any) -> Any:

@@ -41,7 +41,8 @@ class EvaluateConfig(Section):
         check(len(self.sampled) <= 1, f"protocols is {list(self.protocols)}; give one sampled protocol at most")
         check(
             self.num_negatives is None or not self.sampled or self.sampled == (self.num_negatives,),
-            f"num_negatives is {self.num_negatives}, which disagrees with protocols {list(self.protocols)}; leave it out",
+            f"num_negatives is {self.num_negatives}, which disagrees with protocols {list(self.protocols)}; leave "
+            "num_negatives out",
         )
         check(
             self.primary_protocol in self.protocols,
@@ -59,9 +60,9 @@ class AblateConfig(Section):
     """Variants of the distillation, side by side; read by `slmrec ablate` alone."""
 
     variants: dict[str, dict[str, Any]] | None = None
-    """Settings of distill that differ, by the name of the variant: `{distill.weights.kl: 0}`; `{}` is the recipe itself.
-    null: the recipe as `full`, without each of its terms, with cross-entropy alone, and online (offline if the recipe is
-    online). Source: ablation of the losses in SLMRec."""
+    """Variants by name, each with the settings of distill that it changes: `{distill.weights.kl: 0}`. null: the recipe
+    itself as `full`, the recipe without each of its terms, with cross-entropy alone, and in the other mode (online
+    or offline). Source: ablation of the losses in SLMRec."""
     seeds: tuple[int, ...] = Field((42, 1, 2), min_length=1)
     """Seeds with which each variant is distilled; all share one teacher."""
     baseline: str = "full"

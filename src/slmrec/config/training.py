@@ -26,7 +26,8 @@ class TrainConfig(Section):
     max_steps: int = Field(-1, ge=-1)
     """Maximum number of optimiser steps; -1 sets no limit."""
     per_device_train_batch_size: BatchSize = 64
-    """Samples per batch and device; `auto` takes `reference_batch_size` samples per step, in pieces that fit into memory."""
+    """Samples per batch and device; `auto` takes `reference_batch_size` samples per step, in batches that fit into
+    memory."""
     reference_batch_size: int | None = Field(None, ge=1)
     """Samples per step for which `learning_rate` was chosen; for another step size the rate is multiplied by the square
     root of the ratio. null: no scaling."""
@@ -49,11 +50,12 @@ class TrainConfig(Section):
     bf16: bool | Literal["auto"] = "auto"
     """Use bfloat16 matrix products; `auto` uses them where the hardware supports them."""
     loss: Literal["ce", "sampled_softmax"] = "ce"
-    """Cross-entropy over the whole catalogue (`ce`), or over the target and sampled items, for catalogues of millions."""
+    """Cross-entropy over the whole catalogue (`ce`), or over the target and sampled items (`sampled_softmax`), for
+    catalogues of millions of items."""
     num_sampled: int | None = Field(None, ge=1)
     """Number of items sampled per step for `loss: sampled_softmax`, shared by all positions; required by it."""
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
-    """Share of each label that is spread evenly over the catalogue; requires `loss: ce`."""
+    """Share of each label that is spread evenly over the catalogue; needs `loss: ce`."""
 
     @model_validator(mode="after")
     def _batch_is_whole(self) -> "TrainConfig":
@@ -74,12 +76,8 @@ class TrainConfig(Section):
     def _sampling_is_whole(self) -> "TrainConfig":
         check(
             (self.loss == "sampled_softmax") == (self.num_sampled is not None),
-            f"loss is {self.loss} and num_sampled is {self.num_sampled}; num_sampled belongs to loss: sampled_softmax, "
-            "which needs it (for example 8192)",
-        )
-        check(
-            self.loss == "ce" or not self.label_smoothing_factor,
-            "label_smoothing_factor spreads labels over the whole catalogue; it belongs to loss: ce",
+            f"loss is {self.loss} and num_sampled is {self.num_sampled}; loss: sampled_softmax needs num_sampled (for "
+            "example 8192), and no other loss uses it",
         )
         return self
 

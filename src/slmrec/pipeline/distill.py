@@ -42,6 +42,7 @@ def build(task: Task) -> dict[str, float]:
     settings, dataset = task.config.distill, Dataset.load(task.output / "prepare")
     folder = task.output / "finetune" if task.config.trains_teacher else Path(settings.teacher)
     teacher = load_teacher(folder, dataset)
+    _check_teacher(task, teacher, folder)
     ensemble = _kept_ensemble(settings, teacher, folder)
     if ensemble is not None:
         teacher = ensemble.members["decoder"]
@@ -88,15 +89,42 @@ def build_student(settings: DistillConfig, num_items: int, teacher: Model, histo
         teacher: Model that teaches; a decoder student starts from its layers.
         histories: Some validation histories, on which layers can be compared; None where none are needed.
     """
-    kind = KINDS[settings.student.kind]
+    kind, own = KINDS[settings.student.kind], settings.student
+    if getattr(own, "max_history_items", 0) is None:
+        own = own.model_copy(update={"max_history_items": teacher.max_history_items})
     parts = ModelParts(num_items, section="distill.student", teacher=teacher, histories=histories)
-    student: Model = load_object(kind.build_student or kind.build)(settings.student, parts)
+    student: Model = load_object(kind.build_student or kind.build)(own, parts)
     if student.max_history_items != teacher.max_history_items:
         raise ConfigError(
             f"distill.student.max_history_items is {student.max_history_items}, but the teacher reads "
-            f"{teacher.max_history_items} items; set both alike"
+            f"{teacher.max_history_items} items; leave distill.student.max_history_items out"
         )
     return student
+
+
+def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
+    """Refuse a teacher that cannot teach in the chosen way; the configuration knows the teacher of its own run alone.
+
+    Raises:
+        ConfigError: A term or mode needs a decoder, but the teacher has none, or it cannot read every position.
+    """
+    settings, supervision = task.config.distill, task.config.finetune.supervision
+    if getattr(teacher, "decoder_part", None) is None:
+        if settings.weights.needs_states:
+            raise ConfigError(
+                f"distill.weights of cosine, norm and multiple read hidden states, but the teacher in {folder} has no "
+                "decoder; set these weights to 0"
+            )
+        if settings.mode == "online":
+            raise ConfigError(
+                f"distill.mode is online, but the teacher in {folder} has no decoder that could keep learning; set "
+                "distill.mode=offline"
+            )
+    if supervision == "every_position" and getattr(teacher.config, "low_pass", None):
+        raise ConfigError(
+            f"finetune.supervision is every_position, but the low-pass filter of the teacher in {folder} sees later "
+            "items; choose another supervision, or another teacher"
+        )
 
 
 def _validation_histories(dataset: Dataset, teacher: Model) -> Histories:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ __all__ = ["build", "model_folders", "show"]
 _LOG = logging.getLogger(__name__)
 _COSTS = {"users_per_second", "num_parameters"}
 """Entries of a model's results that are no metrics."""
+Split = Literal["test", "valid"]
 ExtraScorers = Callable[[Dataset], dict[str, Scorer]]
 Metrics = dict[str, float]
 
@@ -95,7 +96,7 @@ def _load_models(task: Task, dataset: Dataset) -> dict[str, Model]:
     return models
 
 
-def _rank(task: Task, dataset: Dataset, split: str, scorers: dict[str, Scorer]) -> Results:
+def _rank(task: Task, dataset: Dataset, split: Split, scorers: dict[str, Scorer]) -> Results:
     """Rank the targets of a split; the metrics of the top lists come from the same pass, the lists are not kept."""
     settings, samples, negatives = task.config.evaluate, dataset.held_out(split), None
     for number in settings.sampled:

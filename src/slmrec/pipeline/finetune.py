@@ -54,15 +54,16 @@ def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, di
 
 
 def teacher_item_vectors(config: Config, output: Path, dataset: Dataset) -> Tensor | None:
-    """Return the item vectors (V+1, D) that the decoder starts from; None where they are random.
+    """Return the item vectors (V+1, D) that the decoder starts from; None where they are random, or not of this run.
 
     Raises:
         DataError: A file of vectors does not fit the items of the data set.
     """
-    source = config.finetune.item_vectors
-    if source is None:
+    settings = config.finetune
+    if settings.item_vectors in config.pretrain:
+        model, _ = load_recommender(output / "pretrain" / settings.item_vectors)
+        vectors: Tensor = model.item_vectors()
+        return vectors.detach()
+    if settings.item_vectors is None or settings.backbone is None or not config.trains_teacher:
         return None
-    if source not in config.pretrain:
-        return read_item_vectors(Path(source), dataset.num_items)
-    model, _ = load_recommender(output / "pretrain" / source)
-    return model.item_vectors().detach()
+    return read_item_vectors(Path(settings.item_vectors), dataset.num_items)

@@ -1,5 +1,7 @@
 """A base model: SASRec or another small model that learns from interactions, item texts, or both; or a baseline."""
 
+from dataclasses import replace
+
 import torch
 
 from slmrec.config import BASELINES
@@ -22,6 +24,8 @@ def build(task: Task) -> dict[str, float]:
         save_recommender(baseline, dataset, task.folder, f"SLMRec pretrain.{name}", {})
         return {"num_parameters": baseline.num_parameters(), "num_trainable_parameters": 0}
     settings, section = task.config.pretrain[name], f"pretrain.{name}"
+    if settings.seed is not None:
+        task = replace(task, config=task.config.model_copy(update={"seed": settings.seed}))
     text = read_item_text(task.config, section, getattr(settings, "item_text", None), dataset)
     torch.manual_seed(task.config.seed)
     model = load_object(KINDS[settings.kind].build)(settings, ModelParts(dataset.num_items, text, section))

@@ -29,13 +29,13 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
     """
     chosen = [step for step in stage_named(name).steps(config) if model in (None, step.model)]
     if not chosen:
-        known = ", ".join(str(step.model) for step in stage_named(name).steps(config))
+        known = ", ".join(step.model or "no model" for step in stage_named(name).steps(config))
         raise ConfigError(f"--model is {model!r}, which {name} does not train; choose from {known}")
     return [run_step(step, config, output, force) for step in chosen]
 
 
 def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: Build | None = None) -> None:
-    """Execute all steps that are not done, and show the models side by side.
+    """Execute all steps that are not done, and show the results of the evaluation.
 
     Args:
         config: All settings.
@@ -49,9 +49,11 @@ def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: 
     planned = list(steps(config))
     for step in pending_steps(planned, config, output, force):
         _check_language_models(step, config)
-    for step in planned:
-        folder = run_step(step, config, output, force, build=evaluate_with if step.folder == "evaluate" else None)
-    evaluate.show(folder)
+    folders = {
+        step.folder: run_step(step, config, output, force, build=evaluate_with if step.folder == "evaluate" else None)
+        for step in planned
+    }
+    evaluate.show(folders["evaluate"])
 
 
 def _check_language_models(step: Step, config: Config) -> None:

@@ -85,6 +85,7 @@ def run_step(
         upstream = {name: _current(output, name) for name in step.stage.reads(config)}
         fingerprint = _fingerprint(step, config, upstream)
         finish_replacement(target)
+        _refuse_outdated(step, output, force)
         if not force and read_record(target).get("fingerprint") == fingerprint:
             _LOG.info("%s: unchanged, nothing to do (%s; --force redoes it)", step.folder, target)
             return target
@@ -150,10 +151,7 @@ def finished(folder: Path, name: str) -> Path:
             f"{folder}: no finished {name}; run `slmrec {stage}` with the same --config and --output first"
         )
     if is_outdated(record.get("version")):
-        raise CheckpointError(
-            f"{folder}: made by version {record.get('version')}, whose folders this version does not read; make it anew "
-            f"with `slmrec {stage} --force`"
-        )
+        raise _outdated(folder, stage, record)
     return folder
 
 
@@ -165,6 +163,29 @@ def is_outdated(version: object) -> bool:
         (True, False)
     """
     return str(version).startswith("0.1.")
+
+
+def _outdated(folder: Path, stage: str, record: dict[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: made by version {record['version']}, whose folders this version does not read; run `slmrec {stage} "
+        "--force` with the same --output to make it again, or `slmrec run --force` for all stages"
+    )
+
+
+def _refuse_outdated(step: Step, output: Path, force: bool) -> None:
+    """Refuse to write over a stage of an earlier version; with `force` it is replaced.
+
+    Raises:
+        CheckpointError: The folder was made by such a version.
+    """
+    folder = output / step.stage.name
+    record = read_record(folder)
+    if not is_outdated(record.get("version")):
+        return
+    if not force:
+        raise _outdated(folder, step.stage.name, record)
+    if step.model is not None:  # the stage had one folder, which now holds a folder for each model
+        shutil.rmtree(folder)
 
 
 def dump(config: Config) -> str:

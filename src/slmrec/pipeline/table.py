@@ -6,6 +6,7 @@ A new stage is a module of this folder with a function `build(task)`, and one ro
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _backbones(config: Config, model: Any) -> tuple[str | None, ...]:
 
 
 def _reads_of_evaluate(config: Config) -> tuple[str, ...]:
-    return tuple(step.folder for step in steps(config) if step.stage.name != "evaluate")
+    """Return the folders of all steps before `evaluate`."""
+    return tuple(step.folder for step in takewhile(lambda step: step.stage.name != "evaluate", steps(config)))
 
 
 def _item_vectors_file(config: Config) -> tuple[str | None, ...]:
@@ -100,7 +102,7 @@ PIPELINE = (
         "pretrain",
         "train the base models, such as SASRec",
         reads=lambda config: ("prepare",),
-        files=lambda config, model: _backbones(config, model),
+        files=_backbones,
         models=lambda config: (*BASELINES, *config.pretrain),
     ),
     Stage(

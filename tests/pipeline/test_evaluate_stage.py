@@ -1,0 +1,60 @@
+"""`slmrec evaluate`: metrics, ranks of each user, and the results in the cards of the models."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from runs import read_json
+from safetensors.numpy import load_file
+
+from slmrec import Recommender
+from slmrec.commands.main import main
+from slmrec.evaluation.metrics import ranking_metrics
+
+OF_LISTS = {"coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10"}
+
+
+def test_metrics_can_be_recomputed_from_the_ranks(finished: Path) -> None:
+    content = read_json(finished / "evaluate" / "metrics.json")
+    assert content["primary"] == "full_history_excluded"
+    assert list(content["protocols"]) == ["full_history_excluded", "full", "sampled_20"]
+    ranks = pq.read_table(finished / "evaluate" / "per_user.parquet")
+    assert ranks.column_names == ["user_id", "model", "protocol", "rank"]
+    rows = ranks.to_pandas()
+    for protocol, values in content["protocols"].items():
+        assert {"split", "eval_mode", "exclude_history", "num_negatives", "seed"} <= set(values["settings"])
+        assert list(values["models"]) == ["popularity", "cooccurrence", "sasrec", "teacher", "student"]
+        for model, metrics in values["models"].items():
+            own = rows[(rows["protocol"] == protocol) & (rows["model"] == model)]
+            assert len(own) == 80
+            for name, value in ranking_metrics(own["rank"].to_numpy()).items():
+                assert metrics[name] == pytest.approx(value)
+            assert metrics["users_per_second"] > 0
+            of_lists = OF_LISTS & metrics.keys()
+            assert len(of_lists) == (0 if protocol == "sampled_20" else 5)
+    assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
+
+
+def test_model_folders_hold_the_results_of_the_evaluation(finished: Path, tmp_path: Path) -> None:
+    content = read_json(finished / "evaluate" / "metrics.json")
+    folders = {name: f"pretrain/{name}" for name in ("popularity", "cooccurrence", "sasrec")}
+    for name, step in {**folders, "teacher": "finetune", "student": "distill"}.items():
+        about = Recommender.from_pretrained(finished / step).about  # this verifies the checksums
+        assert [measured.protocol for measured in about.measured] == list(content["protocols"])
+        for measured in about.measured:
+            protocol = content["protocols"][measured.protocol]
+            assert measured.settings == protocol["settings"]
+            assert measured.metrics.items() <= protocol["models"][name].items() and "ndcg@10" in measured.metrics
+            assert (measured.num_users, measured.num_items) == (80, 40)
+        assert "| ndcg@10 |" in (finished / step / "README.md").read_text(encoding="utf-8")
+    Recommender.from_pretrained(finished / "distill").save_pretrained(tmp_path)
+    for name in ("README.md", "about.json"):
+        assert (tmp_path / name).read_bytes() == (finished / "distill" / name).read_bytes()
+
+
+def test_some_models_on_both_splits(output: Path, common: list[str]) -> None:
+    chosen = ["evaluate.models=[student, popularity]", "evaluate.splits=[test, valid]"]
+    assert main(["evaluate", *common, *chosen]) == 0
+    for name in ("metrics.json", "metrics_valid.json"):
+        models = read_json(output / "evaluate" / name)["protocols"]["full"]["models"]
+        assert list(models) == ["popularity", "student"]
