@@ -49,8 +49,8 @@ def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(shop_file: Path) -> str:
-    """`configs/tiny.yaml` for that file, as YAML: each test loads and changes its own."""
-    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    """`recipes/tiny.yaml` for that file, as YAML: each test loads and changes its own."""
+    content = yaml.safe_load((ROOT / "src" / "slmrec" / "recipes" / "tiny.yaml").read_text(encoding="utf-8"))
     return yaml.safe_dump(content | {"prepare": {"input": str(shop_file)}})
 
 
