@@ -105,7 +105,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_training(
     command = ["--config", str(recipe), "--output", str(tmp_path / "run")]
     assert main(["prepare", *command]) == 0
     assert main(["pretrain", *command, "report_to=[wandb]"]) == 2
-    assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run" / "pretrain").exists()
+    assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run" / "pretrain" / "sasrec").exists()
 
 
 def test_an_unknown_tracker_is_refused(tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,7 +208,7 @@ class Reading(nn.Module):
     [
         (
             1,
-            r"pretrain: validation before the first step: scores of users.*; nothing has been trained yet, so check the",
+            r"pretrain: validation before the first step: scores of users.*; nothing has been trained yet, so",
         ),
         (
             2,
