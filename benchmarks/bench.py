@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.version import __version__
+from slmrec.config import DecoderSettings, DistillConfig
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
@@ -27,11 +27,14 @@ from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decod
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.padded import PaddedEncoder
+from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.losses import DistillationLoss, NextItemLoss
 from slmrec.training.memory import growth_mb
-from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
+from slmrec.training.samples import TrainingSamples
+from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
 from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch, LossTerms
+from slmrec.version import __version__
 
 PROMPT = (47, 6)
 """Tokens before and after the items: those of the reference's instruction."""
@@ -176,35 +179,28 @@ def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
-    """An epoch of offline distillation from stored teacher states against one of plain training, and the first pass.
+    """Measure an epoch of offline distillation with cached teacher outputs against plain training, and the caching.
 
     Teacher: 8 layers, student: 4, both of width 512 in float32; cosine and norm terms over 4 blocks.
     """
     teacher, student = random_model(2 * STUDENT_LAYERS).eval(), random_model()
     samples = samples_of(lengths[:2048])
-    wanted: dict[str, Any] = {"num_blocks": 4, "max_history_items": MAX_HISTORY, "every_position": False}
-    key = fingerprint(teacher, samples, **wanted)
+    data = TrainingSamples(samples, MAX_HISTORY, every_position=False)
+    settings = DistillConfig.model_validate({"weights": {"multiple": 0.0}})
+    num_blocks = settings.num_blocks
+    key = cache_keys(teacher, data, [num_blocks])[num_blocks]
+
+    def write(path: Path) -> None:
+        write_teacher_cache(teacher, data, path, num_blocks=num_blocks, key=key)
+
     with TemporaryDirectory() as folder:
         paths = (Path(folder) / f"{number}.safetensors" for number in count())
         path = next(paths)
-        store_teacher_states(teacher, samples, path, fingerprint=key, **wanted)
-        passes = paired(
-            {
-                "store": lambda: store_teacher_states(teacher, samples, next(paths), fingerprint=key, **wanted),
-                "inference": lambda: read_all(teacher, samples),
-            },
-            rounds,
-        )
-        stored = StoredTeacher.open(path, key, teacher.item_vectors().detach(), samples, **wanted)
+        write(path)
+        passes = paired({"store": lambda: write(next(paths)), "inference": lambda: read_all(teacher, samples)}, rounds)
+        cached = CachedTeacher.open(path, key, teacher.item_vectors().detach(), data, num_blocks=num_blocks)
         batches = [batch for _, batch in by_length(samples, 256, MAX_HISTORY)]
-        loss = DistillationLoss(
-            student,
-            stored,
-            widths=(student.hidden_size, teacher.hidden_size),
-            item_width=ITEM_DIM,
-            num_blocks=4,
-            weights={"ce": 1.0, "cosine": 1.0, "norm": 0.1},
-        )
+        loss = DistillationLoss(student, cached, settings, CatalogueLoss(settings.train))
         steps = {
             "distill": training_step(student, loss, batches, bf16=False),
             "plain": training_step(student, NextItemLoss(student), batches, bf16=False),
@@ -279,17 +275,12 @@ def smollm2_model(num_layers: int | None) -> DecoderRecommender:
 def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_history_items: int) -> DecoderRecommender:
     width = decoder.config.hidden_size
     prefix, response = (0.1 * torch.randn(length, width) for length in PROMPT)
-    return build_decoder(
-        Backbone(decoder, prefix, response),
-        tuple(range(num_layers)),
-        torch.randn(NUM_ITEMS + 1, ITEM_DIM),
-        source=SMOLLM2,
-        lora=lora,
-        positions="contiguous",
-        max_history_items=max_history_items,
-        item_dropout=0.0,
-        train_items=lora is None,
+    settings = DecoderSettings.model_validate(
+        {"backbone": SMOLLM2, "num_layers": num_layers, "lora": lora, "max_history_items": max_history_items}
     )
+    vectors = torch.randn(NUM_ITEMS + 1, ITEM_DIM)
+    backbone = Backbone(decoder, prefix, response)
+    return build_decoder(settings, backbone, vectors, None, section="finetune", train_items=lora is None)
 
 
 def samples_of(lengths: Ints) -> Samples:

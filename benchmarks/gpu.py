@@ -22,7 +22,7 @@ import bench
 import torch
 
 from slmrec.auto import estimate
-from slmrec.config import DecoderTraining
+from slmrec.config import DecoderSettings, DecoderTraining
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
@@ -82,17 +82,16 @@ def build(sizes: dict[str, Any], lora: dict[str, Any] | None) -> DecoderRecommen
         decoder = random_decoder(LLAMA | sizes)
         prefix, response = (0.1 * torch.randn(length, sizes["hidden_size"]) for length in bench.PROMPT)
         items = torch.randn(bench.NUM_ITEMS + 1, bench.ITEM_DIM)
-    model: DecoderRecommender = build_decoder(
-        Backbone(decoder, prefix, response),
-        tuple(range(sizes["num_hidden_layers"])),
-        items,
-        source="random",
-        lora=lora,
-        positions="contiguous",
-        max_history_items=bench.MAX_HISTORY,
-        item_dropout=0.0,
-        train_items=lora is None,
+    settings = DecoderSettings.model_validate(
+        {
+            "backbone": "smollm2-135m",
+            "num_layers": sizes["num_hidden_layers"],
+            "lora": lora,
+            "max_history_items": bench.MAX_HISTORY,
+        }
     )
+    backbone = Backbone(decoder, prefix, response)
+    model = build_decoder(settings, backbone, items, None, section="finetune", train_items=lora is None)
     model.to(GPU)
     return model
 

@@ -13,10 +13,13 @@ from encoding import encode
 from torch import Tensor
 from torch.nn import functional as F
 
+from slmrec.config import DistillConfig
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.reference import decoder_of_reference
-from slmrec.training.losses import DistillationLoss, LiveTeacher, catalogue_cross_entropy
+from slmrec.training.full_softmax import CatalogueLoss, catalogue_cross_entropy
+from slmrec.training.losses import TERMS, DistillationLoss
+from slmrec.training.teacher import LiveTeacher
 from slmrec.types import Batch, Histories
 
 RELATIVE = 1e-4
@@ -138,17 +141,11 @@ def test_distillation_terms(
     recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch
 ) -> None:
     def terms(**weights: float) -> Any:
-        loss = DistillationLoss(
-            student,
-            LiveTeacher(teacher),
-            widths=(48, 48),
-            item_width=24,
-            num_blocks=4,
-            weights=weights,
-            include_padding=True,
-        )
-        for index, adapter in enumerate(loss.adapters):
-            adapter.weight.copy_(torch.from_numpy(recorded[f"student/down_layer_list.{index}.weight"]))
+        settings = DistillConfig.model_validate({"num_blocks": 4, "weights": dict.fromkeys(TERMS, 0.0) | weights})
+        loss = DistillationLoss(student, LiveTeacher(teacher), settings, CatalogueLoss(include_padding=True))
+        if "multiple" in weights:
+            for index, adapter in enumerate(loss.terms["multiple"].adapters):
+                adapter.weight.copy_(torch.from_numpy(recorded[f"student/down_layer_list.{index}.weight"]))
         return loss(batch)
 
     assert_close(terms(cosine=1.0).total, recorded["distill_out/cosine_per_block"].sum())
@@ -162,9 +159,12 @@ def test_each_block_on_its_own(
     recorded: Recorded, teacher: DecoderRecommender, student: DecoderRecommender, batch: Batch
 ) -> None:
     pairs = zip(encode(student, batch, 4).hidden_states, encode(teacher, batch, 4).hidden_states, strict=True)
-    for block, (own, taught) in enumerate(pairs):
-        assert_close((1 - F.cosine_similarity(own, taught)).mean(), recorded["distill_out/cosine_per_block"][block])
-        assert_close((own - taught).norm(dim=-1).mean(), recorded["distill_out/l2_per_block"][block])
+    for block, (student_states, teacher_states) in enumerate(pairs):
+        assert_close(
+            (1 - F.cosine_similarity(student_states, teacher_states)).mean(),
+            recorded["distill_out/cosine_per_block"][block],
+        )
+        assert_close((student_states - teacher_states).norm(dim=-1).mean(), recorded["distill_out/l2_per_block"][block])
 
 
 @torch.no_grad()

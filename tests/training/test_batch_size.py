@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from slmrec.data.dataset import Samples
 from slmrec.errors import TrainingError
 from slmrec.training import batch_size, memory
-from slmrec.training.batch_size import USABLE, largest_that_fits, longest, peak_learning_rate
+from slmrec.training.batch_size import USABLE, largest_that_fits
+from slmrec.training.optimization import peak_learning_rate
+from slmrec.training.samples import TrainingSamples
 
 CPU = torch.device("cpu")
+REMEDIES = "set finetune.train.gradient_checkpointing=true"
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_it_is_the_most_that_fits(
     machine: Callable[..., list[int]], free: float, most: int, trained_mb: float, expected: int
 ) -> None:
     tried = machine(free, 20 + trained_mb, 10)  # with its gradients
-    assert largest_that_fits(tried.append, most, trained_mb, CPU, "finetune") == expected
+    assert largest_that_fits(tried.append, most, trained_mb, CPU, "finetune", REMEDIES) == expected
     assert max(tried) == expected  # what would not fit was foreseen, not run
 
 
@@ -61,10 +64,10 @@ def test_nothing_is_run_that_does_not_fit(most: int, free: float, fixed: float, 
         patch.setattr(batch_size, "free_mb", lambda: free)
         patch.setattr(batch_size, "growth_mb", lambda step: (step(), fixed + each * tried[-1])[1])
         if fixed + each > USABLE * free:
-            with pytest.raises(TrainingError, match="distill: not even one sample fits"):
-                largest_that_fits(tried.append, most, 0, CPU, "distill")
+            with pytest.raises(TrainingError, match="distill: not even one sample fits into memory"):
+                largest_that_fits(tried.append, most, 0, CPU, "distill", REMEDIES)
             return
-        found = largest_that_fits(tried.append, most, 0, CPU, "distill")
+        found = largest_that_fits(tried.append, most, 0, CPU, "distill", REMEDIES)
     assert found == max(tried) or fixed + each * max(tried) > USABLE * free
     assert 1 <= found <= most
 
@@ -72,22 +75,23 @@ def test_nothing_is_run_that_does_not_fit(most: int, free: float, fixed: float, 
 def test_no_room_is_told_with_a_remedy(machine: Callable[..., list[int]]) -> None:
     tried = machine(100, 90, 10)
     with pytest.raises(
-        TrainingError, match=r"finetune: not even one sample fits: 30 MiB are free .*finetune\.train\.gradient_checkp"
+        TrainingError,
+        match=r"finetune: not even one sample fits into memory: 30 MiB are free .*finetune\.train\.gradient",
     ):
-        largest_that_fits(tried.append, 8, 25, CPU, "finetune")
+        largest_that_fits(tried.append, 8, 25, CPU, "finetune", REMEDIES)
 
 
 def test_a_system_that_tells_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_size, "can_measure_growth", lambda: False)
     with pytest.raises(TrainingError, match=r"finetune\.train\.per_device_train_batch_size is auto, but .* give a nu"):
-        largest_that_fits(lambda size: None, 8, 0, CPU, "finetune")
+        largest_that_fits(lambda size: None, 8, 0, CPU, "finetune", REMEDIES)
 
 
 def test_the_longest_samples_come_first() -> None:
     ends = np.array([3, 9, 5, 30])
     samples = Samples.of(np.arange(40), np.zeros(4, np.int64), ends, np.arange(4))
-    assert longest(samples, 2, 50).tolist() == [3, 1]
-    assert set(longest(samples, 3, 5).tolist()) == {1, 2, 3}
+    assert TrainingSamples(samples, 50, False).longest(2).tolist() == [3, 1]
+    assert set(TrainingSamples(samples, 5, False).longest(3).tolist()) == {1, 2, 3}
 
 
 def test_the_rate_of_the_reference_is_its_own() -> None:

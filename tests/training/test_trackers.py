@@ -1,7 +1,8 @@
-"""Live view: the losses in the bar, the same curves in the trackers as in the log, and trackers that are not there."""
+"""Live view: losses in the bar or in log lines, the curves of the log in the trackers, and missing trackers."""
 
 import inspect
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,25 @@ def test_the_bar_tells_losses_by_term_and_the_last_validation() -> None:
         live.begin(1, 3)
         live.step(1, {"loss": 2.0, "ce": 1.5}, 0.1)
         live.step(2, {"loss": 4.0, "ce": 2.5}, 0.1)
-        [task] = live._bars.tasks
+        [task] = live._bar.tasks
         assert task.description == "distill epoch 1: loss 3.0000, ce 2.0000" and (task.completed, task.total) == (2, 3)
         live.validated(2, {"ndcg@10": 0.25})
         live.begin(2, 3)
-        [task] = live._bars.tasks
+        [task] = live._bar.tasks
         assert task.description == "distill epoch 2; valid NDCG@10 0.2500" and task.completed == 0
         live.step(3, {"loss": 1.0, "ce": 0.5}, 0.1)
         assert live.means == {"loss": 1.0, "ce": 0.5}
+
+
+def test_a_notebook_or_file_gets_log_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
+    monkeypatch.setattr("slmrec.training.trackers._SECONDS_BETWEEN_LINES", 0.0)
+    for shown in (False, True):
+        with Live("distill", Trackers(), shown) as live:
+            live.begin(1, 3)
+            live.step(1, {"loss": 2.0}, 0.1)
+            assert live._bar.disable
+    assert caplog.messages == ["distill epoch 1: loss 2.0000 (1 of 3 steps)"]
 
 
 def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path) -> None:
@@ -35,9 +47,12 @@ def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path
     recipe.write_text(yaml.safe_dump(yaml.safe_load(tiny_recipe) | {"report_to": ["tensorboard"]}), encoding="utf-8")
     run = tmp_path / "run"
     for stage in ("prepare", "pretrain"):
-        assert main([stage, "--config", str(recipe), "--output", str(run), "pretrain.train.num_train_epochs=8"]) == 0
-    lines = [json.loads(line) for line in (run / "pretrain" / "training" / "log.jsonl").open()]
-    events = EventAccumulator(str(run / "tensorboard" / "pretrain"))
+        assert (
+            main([stage, "--config", str(recipe), "--output", str(run), "pretrain.sasrec.train.num_train_epochs=8"])
+            == 0
+        )
+    lines = [json.loads(line) for line in (run / "pretrain" / "sasrec" / "training" / "log.jsonl").open()]
+    events = EventAccumulator(str(run / "tensorboard" / "pretrain.sasrec"))
     events.Reload()
     validated = [(point.step, point.value) for point in events.Scalars("valid/ndcg_10")]
     assert validated == [(line["step"], pytest.approx(line["valid/ndcg@10"])) for line in lines]
@@ -47,15 +62,16 @@ def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path
     assert events.Scalars("learning_rate")[0].value == pytest.approx(5e-3)
 
 
-def test_reporting_redoes_no_stage(tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reporting_redoes_no_stage(tiny_recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny_recipe, encoding="utf-8")
     command = ["--config", str(recipe), "--output", str(tmp_path / "run")]
     for stage in ("prepare", "pretrain"):
         assert main([stage, *command]) == 0
-    capsys.readouterr()
+    caplog.clear()
     assert main(["pretrain", *command, "report_to=[tensorboard]"]) == 0
-    assert "done before and unchanged" in capsys.readouterr().out
+    assert "pretrain/sasrec: unchanged, nothing to do" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio", "tensorboard"])
@@ -89,7 +105,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_training(
     command = ["--config", str(recipe), "--output", str(tmp_path / "run")]
     assert main(["prepare", *command]) == 0
     assert main(["pretrain", *command, "report_to=[wandb]"]) == 2
-    assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run" / "pretrain").exists()
+    assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run" / "pretrain" / "sasrec").exists()
 
 
 def test_an_unknown_tracker_is_refused(tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
-"""The loop: resumed equals uninterrupted, the best epoch is kept, what is frozen stays, the non-finite stops."""
+"""Training loop: exact resumption, the best epoch, frozen parameters, non-finite values, and step sizes."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slmrec.config import TrainConfig
+from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.data.dataset import Samples
 from slmrec.errors import TrainingError
 from slmrec.evaluation.metrics import ranks_of_targets
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.training.batch_size import memory_remedies
 from slmrec.training.losses import NextItemLoss
-from slmrec.training.trainer import Progressed, TrainingSamples, fit, schedule
+from slmrec.training.optimization import schedule
+from slmrec.training.samples import TrainingSamples
+from slmrec.training.trainer import fit
+from slmrec.training.training_state import TrainingProgress
 from slmrec.types import Batch, LossTerms
 
 SETTINGS = TrainConfig(
@@ -25,7 +30,7 @@ SETTINGS = TrainConfig(
     early_stopping_patience=9,
     bf16=False,
 )
-AVERAGED = SETTINGS.model_copy(update={"average_decay": 0.5})
+AVERAGED = SETTINGS.model_copy(update={"ema_decay": 0.5})
 
 
 def samples() -> TrainingSamples:
@@ -52,7 +57,7 @@ class Validation:
         return {"ndcg@10": float(self.values[min(self.calls, len(self.values)) - 1])}
 
 
-def train(trained: SasRec, folder: Path, validation: Validation, settings: TrainConfig = SETTINGS) -> Progressed:
+def train(trained: SasRec, folder: Path, validation: Validation, settings: TrainConfig = SETTINGS) -> TrainingProgress:
     return fit(NextItemLoss(trained), samples(), settings, validate=validation, folder=folder, seed=1, name="pretrain")
 
 
@@ -88,7 +93,7 @@ def test_averaged_weights_are_validated_and_kept_but_not_trained_from(tmp_path: 
         loss.register_forward_pre_hook(
             lambda *_: steps.append({name: value.detach().clone() for name, value in own.named_parameters()})
         )
-        folder = tmp_path / str(settings.average_decay)
+        folder = tmp_path / str(settings.ema_decay)
         fit(loss, samples(), settings, validate=look, folder=folder, seed=1, name="pretrain")
         return own, steps
 
@@ -201,7 +206,10 @@ class Reading(nn.Module):
 @pytest.mark.parametrize(
     ("die_at", "expected"),
     [
-        (1, r"pretrain: validation before the first step: scores of users.*; nothing was trained yet, so look at the"),
+        (
+            1,
+            r"pretrain: validation before the first step: scores of users.*; nothing has been trained yet, so",
+        ),
         (
             2,
             r"pretrain: validation at step 4 with learning rate \d\.\d\de-0\d: scores of users \(counted from 0\) 7: "
@@ -231,6 +239,15 @@ def test_memory_that_ends_is_told_with_a_remedy(tmp_path: Path) -> None:
         fit(broken, samples(), SETTINGS, validate=Validation(), folder=tmp_path, seed=1, name="finetune")
 
 
+def test_remedies_name_settings_of_the_section() -> None:
+    auto = "set pretrain.sasrec.train.per_device_train_batch_size=auto with reference_batch_size"
+    assert memory_remedies("pretrain.sasrec", SETTINGS) == auto
+    decoder = DecoderTraining(per_device_train_batch_size="auto", reference_batch_size=8)
+    remedies = memory_remedies("finetune", decoder)
+    assert remedies.startswith("lower finetune.train.reference_batch_size, repeat with --force")
+    assert remedies.endswith(", set finetune.train.gradient_checkpointing=true")
+
+
 def changed(**values: object) -> TrainConfig:
     return TrainConfig.model_validate(SETTINGS.model_dump() | values)
 
@@ -249,10 +266,12 @@ def test_another_batch_takes_the_square_root_of_the_rate(tmp_path: Path) -> None
 AUTO = {"per_device_train_batch_size": "auto", "reference_batch_size": 4}
 
 
-def test_auto_is_the_whole_batch_where_it_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_the_whole_batch_where_it_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     auto, whole = model(), model()
     done = train(auto, tmp_path / "auto", Validation(), changed(**AUTO))
-    assert "pretrain: 4 samples a step, 4 at once; learning rate 1.00e-02 (1.00e-02 for 4)" in capsys.readouterr().out
+    message = "pretrain: 4 samples per step, 4 at once; learning rate 1.00e-02 (1.00e-02 for 4 samples)"
+    assert message in caplog.messages
     assert (done.samples_at_once, done.samples_per_step, done.peak_learning_rate) == (4, 4, 1e-2)
     train(whole, tmp_path / "whole", Validation())
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), auto.parameters(), strict=True))

@@ -19,7 +19,7 @@ from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.loader import Model
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
-    cross_entropy_settings,
+    catalogue_loss,
     fit_model,
     remove_training_state,
     training_samples,
@@ -27,9 +27,10 @@ from slmrec.pipeline.fitting import (
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.progress import progress
-from slmrec.training.losses import DistillationLoss, LiveTeacher
-from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
-from slmrec.training.trainer import TrainingSamples
+from slmrec.training.losses import DistillationLoss, needs_states, needs_teacher
+from slmrec.training.samples import TrainingSamples
+from slmrec.training.teacher import LiveTeacher
+from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
 from slmrec.types import Histories, ModelParts
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def build(task: Task) -> dict[str, float]:
         mixed = ensemble.with_member("decoder", student)
         measured_on = validation(task, dataset, settings.train.eval_max_users)
         metrics |= save_ensemble(task, dataset, "distill", mixed, measured_on)
-    if isinstance(loss.teacher, LiveTeacher):
+    if settings.mode == "online":
         tuned: Any = loss.teacher.model
         tuned = tuned if ensemble is None else ensemble.with_member("decoder", tuned)
         save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
@@ -151,47 +152,35 @@ def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ens
 
 def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dataset: Dataset) -> DistillationLoss:
     settings = task.config.distill
-    is_online = settings.mode == "online"
     apply_training_options(student, settings.train)
-    if is_online:
+    if settings.mode == "online":
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
         set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings == "train")
-    return DistillationLoss(
-        student,
-        LiveTeacher(teacher) if is_online else _cached_teacher(task, teacher, data),
-        widths=(student.hidden_size, teacher.hidden_size),
-        item_width=student.item_vectors().shape[1],
-        num_blocks=settings.num_blocks,
-        weights=settings.weights.model_dump(),
-        kl_temperature=settings.kl_temperature,
-        online=is_online,
-        **cross_entropy_settings(dataset, settings.train),
-    )
+    uses_cache = settings.mode == "offline" and needs_teacher(settings)
+    outputs = _cached_teacher(task, teacher, data) if uses_cache else LiveTeacher(teacher)
+    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train))
 
 
-def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> StoredTeacher:
+def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> CachedTeacher:
     """Return the cached outputs of the teacher for all training samples; they are computed unless a file has them."""
-    settings = task.config.distill
-    folder = task.cache or task.output / "teacher_outputs"
-    read: dict[str, Any] = {"max_history_items": data.max_history_items, "every_position": data.every_position}
-    compares_states = settings.weights.cosine or settings.weights.norm
+    settings, folder = task.config.distill, task.cache or task.output / "teacher_outputs"
     # A file with hidden states holds the user vectors too, so it serves where only these are needed.
-    choices = [settings.num_blocks] if compares_states else [0, settings.num_blocks]
-    keys = {number: fingerprint(teacher, data.samples, num_blocks=number, **read) for number in choices}
-    paths = {number: folder / f"{key}.safetensors" for number, key in keys.items()}
-    num_blocks = next((number for number in choices if paths[number].exists()), choices[0])
-    path, key, wanted = paths[num_blocks], keys[num_blocks], {"num_blocks": num_blocks, **read}
+    choices = [settings.num_blocks] if needs_states(settings, "teacher") else [0, settings.num_blocks]
+    keys = cache_keys(teacher, data, choices)
+    paths = {num_blocks: folder / f"{key}.safetensors" for num_blocks, key in keys.items()}
+    num_blocks = next((choice for choice in choices if paths[choice].exists()), choices[0])
+    path, key = paths[num_blocks], keys[num_blocks]
     if path.exists():
         _LOG.info("distill: teacher outputs taken from %s", path)
     else:
-        _store(teacher, data, path, {"fingerprint": key, **wanted})
-    return StoredTeacher.open(path, key, teacher.item_vectors().cpu(), data.samples, **wanted)
+        _write_cache(teacher, data, path, num_blocks, key)
+    return CachedTeacher.open(path, key, teacher.item_vectors().cpu(), data, num_blocks=num_blocks)
 
 
-def _store(teacher: Model, data: TrainingSamples, path: Path, wanted: dict[str, Any]) -> None:
+def _write_cache(teacher: Model, data: TrainingSamples, path: Path, num_blocks: int, key: str) -> None:
     start = time.perf_counter()
-    on_device: Any = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
-    with progress("distill: teacher outputs", total=len(data.samples)) as advance:
-        store_teacher_states(on_device, data.samples, path, progress=advance, **wanted)
+    teacher = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    with progress("distill: teacher outputs", total=len(data)) as advance:
+        write_teacher_cache(teacher, data, path, num_blocks=num_blocks, key=key, progress=advance)
     seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
     _LOG.info("distill: teacher outputs computed in %.0f s, cached in %s (%.1f MB)", seconds, path, size)

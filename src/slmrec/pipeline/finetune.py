@@ -13,7 +13,7 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
 from slmrec.models.loader import Model
 from slmrec.pipeline.ensemble_weights import mix
-from slmrec.pipeline.fitting import cross_entropy_settings, fit_model, remove_training_state, training_samples
+from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
@@ -47,7 +47,7 @@ def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, di
         settings, backbone, vectors, text, section="finetune", train_items=settings.item_embeddings != "fixed"
     )
     apply_training_options(model, settings.train)
-    loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
+    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model.max_history_items)
     metrics = fit_model(task, "finetune", model, loss, data, settings.train)
     return model, metrics | {"num_layers": model.num_layers}

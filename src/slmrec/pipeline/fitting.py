@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from slmrec.config import TrainConfig
@@ -12,12 +11,10 @@ from slmrec.models.folder import save_recommender
 from slmrec.models.loader import Model
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
-from slmrec.training.full_softmax import ItemSampler
+from slmrec.training.full_softmax import CatalogueLoss
+from slmrec.training.samples import TrainingSamples
 from slmrec.training.trackers import Trackers
-from slmrec.training.trainer import TrainingSamples, fit
-
-SAMPLING_EXPONENT = 0.75
-"""Exponent of item counts in the sampling distribution: 0 is uniform, 1 is by popularity."""
+from slmrec.training.trainer import fit
 
 
 def training_samples(dataset: Dataset, supervision: str, max_history_items: int) -> TrainingSamples:
@@ -41,12 +38,10 @@ def training_samples(dataset: Dataset, supervision: str, max_history_items: int)
     return TrainingSamples(samples, max_history_items, supervision == "every_position")
 
 
-def cross_entropy_settings(dataset: Dataset, settings: TrainConfig) -> dict[str, Any]:
-    """Return the arguments of a loss for label smoothing, or for item sampling by the counts of the train split."""
-    if settings.num_sampled is None:
-        return {"label_smoothing": settings.label_smoothing_factor}
-    counts = torch.from_numpy(dataset.train_counts())
-    return {"sampler": ItemSampler(counts, SAMPLING_EXPONENT), "num_sampled": settings.num_sampled}
+def catalogue_loss(dataset: Dataset, settings: TrainConfig) -> CatalogueLoss:
+    """Return the cross-entropy over the catalogue, or over items sampled by their counts in the train split."""
+    item_counts = None if settings.num_sampled is None else dataset.train_counts()
+    return CatalogueLoss(settings, item_counts)
 
 
 def fit_model(

@@ -9,7 +9,7 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.dataset import Dataset
 from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
-from slmrec.pipeline.fitting import cross_entropy_settings, fit_model, remove_training_state, training_samples
+from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
@@ -29,7 +29,7 @@ def build(task: Task) -> dict[str, float]:
     text = read_item_text(task.config, section, getattr(settings, "item_text", None), dataset)
     torch.manual_seed(task.config.seed)
     model = load_object(KINDS[settings.kind].build)(settings, ModelParts(dataset.num_items, text, section))
-    loss = NextItemLoss(model, **cross_entropy_settings(dataset, settings.train))
+    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model.max_history_items)
     metrics = fit_model(task, section, model, loss, data, settings.train)
     remove_training_state(task)

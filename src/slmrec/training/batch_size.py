@@ -1,93 +1,89 @@
-"""How many samples are computed at once, and the learning rate of a step of any size."""
+"""Search for the largest number of samples that fit into memory at once.
+
+`accelerate.utils.find_executable_batch_size` is not used, because it waits for an out-of-memory error: on a CPU, Linux
+raises none and ends the process instead.
+"""
 
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 
-from slmrec.data.dataset import Ints, Samples
+from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.errors import TrainingError
 from slmrec.training.memory import can_measure_growth, free_mb, gpu_growth_mb, growth_mb
 
 USABLE = 0.8
-"""Share of the free memory that may be taken; the rest is for what else runs, and for what a measurement misses."""
-
-
-def peak_learning_rate(learning_rate: float, samples_per_step: int, reference: int | None) -> float:
-    """The peak learning rate of AdamW for a step of so many samples, given one that belongs to a step of `reference`.
-
-    It goes with the square root of the batch. The rule's further part, other betas and epsilon, is left out.
-
-    Source: Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms (NeurIPS 2022); Granziol et
-    al., Learning Rates as a Function of Batch Size (JMLR 2022).
-
-    >>> peak_learning_rate(1e-3, 64, 256)
-    0.0005
-    """
-    return learning_rate * math.sqrt(samples_per_step / reference) if reference else learning_rate
-
-
-def longest(samples: Samples, num: int, max_history_items: int) -> Ints:
-    """Rows of the `num` samples of the most items: those that take the most memory."""
-    order = np.argsort(samples.clipped_lengths(max_history_items), kind="stable")
-    return order[::-1][:num].astype(np.int64)
+"""Share of the free memory that may be used; the rest is left to other programs and to measurement errors."""
 
 
 def largest_that_fits(
-    step: Callable[[int], None], most: int, trained_mb: float, device: torch.device, name: str
+    step: Callable[[int], None], max_samples: int, trained_mb: float, device: torch.device, name: str, remedies: str
 ) -> int:
-    """The most samples that can be computed at once: `most`, or a half of it, a quarter, and so on.
+    """Return the largest number of samples that fit: `max_samples`, or a half of it, a quarter, and so on.
 
-    Runs the step at growing sizes while the next one, by the line through the last two, fits into the free memory.
+    The step runs at growing sizes. The memory of the next size is extrapolated from the last two sizes, and a size
+    that is not expected to fit is not tried.
 
     Args:
-        step: forward and backward of so many samples, the largest ones.
-        most: samples of a batch.
-        trained_mb: of the weights that learn; a step adds as much for gradients, and AdamW twice that for good.
-        device: where the step runs.
-        name: of the section of settings, for the message.
+        step: Runs forward and backward passes of a number of samples, those that need the most memory.
+        max_samples: Number of samples in a batch.
+        trained_mb: Size of the trained parameters in MiB. A step adds as much for gradients, and AdamW twice as much
+            for its state.
+        device: Device on which the step runs.
+        name: Section of the settings, for messages.
+        remedies: Settings that save memory, for messages.
 
     Raises:
-        TrainingError: not even one sample fits, or the system does not tell what a step takes.
+        TrainingError: Not even one sample fits, or the operating system does not measure the memory of a step.
     """
     if device.type != "cuda" and not can_measure_growth():
         raise TrainingError(
-            f"{name}.train.per_device_train_batch_size is auto, but this system does not tell what a step takes; give "
-            "a number"
+            f"{name}.train.per_device_train_batch_size is auto, but this operating system does not measure the memory "
+            "of a step; give a number"
         )
     usable = USABLE * (_free_cuda_mb(device) if device.type == "cuda" else free_mb()) - 2 * trained_mb
-    known = [(0, trained_mb)]
-    for size in _sizes(most):
-        if _expected(known, size) > usable:
+    measured = [(0, trained_mb)]
+    for size in _sizes(max_samples):
+        if _extrapolate(measured, size) > usable:
             break
         growth = _growth_mb(step, size, device)
         if growth > usable:
             break
-        known.append((size, growth))
-    if len(known) == 1:
+        measured.append((size, growth))
+    if len(measured) == 1:
         raise TrainingError(
-            f"{name}: not even one sample fits: {max(0.0, usable):,.0f} MiB are free beside the optimiser's state; set "
-            f"{name}.train.gradient_checkpointing=true, keep fewer layers, or free memory"
+            f"{name}: not even one sample fits into memory: {max(0.0, usable):,.0f} MiB are free beside the state of "
+            f"the optimiser; {remedies}, keep fewer layers, or free memory"
         )
-    return known[-1][0]
+    return measured[-1][0]
 
 
-def _sizes(most: int) -> Iterator[int]:
-    """1, ..., ceil(most / 4), ceil(most / 2), most."""
-    for halvings in range((most - 1).bit_length(), -1, -1):
-        yield -(-most // 2**halvings)
+def memory_remedies(name: str, settings: TrainConfig) -> str:
+    """Return the settings of a section that save memory, as part of a message."""
+    remedies = f"set {name}.train.per_device_train_batch_size=auto with reference_batch_size"
+    if settings.per_device_train_batch_size == "auto":
+        remedies = f"lower {name}.train.reference_batch_size, repeat with --force to measure the memory again"
+    if isinstance(settings, DecoderTraining) and not settings.gradient_checkpointing:
+        remedies += f", set {name}.train.gradient_checkpointing=true"
+    return remedies
 
 
-def _expected(known: list[tuple[int, float]], size: int) -> float:
-    if len(known) == 1:
-        return known[0][1]
-    (before, less), (last, more) = known[-2:]
-    return more + max(0.0, more - less) / (last - before) * (size - last)
+def _sizes(max_samples: int) -> Iterator[int]:
+    """Yield 1, ..., ceil(max_samples / 4), ceil(max_samples / 2), max_samples."""
+    for halvings in range((max_samples - 1).bit_length(), -1, -1):
+        yield -(-max_samples // 2**halvings)
+
+
+def _extrapolate(measured: list[tuple[int, float]], size: int) -> float:
+    if len(measured) == 1:
+        return measured[0][1]
+    (previous_size, previous_mb), (last_size, last_mb) = measured[-2:]
+    return last_mb + max(0.0, last_mb - previous_mb) / (last_size - previous_size) * (size - last_size)
 
 
 def _growth_mb(step: Callable[[int], None], size: int, device: torch.device) -> float:
-    """MiB that a step takes at its peak; infinite if they are not there."""
+    """Return the peak memory of a step in MiB; infinity if it is more than there is."""
     if device.type != "cuda":
         return growth_mb(lambda: step(size))
     try:
@@ -99,5 +95,5 @@ def _growth_mb(step: Callable[[int], None], size: int, device: torch.device) -> 
 
 
 def _free_cuda_mb(device: torch.device) -> float:
-    own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + own) / 2**20
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + reserved) / 2**20

@@ -1,37 +1,88 @@
-"""Losses over the whole catalogue in chunks, and item sampling; the B x V matrix of scores is never held."""
+"""Losses over the whole catalogue and over sampled items.
+
+The scores are computed in chunks of rows, so the (N, V) matrix of scores is never held in memory.
+"""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from slmrec.config import TrainConfig
+from slmrec.data.dataset import Ints
+
 MAX_CHUNK_SCORES = 2**25
-"""Scores (float32) that a loss computes at once, 128 MiB; smaller chunks read and write the item table more often."""
+"""Number of scores (float32) in a chunk, 128 MiB; smaller chunks read and write the item table more often."""
+SAMPLING_EXPONENT = 0.75
+"""Exponent of item counts in the sampling distribution: 0 is uniform, 1 is by popularity."""
 
 _ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]
-"""From a chunk's rows, its scores (free to overwrite) and their log-softmax to the summed loss.
+"""Function of a chunk's rows, scores and log-softmax that returns the summed loss of the chunk.
 
-In place of the log-softmax it leaves the gradient of the scores.
+It may overwrite the scores, and replaces the log-softmax by the gradient of the loss with respect to the scores.
 """
+
+
+class CatalogueLoss:
+    """Mean cross-entropy of the targets over the whole catalogue, or over sampled items.
+
+    Args:
+        settings: Training settings: `num_sampled` chooses sampling, `label_smoothing_factor` smooths the labels of the
+            whole catalogue. None: the defaults, no sampling and no smoothing.
+        item_counts: (V+1,) number of events of each item, from which the sampling distribution is made; required with
+            `num_sampled`.
+        include_padding: Let the padding item compete with the items, as the reference implementation does.
+
+    Raises:
+        ValueError: Sampling lacks item counts, or is combined with `include_padding`.
+
+    Example:
+        >>> loss = CatalogueLoss()
+        >>> loss(torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([3])).exp().item()
+        3.0
+    """
+
+    def __init__(
+        self, settings: TrainConfig | None = None, item_counts: Ints | None = None, include_padding: bool = False
+    ) -> None:
+        settings = settings or TrainConfig()
+        self.num_sampled, self.label_smoothing = settings.num_sampled, settings.label_smoothing_factor
+        self.include_padding = include_padding
+        self.sampler: ItemSampler | None = None
+        if self.num_sampled is not None:
+            if item_counts is None:
+                raise ValueError(f"num_sampled is {self.num_sampled}, but there are no item counts to sample by")
+            if include_padding:
+                raise ValueError("include_padding is true, but the padding item is never sampled; give one of the two")
+            self.sampler = ItemSampler(item_counts, SAMPLING_EXPONENT)
+
+    def __call__(self, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of user vectors (N, D) with respect to item vectors (V+1, D) and targets (N,)."""
+        if self.sampler is None or self.num_sampled is None:
+            return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing)
+        sampled = self.sampler.draw(self.num_sampled)
+        return sampled_cross_entropy(users, items, targets, sampled, self.sampler.log_q)
 
 
 def catalogue_cross_entropy(
     users: Tensor, items: Tensor, targets: Tensor, include_padding: bool = False, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy of the targets over the whole catalogue.
+    """Return the mean cross-entropy of the targets over the whole catalogue.
 
-    Under autocast the products are in its precision, everything else in float32. Differentiable once.
+    Under autocast the matrix products are computed in its precision and everything else in float32. The result can be
+    differentiated once.
 
     Args:
         users: (N, D) user vectors.
-        items: (V+1, D) item vectors, row 0 padding.
+        items: (V+1, D) item vectors; row 0 is padding.
         targets: (N,) items 1..V.
-        include_padding: let the padding item compete, as the reference does.
-        label_smoothing: this share of each label is spread evenly over all that compete (Szegedy et al. 2016).
+        include_padding: Let the padding item compete, as the reference implementation does.
+        label_smoothing: Share of each label that is spread evenly over all competing items (Szegedy et al. 2016).
 
     Example:
         >>> catalogue_cross_entropy(torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([3])).exp().item()
@@ -41,91 +92,93 @@ def catalogue_cross_entropy(
     """
     first = 0 if include_padding else 1
     return _chunked(
-        users, items, first, _cross_entropy_of(targets - first, label_smoothing), _products_dtype(users, items)
+        users, items, first, _cross_entropy_chunks(targets - first, label_smoothing), _matmul_dtype(users, items)
     )
 
 
 def catalogue_divergence(
     users: Tensor, items: Tensor, teacher_users: Tensor, teacher_items: Tensor, temperature: float
 ) -> Tensor:
-    """KL(teacher || student) between softened scores of the items 1..V, mean over rows, times temperature squared.
+    """Return KL(teacher || student) of the softened scores of items 1..V, times the temperature squared.
 
-    The teacher gets no gradient. Precision as in `catalogue_cross_entropy`.
+    The result is the mean over the N rows. The teacher receives no gradient. The precision is that of
+    `catalogue_cross_entropy`.
 
     Args:
         users: (N, D) user vectors of the student.
         items: (V+1, D) item vectors of the student.
         teacher_users: (N, D') user vectors of the teacher.
         teacher_items: (V+1, D') item vectors of the teacher.
-        temperature: divides both sides' scores.
+        temperature: Temperature that divides the scores of both models.
 
     Example:
         >>> items = torch.eye(3)
         >>> catalogue_divergence(items[1:], items, items[1:], items, 2.0).item()
         0.0
 
-    Source: Hinton et al. 2015; the logit variant that SLMRec's code offers for online distillation.
+    Source: Hinton et al. 2015; the logit variant that the code of SLMRec offers for online distillation.
     """
-    dtype = _products_dtype(users, items)
+    dtype = _matmul_dtype(users, items)
     teacher = (teacher_users.detach() / temperature).to(dtype), teacher_items.detach()[1:].to(dtype)
-    return _chunked(users / temperature, items, 1, _divergence_from(*teacher), dtype) * temperature**2
+    return _chunked(users / temperature, items, 1, _divergence_chunks(*teacher), dtype) * temperature**2
 
 
 def sampled_cross_entropy(
     users: Tensor, items: Tensor, targets: Tensor, sampled: Tensor, log_q: Tensor | None
 ) -> Tensor:
-    """Mean cross-entropy of the targets over themselves and K shared items drawn with replacement.
+    """Return the mean cross-entropy of each target against K shared items sampled with replacement.
 
-    A draw's score is lowered by the log of its expected count, K q, so that the draws stand for the whole catalogue.
-    The target is always there: its expected count is 1 and its score stays. A draw that equals a row's target is left
-    out of that row.
+    The score of a sampled item is lowered by the logarithm of its expected count, K q, so that the sample represents
+    the whole catalogue. The score of the target is not corrected, because the target is always present. A sampled item
+    that equals the target of a row is left out of that row.
 
     Args:
         users: (N, D) user vectors.
-        items: (V+1, D) item vectors, row 0 padding.
+        items: (V+1, D) item vectors; row 0 is padding.
         targets: (N,) items 1..V.
         sampled: (K,) items 1..V.
-        log_q: (V+1,) log-probability of each item in one draw; None leaves all scores as they are.
+        log_q: (V+1,) log-probability of each item in one draw; None applies no correction.
 
-    Source: Bengio & Senécal 2008 (importance sampling); Yi et al. 2019, who correct the target as well, which fits
-    targets that were drawn; Khrylchenko et al. 2025 show that one that is always there must not be.
+    Source: Bengio & Senécal 2008 (importance sampling); Yi et al. 2019, who also correct the target, which is right
+    for targets that are sampled; Khrylchenko et al. 2025 show that a target that is always present must not be
+    corrected.
     """
-    drawn = sampled.to(targets.device)
-    vectors = F.embedding(torch.cat([targets, drawn]), items)
-    own, others = torch.split(vectors, [len(targets), len(drawn)])
-    scores = users @ others.T
+    negatives = sampled.to(targets.device)
+    vectors = F.embedding(torch.cat([targets, negatives]), items)
+    target_vectors, negative_vectors = torch.split(vectors, [len(targets), len(negatives)])
+    scores = users @ negative_vectors.T
     if log_q is not None:
         expected = log_q[sampled.to(log_q.device)] + math.log(len(sampled))
         scores = scores - expected.to(scores.device)
-    scores = scores.masked_fill(drawn == targets[:, None], -torch.inf)
-    scores = torch.cat([(users * own).sum(dim=1, keepdim=True), scores], dim=1)
+    scores = scores.masked_fill(negatives == targets[:, None], -torch.inf)
+    scores = torch.cat([(users * target_vectors).sum(dim=1, keepdim=True), scores], dim=1)
     return F.cross_entropy(scores, torch.zeros_like(targets))
 
 
 class ItemSampler:
-    """Draws items 1..V with probabilities proportional to (count + 1) ** exponent.
+    """Sampler of items 1..V with probabilities proportional to (count + 1) ** exponent.
 
     Args:
-        counts: (V+1,) how often each item occurs; row 0 is ignored.
-        exponent: 1 draws by popularity, 0 uniformly.
+        counts: (V+1,) number of events of each item; entry 0 is ignored.
+        exponent: 1 samples by popularity, 0 uniformly.
     """
 
     log_q: Tensor
     """(V+1,) float32 log-probability of each item in one draw; -inf for the padding item."""
 
-    def __init__(self, counts: Tensor, exponent: float) -> None:
-        weights = (counts[1:].cpu().double() + 1) ** exponent
-        self._cumulative = weights.cumsum(0)  # torch.multinomial ends at 2**24 items
+    def __init__(self, counts: Ints, exponent: float) -> None:
+        weights = (torch.from_numpy(counts[1:].astype(np.float64)) + 1) ** exponent
+        self._cumulative = weights.cumsum(0)  # torch.multinomial accepts at most 2**24 items
         self.log_q = F.pad((weights / self._cumulative[-1]).log().float(), (1, 0), value=-torch.inf)
 
     def draw(self, num: int) -> Tensor:
-        """(num,) items, with replacement, on the CPU; seeded by `torch.manual_seed`."""
+        """Return `num` items drawn with replacement, on the CPU; `torch.manual_seed` seeds the draw."""
         points = torch.rand(num, dtype=torch.float64) * self._cumulative[-1]
         items = torch.searchsorted(self._cumulative, points, right=True) + 1
-        return items.clamp_(max=len(self._cumulative))  # a point can be rounded up to the very end
+        return items.clamp_(max=len(self._cumulative))  # a point may be rounded up to the total
 
 
-def _products_dtype(users: Tensor, items: Tensor) -> torch.dtype:
+def _matmul_dtype(users: Tensor, items: Tensor) -> torch.dtype:
     device = users.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -133,26 +186,26 @@ def _products_dtype(users: Tensor, items: Tensor) -> torch.dtype:
 
 
 def _chunked(users: Tensor, items: Tensor, first: int, chunk_loss: _ChunkLoss, dtype: torch.dtype) -> Tensor:
-    if not torch.is_grad_enabled():  # the function sees what its inputs require, not whether anyone will ask for it
+    if not torch.is_grad_enabled():  # a custom function does not see the gradient mode
         users, items = users.detach(), items.detach()
     loss: Tensor = _ChunkedLoss.apply(users, items, first, chunk_loss, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Mean loss over rows, whose gradients are ready when the loss is: no score is kept or computed twice."""
+    """Mean loss over rows that computes its gradients in the forward pass: no score is stored or computed twice."""
 
     @staticmethod
     def forward(
         ctx: Any, users: Tensor, items: Tensor, first: int, chunk_loss: _ChunkLoss, dtype: torch.dtype
     ) -> Tensor:
-        exact = torch.promote_types(dtype, torch.float32)
+        accumulate_dtype = torch.promote_types(dtype, torch.float32)
         grads = [
-            torch.zeros_like(value, dtype=exact) if needed else None
+            torch.zeros_like(value, dtype=accumulate_dtype) if needed else None
             for value, needed in zip((users, items), ctx.needs_input_grad, strict=False)
         ]
         with torch.autocast(users.device.type, enabled=False):
-            total = _walk(users.to(dtype), items[first:].to(dtype), chunk_loss, grads[0], _from(grads[1], first))
+            total = _sum_chunks(users.to(dtype), items[first:].to(dtype), chunk_loss, grads[0], _from(grads[1], first))
         ctx.num_rows = len(users)
         ctx.save_for_backward(*grads)
         return total / len(users)
@@ -169,21 +222,21 @@ def _from(grad: Tensor | None, first: int) -> Tensor | None:
     return None if grad is None else grad[first:]
 
 
-def _walk(
+def _sum_chunks(
     users: Tensor, items: Tensor, chunk_loss: _ChunkLoss, grad_users: Tensor | None, grad_items: Tensor | None
 ) -> Tensor:
-    """The summed loss; adds the gradients of the sum to those that are given."""
-    exact = torch.promote_types(users.dtype, torch.float32)
-    num_rows = _rows_at_once(users, items)
-    scores, log_q = (users.new_empty(num_rows, len(items), dtype=dtype) for dtype in (users.dtype, exact))
-    total = users.new_zeros((), dtype=exact)
+    """Return the summed loss, and add its gradients to the given tensors."""
+    accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
+    num_rows = _rows_per_chunk(users, items)
+    scores, log_q = (users.new_empty(num_rows, len(items), dtype=dtype) for dtype in (users.dtype, accumulate_dtype))
+    total = users.new_zeros((), dtype=accumulate_dtype)
     for start in range(0, len(users), num_rows):
         rows = slice(start, start + num_rows)
         chunk = users[rows]
-        own_scores, own_log_q = scores[: len(chunk)], log_q[: len(chunk)]
-        _log_softmax(chunk, items, own_scores, own_log_q)
-        total += chunk_loss(rows, own_scores, own_log_q)
-        grad_scores = own_log_q.to(users.dtype)
+        chunk_scores, chunk_log_q = scores[: len(chunk)], log_q[: len(chunk)]
+        _log_softmax(chunk, items, chunk_scores, chunk_log_q)
+        total += chunk_loss(rows, chunk_scores, chunk_log_q)
+        grad_scores = chunk_log_q.to(users.dtype)
         if grad_users is not None:
             _add_product(grad_users[rows], grad_scores, items)
         if grad_items is not None:
@@ -191,7 +244,7 @@ def _walk(
     return total
 
 
-def _rows_at_once(users: Tensor, items: Tensor) -> int:
+def _rows_per_chunk(users: Tensor, items: Tensor) -> int:
     return min(len(users), max(1, MAX_CHUNK_SCORES // len(items)))
 
 
@@ -207,12 +260,14 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out += left @ right
 
 
-def _cross_entropy_of(columns: Tensor, smoothing: float) -> _ChunkLoss:
+def _cross_entropy_chunks(columns: Tensor, smoothing: float) -> _ChunkLoss:
     def evaluate(rows: slice, _: Tensor, log_q: Tensor) -> Tensor:
-        places = columns[rows, None]
-        own = log_q.gather(1, places)
-        total = -own.sum() if not smoothing else -(1 - smoothing) * own.sum() - smoothing * log_q.mean(dim=1).sum()
-        log_q.exp_().scatter_(1, places, own.expm1() + smoothing)
+        chunk_columns = columns[rows, None]
+        target_log_q = log_q.gather(1, chunk_columns)
+        total = -target_log_q.sum()
+        if smoothing:
+            total = -(1 - smoothing) * target_log_q.sum() - smoothing * log_q.mean(dim=1).sum()
+        log_q.exp_().scatter_(1, chunk_columns, target_log_q.expm1() + smoothing)
         if smoothing:
             log_q.sub_(smoothing / log_q.shape[1])
         return total
@@ -220,9 +275,9 @@ def _cross_entropy_of(columns: Tensor, smoothing: float) -> _ChunkLoss:
     return evaluate
 
 
-def _divergence_from(users: Tensor, items: Tensor) -> _ChunkLoss:
-    exact = torch.promote_types(users.dtype, torch.float32)
-    all_log_p, all_p = users.new_empty(2, _rows_at_once(users, items), len(items), dtype=exact)
+def _divergence_chunks(users: Tensor, items: Tensor) -> _ChunkLoss:
+    accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
+    all_log_p, all_p = users.new_empty(2, _rows_per_chunk(users, items), len(items), dtype=accumulate_dtype)
 
     def evaluate(rows: slice, scores: Tensor, log_q: Tensor) -> Tensor:
         log_p, p = all_log_p[: len(log_q)], all_p[: len(log_q)]

@@ -1,241 +1,296 @@
-"""The losses: next item over the catalogue, and every term by which a teacher teaches a student."""
+"""Training losses: next-item prediction, and the terms of distillation.
 
-from collections.abc import Callable
-from typing import Protocol
+A distillation term is a subclass of `DistillationTerm` that is listed in `TERMS`, and a default weight of the same name
+in `slmrec.config.DistillWeights`.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.training.full_softmax import (
-    ItemSampler,
-    catalogue_cross_entropy,
-    catalogue_divergence,
-    sampled_cross_entropy,
-)
+from slmrec.config import DistillConfig
+from slmrec.training.full_softmax import CatalogueLoss, catalogue_divergence
+from slmrec.training.teacher import TeacherOutputs
 from slmrec.types import Batch, Encoded, LossTerms, SequenceEncoder
 
+Side = Literal["student", "teacher"]
 
-def feature_direction(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of 1 - cosine similarity between states (N, H).
 
-    >>> feature_direction(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
-    1.0
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine similarity between hidden states (N, H).
+
+    Example:
+        >>> cosine_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
+        1.0
 
     Source: SLMRec, the feature similarity term (cosine).
     """
-    return (1 - F.cosine_similarity(_exact(student), _exact(teacher), dim=-1)).mean()
+    return (1 - F.cosine_similarity(_upcast(student), _upcast(teacher), dim=-1)).mean()
 
 
-def feature_norm(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean Euclidean distance between states (N, H).
+def norm_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean Euclidean (L2) distance between hidden states (N, H).
 
-    >>> feature_norm(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item()
-    5.0
+    Example:
+        >>> norm_loss(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item()
+        5.0
 
     Source: SLMRec, the feature norm term.
     """
-    distances: Tensor = torch.linalg.vector_norm(_exact(student) - _exact(teacher), dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(_upcast(student) - _upcast(teacher), dim=-1)
     return distances.mean()
 
 
-def _unit_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    return feature_norm(F.normalize(student, dim=-1), F.normalize(teacher, dim=-1))
-
-
-def _exact(states: Tensor) -> Tensor:
-    """In float32 at least: under autocast states come in bfloat16, whose sums and differences are too coarse."""
+def _upcast(states: Tensor) -> Tensor:
+    """Return the states in float32 or better; bfloat16 is too coarse for sums of squares and differences."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
-class _CrossEntropy:
-    """The cross-entropy of next items over the whole catalogue, or over fresh draws where there is a sampler."""
-
-    def __init__(
-        self,
-        sampler: ItemSampler | None,
-        num_sampled: int,
-        include_padding: bool = False,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        if (sampler is None) != (num_sampled == 0):
-            raise ValueError(f"num_sampled is {num_sampled}: expected items to draw if and only if there is a sampler")
-        if sampler is not None and include_padding:
-            raise ValueError("include_padding with a sampler: the padding item is never drawn; give one of the two")
-        if sampler is not None and label_smoothing:
-            raise ValueError("label_smoothing with a sampler: it spreads over the whole catalogue; give one of the two")
-        self.sampler, self.num_sampled, self.include_padding = sampler, num_sampled, include_padding
-        self.label_smoothing = label_smoothing
-
-    def __call__(self, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-        if self.sampler is None:
-            return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing)
-        return sampled_cross_entropy(users, items, targets, self.sampler.draw(self.num_sampled), self.sampler.log_q)
-
-
 class NextItemLoss(nn.Module):
-    """Cross-entropy of a model's next items.
+    """Cross-entropy of the items that follow in the histories.
 
     Args:
-        model: the model that learns.
-        sampler: with it, the targets compete with drawn items instead of the whole catalogue.
-        num_sampled: items drawn for each batch, K.
-        label_smoothing: the share of each label that is spread over the catalogue.
+        model: The model to train, a `SequenceEncoder`.
+        catalogue_loss: Cross-entropy to use; None: the plain one over the whole catalogue.
     """
 
-    def __init__(
-        self, model: nn.Module, sampler: ItemSampler | None = None, num_sampled: int = 0, label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, model: nn.Module, catalogue_loss: CatalogueLoss | None = None) -> None:
         super().__init__()
         self.model = model
-        self.cross_entropy = _CrossEntropy(sampler, num_sampled, label_smoothing=label_smoothing)
+        self.catalogue_loss = catalogue_loss or CatalogueLoss()
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The loss of one batch."""
+        """Return the loss of a batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
         users = encoder.encode(batch.histories, every_position=batch.every_position).users
-        total = self.cross_entropy(users, encoder.item_vectors(), batch.targets)
+        total = self.catalogue_loss(users, encoder.item_vectors(), batch.targets)
         return LossTerms(total, {"ce": total.detach()})
 
 
-class TeacherOutputs(Protocol):
-    """Source of teacher outputs: a live model (`LiveTeacher`) or outputs stored before training."""
+class ModelOutput(NamedTuple):
+    """Outputs of one model for a batch."""
 
-    def item_vectors(self) -> Tensor:
-        """(V+1, D); row 0 is padding."""
+    users: Tensor
+    """(N, D) user vectors."""
+    items: Tensor
+    """(V+1, D) item vectors."""
+    hidden_states: tuple[Tensor, ...] = ()
+    """Hidden states (N, H) at the end of each block; empty unless a term needs them."""
 
-    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
-        """Return the teacher's output for a batch, with the hidden states of `num_blocks` blocks."""
+
+class DistillationOutputs(NamedTuple):
+    """Inputs of the distillation terms for a batch."""
+
+    student: ModelOutput
+    teacher: ModelOutput
+    """Empty tensors where no term needs the teacher."""
+    targets: Tensor
+    """(N,) items 1..V."""
+    projection: nn.Module
+    """Map of the student's hidden states to the teacher's width."""
+
+    def state_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the hidden states of student and teacher at the end of each block, in the width of the teacher."""
+        for student, teacher in zip(self.student.hidden_states, self.teacher.hidden_states, strict=True):
+            yield self.projection(student), teacher.detach()
 
 
-class LiveTeacher(nn.Module):
-    """Teacher outputs computed by the model itself, for a teacher that goes on training.
+class TermInputs(NamedTuple):
+    """Arguments from which a distillation term is built."""
 
-    Args:
-        model: the teacher, a `SequenceEncoder`.
+    settings: DistillConfig
+    catalogue_loss: CatalogueLoss
+    student: Any
+    """The student, from whose sizes a term may make parameters of its own."""
+
+
+class DistillationTerm(nn.Module):
+    """Base class of the terms of the distillation loss.
+
+    A subclass sets the class attributes, implements `forward`, and may own parameters, which train with the student.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    name: ClassVar[str]
+    """Name of the term: its key in `TERMS`, in the YAML and in the training log."""
+    needs_states: ClassVar[tuple[Side, ...]] = ()
+    """Models whose hidden states the term reads."""
+    needs_scores: ClassVar[tuple[Side, ...]] = ()
+    """Models whose user and item vectors, and thus scores, the term reads."""
+
+    def __init__(self, inputs: TermInputs) -> None:
         super().__init__()
-        self.model = model
+        self.catalogue_loss = inputs.catalogue_loss
 
-    def item_vectors(self) -> Tensor:
-        """(V+1, D); row 0 is padding."""
-        encoder: SequenceEncoder = self.model  # type: ignore[assignment]
-        return encoder.item_vectors()
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the unweighted scalar loss of a batch."""
+        raise NotImplementedError
 
-    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
-        """Return the teacher's output at the supervised positions of a batch."""
-        encoder: SequenceEncoder = self.model  # type: ignore[assignment]
-        return encoder.encode(batch.histories, every_position=batch.every_position, num_blocks=num_blocks)
+
+class CrossEntropy(DistillationTerm):
+    """Cross-entropy of the next items."""
+
+    name = "ce"
+    needs_scores = ("student",)
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        student = outputs.student
+        return self.catalogue_loss(student.users, student.items, outputs.targets)
+
+
+class CosineLoss(DistillationTerm):
+    """Cosine loss between the hidden states of student and teacher, summed over the blocks."""
+
+    name = "cosine"
+    needs_states = ("student", "teacher")
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        return torch.stack([cosine_loss(student, teacher) for student, teacher in outputs.state_pairs()]).sum()
+
+
+class NormLoss(DistillationTerm):
+    """Euclidean (L2) distance between the hidden states of student and teacher, summed over the blocks."""
+
+    name = "norm"
+    needs_states = ("student", "teacher")
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        return torch.stack([norm_loss(student, teacher) for student, teacher in outputs.state_pairs()]).sum()
+
+
+class MultipleSupervision(DistillationTerm):
+    """Cross-entropy of user vectors that adapters W_k compute from the student's hidden states at each inner block."""
+
+    name = "multiple"
+    needs_states = ("student",)
+    needs_scores = ("student",)
+
+    def __init__(self, inputs: TermInputs) -> None:
+        super().__init__(inputs)
+        student = inputs.student
+        sizes = student.hidden_size, student.item_vectors().shape[1]
+        inner_blocks = range(inputs.settings.num_blocks - 1)  # the last block is supervised through the user vector
+        self.adapters = nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in inner_blocks)
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        pairs = zip(self.adapters, outputs.student.hidden_states, strict=False)
+        items, targets = outputs.student.items, outputs.targets
+        return torch.stack([self.catalogue_loss(adapter(states), items, targets) for adapter, states in pairs]).sum()
+
+
+class KLDivergence(DistillationTerm):
+    """Kullback-Leibler divergence of the student's scores from the teacher's, both softened by a temperature."""
+
+    name = "kl"
+    needs_scores = ("student", "teacher")
+
+    def __init__(self, inputs: TermInputs) -> None:
+        super().__init__(inputs)
+        self.temperature = inputs.settings.kl_temperature
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        student, teacher = outputs.student, outputs.teacher
+        return catalogue_divergence(student.users, student.items, teacher.users, teacher.items, self.temperature)
+
+
+TERMS: dict[str, type[DistillationTerm]] = {
+    term.name: term for term in (CrossEntropy, CosineLoss, NormLoss, MultipleSupervision, KLDivergence)
+}
+"""Terms of the distillation loss by name; their weights stand under the same names in `distill.weights`."""
+
+
+def active_terms(settings: DistillConfig) -> dict[str, type[DistillationTerm]]:
+    """Return the terms with a weight above 0, in the order of the weights."""
+    return {name: TERMS[name] for name, weight in settings.weights.model_dump().items() if weight > 0}
+
+
+def needs_states(settings: DistillConfig, side: Side) -> bool:
+    """Return whether an active term reads the hidden states of the student or of the teacher."""
+    return any(side in term.needs_states for term in active_terms(settings).values())
+
+
+def needs_teacher(settings: DistillConfig) -> bool:
+    """Return whether an active term reads any output of the teacher."""
+    return any("teacher" in (*term.needs_states, *term.needs_scores) for term in active_terms(settings).values())
 
 
 class DistillationLoss(nn.Module):
-    """The student's loss: cross-entropy and whatever the teacher adds, each term by its own weight.
+    """Weighted sum of the distillation terms, and the cross-entropy of a teacher that is trained online.
 
-    Owns what only training needs: a projection of the student's states where the widths differ, and the adapters W_k
-    of multiple supervision. A term of weight 0 is neither computed nor given parameters.
+    The loss owns what only training needs: a projection between hidden states of different widths, and the parameters
+    of its terms. A term of weight 0 is neither built nor computed, and the models are asked only for the outputs that
+    the remaining terms need. Gradients never flow from a term into the teacher; an online teacher learns from its own
+    cross-entropy alone.
 
     Args:
-        student: the model that learns.
-        teacher: a module that implements `TeacherOutputs`.
-        widths: hidden widths (student, teacher).
-        item_width: D.
-        num_blocks: B.
-        weights: by term: `ce`, `cosine`, `norm`, `multiple`, `kl`.
-        kl_temperature: softens both score distributions.
-        normalized_states: scale the states to length 1 before their distance is taken.
-        online: the teacher goes on learning from cross-entropy; it is never pulled towards the student.
-        include_padding: let the padding item compete in the cross-entropies, as the reference does.
-        sampler: with it, the cross-entropies run over drawn items instead of the whole catalogue.
-        num_sampled: items drawn for each cross-entropy, K.
-        label_smoothing: the share of each label that is spread over the catalogue, in every cross-entropy.
+        student: The model to train, a `SequenceEncoder`; it needs a `hidden_size` only if a term reads hidden states.
+        teacher: Module that implements `TeacherOutputs`; it is frozen unless the mode is online.
+        settings: Settings of the distillation.
+        catalogue_loss: Cross-entropy of all terms that use one.
 
-    Source: SLMRec, the distillation losses; docs/paper.md names the function of each term.
+    Source: SLMRec, the distillation losses; docs/paper.md names the class of each term.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        *,
-        widths: tuple[int, int],
-        item_width: int,
-        num_blocks: int,
-        weights: dict[str, float],
-        kl_temperature: float = 1.0,
-        normalized_states: bool = False,
-        online: bool = False,
-        include_padding: bool = False,
-        sampler: ItemSampler | None = None,
-        num_sampled: int = 0,
-        label_smoothing: float = 0.0,
+        self, student: nn.Module, teacher: nn.Module, settings: DistillConfig, catalogue_loss: CatalogueLoss
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
-        self.num_blocks, self.kl_temperature, self.online = num_blocks, kl_temperature, online
-        self.distance = _unit_distance if normalized_states else feature_norm
-        self.cross_entropy = _CrossEntropy(sampler, num_sampled, include_padding, label_smoothing)
-        aligned = bool({"cosine", "norm"} & self.weights.keys())
-        self.projection: nn.Module = nn.Identity()
-        if aligned and widths[0] != widths[1]:
-            self.projection = nn.Linear(*widths, bias=False)
-        self.adapters = nn.ModuleList(
-            nn.Linear(widths[0], item_width, bias=False)
-            for _ in range(num_blocks - 1 if "multiple" in self.weights else 0)
-        )
-        self.num_teacher_blocks = num_blocks if aligned else 0
-        self.num_student_blocks = num_blocks if aligned or "multiple" in self.weights else 0
-        if not online:
+        self.catalogue_loss, self.online = catalogue_loss, settings.mode == "online"
+        compares_states = needs_states(settings, "teacher")
+        self.num_student_blocks = settings.num_blocks if needs_states(settings, "student") else 0
+        self.num_teacher_blocks = settings.num_blocks if compares_states else 0
+        self.reads_teacher = self.online or needs_teacher(settings)
+        self.projection = _projection(student, teacher) if compares_states else nn.Identity()
+        inputs = TermInputs(settings, catalogue_loss, student)
+        self.terms = nn.ModuleDict({name: term(inputs) for name, term in active_terms(settings).items()})
+        self.weights: dict[str, float] = {name: getattr(settings.weights, name) for name in self.terms}
+        if not self.online:
             teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "DistillationLoss":
-        """Training mode for all but a frozen teacher, which keeps answering without dropout."""
+        """Set the training mode; a frozen teacher stays in evaluation mode, without dropout."""
         super().train(mode)
         if not self.online:
             self.teacher.eval()
         return self
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The loss of one batch."""
-        student: SequenceEncoder = self.student  # type: ignore[assignment]
-        teacher: TeacherOutputs = self.teacher  # type: ignore[assignment]
-        with torch.set_grad_enabled(self.online and torch.is_grad_enabled()):
-            taught = teacher.outputs(batch, self.num_teacher_blocks)
-        learned = student.encode(
-            batch.histories, every_position=batch.every_position, num_blocks=self.num_student_blocks
-        )
-        compute = self._terms(learned, taught, student.item_vectors(), teacher.item_vectors(), batch.targets)
-        terms = {name: compute[name]() for name in self.weights}
+        """Return the loss of a batch, with its terms and, online, the teacher's cross-entropy as `teacher_ce`."""
+        teacher_output = self._teacher_output(batch)
+        outputs = DistillationOutputs(self._student_output(batch), teacher_output, batch.targets, self.projection)
+        terms = {name: term(outputs) for name, term in self.terms.items()}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}
         if self.online:
-            own = self.cross_entropy(taught.users, teacher.item_vectors(), batch.targets)
-            total, parts = total + own, parts | {"teacher_ce": own.detach()}
+            teacher_ce = self.catalogue_loss(teacher_output.users, teacher_output.items, batch.targets)
+            total, parts = total + teacher_ce, parts | {"teacher_ce": teacher_ce.detach()}
         return LossTerms(total, parts)
 
-    def _terms(
-        self, learned: Encoded, taught: Encoded, items: Tensor, teacher_items: Tensor, targets: Tensor
-    ) -> dict[str, Callable[[], Tensor]]:
-        def over_blocks(distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            pairs = zip(learned.hidden_states, taught.hidden_states, strict=True)
-            return torch.stack([distance(self.projection(own), other.detach()) for own, other in pairs]).sum()
+    def _student_output(self, batch: Batch) -> ModelOutput:
+        student: SequenceEncoder = self.student  # type: ignore[assignment]
+        encoded = student.encode(
+            batch.histories, every_position=batch.every_position, num_blocks=self.num_student_blocks
+        )
+        return ModelOutput(encoded.users, student.item_vectors(), encoded.hidden_states)
 
-        def cross_entropy(users: Tensor) -> Tensor:
-            return self.cross_entropy(users, items, targets)
+    def _teacher_output(self, batch: Batch) -> ModelOutput:
+        if not self.reads_teacher:
+            return ModelOutput(torch.empty(0), torch.empty(0))
+        teacher: TeacherOutputs = self.teacher  # type: ignore[assignment]
+        with torch.set_grad_enabled(self.online and torch.is_grad_enabled()):
+            encoded: Encoded = teacher.outputs(batch, self.num_teacher_blocks)
+        return ModelOutput(encoded.users, teacher.item_vectors(), encoded.hidden_states)
 
-        def multiple() -> Tensor:
-            pairs = zip(self.adapters, learned.hidden_states, strict=False)  # the last block is the user vector's own
-            return torch.stack([cross_entropy(adapter(state)) for adapter, state in pairs]).sum()
 
-        def divergence() -> Tensor:
-            return catalogue_divergence(learned.users, items, taught.users, teacher_items, self.kl_temperature)
-
-        return {
-            "ce": lambda: cross_entropy(learned.users),
-            "cosine": lambda: over_blocks(feature_direction),
-            "norm": lambda: over_blocks(self.distance),
-            "multiple": multiple,
-            "kl": divergence,
-        }
+def _projection(student: Any, teacher: Any) -> nn.Module:
+    if student.hidden_size == teacher.hidden_size:
+        return nn.Identity()
+    return nn.Linear(student.hidden_size, teacher.hidden_size, bias=False)

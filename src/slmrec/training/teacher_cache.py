@@ -1,7 +1,7 @@
-"""The frozen teacher's outputs, computed once: stored in a file, and read from it batch by batch as if by the teacher.
+"""Cached outputs of a frozen teacher: computed once, and read from a memory-mapped file batch by batch.
 
 The file is in the safetensors format: `blocks` (blocks, R, H) and `users` (R, D) in float32, with one row for each of
-the R read-out positions of all samples, in the order of the samples and of the items within each.
+the R supervised positions of all samples, in the order of the samples and of the items within each.
 """
 
 import fcntl
@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,256 +19,252 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from slmrec.data.batching import by_length, collate
+from slmrec.data.batching import by_length
 from slmrec.data.dataset import CHUNK, Ints, Items, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
+from slmrec.files import one_line
+from slmrec.training.samples import TrainingSamples
 from slmrec.types import Batch, Encoded, SequenceEncoder
 from slmrec.version import __version__
 
 VERSION = "1"
-"""Of the file's layout and of what its numbers mean."""
+"""Version of the file format and of the meaning of its values."""
 _FLOAT32 = np.dtype("<f4")
-_REMEDY = "delete the file; it is computed anew"
+_REMEDY = "delete the file, and it will be computed again"
 
 Mapped = np.memmap[Any, np.dtype[np.float32]]
-"""Part of a file, as an array."""
+"""Memory-mapped part of a file."""
 Shapes = dict[str, tuple[int, ...]]
-"""Of the tensors of a file, in its order."""
+"""Shapes of the tensors of a file, in their order in the file."""
 
 
-def fingerprint(
-    teacher: nn.Module, samples: Samples, *, num_blocks: int, max_history_items: int, every_position: bool
-) -> str:
-    """Identifies a teacher's outputs for some samples: by its weights and architecture, the samples and the settings.
+def cache_keys(teacher: nn.Module, data: TrainingSamples, numbers_of_blocks: Iterable[int]) -> dict[int, str]:
+    """Return keys that identify the teacher outputs for some samples, by the number of blocks.
+
+    A key depends on the weights, precision and architecture of the teacher, the samples, and what is read of them. The
+    weights and the samples are hashed once for all keys.
 
     Args:
-        teacher: its weights count in the precision they have, its architecture as its `config` describes it.
-        samples: what the teacher reads.
-        num_blocks: blocks whose states are wanted.
-        max_history_items: the newest items of a sample that are read.
-        every_position: whether each item position is read out, or only the newest.
+        teacher: The teacher; its `config`, if it has one, describes the architecture.
+        data: Samples that the teacher reads.
+        numbers_of_blocks: Numbers of blocks whose hidden states are cached.
     """
     config: Any = getattr(teacher, "config", None)
-    facts = [VERSION, __version__, num_blocks, max_history_items, every_position, len(samples), len(samples.flat)]
-    digest = hashlib.sha256(json.dumps([*facts, config and config.to_json_string()]).encode())
+    samples = data.samples
+    settings = [VERSION, __version__, data.max_history_items, data.every_position, len(samples), len(samples.flat)]
+    digest = hashlib.sha256(json.dumps([*settings, config and config.to_json_string()]).encode())
     for array in _arrays(samples):
         digest.update(np.ascontiguousarray(array, "<i8").data)
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    content = digest.hexdigest()
+    return {
+        num_blocks: hashlib.sha256(f"{content} {num_blocks}".encode()).hexdigest() for num_blocks in numbers_of_blocks
+    }
 
 
 def _arrays(samples: Samples) -> Iterator[Items]:
-    """The items, then the starts, then the ends of all samples, a chunk at a time."""
-    yield from (samples.flat[at : at + CHUNK] for at in range(0, len(samples.flat), CHUNK))
+    """Yield the items, then the starts, then the ends of all samples, in chunks."""
+    yield from (samples.flat[start : start + CHUNK] for start in range(0, len(samples.flat), CHUNK))
     yield from (samples.spans(rows)[0] for rows in samples.chunks())
     yield from (samples.spans(rows)[1] for rows in samples.chunks())
 
 
-def store_teacher_states(
+def write_teacher_cache(
     teacher: SequenceEncoder,
-    samples: Samples,
+    data: TrainingSamples,
     path: Path,
     *,
     num_blocks: int,
-    max_history_items: int,
-    every_position: bool,
-    fingerprint: str,
+    key: str,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes the teacher's outputs for all samples, in one pass; does nothing if the file is there.
+    """Write the outputs of the teacher for all samples in one pass; do nothing if the file exists.
 
-    The file appears when it is complete: what an interrupted pass leaves behind is overwritten by the next. Several
-    processes may want the same file; one computes it, the others wait.
+    The file appears when it is complete, and the rest of an interrupted pass is overwritten by the next one. If several
+    processes need the same file, one computes it and the others wait.
 
     Args:
-        teacher: read in eval mode and float32, on the device it is on; comes back in the mode it was in.
-        samples: what the teacher reads.
-        path: the file.
-        num_blocks: blocks whose states are stored beside the user vectors; 0: none.
-        max_history_items: the newest items of a sample that are read.
-        every_position: store each item position, or only the newest.
-        fingerprint: kept in the file; see `fingerprint`.
-        batch_size: samples encoded at once; no more than their outputs are held in memory.
-        progress: called after each batch with the number of samples in it.
+        teacher: The teacher, read in evaluation mode and float32 on its device; its mode is restored.
+        data: Samples that the teacher reads.
+        path: File to write.
+        num_blocks: Number of blocks whose hidden states are written beside the user vectors; 0: none.
+        key: Key of the outputs, which is kept in the file; see `cache_keys`.
+        batch_size: Number of samples encoded at once; no more than their outputs are held in memory.
+        progress: Function that is called after each batch with its number of samples.
 
     Raises:
-        CheckpointError: there is not enough room for the file.
+        CheckpointError: The disk has not enough space for the file.
     """
     device = teacher.item_vectors().device
-    places = _Places(samples, max_history_items, every_position)
+    rows_of_samples = _Rows(data)
     with eval_mode(teacher), torch.inference_mode():
-        first = collate(samples, np.zeros(1, np.int64), max_history_items).histories.to(device)
-        shapes = _shapes_of(teacher.encode(first, num_blocks=num_blocks), places.total)
-        with _written_whole(path, shapes, fingerprint) as stored:
-            if stored is None:
+        first = data.collate(np.zeros(1, np.int64)).histories.to(device)
+        shapes = _output_shapes(teacher.encode(first, num_blocks=num_blocks), rows_of_samples.total)
+        with _locked_file(path, shapes, key) as parts:
+            if parts is None:
                 return
-            for rows, batch in by_length(samples, batch_size, max_history_items, every_position):
-                histories, at = batch.histories.to(device), places.of(rows)
-                encoded = teacher.encode(histories, every_position=every_position, num_blocks=num_blocks)
-                for target, values in zip(stored, (*encoded.hidden_states, encoded.users), strict=True):
-                    target[at] = values.float().cpu().numpy()
+            for sample_rows, batch in by_length(data.samples, batch_size, data.max_history_items, data.every_position):
+                histories, rows = batch.histories.to(device), rows_of_samples.of(sample_rows)
+                encoded = teacher.encode(histories, every_position=data.every_position, num_blocks=num_blocks)
+                for part, values in zip(parts, (*encoded.hidden_states, encoded.users), strict=True):
+                    part[rows] = values.float().cpu().numpy()
                 if progress:
-                    progress(len(rows))
+                    progress(len(sample_rows))
 
 
-class StoredTeacher(nn.Module):
-    """Outputs of a frozen teacher, read from a file; implements `TeacherOutputs` of `slmrec.training.losses`.
+class CachedTeacher(nn.Module):
+    """Outputs of a frozen teacher that are read from a file; implements `TeacherOutputs`.
 
-    Knows the samples it was stored for and no others: a batch is looked up by its `rows`. Reads the rows it needs from
-    the file, which is never read whole. `open` makes one.
+    The outputs of a batch are found by its `rows`, so the batches must be of the cached samples. Only the rows of a
+    batch are read from the file. Use `open` to make one.
     """
 
     item_table: Tensor
 
-    def __init__(
-        self,
-        stored: list[Mapped],
-        places: "_Places",
-        item_vectors: Tensor,
-        every_position: bool,
-    ) -> None:
+    def __init__(self, parts: list[Mapped], rows: "_Rows", item_vectors: Tensor) -> None:
         super().__init__()
-        self._stored, self._places, self._every_position = stored, places, every_position
+        self._parts, self._rows = parts, rows
         self.register_buffer("item_table", item_vectors.detach(), persistent=False)
 
     @classmethod
     def open(
-        cls,
-        path: Path,
-        fingerprint: str,
-        item_vectors: Tensor,
-        samples: Samples,
-        *,
-        num_blocks: int,
-        max_history_items: int,
-        every_position: bool,
-    ) -> "StoredTeacher":
-        """The teacher of a file that `store_teacher_states` wrote with the same arguments.
+        cls, path: Path, key: str, item_vectors: Tensor, data: TrainingSamples, *, num_blocks: int
+    ) -> "CachedTeacher":
+        """Open a file that `write_teacher_cache` wrote with the same arguments.
 
         Args:
-            path: the file.
-            fingerprint: the one that the file must carry.
-            item_vectors: (V+1, D), those of the teacher.
-            samples: those that the teacher has read.
-            num_blocks: blocks whose states are stored.
-            max_history_items: the newest items of a sample that were read.
-            every_position: whether each item position was read out.
+            path: The file.
+            key: Key that the file must have.
+            item_vectors: (V+1, D) item vectors of the teacher.
+            data: Samples that the teacher has read.
+            num_blocks: Number of blocks whose hidden states are cached.
 
         Raises:
-            CheckpointError: the file is cut short, or belongs to another teacher, other data or other settings.
+            CheckpointError: The file is damaged, or belongs to another teacher, other data or other settings.
         """
-        metadata, shapes = _described(path)
-        places = _Places(samples, max_history_items, every_position)
-        hidden, width = (0, *shapes.get("blocks", ()))[-1], item_vectors.shape[1]  # H is proved by the fingerprint
+        metadata, shapes = _read_header(path)
+        rows = _Rows(data)
+        hidden_size = (0, *shapes.get("blocks", ()))[-1]  # not checked by itself: the key covers it
         _check(path, "format version", metadata.get("version"), VERSION)
-        _check(path, "fingerprint", metadata.get("fingerprint"), fingerprint)
-        _check(path, "content", shapes, _shapes(num_blocks, places.total, hidden, width))
-        return cls(_mapped(path, shapes, "r"), places, item_vectors, every_position)
+        _check(path, "key", metadata.get("key"), key)
+        _check(path, "content", shapes, _shapes(num_blocks, rows.total, hidden_size, item_vectors.shape[1]))
+        return cls(_map_parts(path, shapes, "r"), rows, item_vectors)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the cached hidden states."""
+        return int(self._parts[0].shape[1])
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D); row 0 is padding."""
+        """Return the item vectors (V+1, D); row 0 is padding."""
         return self.item_table
 
     def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
-        """User vectors (N, D) and, if asked for, the stored states (N, H) of each block, on the device of the batch.
+        """Return user vectors (N, D) and, if requested, hidden states (N, H) of each block on the batch's device.
 
         Raises:
-            ValueError: the batch does not say which samples it holds or is of others, or the number of blocks is
-                neither 0 nor the stored one.
+            ValueError: The batch does not hold cached samples, or `num_blocks` is neither 0 nor the cached number.
         """
-        *blocks, users = self._stored
+        *blocks, users = self._parts
         if num_blocks not in (0, len(blocks)):
-            raise ValueError(f"num_blocks is {num_blocks}, but {len(blocks)} blocks are stored; ask for those or for 0")
-        at = self._rows_of(batch)
-        read = [torch.from_numpy(values[at]).to(batch.targets.device) for values in (*blocks[:num_blocks], users)]
-        return Encoded(read[-1], tuple(read[:-1]))
-
-    def _rows_of(self, batch: Batch) -> Ints:
-        if batch.rows is None:
-            raise ValueError("the batch has no rows, by which stored outputs are found; make it with collate")
-        at = self._places.of(batch.rows.cpu().numpy())
-        if batch.every_position != self._every_position or len(at) != len(batch.targets):
             raise ValueError(
-                f"the batch has {len(batch.targets)} read-outs, but {len(at)} are stored for its rows; give batches "
-                "of the samples that were stored"
+                f"num_blocks is {num_blocks}, but {len(blocks)} blocks are cached; give that number, or 0 for none"
             )
-        return at
+        rows = self._rows.of_batch(batch)
+        parts = (*blocks[:num_blocks], users)
+        tensors = [torch.from_numpy(part[rows]).to(batch.targets.device) for part in parts]
+        return Encoded(tensors[-1], tuple(tensors[:-1]))
 
 
-class _Places:
-    """Where in the file the read-outs of each sample stand."""
+class _Rows:
+    """Rows of the file that belong to the supervised positions of each sample."""
 
-    def __init__(self, samples: Samples, max_history_items: int, every_position: bool) -> None:
-        lengths = samples.clipped_lengths(max_history_items)
-        self._counts = lengths if every_position else np.ones_like(lengths)
+    def __init__(self, data: TrainingSamples) -> None:
+        lengths = data.samples.clipped_lengths(data.max_history_items)
+        self._every_position = data.every_position
+        self._counts = lengths if data.every_position else np.ones_like(lengths)
         self._starts = np.cumsum(self._counts, dtype=np.int64) - self._counts
         self.total = int(self._counts.sum())
 
-    def of(self, rows: Ints) -> Ints:
-        """(N,) rows of the file, in row-major order."""
-        counts = self._counts[rows].astype(np.int64)
-        before = np.cumsum(counts) - counts
-        at: Ints = np.repeat(self._starts[rows] - before, counts) + np.arange(counts.sum())
-        return at
+    def of(self, sample_rows: Ints) -> Ints:
+        """Return the (N,) rows of some samples, in row-major order."""
+        counts = self._counts[sample_rows].astype(np.int64)
+        offsets = np.cumsum(counts) - counts
+        rows: Ints = np.repeat(self._starts[sample_rows] - offsets, counts) + np.arange(counts.sum())
+        return rows
+
+    def of_batch(self, batch: Batch) -> Ints:
+        if batch.rows is None:
+            raise ValueError("the batch has no sample numbers (rows), by which outputs are cached; use collate")
+        rows = self.of(batch.rows.cpu().numpy())
+        if batch.every_position != self._every_position or len(rows) != len(batch.targets):
+            raise ValueError(
+                f"the batch has {len(batch.targets)} supervised positions, but {len(rows)} are cached for its samples; "
+                "give batches of the cached samples"
+            )
+        return rows
 
 
-def _shapes_of(encoded: Encoded, total: int) -> Shapes:
+def _output_shapes(encoded: Encoded, total: int) -> Shapes:
     states = encoded.hidden_states
-    hidden = states[0].shape[1] if states else 0
-    return _shapes(len(states), total, hidden, encoded.users.shape[1])
+    hidden_size = states[0].shape[1] if states else 0
+    return _shapes(len(states), total, hidden_size, encoded.users.shape[1])
 
 
-def _shapes(num_blocks: int, total: int, hidden: int, width: int) -> Shapes:
-    blocks = {"blocks": (num_blocks, total, hidden)} if num_blocks else {}
-    return blocks | {"users": (total, width)}
+def _shapes(num_blocks: int, total: int, hidden_size: int, item_width: int) -> Shapes:
+    blocks = {"blocks": (num_blocks, total, hidden_size)} if num_blocks else {}
+    return blocks | {"users": (total, item_width)}
 
 
 @contextmanager
-def _written_whole(path: Path, shapes: Shapes, fingerprint: str) -> Iterator[list[Mapped] | None]:
-    """The blocks and the users to fill in; then the file takes its place. None if it is there."""
+def _locked_file(path: Path, shapes: Shapes, key: str) -> Iterator[list[Mapped] | None]:
+    """Give the blocks and the users to write, and put the file in place at the end; None if the file exists.
+
+    `slmrec.files.write_atomically` gives each process a file of its own; here all processes lock the same one.
+    """
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # the others wait here, until the file is there or its writer has died
+        fcntl.flock(stream, fcntl.LOCK_EX)  # waits until another process has finished the file or ended
         if path.exists():
             partial.unlink(missing_ok=True)
             yield None
             return
-        header = _header(shapes, fingerprint)
+        header = _header(shapes, key)
         size = len(header) + sum(map(_num_bytes, shapes.values()))
         stream.truncate(0)
-        _check_room(path, size)
+        _check_space(path, size)
         stream.write(header)
         stream.truncate(size)
-        stored = _mapped(partial, shapes, "r+")
-        yield stored
-        for values in stored:
-            values.flush()
+        parts = _map_parts(partial, shapes, "r+")
+        yield parts
+        for part in parts:
+            part.flush()
         partial.replace(path)
 
 
-def _check_room(path: Path, size: int) -> None:
+def _check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
-    if free < size:  # a full disk would end the process without a word when a page of the file is written
+    if free < size:  # a write to a mapped page on a full disk would end the process without a message
         raise CheckpointError(
-            f"{path}: needs {size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free; make room, or set "
-            "distill.teacher_states to a folder that has it"
+            f"{path}: needs {size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free; free disk space, or choose an "
+            "--output on another disk"
         )
 
 
-def _header(shapes: Shapes, fingerprint: str) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"version": VERSION, "fingerprint": fingerprint}}
+def _header(shapes: Shapes, key: str) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"version": VERSION, "key": key}}
     start = 0
     for name, shape in shapes.items():
         end = start + _num_bytes(shape)
         entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
         start = end
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     return len(text).to_bytes(8, "little") + text
 
 
@@ -276,21 +272,21 @@ def _num_bytes(shape: tuple[int, ...]) -> int:
     return _FLOAT32.itemsize * math.prod(shape)
 
 
-def _described(path: Path) -> tuple[dict[str, str], Shapes]:
-    """Metadata and shapes of a file; safetensors itself checks that they account for all of its bytes."""
+def _read_header(path: Path) -> tuple[dict[str, str], Shapes]:
+    """Return metadata and shapes of a file; safetensors checks that they agree with its size."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             precisions = {values.get_dtype() for values in slices.values()}
-            found = file.metadata() or {}, {name: tuple(values.get_shape()) for name, values in slices.items()}
+            metadata, shapes = file.metadata() or {}, {name: tuple(part.get_shape()) for name, part in slices.items()}
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: cut short, or not what was stored ({error}); {_REMEDY}") from None
+        raise CheckpointError(f"{path}: damaged or incomplete ({one_line(error)}); {_REMEDY}") from None
     _check(path, "precision", precisions, {"F32"})
-    return found
+    return metadata, shapes
 
 
-def _mapped(path: Path, shapes: Shapes, mode: Literal["r", "r+"]) -> list[Mapped]:
-    """The stored blocks, then the users, without reading them."""
+def _map_parts(path: Path, shapes: Shapes, mode: Literal["r", "r+"]) -> list[Mapped]:
+    """Return the blocks, then the users, memory-mapped."""
     with path.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
     parts: list[Mapped] = []

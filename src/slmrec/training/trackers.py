@@ -1,114 +1,142 @@
-"""What can be watched while a model trains: the losses in the terminal, and curves in experiment trackers."""
+"""Progress of a training: losses in the terminal, and curves in experiment trackers."""
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slmrec.errors import ConfigError
 
+_LOG = logging.getLogger(__name__)
 PROJECT = "slmrec"
 STEPS_BETWEEN = 10
-"""Steps from one point of a training curve to the next."""
+"""Number of steps between two points of a training curve."""
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True)
 class Trackers:
-    """Where training curves go besides the log."""
+    """Experiment trackers that receive the training curves, besides `log.jsonl`."""
 
     names: tuple[str, ...] = ()
-    """Of accelerate: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
+    """Names of trackers of accelerate: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
     output: Path = Path()
-    """The run's folder: TensorBoard's files go to `tensorboard` in it, the others name their runs after it."""
+    """Folder of the run: TensorBoard writes to its subfolder `tensorboard`, other trackers name their runs after it."""
 
     def check(self) -> None:
-        """Whether all are installed.
+        """Check that all trackers are installed.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: A tracker is not installed.
         """
         installed = {str(name) for name in get_available_trackers()}
         for name in self.names:
             if name not in installed:
                 raise ConfigError(f"report_to names {name}, which is not installed; run: pip install {name}")
 
-    def start(self, stage: str) -> list[GeneralTracker]:
-        """Each one, with a run of its own for a stage; `check` first."""
-        run = f"{self.output.name}/{stage}"
+    def start(self, section: str) -> list[GeneralTracker]:
+        """Start all trackers, each with a run of its own for a section of the settings."""
+        run = f"{self.output.name}/{section}"
         settings: dict[str, dict[str, Any]] = {
-            "tensorboard": {"run_name": stage, "logging_dir": self.output / "tensorboard"},
+            "tensorboard": {"run_name": section, "logging_dir": self.output / "tensorboard"},
             "wandb": {"run_name": PROJECT, "name": run},
             "mlflow": {"experiment_name": PROJECT, "run_name": run},
             "trackio": {"run_name": PROJECT, "name": run},
         }
-        started = [LOGGER_TYPE_TO_CLASS[name](**settings[name]) for name in self.names]
-        for tracker in started:
+        trackers = [LOGGER_TYPE_TO_CLASS[name](**settings[name]) for name in self.names]
+        for tracker in trackers:
             tracker.start()
-        return started
+        return trackers
 
 
 class Live:
-    """Shows how far an epoch is, what its losses are and how the last validation went; the same to the trackers.
+    """Display of the current epoch, its losses and the last validation, which trackers receive as well.
+
+    A terminal shows a progress bar. A notebook or a file gets a log line at most every 30 seconds, since the bars of
+    rich need ipywidgets in notebooks.
 
     Args:
-        name: of the stage.
-        trackers: where the curves go.
-        shown: whether this process writes to the terminal.
+        name: Section of the settings that is trained.
+        trackers: Experiment trackers.
+        shown: Whether this process writes to the terminal.
     """
 
     def __init__(self, name: str, trackers: Trackers, shown: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
+        console = get_console()
+        shown = shown and _LOG.isEnabledFor(logging.INFO)
+        shows_bar = shown and console.is_terminal and not console.is_jupyter
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shows_bar)
+        self._task = self._bar.add_task(name, total=None)
+        self._writes_lines, self._last_line = shown and not shows_bar, time.monotonic()
         self._name, self._trackers = name, trackers.start(name)
-        self._title, self._validated = name, ""
-        self._task = self._bars.add_task(name, total=None)
+        self._title, self._validation = name, ""
+        self._num_steps, self._steps = 0, 0
         self._sums: dict[str, float] = {}
-        self._steps = 0
 
     def __enter__(self) -> "Live":
-        self._bars.start()
+        self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bars.stop()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
         for tracker in self._trackers:
             tracker.finish()
 
     def begin(self, epoch: int, num_steps: int) -> None:
-        """A new epoch, counted from 1."""
+        """Begin an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            num_steps: Number of steps in the epoch.
+        """
         self._title = f"{self._name} epoch {epoch}"
-        self._bars.reset(self._task, total=num_steps, description=f"{self._title}{self._validated}")
-        self._sums, self._steps = {}, 0
+        self._bar.reset(self._task, total=num_steps, description=f"{self._title}{self._validation}")
+        self._sums, self._steps, self._num_steps = {}, 0, num_steps
 
     def step(self, step: int, parts: dict[str, float], learning_rate: float) -> None:
-        """An optimiser step: its number in the whole training, its losses by term and its learning rate."""
+        """Add an optimiser step.
+
+        Args:
+            step: Number of the step in the whole training, from 1.
+            parts: Losses by name.
+            learning_rate: Learning rate of the step.
+        """
         for key, value in parts.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._steps += 1
-        self._bars.update(self._task, advance=1, description=f"{self._title}: {told(self.means)}{self._validated}")
+        description = f"{self._title}: {format_losses(self.means)}{self._validation}"
+        self._bar.update(self._task, advance=1, description=description)
+        if self._writes_lines and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            _LOG.info("%s (%d of %d steps)", description, self._steps, self._num_steps)
         if step % STEPS_BETWEEN == 0:
-            self._track(
-                {f"train/{key}": value for key, value in parts.items()} | {"learning_rate": learning_rate}, step
-            )
+            losses = {f"train/{key}": value for key, value in parts.items()}
+            self._track(losses | {"learning_rate": learning_rate}, step)
 
     @property
     def means(self) -> dict[str, float]:
-        """Losses by term, over the steps of this epoch so far."""
+        """Mean losses by name, over the steps of this epoch so far."""
         return {key: value / self._steps for key, value in self._sums.items()}
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics on validation after a step."""
-        self._validated = f"; valid NDCG@10 {metrics['ndcg@10']:.4f}"
+        """Add the validation metrics after a step."""
+        self._validation = f"; valid NDCG@10 {metrics['ndcg@10']:.4f}"
         self._track({f"valid/{key}": value for key, value in metrics.items()}, step)
 
     def _track(self, values: dict[str, float], step: int) -> None:
-        for tracker in self._trackers:  # MLflow takes no @ in a name
+        for tracker in self._trackers:  # MLflow refuses @ in names
             tracker.log({key.replace("@", "_"): value for key, value in values.items()}, step=step)
 
 
-def told(parts: dict[str, float]) -> str:
-    """Losses by term, in words."""
-    return ", ".join(f"{key} {value:.4f}" for key, value in parts.items())
+def format_losses(losses: dict[str, float]) -> str:
+    """Return losses by name as text, for example `loss 3.0000, ce 2.0000`."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in losses.items())

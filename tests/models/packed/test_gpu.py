@@ -19,7 +19,8 @@ from slmrec.models.packed import flex
 from slmrec.training.batch_size import largest_that_fits
 from slmrec.training.losses import NextItemLoss
 from slmrec.training.memory import peak_gpu_mb, reset_peak
-from slmrec.training.trainer import TrainingSamples, fit
+from slmrec.training.samples import TrainingSamples
+from slmrec.training.trainer import fit
 from slmrec.types import Batch, Histories
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -121,7 +122,7 @@ def trained(model: DecoderRecommender, folder: Path, num_epochs: int, **settings
 
 
 def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"per_device_train_batch_size": 16, "bf16": False, "average_decay": 0.9}
+    settings: dict[str, Any] = {"per_device_train_batch_size": 16, "bf16": False, "ema_decay": 0.9}
     once = random_model(2)
     log = trained(once, tmp_path / "once", 4, **settings)
     assert next(once.parameters()).is_cuda
@@ -149,7 +150,7 @@ def test_a_batch_size_is_found_within_the_cards_memory() -> None:
     def step(size: int) -> None:
         torch.empty(int(size * free / 8), dtype=torch.uint8, device=GPU).zero_()
 
-    found = largest_that_fits(step, 64, 0.0, GPU, "finetune")
+    found = largest_that_fits(step, 64, 0.0, GPU, "finetune", "")
     assert 2 <= found <= 8  # an eighth of the memory a sample
 
 
