@@ -79,8 +79,8 @@ def _check_finite(scores: Tensor, targets: Tensor, users: Ints) -> None:
 def user_metrics(ranks: Ints) -> dict[str, Floats]:
     """Return the metrics of each user (num_users,) by name.
 
-    `hit@k` is 1 if rank < k, else 0. `ndcg@k` is 1 / log2(rank + 2) if rank < k, else 0: with one relevant item the ideal
-    DCG is 1. `mrr` is 1 / (rank + 1), without a cut-off.
+    `hit@k` is 1 if rank < k, else 0. `ndcg@k` is 1 / log2(rank + 2) if rank < k, else 0: with one relevant item the
+    ideal DCG is 1. `mrr` is 1 / (rank + 1), without a cut-off.
 
     Args:
         ranks: (num_users,) 0-based ranks.
