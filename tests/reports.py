@@ -55,7 +55,7 @@ def depth_study() -> dict[str, Any]:
         "num_layers": NUM_LAYERS,
         "seed": 42,
         "trained": trained,
-        "read_early": [
+        "early_exit": [
             {"num_layers": k, "head": head, "metrics": metrics(0.009 * k)}
             for head in ("final", "fitted")
             for k in range(1, NUM_LAYERS + 1)

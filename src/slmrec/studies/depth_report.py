@@ -134,7 +134,9 @@ def _show(content: Content) -> None:
 
 
 def _cells(point: Content, best: Content, early_exit: float | None) -> list[str]:
-    difference = point["difference"]
+    difference, interval = point["difference"], ""
+    if difference:
+        interval = f"{difference['difference']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
     return [
         point["name"],
         str(point["num_layers"]),
@@ -143,8 +145,6 @@ def _cells(point: Content, best: Content, early_exit: float | None) -> list[str]
         f"{point['infer_s_per_1000_users']:.2f}",
         f"{_quality(point):.4f}",
         f"{_quality(point) / _quality(best):.1%}" if _quality(best) else "-",
-        f"{difference['difference']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
-        if difference
-        else "",
+        interval,
         "" if early_exit is None else f"{early_exit:.4f}",
     ]
