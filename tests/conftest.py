@@ -12,6 +12,7 @@ import yaml
 
 from slmrec import prepare
 from slmrec.data.dataset import Dataset
+from slmrec.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,8 +50,8 @@ def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(shop_file: Path) -> str:
-    """`configs/tiny.yaml` for that file, as YAML: each test loads and changes its own."""
-    content = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    """The recipe `tiny` for that file, as YAML: each test loads and changes its own."""
+    content = yaml.safe_load(find_recipe("tiny").read_text(encoding="utf-8"))
     return yaml.safe_dump(content | {"prepare": {"input": str(shop_file)}})
 
 
@@ -61,7 +62,7 @@ def titled_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def read(_: str, titles: list[str], *rest: object) -> torch.Tensor:
         return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
 
-    monkeypatch.setattr("slmrec.pipeline.titles.read_titles", read)
+    monkeypatch.setattr("slmrec.pipeline.item_text.read_titles", read)
     monkeypatch.setattr("slmrec.pipeline.run.check_backbone", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     items = tmp_path / "items.csv"

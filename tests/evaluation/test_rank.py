@@ -413,7 +413,8 @@ def test_all_free_items_can_be_asked_for():
     dataset = dataset_of([[2, 4, 2], [1, 2, 3]], 6)
     assert [sorted(drawn) for drawn in draw_negatives(dataset_of([[2, 4, 2]], 6), 4, seed=0).tolist()] == [[1, 3, 5, 6]]
     with pytest.raises(
-        DataError, match=r"num_negatives is 4, but user 'u1' has only 3 of the 6 items.*choose sampled_N with a smaller N"
+        DataError,
+        match=r"num_negatives is 4, but user 'u1' has only 3 of the 6 items.*choose sampled_N with a smaller N",
     ):
         draw_negatives(dataset, 4, seed=0)
 

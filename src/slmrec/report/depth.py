@@ -29,8 +29,8 @@ def depth(run: Run) -> Section:
     """Return the section: quality by depth, and similarity of the layers."""
     path = run.output / "depth" / "depth.json"
     lead = (
-        "Quality by number of layers, of models that were trained with this depth and of early exits of the deepest one. "
-        "All results are on the validation split."
+        "Quality by number of layers, of models trained with this depth and of early exits of the deepest one. All "
+        "results are on the validation split."
     )
     if path.is_file():
         blocks = blocks_or_notice("the depth study", lambda: _blocks(path))

@@ -65,22 +65,24 @@ def default_variants(distill: DistillConfig) -> Variants:
         >>> list(default_variants(DistillConfig()))[:2]
         ['full', 'no_cosine']
     """
-    terms = {name: weight for name, weight in distill.weights.model_dump().items() if weight and name != "ce"}
-    off = {name: _without(distill, name) for name in terms}
+    terms = [name for name, weight in distill.weights.model_dump().items() if weight and name != "ce"]
     variants: Variants = {"full": {}}
     if distill.weights.ce or len(terms) > 1:
-        variants |= {f"no_{name}": changes for name, changes in off.items()}
+        variants |= {f"no_{name}": _without(distill, [name]) for name in terms}
     if distill.weights.ce and len(terms) > 1:
-        variants["ce_alone"] = {key: value for changes in off.values() for key, value in changes.items()}
+        variants["ce_alone"] = _without(distill, terms)
     other_mode = "offline" if distill.mode == "online" else "online"
     return variants | {other_mode: {"distill.mode": other_mode}}
 
 
-def _without(distill: DistillConfig, term: str) -> dict[str, Any]:
-    """Return the settings that switch off a term, and the setting that belongs to it."""
-    changes: dict[str, Any] = {f"distill.weights.{term}": 0.0}
-    if term == "kl" and distill.kl_temperature != 1:
-        changes["distill.kl_temperature"] = 1.0
+def _without(distill: DistillConfig, terms: list[str]) -> dict[str, Any]:
+    """Return the settings that switch off some terms; settings that have no effect without them get their default."""
+    changes: dict[str, Any] = {f"distill.weights.{term}": 0.0 for term in terms}
+    weights = distill.weights.model_copy(update=dict.fromkeys(terms, 0.0))
+    for name, has_effect in (("kl_temperature", weights.kl > 0), ("num_blocks", weights.needs_states)):
+        default = DistillConfig.model_fields[name].default
+        if not has_effect and getattr(distill, name) != default:
+            changes[f"distill.{name}"] = default
     return changes
 
 
