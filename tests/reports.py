@@ -1,4 +1,4 @@
-"""A tiny finished run, an invented depth study, and what a report says, for the tests of reports."""
+"""A tiny finished run, an invented study of depth, and readers of reports, for the tests of reports."""
 
 import csv
 import json
@@ -15,11 +15,12 @@ NUM_LAYERS = 6
 
 
 def write_run(folder: Path, tiny_recipe: str, items: Path | None = None) -> Path:
-    """A finished run of the tiny recipe, with all protocols, a depth study, and the report that it ended with."""
+    """Run the tiny recipe with all protocols, a study of depth and the report at the end."""
     add_depth_study(folder / "run")
     content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
-    content["evaluate"] = {"num_negatives": 20, "timing_users": 20}
+    protocols = ["full_history_excluded", "full", "sampled_20"]
+    content["evaluate"] = {"protocols": protocols, "splits": ["test", "valid"], "timing_users": 20}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     table = ["--items", str(items)] if items else []
@@ -33,7 +34,7 @@ def metrics(value: float) -> dict[str, dict[str, float]]:
 
 
 def depth_study() -> dict[str, Any]:
-    """As `slmrec depth` writes it."""
+    """Content of a depth.json."""
     trained = [
         {
             "name": name,
@@ -55,7 +56,7 @@ def depth_study() -> dict[str, Any]:
         "num_layers": NUM_LAYERS,
         "seed": 42,
         "trained": trained,
-        "read_early": [
+        "early_exit": [
             {"num_layers": k, "head": head, "metrics": metrics(0.009 * k)}
             for head in ("final", "fitted")
             for k in range(1, NUM_LAYERS + 1)
@@ -120,6 +121,6 @@ def tables_of(page: Path) -> dict[str, list[list[str]]]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """Of a CSV file of a report."""
+    """Rows of a CSV file of a report."""
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))

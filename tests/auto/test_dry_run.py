@@ -1,5 +1,5 @@
-"""`run --dry-run`: writes nothing, tells what would run, and counts what the stages then count; a backbone that is not
-there is told before anything runs."""
+"""`run --dry-run` writes nothing, shows the pending steps, and counts the parameters that training then counts; a missing
+backbone is reported before anything runs."""
 
 import json
 import re
@@ -24,29 +24,32 @@ from slmrec.auto.estimate import (
     training_seconds,
 )
 from slmrec.commands.main import main
+from slmrec.config import SasRecSettings
 from slmrec.config.training import DistillTraining
 from slmrec.errors import CheckpointError
-from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.models.sasrec import build_sasrec
+from slmrec.types import ModelParts
 
-ROOT = Path(__file__).parents[2]
 SIZES = Sizes(1000, 100, 2, 600, 60, 50, 8, 4, 540)
-TRAINED = ("pretrain", "finetune", "distill")
+TRAINED = ("pretrain/sasrec", "finetune", "distill")
+BASELINES = ("pretrain/popularity", "pretrain/cooccurrence")
+STEPS = ("prepare", *BASELINES, *TRAINED, "evaluate")
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(tiny_recipe) | {"evaluate": {"protocols": ["full"], "timing_users": 20}}
-    for stage in TRAINED:
-        content[stage]["train"]["num_train_epochs"] = 1
+    for section in (content["pretrain"]["sasrec"], content["finetune"], content["distill"]):
+        section["train"]["num_train_epochs"] = 1
     path = tmp_path_factory.mktemp("plan") / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
 def planned(
-    recipe: Path, output: Path, capsys: pytest.CaptureFixture[str], *more: str
+    recipe: Path | str, output: Path, capsys: pytest.CaptureFixture[str], *more: str
 ) -> tuple[dict[str, list[str]], str]:
-    """The cells of each stage's row, and all that was said."""
+    """The cells of each step, and the whole output."""
     capsys.readouterr()
     assert main(["run", "--config", str(recipe), "--output", str(output), "--dry-run", *more]) == 0
     said = capsys.readouterr().out
@@ -58,7 +61,7 @@ def test_without_data_the_models_are_still_counted(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows, said = planned(recipe, tmp_path / "run", capsys)
-    assert [row[0] for row in rows.values()] == ["would run"] * 5
+    assert {name: row[0] for name, row in rows.items()} == dict.fromkeys(STEPS, "would run")
     assert all(rows[stage][1] != "?" and rows[stage][3:] == ["?"] * 5 for stage in TRAINED)
     assert "not prepared: run `slmrec prepare` first for figures of the data" in said
     assert not list(tmp_path.iterdir())
@@ -70,7 +73,7 @@ def test_the_plan_counts_what_the_run_then_counts(
     common = ["--config", str(recipe), "--output", str(tmp_path)]
     assert main(["prepare", *common]) == 0
     before, said = planned(recipe, tmp_path, capsys)
-    assert [row[0] for row in before.values()] == ["done"] + ["would run"] * 4
+    assert [row[0] for row in before.values()] == ["done"] + ["would run"] * (len(STEPS) - 1)
     assert f"data: 80 users, 40 items, 716 events (measured, {tmp_path / 'prepare'})" in said
     assert all(before[stage][6].startswith("~") and before[stage][7].startswith("~") for stage in TRAINED)
     assert main(["run", *common]) == 0
@@ -80,11 +83,11 @@ def test_the_plan_counts_what_the_run_then_counts(
         assert counts == [metrics["num_parameters"], metrics["num_trainable_parameters"]], stage
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     after, _ = planned(recipe, tmp_path, capsys)
-    assert [row[0] for row in after.values()] == ["done"] * 5
+    assert [row[0] for row in after.values()] == ["done"] * len(STEPS)
     changed, _ = planned(recipe, tmp_path, capsys, "finetune.train.learning_rate=1e-4")
-    assert [row[0] for row in changed.values()] == ["done", "done", "would run", "would run", "would run"]
+    assert [row[0] for row in changed.values()] == ["done"] * 4 + ["would run"] * 3
     forced, _ = planned(recipe, tmp_path, capsys, "--force")
-    assert [row[0] for row in forced.values()] == ["would run"] * 5
+    assert [row[0] for row in forced.values()] == ["would run"] * len(STEPS)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
@@ -92,7 +95,8 @@ def test_the_plan_counts_what_the_run_then_counts(
 def test_titles_are_counted_where_the_data_have_them(
     side: str, recipe: Path, tmp_path: Path, titled_items: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [f"finetune.titles={{source: any, num_components: 2, width: 4, side: {side}, required: false}}"]
+    given = ["item_text={any: {source: any, num_components: 2, required: false}}", "finetune.item_text=any"]
+    given += ["finetune.item_text_width=4", f"finetune.item_text_side={side}"]
     bare = ["--config", str(recipe), "--output", str(tmp_path / "bare")]
     assert main(["prepare", *bare, *given]) == 0
     without, said = planned(recipe, tmp_path / "bare", capsys, *given)
@@ -117,23 +121,23 @@ def test_a_large_backbone_out_of_reach_is_counted_from_the_table(
 
     monkeypatch.setattr(plan, "read_architecture", unreachable)
     monkeypatch.setattr(plan, "count_tokens", lambda *arguments: pytest.fail("the hub was asked again"))
-    rows, said = planned(ROOT / "configs" / "paper_cloth.yaml", tmp_path / "run", capsys)
+    rows, said = planned("paper_cloth", tmp_path / "run", capsys)
     layer = 4 * 4096 * 4096 + 3 * 4096 * 11_008 + 2 * 4096
     adapters, heads = 8 * 3 * 16 * (4096 + 11_008), 2 * 128 * 4096 + 4096
     assert rows["finetune"][1] == f"{8 * layer + 4096 + adapters + heads + 128:,}"
     assert rows["finetune"][2] == f"{adapters + heads:,}"
     assert rows["distill"][1] == f"{4 * layer + 4096 + heads + 128:,}"
-    assert "meta-llama/Llama-2-7b-hf cannot be reached: its sizes are from slmrec's own table" in said
-    assert "tokens taken as characters / 4" in said
-    assert "loading the backbone whole: 6,607,343,616 parameters, 24.6 GiB" in said
-    rows, _ = planned(ROOT / "configs" / "qwen3.yaml", tmp_path / "run", capsys)
+    assert "meta-llama/Llama-2-7b-hf cannot be reached: its sizes are taken from a built-in table" in said
+    assert "tokens estimated as characters / 4" in said
+    assert "the whole backbone is read: 6,607,343,616 parameters, 24.6 GiB" in said
+    rows, _ = planned("qwen3", tmp_path / "run", capsys)
     attention = 1024 * (2048 + 2 * 1024) + 2048 * 1024 + 2 * 128
     ends = 2 * (64 + 64) * 1024 + 1024 + 128 * 64  # what items and titles enter by and are scored by
     assert rows["distill"][1] == f"{4 * (attention + 3 * 1024 * 3072 + 2 * 1024) + 1024 + ends + 64:,}"
 
 
 def test_tokens_by_hand() -> None:
-    work = Work(samples=10, items=50, read_outs=10, largest=30)
+    work = Work(samples=10, items=50, positions=10, largest=30)
     assert tokens_of(work, (47, 6), batch_size=4) == 50 + 10 * 6 + 3 * 47
     assert padded_tokens_of(work, (47, 6), max_history_items=30) == 10 * (47 + 30 + 6)
 
@@ -164,7 +168,7 @@ def test_memory_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes_are_those_of_the_model() -> None:
     with torch.device("meta"):
-        sizes = sizes_of(SasRec(SasRecConfig(num_items=9, hidden_size=8, num_hidden_layers=2, max_history_items=5)))
+        sizes = sizes_of(build_sasrec(SasRecSettings(hidden_size=8, max_history_items=5), ModelParts(9)))
     assert (sizes.layers, sizes.hidden, sizes.item_width) == (2, 8, 8)
     assert sizes.products == sizes.trained_products == 2 * (4 * 8 * 8 + 2 * 8 * 32)
     assert sizes.frozen_layer_entries == 0
@@ -195,4 +199,4 @@ def test_a_backbone_that_cannot_be_had_is_told_before_the_first_stage(
 def test_a_brought_teacher_is_not_counted(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, said = planned(recipe, tmp_path / "run", capsys, "distill.teacher=somewhere")
     assert "finetune" not in rows and rows["distill"][1:] == [""] * 7
-    assert "distill.teacher is somewhere: its sizes are not read" in said
+    assert "distill.teacher is somewhere: sizes of teacher and student are not read" in said

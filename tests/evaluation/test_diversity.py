@@ -69,7 +69,7 @@ def test_metric_that_is_not_defined_is_absent():
 
 
 def test_what_is_not_defined_raises_where_it_is_asked_for():
-    with pytest.raises(ValueError, match="no recommendations"):
+    with pytest.raises(ValueError, match="all lists are empty"):
         gini(np.zeros(4, dtype=np.int64))
     with pytest.raises(ValueError, match="no train events"):
         self_information(np.array([7, 0, 0]))  # padding is no event

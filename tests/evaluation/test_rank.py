@@ -81,6 +81,9 @@ class MeanEncoder(nn.Module):
 
 
 def evaluate(scorer, samples, protocols=("full",), batch_size=4, **settings):
+    """Rank; `sampled` stands for the sampled protocol of the negatives."""
+    if settings.get("negatives") is not None:
+        protocols = tuple(name.replace("sampled", f"sampled_{settings['negatives'].shape[1]}") for name in protocols)
     return evaluate_scorer(scorer, samples, batch_size=batch_size, protocols=protocols, **settings)
 
 
@@ -211,13 +214,13 @@ def test_padding_never_ranks():
 def test_scorer_that_lets_padding_compete_raises():
     scorer = FixedScorer([1.0, 2, 3])
     scorer.scores[0] = 0.0
-    with pytest.raises(ValueError, match="column 0 of the scores is the padding item"):
+    with pytest.raises(ValueError, match="column 0 of the scores belongs to the padding item"):
         evaluate(scorer, dataset_of([[1, 2, 3]], 3).held_out("test"))
 
 
-@pytest.mark.parametrize(("protocols", "negatives"), [(("sampled",), None), (("full",), np.ones((1, 2), np.int32))])
+@pytest.mark.parametrize(("protocols", "negatives"), [(("sampled_2",), None), (("full",), np.ones((1, 2), np.int32))])
 def test_sampled_and_negatives_come_together(protocols, negatives):
-    with pytest.raises(ValueError, match="negatives belong to `sampled`"):
+    with pytest.raises(ValueError, match="a sampled protocol needs its negatives"):
         evaluate(FixedScorer([1.0, 2, 3]), dataset_of([[1, 2, 3]], 3).held_out("test"), protocols, negatives=negatives)
 
 
@@ -410,7 +413,8 @@ def test_all_free_items_can_be_asked_for():
     dataset = dataset_of([[2, 4, 2], [1, 2, 3]], 6)
     assert [sorted(drawn) for drawn in draw_negatives(dataset_of([[2, 4, 2]], 6), 4, seed=0).tolist()] == [[1, 3, 5, 6]]
     with pytest.raises(
-        DataError, match=r"num_negatives is 4, but user 'u1' has only 3 of the 6 items.*leave `sampled`"
+        DataError,
+        match=r"num_negatives is 4, but user 'u1' has only 3 of the 6 items.*choose sampled_N with a smaller N",
     ):
         draw_negatives(dataset, 4, seed=0)
 

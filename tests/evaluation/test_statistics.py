@@ -126,5 +126,7 @@ def test_a_comparison() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(3, 2), (0, 0)])
 def test_values_of_other_users_are_refused(a: int, b: int) -> None:
-    with pytest.raises(ValueError, match=rf"values of \({a},\) and \({b},\) users: expected those of the same users"):
+    with pytest.raises(
+        ValueError, match=rf"got values of shapes \({a},\) and \({b},\), expected one value of each user"
+    ):
         compare_means(np.zeros(a), np.zeros(b))

@@ -7,18 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from slmrec.config import Config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.models.baselines import LastItemCooccurrence, Popularity
+from slmrec.evaluation.rank import EncoderScorer
+from slmrec.models.baselines import Cooccurrence, Popularity
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.pipeline import evaluate
-from slmrec.pipeline.learning import learn, training_samples
+from slmrec.pipeline.evaluation_tables import show
+from slmrec.pipeline.fitting import fit_model, training_samples
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
+from slmrec.types import Histories
 
 NUM_ITEMS, VALID_FROM, TEST_FROM = 40, 50, 75
 
@@ -63,15 +67,21 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
 ) -> None:
     timed = []
     throughput = evaluate.throughput
-    monkeypatch.setattr(evaluate, "_folders", lambda task: {})
+    monkeypatch.setattr(evaluate, "model_folders", lambda config, output: {})
     monkeypatch.setattr(evaluate, "throughput", lambda *a, **k: timed.append(len(a[1])) or throughput(*a, **k))
-    config = Config.model_validate({"evaluate": {"num_negatives": 5, "timing_users": 7, "batch_size": 4}})
-    evaluate.build(Task(config, run, tmp_path))
+    protocols = ["full_history_excluded", "full", "sampled_5"]
+    settings = {"protocols": protocols, "timing_users": 7, "batch_size": 4}
+    config = Config.model_validate({"evaluate": settings, "finetune": {"item_vectors": None}})
+    baselines = {"popularity": Popularity, "cooccurrence": Cooccurrence}
+    evaluate.build(
+        Task(config, run, tmp_path),
+        lambda dataset: {name: EncoderScorer(kind.of(dataset)) for name, kind in baselines.items()},
+    )
     wanted = targets(run)
     assert 0 < len(wanted) < 60 and timed == [7]
     rows = pq.read_table(tmp_path / "per_user.parquet").to_pandas()
     content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert set(content["protocols"]) == {"full_history_excluded", "full", "sampled_5"}
+    assert list(content["protocols"]) == protocols
     negatives = load_file(tmp_path / "negatives.safetensors")["negatives"]
     for protocol, values in content["protocols"].items():
         assert values["settings"]["split"] == "temporal, test"
@@ -92,9 +102,9 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
     found = content["protocols"]["full"]["models"]["popularity"]
     assert found["coverage@10"] == pytest.approx(10 / NUM_ITEMS)
     assert found["popularity_lift@10"] == pytest.approx(lift)
-    evaluate.show(tmp_path)
+    show(tmp_path)
     printed = capsys.readouterr().out
-    assert "the top 10 of each user" in printed and f"{lift:.4f}" in printed
+    assert "top 10 of each user" in printed and f"{lift:.4f}" in printed
     by_popularity = rows[rows["model"] == "popularity"]
     for protocol in ("full", "sampled_5"):
         ranks = by_popularity[by_popularity["protocol"] == protocol]["rank"].tolist()
@@ -107,25 +117,25 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
 def test_baselines_count_what_lies_before_validation(run: Path) -> None:
     data = Dataset.load(run / "prepare")
     baskets = [{item for time, item in log if time < VALID_FROM} for log in events(run).values()]
-    scorer = LastItemCooccurrence(data)
+    scorer = EncoderScorer(Cooccurrence.of(data))
     for last in range(1, NUM_ITEMS + 1):
-        counts = scorer._counts(last)
+        encoded = scorer._model.encode(Histories(torch.tensor([[last]]), torch.tensor([1])))
+        counts = np.floor(scorer.score(encoded)[0].numpy())  # ties are broken by less than 1
         expected = [sum({last, item} <= basket for basket in baskets) for item in range(1, NUM_ITEMS + 1)]
         expected[last - 1] = 0
         assert counts[1:].tolist() == expected
-    assert Popularity(data.train_counts()).num_items == NUM_ITEMS
+    assert Popularity.of(data).counts[:, 0].tolist() == data.train_counts().tolist()
 
 
 def test_models_learn_from_what_lies_before_validation_alone(run: Path, tmp_path: Path) -> None:
     data = Dataset.load(run / "prepare")
     model = SasRec(SasRecConfig(num_items=NUM_ITEMS, hidden_size=8, max_history_items=5))
-    samples = training_samples(data, "every_prefix", model)
+    samples = training_samples(data, "every_prefix", model.max_history_items)
     expected = sum(max(0, sum(time < VALID_FROM for time, _ in log) - 1) for log in events(run).values())
     assert len(samples.samples) == expected
-    config = Config.model_validate({"pretrain": {"train": {"num_train_epochs": 1, "eval_max_users": 3}}})
-    metrics = learn(
-        Task(config, run, tmp_path), "pretrain", model, NextItemLoss(model), samples, data, config.pretrain.train
-    )
+    config = Config.model_validate({"pretrain": {"sasrec": {"train": {"num_train_epochs": 1, "eval_max_users": 3}}}})
+    train = config.pretrain["sasrec"].train
+    metrics = fit_model(Task(config, run, tmp_path), "pretrain.sasrec", model, NextItemLoss(model), samples, train)
     assert 0 <= metrics["valid/ndcg@10"] <= 1
     counts = pq.read_table(tmp_path / "items.parquet")["count"].to_pylist()
     assert counts == data.train_counts()[1:].tolist()
@@ -136,4 +146,4 @@ def test_nobody_to_train_on_is_one_line(run: Path) -> None:
     late = Dataset(data.flat, data.offsets, data.users, data.items, "x", np.zeros_like(data.cuts))
     model = SasRec(SasRecConfig(num_items=NUM_ITEMS, hidden_size=8))
     with pytest.raises(DataError, match="none of the 60 users has the 2 events before the time of validation"):
-        training_samples(late, "every_prefix", model)
+        training_samples(late, "every_prefix", model.max_history_items)

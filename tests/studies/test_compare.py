@@ -15,7 +15,7 @@ from slmrec.evaluation.metrics import user_metrics
 from slmrec.evaluation.statistics import compare_means, holm
 
 NUM_USERS = 60
-SETTINGS = {"split": "leave_one_out, test", "exclude_history": True, "num_negatives": None, "seed": 42}
+SETTINGS = {"exclude_history": True, "num_negatives": None, "seed": 42}
 
 
 def write_run(
@@ -23,26 +23,28 @@ def write_run(
     ranks: dict[str, Sequence[int]],
     users: Sequence[Any] = tuple(f"u{user}" for user in range(NUM_USERS)),
     counts: Sequence[int] | None = None,
+    split: str = "valid",
     **settings: Any,
 ) -> Path:
-    """A folder like that of an evaluated run; a user has 2 to 21 items of history, and a target of 0 to 59 events."""
+    """Write a folder like that of an evaluated run; histories have 2 to 21 items, and targets 0 to 59 events."""
     evaluate = folder / "evaluate"
-    evaluate.mkdir(parents=True)
+    evaluate.mkdir(parents=True, exist_ok=True)
+    suffix = "" if split == "test" else f"_{split}"
     protocols = {
         name: {"settings": SETTINGS | settings, "models": {key: {} for key in ranks}} for name in ("primary", "full")
     }
     content = {"primary": "primary", "protocols": protocols}
     (evaluate / "stage.json").write_text(json.dumps({"done": True}), encoding="utf-8")
-    (evaluate / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    (evaluate / f"metrics{suffix}.json").write_text(json.dumps(content), encoding="utf-8")
     tables = [
         pa.table({"user_id": users, "model": [model] * len(own), "protocol": [protocol] * len(own), "rank": own})
         for model, own in ranks.items()
         for protocol in protocols
     ]
-    pq.write_table(pa.concat_tables(tables), evaluate / "per_user.parquet")
+    pq.write_table(pa.concat_tables(tables), evaluate / f"per_user{suffix}.parquet")
     numbers = np.arange(len(users))
     told = {"history_length": 2 + numbers % 20, "target_count": numbers if counts is None else counts}
-    pq.write_table(pa.table({"user_id": users, **told}), evaluate / "users.parquet")
+    pq.write_table(pa.table({"user_id": users, **told}), evaluate / f"users{suffix}.parquet")
     return folder
 
 
@@ -60,10 +62,10 @@ def runs(tmp_path: Path, ranks: tuple[list[int], list[int]]) -> tuple[Path, Path
     first = write_run(tmp_path / "a", {"student": ours, "teacher": theirs})
     back = list(range(NUM_USERS))[::-1]
     second = write_run(tmp_path / "b", {"student": theirs[::-1]}, [f"u{user}" for user in back], back)
-    lengths = pq.read_table(second / "evaluate" / "users.parquet").set_column(
+    lengths = pq.read_table(second / "evaluate" / "users_valid.parquet").set_column(
         1, "history_length", pa.array([2 + user % 20 for user in back])
     )
-    pq.write_table(lengths, second / "evaluate" / "users.parquet")
+    pq.write_table(lengths, second / "evaluate" / "users_valid.parquet")
     return first, second
 
 
@@ -134,7 +136,7 @@ def test_two_models_of_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys: 
     assert back["difference"] == pytest.approx(-within["metrics"]["mrr"]["difference"])
     said = capsys.readouterr().out
     assert f"A: student of {run}" in said and f"B: teacher of {run}" in said and "differences are B - A" in said
-    assert "60 users, primary; test split" in said
+    assert "60 users, primary; validation split" in said
     assert "NDCG@10 by items in the history" in said and "1-4 (cold)" in said
 
 
@@ -148,16 +150,16 @@ def test_bad_requests_are_one_line(runs: tuple[Path, Path], tmp_path: Path, caps
             second,
             "--model-b",
             "sasrec",
-        ): f"{second / 'evaluate'}: no model 'sasrec' was evaluated; choose of: ",
-        (first, second, "--protocol", "sampled_9"): "no protocol 'sampled_9' was evaluated; choose of: primary, full",
-        (first, second, "--metric", "hit@7"): "--metric hit@7: unknown; choose of: hit@1, hit@5, hit@10,",
-        (first, first): f"{first}: student against itself; give --model-b another model",
+        ): f"{second / 'evaluate'}: no model 'sasrec' was evaluated; choose from ",
+        (first, second, "--protocol", "sampled_9"): "no protocol 'sampled_9' was evaluated; choose from primary, full",
+        (first, second, "--metric", "hit@7"): "--metric hit@7: unknown metric; choose from hit@1, hit@5, hit@10,",
+        (first, first): f"{first}: student is compared with itself; give --model-b another model",
         (
             first,
             second,
             "--output",
             "numbers.csv",
-        ): "numbers.csv: the numbers are written as JSON; give --output NAME",
+        ): "numbers.csv: numbers are written as JSON; give --output NAME",
     }
     for arguments, message in expected.items():
         assert message in refused([*arguments], capsys)
@@ -190,14 +192,33 @@ def test_ranks_against_other_items_are_refused(
         )
     ]  # fmt: skip
     assert main(["compare", str(runs[0]), str(runs[1])]) == 0  # without negatives the seed draws nothing
-    assert "were evaluated with other settings" in refused(runs[2:], capsys)
+    assert "were evaluated with different settings" in refused(runs[2:], capsys)
     assert "'num_negatives': 99" in refused([runs[0], runs[3]], capsys)
 
 
 def test_a_run_of_an_earlier_version_is_refused(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    file = runs[1] / "evaluate" / "users.parquet"
+    file = runs[1] / "evaluate" / "users_valid.parquet"
     table = pq.read_table(file)
     pq.write_table(table.slice(1), file)
     assert "its files are of different evaluations; run `slmrec evaluate --force`" in refused([*runs], capsys)
     file.unlink()
-    assert f"{file}: missing, the run was evaluated by an earlier version" in refused([*runs], capsys)
+    assert "has no ranks of the validation split" in refused([*runs], capsys)
+    (runs[1] / "evaluate" / "stage.json").write_text('{"done": true, "version": "0.1.0"}', encoding="utf-8")
+    assert "made by version 0.1.0" in refused([*runs], capsys)
+
+
+def test_the_test_split_is_read_only_on_request(
+    ranks: tuple[list[int], list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        write_run(tmp_path / name, {"student": own}, split="test") for name, own in zip("ab", ranks, strict=True)
+    )
+    error = refused([first, second], capsys)
+    config = first / "evaluate" / "config.yaml"
+    assert f"{first / 'evaluate'}: has no ranks of the validation split; evaluate it with " in error
+    assert f"`slmrec evaluate --config {config} --output {first} evaluate.splits=[test,valid]`" in error
+    found = compared([first, second, "--split", "test"], tmp_path)
+    assert found["split"] == "test" and "primary; test split" in capsys.readouterr().out
+    write_run(tmp_path / "a", {"student": ranks[1]})
+    write_run(tmp_path / "b", {"student": ranks[1]})
+    assert compared([first, second], tmp_path)["metrics"]["mrr"]["difference"] == 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,7 +75,7 @@ def test_every_depth_is_trained_and_validated_alike(finished: Path, found: dict[
 
 def test_read_early_at_full_depth_is_the_model_itself(found: dict[str, object]) -> None:
     [deepest] = [point for point in found["trained"] if point["name"] == "4"]  # type: ignore[attr-defined]
-    early = {(one["num_layers"], one["head"]): one["metrics"] for one in found["read_early"]}  # type: ignore[attr-defined]
+    early = {(one["num_layers"], one["head"]): one["metrics"] for one in found["early_exit"]}  # type: ignore[attr-defined]
     assert sorted(early) == sorted((depth, head) for depth in (1, 2, 3, 4) for head in ("final", "fitted"))
     assert early[4, "final"] == deepest["metrics"]
     assert early[1, "final"] != deepest["metrics"]
@@ -140,22 +141,23 @@ def test_the_recommended_depth_is_the_smallest_that_is_good_enough(found: dict[s
 
 
 def test_what_is_done_is_skipped_and_new_points_are_added(
-    finished: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, recipe: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     before = (finished / "depth" / "depth.json").read_bytes()
     assert main(["depth", "--config", str(recipe), "--output", str(finished)]) == 0
-    said = capsys.readouterr().out
-    assert "done in" not in said and "recommended depth: " in said
+    assert ": done in" not in caplog.text and "recommended depth: " in capsys.readouterr().out
     assert (finished / "depth" / "depth.json").read_bytes() == before
     (finished / "depth" / "4" / "without2" / "stage.json").unlink()
-    (finished / "depth" / "4" / "without2" / "readings.json").unlink()
+    (finished / "depth" / "4" / "without2" / "measurements.json").unlink()
     for path in (finished / "depth" / "4" / "without2").iterdir():
         path.unlink()
     more = ["depth.num_layers=[1, 2, 3, 4]", "depth.quality_loss=0.01"]
     assert main(["depth", "--config", str(recipe), "--output", str(finished), *more]) == 0
-    said = capsys.readouterr().out
-    assert said.count("done in") == 3  # depth 3 trained and validated, and the layer whose reading was lost
-    assert (finished / "depth" / "3" / "prepare").is_symlink()
+    assert caplog.text.count(": done in") == 3  # depth 3 trained and validated, and the layer whose reading was lost
+    for name in ("prepare", "pretrain/sasrec"):
+        assert (finished / "depth" / "3" / name).is_symlink()
+    assert not (finished / "pretrain" / "popularity").exists()  # the study does not need it
 
 
 def test_by_default_the_depths_double_up_to_the_whole_backbone(recipe: Path) -> None:
@@ -171,12 +173,13 @@ def test_by_default_the_depths_double_up_to_the_whole_backbone(recipe: Path) -> 
     [
         (
             "depth.num_layers=[2, 9]",
-            r"depth.num_layers is \[2, 9\], but the backbone .random. has 4 layers; choose of",
+            r"depth.num_layers is \[2, 9\], but the backbone .random. has 4 layers; choose from",
         ),
         ("depth.num_layers=[2, 2]", r"num_layers is \[2, 2\]; name each number once, from 1"),
         ("depth.num_layers=[0]", r"num_layers is \[0\]; name each number once, from 1"),
         ("depth.layer_steps=[1]", r"layer_steps is \[1\]; name each number once, from 2"),
         ("depth.similarity_users=3", "similarity_users"),
+        ("finetune={backbone: null, ensemble: [sasrec]}", "finetune.backbone is null"),
     ],
 )
 def test_faults_are_told_first(recipe: Path, tmp_path: Path, override: str, told: str) -> None:

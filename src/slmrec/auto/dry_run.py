@@ -1,4 +1,4 @@
-"""A dry run: steps that `run` would execute, with sizes, memory and time; nothing is written, no weights are read."""
+"""Dry run: the steps that `run` would execute, with sizes, memory and time; nothing is written, no weights are read."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,17 +57,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Architectures of the recipes' backbones, as published; a dry run needs no more where the hub cannot be reached."""
+"""Published architectures of the backbones of the recipes, for dry runs without access to the hub."""
 CHARACTERS_PER_TOKEN = 4
 VALIDATION_BATCH = 256
 MIN_WIDTH = 118
-
-
 NO_PROMPT = (0, 0)
 
 
 class Row(NamedTuple):
-    """Estimates of one training step; None where they need data that is not there."""
+    """Estimates of one training step; None where they need data that does not exist yet."""
 
     sizes: Sizes
     tokens: int | None = None
@@ -132,8 +130,8 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
     planned = {}
     for name, settings in config.pretrain.items():
         folder = f"pretrain/{name}"
-        if settings.kind == "decoder":
-            planned[folder] = _decoder(config, f"pretrain.{name}", settings, dataset, settings.item_dim, notes)
+        if hasattr(settings, "backbone"):
+            planned[folder] = _decoder(config, f"pretrain.{name}", settings, dataset, notes)
         else:
             with torch.device("meta"):
                 model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items))
@@ -145,10 +143,9 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
     if finetune.backbone is None:
         notes.append("finetune.backbone is null: the sizes of the student are not estimated")
         return planned
-    source = finetune.item_vectors
-    width = config.pretrain[source] if source in config.pretrain else None
-    dim = getattr(width, "hidden_size", None) or getattr(width, "item_dim", None) or finetune.item_dim
-    teacher = planned["finetune"] = _decoder(config, "finetune", finetune, dataset, dim, notes)
+    source = planned.get(f"pretrain/{finetune.item_vectors}")
+    width = None if source is None else int(source.model.item_vectors().shape[1])
+    teacher = planned["finetune"] = _decoder(config, "finetune", finetune, dataset, notes, width)
     if finetune.ensemble:
         notes.append(
             f"finetune: parameters are those of the decoder; {', '.join(finetune.ensemble)} may be mixed with it"
@@ -209,7 +206,7 @@ def _batch_size(settings: TrainConfig) -> int:
 def _scores(planned: Planned, work: Work, num_items: int) -> int:
     """Number of scores of an epoch; KL computes those of two models, multiple supervision those of further blocks."""
     passes = float(planned.ce) + planned.num_blocks + (2 if planned.kl else 0)
-    return int(passes * work.read_outs * (planned.train.num_sampled or num_items))
+    return int(passes * work.positions * (planned.train.num_sampled or num_items))
 
 
 def _validation(sizes: Sizes, dataset: Dataset, settings: TrainConfig, max_history_items: int, rates: Rates) -> float:
@@ -219,9 +216,23 @@ def _validation(sizes: Sizes, dataset: Dataset, settings: TrainConfig, max_histo
 
 
 def _decoder(
-    config: Config, section: str, settings: DecoderSettings, dataset: Dataset | None, item_dim: int, notes: list[str]
+    config: Config,
+    section: str,
+    settings: Any,
+    dataset: Dataset | None,
+    notes: list[str],
+    item_dim: int | None = None,
 ) -> Planned:
-    """Return the decoder of a section, without weights."""
+    """Return the decoder of a section, without weights.
+
+    Args:
+        config: All settings.
+        section: Path of the section in the YAML, for notes.
+        settings: The section: `DecoderModel` or `FinetuneConfig`.
+        dataset: The data set, if it is prepared.
+        notes: List to which notes are added.
+        item_dim: Width of the item vectors that the decoder starts from; None: the width in the settings.
+    """
     num_items = dataset.num_items if dataset else 0
     architecture, is_reached = _architecture(settings, notes)
     prompt = _prompt(settings, is_reached, notes)
@@ -230,7 +241,7 @@ def _decoder(
         decoder = random_decoder(architecture)
         width, num_parameters = decoder.config.hidden_size, decoder.num_parameters()
         backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
-        vectors, text = torch.zeros(num_items + 1, item_dim), None
+        vectors, text = torch.zeros(num_items + 1, item_dim or settings.item_dim), None
         if reads_text:
             components = config.item_text[str(settings.item_text)].num_components
             text = ItemText(torch.zeros(num_items + 1, components), None)
@@ -238,7 +249,7 @@ def _decoder(
         model = build_decoder(settings, backbone, vectors, text, section=section, train_items=train_items)
     if settings.backbone != "random":
         notes.append(
-            f"{section}: loading the whole backbone: {num_parameters:,} parameters, {_size(4 * num_parameters)} of memory"
+            f"{section}: the whole backbone is read: {num_parameters:,} parameters, {_size(4 * num_parameters)}"
         )
     return Planned(model, settings.train, settings.supervision, prompt, _bits(settings))
 

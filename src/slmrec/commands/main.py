@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_data_options(command)
         if name in TRAIN_SEVERAL:
             command.add_argument("--model", metavar="NAME", help="train this model alone (default: all of the stage)")
+        if name == "ablate":
+            _add_split(command)
         if name == "run":
             about = "show what would be done and what it would take; write nothing"
             command.add_argument("--dry-run", action="store_true", help=about)
@@ -161,11 +163,17 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another one, or the same")
     compare.add_argument("--model", default="student", help="the model of RUN_A (default: student)")
     compare.add_argument("--model-b", help="the model of RUN_B (default: that of RUN_A)")
+    _add_split(compare)
     compare.add_argument("--protocol", help="for example full (default: the primary one of RUN_A)")
     compare.add_argument(
         "--metric", action="append", help="for example hit@5; may be repeated, the first one is shown by slices too"
     )
     compare.add_argument("--output", type=Path, help="JSON file to write the numbers to as well")
+
+
+def _add_split(command: argparse.ArgumentParser) -> None:
+    text = "split on which models are compared (default: valid)"
+    command.add_argument("--split", choices=("valid", "test"), default="valid", help=text)
 
 
 def _add_report(commands: Any) -> None:
@@ -326,6 +334,7 @@ def _compare(options: argparse.Namespace) -> None:
         model=options.model,
         model_b=options.model_b,
         protocol=options.protocol,
+        split=options.split,
         metrics=tuple(options.metric or METRICS),
         output=options.output,
     )
@@ -394,12 +403,14 @@ def _run_stage(options: argparse.Namespace) -> None:
     if options.command == "ablate":
         from slmrec.studies.ablate import ablate
 
-        ablate(config, options.output, options.force)
+        ablate(config, options.output, options.force, options.split)
         return
     if options.command == "depth":
+        from slmrec.run import write_report
         from slmrec.studies.depth import depth
 
         depth(config, options.output, options.force)
+        write_report(options.output, always=True)
         return
     from slmrec.pipeline.run import run_stage
     from slmrec.pipeline.stage import run_step

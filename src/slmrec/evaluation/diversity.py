@@ -1,8 +1,8 @@
-"""What top lists are like, whether they are right or not: how much of the catalogue, how known, how varied.
+"""Metrics of top lists beyond accuracy, as pure functions: coverage, novelty, inequality, diversity, popularity lift.
 
-A list is a row of (U, k): items 1..V, filled up with 0 where fewer than k could be recommended. The order within a list
-does not matter here. What is measured list by list is averaged over the lists that have an item (for pairs of items:
-two); the others are left out. Knows neither data nor models.
+A list is a row of an array (U, k) of items 1..V, padded with 0 where fewer than k items can be recommended. The order
+within a list does not matter. Metrics of single lists are averaged over the lists with at least one item (metrics of
+pairs: two items).
 """
 
 from collections.abc import Iterator
@@ -16,41 +16,41 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _MAX_VALUES = 2**20
-"""Values of items, or coordinates of their vectors (float64), looked at together: 8 MiB."""
+"""Maximum number of float64 values in memory at once (8 MiB)."""
 
 
 def list_metrics(
     lists: Lists, train_counts: Ints, history_popularity: float, item_vectors: NDArray[np.floating[Any]] | None
 ) -> dict[str, float]:
-    """All metrics of this module: coverage@k, novelty@k, gini@k, ild@k and popularity_lift@k.
+    """Return all metrics of this module: coverage@k, novelty@k, gini@k, ild@k and popularity_lift@k.
 
-    A metric that is not defined is absent: all but coverage if nothing is recommended at all, `ild` without item
-    vectors or a list of two items, `popularity_lift` if no history holds an item of the train split.
+    Undefined metrics are absent: all but coverage if all lists are empty, `ild` without item vectors or without a list
+    of two items, `popularity_lift` if no history contains an item of the train split.
 
     Args:
-        lists: (U, k) of one model.
-        train_counts: (V+1,) how often each item occurs in the train split.
-        history_popularity: the mean of `list_means(histories, train_counts)` over the users.
-        item_vectors: (V+1, D), the same for all models that are compared.
+        lists: (U, k) top lists of one model.
+        train_counts: (V+1,) number of events of each item in the train split.
+        history_popularity: Mean of `list_means(histories, train_counts)` over the users.
+        item_vectors: (V+1, D) item vectors, the same for all models that are compared.
 
     Raises:
-        ValueError: no item occurs in the train split.
+        ValueError: No item occurs in the train split.
     """
     counts = recommendation_counts(lists, len(train_counts) - 1)
-    found = {"coverage": coverage(counts)}
+    metrics = {"coverage": coverage(counts)}
     if counts.any():
-        found["novelty"] = float(list_means(lists, self_information(train_counts)).mean())
-        found["gini"] = gini(counts)
+        metrics["novelty"] = float(list_means(lists, self_information(train_counts)).mean())
+        metrics["gini"] = gini(counts)
         distances = np.empty(0) if item_vectors is None else intra_list_distances(lists, item_vectors)
         if len(distances):
-            found["ild"] = float(distances.mean())
+            metrics["ild"] = float(distances.mean())
         if history_popularity > 0:
-            found["popularity_lift"] = popularity_lift(list_means(lists, train_counts), history_popularity)
-    return {f"{name}@{lists.shape[1]}": value for name, value in found.items()}
+            metrics["popularity_lift"] = popularity_lift(list_means(lists, train_counts), history_popularity)
+    return {f"{name}@{lists.shape[1]}": value for name, value in metrics.items()}
 
 
 def recommendation_counts(lists: Lists, num_items: int) -> Ints:
-    """(V+1,) the number of lists with each item; that of the padding item is 0.
+    """Return the number of lists (V+1,) that contain each item; it is 0 for the padding item.
 
     Example:
         >>> recommendation_counts(np.array([[3, 1], [3, 0]]), num_items=4).tolist()
@@ -62,10 +62,10 @@ def recommendation_counts(lists: Lists, num_items: int) -> Ints:
 
 
 def coverage(counts: Ints) -> float:
-    """The share of the catalogue that is recommended to anyone.
+    """Return the share of the catalogue that is recommended to at least one user.
 
     Args:
-        counts: (V+1,) of `recommendation_counts`.
+        counts: (V+1,) output of `recommendation_counts`.
 
     Example:
         >>> coverage(np.array([0, 1, 0, 2, 0]))
@@ -77,16 +77,16 @@ def coverage(counts: Ints) -> float:
 
 
 def gini(counts: Ints) -> float:
-    """How unequally recommendations fall on the catalogue: 0 if all items get as many, 1 - 1/V if one gets all.
+    """Return the Gini coefficient of the recommendation counts: 0 if all are equal, 1 - 1/V if one item has all.
 
     With the counts c in ascending order it is the sum over j = 1..V of (2j - V - 1) c_j, divided by V times their sum.
-    Lists of k different items cannot be more unequal than 1 - k/V.
+    For lists of k different items the maximum is 1 - k/V.
 
     Args:
-        counts: (V+1,) of `recommendation_counts`.
+        counts: (V+1,) output of `recommendation_counts`.
 
     Raises:
-        ValueError: nothing was recommended.
+        ValueError: All lists are empty.
 
     Example:
         >>> gini(np.array([0, 1, 0, 3, 0]))  # (1 * 1 + 3 * 3) / (4 * 4)
@@ -96,7 +96,7 @@ def gini(counts: Ints) -> float:
     (Recommender Systems Handbook 2015) divide by V - 1 in place of V.
     """
     if not counts.any():
-        raise ValueError("no recommendations: their inequality is not defined")
+        raise ValueError("all lists are empty: the Gini coefficient is not defined")
     ascending = np.sort(counts[1:])
     num_items = len(ascending)
     weights = 2 * np.arange(1, num_items + 1) - num_items - 1
@@ -104,15 +104,16 @@ def gini(counts: Ints) -> float:
 
 
 def self_information(train_counts: Ints) -> Floats:
-    """(V+1,) -log2 of each item's share of the train events, in bits: how little known it is; that of padding is 0.
+    """Return the self-information (V+1,) of each item in bits: -log2 of its share of the train events.
 
-    An item without a train event would have infinite self-information; it gets that of an item with one event.
+    An item without a train event would have infinite self-information; it gets that of an item with one event. The
+    padding item has 0.
 
     Args:
-        train_counts: (V+1,) how often each item occurs in the train split.
+        train_counts: (V+1,) number of events of each item in the train split.
 
     Raises:
-        ValueError: no item occurs there.
+        ValueError: No item occurs in the train split.
 
     Example:
         >>> self_information(np.array([0, 4, 2, 1, 1, 0])).tolist()
@@ -122,7 +123,7 @@ def self_information(train_counts: Ints) -> Floats:
     share of users in place of events.
     """
     if not train_counts[1:].any():
-        raise ValueError("no train events: an item has no share of them")
+        raise ValueError("no train events: self-information is not defined")
     total = train_counts[1:].sum()
     information = np.log2(total) - np.log2(np.maximum(train_counts, 1))
     information[0] = 0
@@ -130,11 +131,11 @@ def self_information(train_counts: Ints) -> Floats:
 
 
 def list_means(lists: Lists, values: Ints | Floats) -> Floats:
-    """The mean value of the items of each list, for the lists that have one.
+    """Return the mean value of the items of each list, without empty lists.
 
     Args:
-        lists: (U, k).
-        values: (V+1,) of each item; that of the padding item is not read.
+        lists: (U, k) top lists.
+        values: (V+1,) value of each item; that of the padding item is not used.
 
     Example:
         >>> list_means(np.array([[2, 1], [3, 0], [0, 0]]), np.array([9, 1, 3, 7])).tolist()
@@ -150,27 +151,27 @@ def _means(lists: Lists, values: Ints | Floats) -> Floats:
 
 
 def _split(lists: Lists, width: int = 1) -> Iterator[Lists]:
-    """Some lists at a time, given how many values each of their items has."""
+    """Split lists into parts, given the number of values of each of their items."""
     num_rows = max(1, _MAX_VALUES // (lists.shape[1] * width))
     return (lists[at : at + num_rows] for at in range(0, len(lists), num_rows))
 
 
 def popularity_lift(recommended: Floats, history_popularity: float) -> float:
-    """How much more popular the recommended items are than those of the histories: 0 as popular, 1 twice as popular.
+    """Return the relative increase in popularity from histories to top lists: 0 for equal, 1 for twice as popular.
 
     Args:
-        recommended: the mean train count of the items of each list, from `list_means`.
-        history_popularity: the mean over the users of the mean train count of the items of their history.
+        recommended: Mean train count of the items of each list, from `list_means`.
+        history_popularity: Mean over the users of the mean train count of the items of their history.
 
     Raises:
-        ValueError: the items of the histories have no train event.
+        ValueError: The items of the histories have no train event.
 
     Example:
         >>> popularity_lift(np.array([6.0, 3.0]), 3.0)
         0.5
 
     Source: the lift of the group average popularity, Abdollahpouri et al. (RecSys 2020; RMSE workshop 2019), with all
-    users in one group. That popular items are overrated by offline evaluation as well: Steck (RecSys 2011).
+    users in one group. Offline evaluation favours popular items as well: Steck (RecSys 2011).
     """
     if history_popularity <= 0:
         raise ValueError(f"history_popularity is {history_popularity}, expected a positive mean train count")
@@ -178,13 +179,13 @@ def popularity_lift(recommended: Floats, history_popularity: float) -> float:
 
 
 def intra_list_distances(lists: Lists, item_vectors: NDArray[np.floating[Any]]) -> Floats:
-    """The mean distance, 1 - cosine, over the pairs of items of each list, for the lists that have a pair.
+    """Return the mean distance, 1 - cosine, over the pairs of items of each list with at least two items.
 
     A vector of length 0 has cosine 0 with all others.
 
     Args:
-        lists: (U, k).
-        item_vectors: (V+1, D); that of the padding item is not read.
+        lists: (U, k) top lists.
+        item_vectors: (V+1, D) item vectors; that of the padding item is not used.
 
     Example:
         >>> vectors = np.array([[0, 0], [1, 0], [0, 2], [3, 0]])
@@ -203,7 +204,7 @@ def _distances(lists: Lists, item_vectors: NDArray[np.floating[Any]]) -> Floats:
     vectors = item_vectors[lists].astype(np.float64)
     norms = np.linalg.norm(vectors, axis=2, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=inside[:, :, None] & (norms > 0))
-    # The squared sum of unit vectors holds each pair's cosine twice, and their own squares once.
+    # the squared sum of unit vectors contains the cosine of each pair twice, and each square once
     cosines = ((units.sum(axis=1) ** 2).sum(axis=1) - (units**2).sum(axis=(1, 2))) / 2
     num = inside.sum(axis=1)
     return np.asarray(1 - cosines / (num * (num - 1) / 2), dtype=np.float64)

@@ -1,8 +1,8 @@
-"""Ranks of the held-out items, and the metrics made of them; knows neither data nor models.
+"""Ranks of the held-out items and ranking metrics, as pure functions.
 
-Each user has one relevant item. Ties are broken by chance, and the chances are spread evenly over the users, so that a
-model that scores all C candidates alike gets hit@k = k/C (the reference ranks the target first among its ties, and such
-a model gets hit@1 = 1).
+Each user has one relevant item. Ties are ordered at random, with draws that are spread evenly over the users, so that a
+model with equal scores for all C candidates gets hit@k = k/C. (The reference ranks the target first among its ties, and
+such a model gets hit@1 = 1.)
 """
 
 import numpy as np
@@ -14,14 +14,18 @@ from slmrec.errors import TrainingError
 HIT_CUTOFFS = (1, 5, 10, 20)
 NDCG_CUTOFFS = (5, 10, 20)
 MAX_NAMED_USERS = 5
-"""Users that an error message names before it only counts them."""
+"""Maximum number of users that an error message names; further ones are counted."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 def tie_draws(num_users: int, seed: int) -> Floats:
-    """(num_users,) numbers in [0, 1), one from the middle of each of num_users equal strata, in random order.
+    """Draw numbers (num_users,) in [0, 1): the centres of num_users equal strata, in random order.
+
+    Args:
+        num_users: Number of draws.
+        seed: Seed of the order.
 
     Example:
         >>> sorted(tie_draws(4, seed=0).tolist())
@@ -31,21 +35,18 @@ def tie_draws(num_users: int, seed: int) -> Floats:
 
 
 def ranks_of_targets(scores: Tensor, target_columns: Tensor, tie_draws: Floats, users: Ints | None = None) -> Ints:
-    """The rank of each user's target among the candidates, 0 for the best.
+    """Return the rank (B,) of the target of each user among the candidates; 0 is the best.
 
-    It is the number of candidates with a higher score, plus floor(draw * (1 + number of other candidates tied)).
+    The rank is the number of candidates with a higher score, plus floor(draw * (1 + number of other tied candidates)).
 
     Args:
-        scores: (B, C); -inf takes a candidate out.
-        target_columns: (B,) int64, the column of each user's target.
-        tie_draws: (B,) in [0, 1), see `tie_draws`.
-        users: (B,) what an error calls the users; by default their rows.
-
-    Returns:
-        (B,) ranks.
+        scores: (B, C) scores; -inf excludes a candidate.
+        target_columns: (B,) int64 column of the target of each user.
+        tie_draws: (B,) numbers in [0, 1), see `tie_draws`.
+        users: (B,) numbers of the users for error messages; None: their rows.
 
     Raises:
-        TrainingError: a user has a NaN among the scores, or the target's score is infinite.
+        TrainingError: A score of a user is NaN, or the score of the target is infinite.
 
     Example:
         >>> import torch
@@ -57,7 +58,7 @@ def ranks_of_targets(scores: Tensor, target_columns: Tensor, tie_draws: Floats, 
     _check_finite(scores, targets, np.arange(len(scores)) if users is None else users)
     better = (scores > targets).sum(dim=1).cpu().numpy()
     tied = (scores == targets).sum(dim=1).cpu().numpy() - 1
-    # A draw next to 1 can round up to 1 + tied.
+    # a draw close to 1 can be rounded up to 1 + tied
     below = np.minimum(np.floor(tie_draws * (1 + tied)), tied)
     return np.asarray(better + below, dtype=np.int64)
 
@@ -76,10 +77,13 @@ def _check_finite(scores: Tensor, targets: Tensor, users: Ints) -> None:
 
 
 def user_metrics(ranks: Ints) -> dict[str, Floats]:
-    """Each metric of each user, (num_users,), from 0-based ranks.
+    """Return the metrics of each user (num_users,) by name.
 
-    `hit@k` is 1 if rank < k. `ndcg@k` is 1 / log2(rank + 2) if rank < k: with one relevant item the ideal DCG is 1.
-    `mrr` is 1 / (rank + 1), without a cut-off.
+    `hit@k` is 1 if rank < k, else 0. `ndcg@k` is 1 / log2(rank + 2) if rank < k, else 0: with one relevant item the
+    ideal DCG is 1. `mrr` is 1 / (rank + 1), without a cut-off.
+
+    Args:
+        ranks: (num_users,) 0-based ranks.
 
     Source: NDCG, Järvelin and Kekäläinen (TOIS 2002), with the discount of Burges et al. (ICML 2005); MRR, Voorhees
     (TREC-8, 1999).
@@ -93,10 +97,13 @@ def user_metrics(ranks: Ints) -> dict[str, Floats]:
 
 
 def ranking_metrics(ranks: Ints) -> dict[str, float]:
-    """The means over the users of `user_metrics`: hit@{1,5,10,20}, ndcg@{5,10,20} and mrr.
+    """Return the means of `user_metrics` over the users: hit@{1,5,10,20}, ndcg@{5,10,20} and mrr.
+
+    Args:
+        ranks: (num_users,) 0-based ranks.
 
     Raises:
-        ValueError: there are no ranks.
+        ValueError: There are no ranks.
 
     Example:
         >>> metrics = ranking_metrics(np.array([0, 2, 30]))

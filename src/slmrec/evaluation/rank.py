@@ -1,4 +1,4 @@
-"""How well a model ranks the held-out items, and how fast: one forward pass serves every protocol."""
+"""Ranks of the held-out items and speed of a model; one forward pass serves all ranking protocols."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,23 +20,23 @@ from slmrec.topk import best_columns
 from slmrec.types import Batch, Encoded, SequenceEncoder
 
 MAX_SCORES = 8 * 2**20
-"""Scores (float32) at once, 32 MiB, and as much again without the history: a batch is ranked in blocks of its rows."""
+"""Maximum number of float32 scores in memory (32 MiB, and the same again for the copy without the history)."""
 TOP_K = 10
-"""Items of a top list, and of what a timed model recommends to each user."""
+"""Length of top lists, also in measurements of speed."""
 TIE_SEED = 0
-"""Ties are broken alike for all models, so that their users can be compared one by one."""
+"""Seed of the order of ties; it is the same for all models, so that they can be compared user by user."""
 
 RankingProtocol = str
-"""Name of the candidates among which a target is ranked.
+"""Name of a ranking protocol, which defines the candidates among which the target is ranked.
 
 `full_history_excluded`: all items outside the user's history. `full`: all items. `sampled_N`: N sampled negatives of
-the user. The target is always a candidate, even if it is in the history. Top lists do not know the target: under
-`full_history_excluded` they hold no item of the history; sampled protocols have none.
+the user. The target is always a candidate, even if it is in the history. Top lists do not depend on the target: under
+`full_history_excluded` they contain no item of the history; sampled protocols have no top lists.
 """
 
 
 class Scorer(Protocol):
-    """Anything that scores the whole catalogue."""
+    """Interface of objects that score the whole catalogue for a batch of users."""
 
     @property
     def num_items(self) -> int:
@@ -44,19 +44,22 @@ class Scorer(Protocol):
 
     @property
     def max_history_items(self) -> int:
-        """The newest items of a history that it wants to see."""
+        """Maximum number of items of a history that are read; the newest ones are kept."""
 
     def read(self, batch: Batch) -> Encoded:
-        """Encode the histories; `users` is (B, ...), one user a row, and only `score` interprets it."""
+        """Encode the histories; only `score` interprets `users`, a tensor (B, ...) with one row for each user."""
 
     def score(self, encoded: Encoded) -> Tensor:
-        """(b, V+1) float32 scores for a selection of what `read` returned; column 0, the padding item, is -inf."""
+        """Return float32 scores (b, V+1) for some rows of the output of `read`; column 0, the padding item, is -inf."""
 
 
 class EncoderScorer:
-    """A model as a scorer: user vectors times item vectors plus the bonus, in eval mode, without gradients.
+    """Scorer of a model: user vectors times item vectors plus the bonus, in eval mode, without gradients.
 
-    The item vectors are computed here, once; after more training make a new one.
+    The item vectors are computed once, by the constructor; create a new scorer after further training.
+
+    Args:
+        model: The model; its mode is restored after each call.
     """
 
     def __init__(self, model: SequenceEncoder) -> None:
@@ -71,27 +74,27 @@ class EncoderScorer:
 
     @property
     def max_history_items(self) -> int:
-        """The longest history that the model reads."""
+        """Maximum number of items of a history that the model reads."""
         return self._model.max_history_items
 
     def read(self, batch: Batch) -> Encoded:
-        """User vectors (B, D) and bonus on the model's device."""
+        """Return user vectors (B, D) and the bonus, on the device of the model."""
         with eval_mode(self._model), torch.inference_mode():
             encoded = self._model.encode(batch.histories.to(self._item_vectors.device))
             return Encoded(encoded.users.float(), bonus=encoded.bonus)
 
     def score(self, encoded: Encoded) -> Tensor:
-        """(b, V+1); column 0 is -inf."""
+        """Return scores (b, V+1); column 0 is -inf."""
         return _scores(encoded, self._item_vectors)
 
 
 class VectorScorer:
-    """User vectors that are there already, as a scorer of the samples they belong to.
+    """Scorer of precomputed user vectors.
 
     Args:
-        users: (num_samples, D), in the order of the samples.
-        item_vectors: (V+1, D).
-        max_history_items: as of the model that made them: batches are cut alike.
+        users: (num_samples, D) user vectors, in the order of the samples.
+        item_vectors: (V+1, D) item vectors.
+        max_history_items: Maximum number of history items of the model that computed the vectors.
     """
 
     def __init__(self, users: Tensor, item_vectors: Tensor, max_history_items: int) -> None:
@@ -103,11 +106,11 @@ class VectorScorer:
         return len(self._item_vectors) - 1
 
     def read(self, batch: Batch) -> Encoded:
-        """User vectors (B, D) of the batch's rows."""
+        """Return the user vectors (B, D) of the samples of a batch."""
         return Encoded(self._users[batch.rows].to(self._item_vectors.device))
 
     def score(self, encoded: Encoded) -> Tensor:
-        """(b, V+1); column 0 is -inf."""
+        """Return scores (b, V+1); column 0 is -inf."""
         return _scores(encoded, self._item_vectors)
 
 
@@ -122,16 +125,16 @@ def _scores(encoded: Encoded, item_vectors: Tensor) -> Tensor:
 
 @contextmanager
 def eval_mode(model: SequenceEncoder) -> Iterator[None]:
-    """Puts a model into eval mode, and each of its parts back into its own mode afterwards."""
+    """Put a model into eval mode; each of its modules returns to its previous mode afterwards."""
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     if not any(training for _, training in modes):
-        yield  # As it is: a model may keep what it has computed for inference as long as its mode stays.
+        yield  # the mode is not set again, so that values that a model caches for inference stay valid
         return
     modes[0][0].eval()
     try:
         yield
     finally:
-        for part, training in modes:  # Outer parts come first, inner ones have the last word.
+        for part, training in modes:  # outer modules come first, so that the modes of inner ones are final
             part.train(training)
 
 
@@ -146,26 +149,27 @@ def evaluate_scorer(
     top_lists: Callable[[str, Ints, Ints], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Ints]:
-    """The 0-based rank of each sample's target under each protocol.
+    """Return the 0-based rank of the target of each sample under each protocol.
 
     Args:
-        scorer: reads the newest `scorer.max_history_items` items of a sample; its whole history is excluded.
-        samples: one a user, as from `Dataset.held_out`.
-        batch_size: users read at once; they are ranked in blocks whose scores need at most 64 MiB.
-        protocols: rankings wanted.
-        negatives: (U, K) of `draw_negatives`; given if and only if a protocol is sampled.
-        tie_seed: breaks ties; the same seed breaks them alike for every scorer.
-        top_lists: called for each block and protocol that is not sampled with the protocol's name, the rows of the samples
-            (b,) and what would be recommended to them: (b, TOP_K) items, best first, the smaller item first among
-            equal scores, 0 where fewer are left.
-        progress: called after each batch with the number of users in it.
+        scorer: Scorer of the catalogue. It reads the newest `scorer.max_history_items` items; a protocol that excludes
+            the history excludes all of it.
+        samples: One sample for each user, as from `Dataset.held_out`.
+        batch_size: Number of users encoded at once; they are ranked in blocks whose scores need at most 64 MiB.
+        protocols: Ranking protocols.
+        negatives: (U, K) items from `draw_negatives`; required for a sampled protocol, and only for one.
+        tie_seed: Seed of the order of ties; the same seed orders them alike for all scorers.
+        top_lists: Function called for each block and each protocol that is not sampled, with the name of the protocol,
+            the sample numbers (b,) and the top lists (b, TOP_K): items, best first, the smaller item first among equal
+            scores, and 0 where fewer items are left.
+        progress: Function called after each block with the number of its users.
 
     Returns:
-        (num_samples,) ranks, in the order of the samples, by protocol.
+        Ranks (num_samples,) by protocol, in the order of the samples.
 
     Raises:
-        TrainingError: a user's scores are not finite; the message names the users.
-        ValueError: a sampled protocol without its negatives, or negatives without such a protocol.
+        TrainingError: The scores of a user are not finite; the message names the users.
+        ValueError: Negatives are missing for a sampled protocol, or given without one.
     """
     sampled = [protocol for protocol in protocols if is_sampled(protocol)]
     if sampled != ([] if negatives is None else [f"sampled_{negatives.shape[1]}"]):
@@ -189,7 +193,7 @@ def evaluate_scorer(
 
 
 def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple[Ints, Tensor]]:
-    """Rows of the samples and their scores, block by block; the batches they are read in do not depend on V."""
+    """Yield sample numbers and their scores in blocks; the batches that are encoded do not depend on V."""
     for rows, batch in by_length(samples, batch_size, scorer.max_history_items):
         read, block = scorer.read(batch), _rows_at_once(scorer)
         for at in range(0, len(rows), block):
@@ -202,26 +206,26 @@ def _rows_at_once(scorer: Scorer) -> int:
 
 def _checked(scores: Tensor) -> Tensor:
     if not scores[:, 0].isneginf().all():
-        raise ValueError("column 0 of the scores is the padding item: expected -inf there")
+        raise ValueError("column 0 of the scores belongs to the padding item: expected -inf")
     return scores
 
 
 def _candidates(
     protocol: RankingProtocol, scores: Tensor, targets: Tensor, history: Tensor, drawn: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The candidates' scores (B, C) under a protocol, and the targets' columns (B,)."""
+    """Return the scores (B, C) of the candidates of a protocol, and the columns (B,) of the targets."""
     columns = targets[:, None]
     if drawn is not None and is_sampled(protocol):
         return scores.gather(1, torch.cat([columns, drawn], dim=1)), torch.zeros_like(columns[:, 0])
     if protocol == "full":
         return scores, columns[:, 0]
-    # Pads of the history are item 0, which never ranks anyway.
-    others = scores.scatter(1, history, -torch.inf)
-    return others.scatter_(1, columns, scores.gather(1, columns)), columns[:, 0]
+    # The padding of histories is item 0, whose score is -inf already.
+    masked = scores.scatter(1, history, -torch.inf)
+    return masked.scatter_(1, columns, scores.gather(1, columns)), columns[:, 0]
 
 
 def _top_items(protocol: RankingProtocol, candidates: Tensor, history: Tensor) -> Ints:
-    """(B, TOP_K) items with the best scores; may overwrite the candidates of a protocol that leaves the history out."""
+    """Return the items (B, TOP_K) with the best scores; the scores of the candidates may be overwritten."""
     if protocol == "full_history_excluded":
         candidates.scatter_(1, history, -torch.inf)  # the target too, if it is in the history
     columns = best_columns(candidates, TOP_K)
@@ -240,35 +244,39 @@ def is_sampled(protocol: RankingProtocol) -> bool:
     return protocol.startswith("sampled_")
 
 
-def validate(model: SequenceEncoder, samples: Samples, batch_size: int) -> dict[str, float]:
-    """The metrics of `ranking_metrics` under the `full` protocol, history not excluded: for early stopping.
+def validate(
+    model: SequenceEncoder, samples: Samples, batch_size: int, protocol: RankingProtocol = "full"
+) -> dict[str, float]:
+    """Return the metrics of `ranking_metrics` under one protocol, for early stopping.
 
     Args:
-        model: comes back in the mode it was in.
-        samples: of the validation split, all or some; the same ones give comparable numbers.
-        batch_size: users read at once.
+        model: The model; its mode is restored afterwards.
+        samples: Validation samples, all or some; only results on the same samples are comparable.
+        batch_size: Number of users encoded at once.
+        protocol: `full` or `full_history_excluded`.
 
     Raises:
-        TrainingError: a user's scores are not finite.
+        TrainingError: The scores of a user are not finite.
     """
     with eval_mode(model):
-        ranks = evaluate_scorer(EncoderScorer(model), samples, batch_size=batch_size, protocols=("full",))
-    return ranking_metrics(ranks["full"])
+        ranks = evaluate_scorer(EncoderScorer(model), samples, batch_size=batch_size, protocols=(protocol,))
+    return ranking_metrics(ranks[protocol])
 
 
 def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints | None = None) -> NDArray[np.int32]:
-    """(U, K) items that each user never interacted with, drawn uniformly and without replacement.
+    """Draw negatives (U, K) of each user uniformly and without replacement.
 
-    Items of the whole sequence are left out, held-out ones included. The same data and seed give the same negatives.
+    Negatives are items that occur nowhere in the sequence of the user, held-out events included. The same data and seed
+    give the same negatives.
 
     Args:
-        dataset: the histories.
+        dataset: The data set.
         num_negatives: K.
-        seed: of the draws.
-        users: those to draw for, by default all; the rows of the others are 0.
+        seed: Seed of the draws.
+        users: Users to draw for; None: all. The rows of other users are 0.
 
     Raises:
-        DataError: a user has fewer than `num_negatives` such items.
+        DataError: A user has fewer than `num_negatives` such items.
     """
     generator = np.random.default_rng(seed)
     negatives = np.zeros((dataset.num_users, num_negatives), dtype=np.int32)
@@ -278,7 +286,7 @@ def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints 
         if num_free < num_negatives:
             _refuse(dataset, user, num_free, num_negatives)
         nth = generator.choice(num_free, num_negatives, replace=False, shuffle=False)
-        # seen[j] - 1 - j free items come before seen[j]; the n-th free item lies past all seen with at most n before.
+        # seen[j] - 1 - j free items precede seen[j]; the n-th free item follows all seen items that at most n precede.
         negatives[user] = nth + 1 + np.searchsorted(seen - 1 - np.arange(len(seen)), nth, side="right")
     return negatives
 
@@ -294,10 +302,16 @@ def _refuse(dataset: Dataset, user: int, num_free: int, num_negatives: int) -> N
 def throughput(
     scorers: Mapping[str, Scorer], samples: Samples, *, batch_size: int, rounds: int = 3
 ) -> dict[str, float]:
-    """Users per second of each scorer: encode, score all items, find the ten best.
+    """Return the users per second of each scorer: encode, score all items, find the top list.
 
-    The scorers take turns within each round, so that noise of the machine hits all alike; the median round counts.
-    Building the batches is not timed, and each scorer has a batch to warm up.
+    The scorers take turns within each round, so that noise of the machine affects all alike; the result is that of the
+    median round. Building the batches is not timed. Each scorer has one batch to warm up.
+
+    Args:
+        scorers: Scorers by name.
+        samples: Samples to encode.
+        batch_size: Number of users encoded at once.
+        rounds: Number of measurements.
     """
     batches = {
         name: [batch for _, batch in by_length(samples, batch_size, scorer.max_history_items)]
@@ -319,6 +333,6 @@ def _seconds(scorer: Scorer, batches: list[Batch]) -> float:
             encoded, block = scorer.read(batch), _rows_at_once(scorer)
             for first in range(0, len(encoded.users), block):
                 scores = scorer.score(encoded.select(slice(first, first + block)))
-                # Fetching the result waits for an accelerator to finish.
+                # copying the result to the CPU waits for an accelerator to finish
                 scores.topk(min(TOP_K, scorer.num_items), dim=1).indices.cpu()
     return time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""Whether one model is better than another, user by user: an interval, a test, and a correction for many tests.
+"""Paired comparison of two models over the same users: bootstrap interval, randomisation test, Holm's correction.
 
-Knows neither data nor models: two models have a value each for the same users, and all that counts is the difference of
-each user. The users are what is drawn at random; a model that was trained with another seed is another model.
+All functions take a value of each user and resample users. The models are fixed: a model that was trained with another
+seed is another model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 2_000
-"""Of the users, for an interval."""
+"""Number of bootstrap resamples of an interval."""
 NUM_SIGN_FLIPS = 10_000
-"""For a test: p-values are multiples of 1/10,001, and none is smaller."""
+"""Number of random sign vectors of a test; p-values are multiples of 1/10,001."""
 CONFIDENCE = 0.95
+"""Confidence level of intervals."""
 BLOCK = 2**19
-"""Numbers drawn at once: a few megabytes, however many users there are."""
+"""Maximum number of draws in memory at once, a few megabytes."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models over the same users."""
+    """Means of two models over the same users, and their difference."""
 
     num_users: int
     mean_a: float
@@ -33,34 +34,36 @@ class Comparison:
     low: float
     """Lower end of the interval of the difference."""
     high: float
-    """Upper end."""
+    """Upper end of the interval of the difference."""
     p_value: float
-    """Of the hypothesis that it does not matter which of the two a user gets."""
+    """Two-sided p-value of the hypothesis that the two models are exchangeable."""
 
     @property
     def relative(self) -> float | None:
-        """The difference as a share of mean_a; None if that is 0."""
+        """Difference as a share of mean_a; None if mean_a is 0."""
         return self.difference / self.mean_a if self.mean_a else None
 
 
 def compare_means(a: Floats, b: Floats, seed: int = 0) -> Comparison:
-    """The means of two models, their difference with its interval, and a p-value.
+    """Compare the means of two models over the same users.
 
     Args:
-        a: (num_users,) a metric of each user for one model.
-        b: (num_users,) the same for the other model, the users in the same order.
-        seed: of all that is drawn.
+        a: (num_users,) metric of each user for the first model.
+        b: (num_users,) metric of each user for the second model, in the same order of users.
+        seed: Seed of the resamples and of the signs.
 
     Raises:
-        ValueError: the shapes differ, or there is no user.
+        ValueError: The shapes differ, or there is no user.
 
     Example:
-        >>> found = compare_means(np.array([0.0, 1.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0, 1.0]))
-        >>> found.mean_a, found.mean_b, found.difference, found.relative
+        >>> result = compare_means(np.array([0.0, 1.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0, 1.0]))
+        >>> result.mean_a, result.mean_b, result.difference, result.relative
         (0.5, 1.0, 0.5, 1.0)
     """
     if a.shape != b.shape or not len(a):
-        raise ValueError(f"values of {a.shape} and {b.shape} users: expected those of the same users, at least one")
+        raise ValueError(
+            f"got values of shapes {a.shape} and {b.shape}, expected one value of each user"
+        )
     differences = b - a
     low, high = bootstrap_interval(differences, seed)
     means = float(a.mean()), float(b.mean())
@@ -70,15 +73,16 @@ def compare_means(a: Floats, b: Floats, seed: int = 0) -> Comparison:
 def bootstrap_interval(
     differences: Floats, seed: int = 0, *, num_resamples: int = NUM_RESAMPLES, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """An interval of the mean difference: users are drawn anew with replacement, both values of a user together.
+    """Return the percentile bootstrap interval of a mean.
 
-    The ends are percentiles of the means of the resamples. With few users (some tens) it is too narrow.
+    Users are resampled with replacement; for paired data, pass the differences. With few users (some tens) the interval
+    is too narrow.
 
     Args:
-        differences: (num_users,).
-        seed: of the resamples.
-        num_resamples: how often the users are drawn.
-        confidence: the share of the means between the ends.
+        differences: (num_users,) value of each user.
+        seed: Seed of the resamples.
+        num_resamples: Number of resamples.
+        confidence: Share of the resampled means inside the interval.
 
     Source: Efron, Bootstrap methods (Annals of Statistics, 1979); the percentile interval.
     """
@@ -93,19 +97,18 @@ def bootstrap_interval(
 
 
 def sign_flip_test(differences: Floats, seed: int = 0, *, num_flips: int = NUM_SIGN_FLIPS) -> float:
-    """The two-sided p-value of a paired randomisation test of the mean difference.
+    """Return the two-sided p-value of a paired randomisation test of the mean difference.
 
-    If the two models were alike, each user's values could as well have been given the other way round. So the sign of
-    each difference is drawn at random many times, and the p-value is the share of the draws whose mean is at least as
-    far from 0 as the one found (the found one counts as a draw, so that it is never 0). It tests the very mean that is
-    reported, and assumes nothing of its distribution: Wilcoxon's test would test ranks of differences instead, and
-    leaves out the users without a difference, who are most of them under a metric with a cut-off; a t-test leans on a
-    normal distribution, which values of 0 to 10 possible ranks are far from.
+    Under the null hypothesis the two values of a user are exchangeable. The test draws the sign of each difference at
+    random many times; the p-value is the share of the draws whose mean is at least as far from 0 as the observed one,
+    which counts as one draw, so that the p-value is never 0. The test concerns the mean that is reported and assumes no
+    distribution. Wilcoxon's test would use ranks of differences instead and drop users without a difference, who are
+    the majority under a metric with a cut-off; a t-test assumes a normal distribution of the mean.
 
     Args:
-        differences: (num_users,).
-        seed: of the signs.
-        num_flips: how often all signs are drawn.
+        differences: (num_users,) difference of each user.
+        seed: Seed of the signs.
+        num_flips: Number of sign vectors.
 
     Source: Smucker, Allan and Carterette, A comparison of statistical significance tests for information retrieval
     evaluation (CIKM 2007).
@@ -115,7 +118,7 @@ def sign_flip_test(differences: Floats, seed: int = 0, *, num_flips: int = NUM_S
         1.0
     """
     differing = differences[differences != 0]
-    found, rounding = abs(differing.sum()), 1e-9 * np.abs(differing).sum()
+    observed, rounding = abs(differing.sum()), 1e-9 * np.abs(differing).sum()
     generator = np.random.default_rng(seed)
     sums = np.full(num_flips, -differing.sum())
     for rows, users in _tiles(num_flips, len(differing)):
@@ -123,14 +126,17 @@ def sign_flip_test(differences: Floats, seed: int = 0, *, num_flips: int = NUM_S
         octets = generator.integers(256, size=(rows.stop - rows.start, -(-width // 8)), dtype=np.uint8)
         kept = np.unpackbits(octets, axis=1, count=width)
         sums[rows] += kept.astype(np.float64) @ (2 * differing[users])
-    return float((1 + np.sum(np.abs(sums) >= found - rounding)) / (1 + num_flips))
+    return float((1 + np.sum(np.abs(sums) >= observed - rounding)) / (1 + num_flips))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family of tests, corrected: those below 0.05 contain a false one at most once in 20 families.
+    """Correct the p-values of a family of tests by Holm's method, which controls the family-wise error rate.
 
-    Holds whatever the tests have to do with each other. The smallest of m p-values is multiplied by m, the next by
-    m - 1, and so on; none becomes smaller than one before it, or larger than 1.
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on; a corrected value is never smaller than
+    its predecessor or larger than 1. The method holds for dependent tests too.
+
+    Args:
+        p_values: P-values of the tests.
 
     Source: Holm, A simple sequentially rejective multiple test procedure (Scandinavian Journal of Statistics, 1979).
 
@@ -146,7 +152,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _tiles(num_rows: int, num_users: int) -> Iterator[tuple[slice, slice]]:
-    """A table of draws in parts of at most `BLOCK` numbers."""
+    """Yield slices of rows and users that split a table of draws into parts of at most `BLOCK` numbers."""
     width = min(max(num_users, 1), BLOCK)
     height = BLOCK // width
     for row in range(0, num_rows, height):

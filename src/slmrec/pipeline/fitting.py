@@ -70,6 +70,7 @@ def fit_model(
         trackers=Trackers(task.config.report_to, task.output),
     )
     sizes: dict[str, Any] = {
+        "num_layers": model.num_layers,
         "num_parameters": model.num_parameters(),
         "num_trainable_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "best_epoch": progress.best_epoch,

@@ -1,4 +1,4 @@
-"""A run as one page: what was run, what came out, and what is missing."""
+"""The report: a run as one HTML page, with its plots and tables as files."""
 
 from importlib.util import find_spec
 
@@ -7,5 +7,5 @@ INSTALL = "pip install 'slmrec[plots]'"
 
 
 def missing_libraries() -> list[str]:
-    """What must be installed before a report can be written."""
+    """Return the libraries that must be installed before a report can be written."""
     return [name for name in LIBRARIES if find_spec(name) is None]

@@ -1,11 +1,11 @@
-"""What each model costs beside what it gives, a line each, as in the paper's table."""
+"""Section of the report about efficiency: cost and quality of each model, as in the table of the paper."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slmrec.report.parts import Block, Column, Grid, Section, Value, tried
-from slmrec.report.states import MODELS, TRAINED, Run, read_json, read_log
+from slmrec.report.parts import Block, Column, Grid, Section, Value, blocks_or_notice
+from slmrec.report.states import Run, read_json, read_log
 
 METRICS = {"hit@1": "HR@1", "hit@5": "HR@5", "ndcg@5": "NDCG@5", "mrr": "MRR"}
 COSTS = (
@@ -22,35 +22,33 @@ COSTS = (
 
 
 def efficiency(run: Run) -> Section:
-    """Parameters, time, memory and quality of every trained model."""
-    blocks: list[Block] = [
-        notice for notice in run.notices(*TRAINED, "evaluate") if notice.fault in {"broken", "out of date", "missing"}
-    ]
-    blocks += tried("the efficiency table", lambda: [table(run)])
+    """Return the section."""
+    states = [*run.trained, run.states["evaluate"]]
+    blocks: list[Block] = [notice for notice in run.notices(*states) if notice.fault != "interrupted"]
+    blocks += blocks_or_notice("the efficiency table", lambda: [table(run)])
     lead = (
-        "As the paper's table. Training time is that of the epochs up to the one that was kept, peak memory that of "
-        "the training process, and inference reads the history, scores all items and finds the ten best, in batches."
+        "As in the table of the paper. Training time is that of the epochs up to the best one; peak memory is that of "
+        "the training process; inference encodes the history, scores all items and finds the ten best, in batches."
     )
     return Section("efficiency", "Efficiency", lead, blocks)
 
 
 def table(run: Run) -> Grid:
-    """A row for each trained model, and for each depth of the depth study; what is not known is empty.
+    """Return a table with a row for each model, and for each depth of the study of depth; unknown values are empty.
 
     Raises:
-        CheckpointError: a file of the run is damaged.
+        CheckpointError: A file of the run is damaged.
     """
-    protocols = _protocols(run)
-    names = [(protocol, metric) for protocol in protocols for metric in METRICS]
-    rows = [_model_row(run, model, names) for model in MODELS if run.model_folder(model).is_dir()]
-    rows += [_depth_row(run, point, depth["split"], names) for depth in _depth(run) for point in depth["trained"]]
+    names = [(protocol, metric) for protocol in _protocols(run) for metric in METRICS]
+    rows = [_model_row(run, model, names) for model in run.models]
+    rows += [_depth_row(run, point, study["split"], names) for study in _depth(run) for point in study["trained"]]
     metrics = (Column(METRICS[metric], ".4f", protocol) for protocol, metric in names)
-    note = "Weights on disk are those of the model's folder; of an adapted language model it holds the adapters alone."
+    note = "Weights on disk are those in the folder of the model; with adapters, these are the adapters alone."
     return Grid("efficiency", "Efficiency", (*COSTS, *metrics), rows, note)
 
 
 def _protocols(run: Run) -> list[str]:
-    """The sampled protocol and the full one, as far as they were evaluated."""
+    """Return the sampled protocol and one full protocol, as far as they were evaluated."""
     if not run.evaluation:
         return []
     names, primary = list(run.evaluation["protocols"]), run.evaluation["primary"]
@@ -60,17 +58,15 @@ def _protocols(run: Run) -> list[str]:
 
 
 def _model_row(run: Run, model: str, names: list[tuple[str, str]]) -> tuple[Value, ...]:
-    folder = run.model_folder(model)
-    state = run.states.get(folder.name)
-    own = state is not None and folder == run.root / folder.name  # else it was brought, or trained with the student
-    metrics = state.metrics if own and state else _brought_metrics(folder)
+    folder = run.models[model]
+    metrics = _training_metrics(run, folder)
     evaluated = _evaluated(run, model)
     primary = evaluated.get(run.evaluation["primary"], {}) if evaluated else {}
     speed = primary.get("users_per_second")
     return (
         model,
-        "test",
-        metrics.get("num_layers", run.settings["pretrain"]["num_hidden_layers"] if model == "sasrec" else None),
+        run.split,
+        metrics.get("num_layers"),
         metrics.get("num_parameters", primary.get("num_parameters")),
         metrics.get("num_trainable_parameters"),
         _seconds_to_best(folder, metrics),
@@ -81,21 +77,24 @@ def _model_row(run: Run, model: str, names: list[tuple[str, str]]) -> tuple[Valu
     )
 
 
-def _brought_metrics(folder: Path) -> dict[str, Any]:
+def _training_metrics(run: Run, folder: Path) -> dict[str, Any]:
+    """Return the metrics of the step that trained a model; a teacher may come from another run."""
+    for name, state in run.states.items():
+        if folder == run.root / name:
+            return state.metrics
     return read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
 
 
 def _evaluated(run: Run, model: str) -> dict[str, dict[str, Any]]:
-    """The model's metrics by protocol."""
-    found = run.evaluation["protocols"].items() if run.evaluation else ()
-    return {name: protocol["models"][model] for name, protocol in found if model in protocol["models"]}
+    """Return the metrics of a model by protocol."""
+    protocols = run.evaluation["protocols"].items() if run.evaluation else ()
+    return {name: protocol["models"][model] for name, protocol in protocols if model in protocol["models"]}
 
 
 def _seconds_to_best(folder: Path, metrics: dict[str, Any]) -> float | None:
     if "best_epoch" not in metrics or not (folder / "training" / "log.jsonl").is_file():
         return None
-    found = [row.get("seconds") for row in read_log(folder) if row["epoch"] == metrics["best_epoch"]]
-    return found[0] if found else None
+    return next((row.get("seconds") for row in read_log(folder) if row["epoch"] == metrics["best_epoch"]), None)
 
 
 def _weights_mb(folder: Path) -> float | None:

@@ -1,77 +1,78 @@
-"""Some users, and what each model would have recommended to them."""
+"""Section of the report with example users and the recommendations of each model."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from slmrec.config import BASELINES
 from slmrec.data.dataset import Dataset
+from slmrec.files import one_line
 from slmrec.inference.recommender import Recommender
-from slmrec.report.parts import READ_FAULTS, Block, Example, Notice, Section, Shown, tried
-from slmrec.report.states import MODELS, Run
+from slmrec.report.parts import READ_FAULTS, Block, Example, Notice, Section, Shown, blocks_or_notice
+from slmrec.report.states import Run
 
 NUM_USERS, NUM_SHOWN, NUM_RECOMMENDED = 5, 8, 10
-FEW, MANY = 4, 40
-"""Events of the histories that users are picked from, if there are such."""
+SHORT, LONG = 4, 40
+"""Numbers of events between which example histories are drawn, if there are such histories."""
 
 
 def examples(run: Run) -> Section:
-    """The models' lists side by side, before the validation item: the test split is read by `evaluate` alone."""
+    """Return the section; histories end before the validation item, so that test items are not shown."""
     lead = (
-        "Users picked at random, with what each model would have recommended before they chose the item of the "
-        "validation split. That item is marked wherever it was found."
+        "Users drawn at random, with the recommendations of each model before they chose the item of the validation "
+        "split. This item is marked in each list that contains it."
     )
-    blocks: list[Block] = list(run.notices("pretrain", "finetune", "distill"))
+    blocks: list[Block] = list(run.notices(*run.trained))
     if (run.root / "prepare").is_dir():
-        blocks += tried("example users", lambda: _blocks(run))
+        blocks += blocks_or_notice("example users", lambda: _blocks(run))
     return Section("examples", "Example users", lead, blocks)
 
 
 def _blocks(run: Run) -> Iterator[Block]:
     recommenders: dict[str, Recommender] = {}
-    for model in MODELS:
-        folder = run.model_folder(model)
-        if folder.is_dir():
+    for name, folder in run.models.items():
+        if name not in BASELINES:
             try:
-                recommenders[model] = Recommender.from_pretrained(folder)
+                recommenders[name] = Recommender.from_pretrained(folder)
             except READ_FAULTS as error:
-                yield Notice("broken", f"{model}: {' '.join(str(error).split())[:400]}")
+                yield Notice("broken", f"{name}: {one_line(error, 400)}")
     if recommenders:
-        yield from _examples(Dataset.load(run.root / "prepare"), recommenders, int(run.settings.get("seed", 0)))
+        yield from _examples(Dataset.load(run.root / "prepare"), recommenders, run.config.seed)
 
 
 def _examples(dataset: Dataset, recommenders: dict[str, Recommender], seed: int) -> Iterator[Example]:
     samples = dataset.held_out("valid")
-    rows = _pick(samples.lengths(np.arange(len(samples))), seed)
+    rows = _draw_users(samples.lengths(np.arange(len(samples))), seed)
     starts, ends, users = samples.spans(rows)
     titles, item_ids = dataset.titles, dataset.item_ids
-    read = [
+    events = [
         item_ids.take(dataset.flat[start : end + 1] - 1).to_pylist() for start, end in zip(starts, ends, strict=True)
     ]
-    histories, chosen = [items[:-1] for items in read], [items[-1] for items in read]
-    known = {} if titles is None else dict(zip(item_ids.to_pylist(), titles.to_pylist(), strict=True))
+    histories, targets = [items[:-1] for items in events], [items[-1] for items in events]
+    title_of = {} if titles is None else dict(zip(item_ids.to_pylist(), titles.to_pylist(), strict=True))
     lists = {
         model: recommender.recommend(histories, k=NUM_RECOMMENDED).to_lists()
         for model, recommender in recommenders.items()
     }
-    for place, (user, history, following) in enumerate(zip(users, histories, chosen, strict=True)):
+    for place, (user, history, target) in enumerate(zip(users, histories, targets, strict=True)):
         yield Example(
             str(dataset.user_ids[int(user)].as_py()),
-            [Shown(_name(known, item)) for item in history[-NUM_SHOWN:]],
+            [Shown(_name(title_of, item)) for item in history[-NUM_SHOWN:]],
             max(0, len(history) - NUM_SHOWN),
-            Shown(_name(known, following)),
+            Shown(_name(title_of, target)),
             [
-                (model, [Shown(_name(known, item), item == following) for item, _ in found[place]])
-                for model, found in lists.items()
+                (model, [Shown(_name(title_of, item), item == target) for item, _ in own[place]])
+                for model, own in lists.items()
             ],
         )
 
 
-def _pick(lengths: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of some users, always the same ones of a seed."""
-    fitting = np.flatnonzero((lengths >= FEW) & (lengths <= MANY))
+def _draw_users(lengths: np.ndarray, seed: int) -> np.ndarray:
+    """Draw the sample numbers of the example users."""
+    fitting = np.flatnonzero((lengths >= SHORT) & (lengths <= LONG))
     rows = fitting if len(fitting) else np.arange(len(lengths))
     return np.sort(np.random.default_rng(seed).choice(rows, min(NUM_USERS, len(rows)), replace=False))
 
 
-def _name(titles: dict[object, str | None], item_id: object) -> str:
-    return titles.get(item_id) or f"item {item_id}"
+def _name(title_of: dict[object, str | None], item_id: object) -> str:
+    return title_of.get(item_id) or f"item {item_id}"

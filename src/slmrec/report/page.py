@@ -1,7 +1,8 @@
-"""`slmrec report`: one page that needs nothing else, and its figures and tables as files."""
+"""The page of a report: one HTML file without external parts, and its plots and tables as files."""
 
 import base64
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,86 +13,89 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.folders import folder_in_place
+from slmrec.files import write_atomically
+from slmrec.folders import folder_in_place, is_empty_folder
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
 from slmrec.report.examples import examples
+from slmrec.report.groups import groups
 from slmrec.report.parts import READ_FAULTS, Chart, Finding, Grid, Section
 from slmrec.report.pictures import inline_svg, svg_of, write_png
-from slmrec.report.provenance import data, what_was_run
-from slmrec.report.quality import findings, models, slices
+from slmrec.report.provenance import data, steps_and_settings
+from slmrec.report.quality import findings, models
 from slmrec.report.states import Run, open_run
 from slmrec.report.training import training
 from slmrec.version import __version__
 
+_LOG = logging.getLogger(__name__)
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
-    *(what_was_run, models, efficiency, slices, examples),
+    *(steps_and_settings, models, efficiency, groups, examples),
     *(training, depth, ablations, data),
 )
 _MARK = "report.json"
-"""Tells a folder of figures from one of anything else."""
+"""File that identifies a folder of plots and tables of a report."""
 
 
 def report(output: Path, file: Path | None = None) -> Path:
-    """Writes the report of a run, whatever is missing of it; where the page is.
+    """Write the report of a run, show the efficiency table, and return the path of the page.
 
-    Figures and tables go into a folder of the same name without `.html`. What is missing or broken is told in its
-    place, with the command that makes it.
+    Plots and tables are written into a folder of the same name without `.html`. A missing or broken part of the run is
+    replaced by a notice with the command that makes it.
 
     Args:
-        output: folder of a run or of an ablation.
-        file: the page, an .html file; None: `report.html` in the folder.
+        output: Folder of a run or of an ablation.
+        file: The page, an .html file; None: `report.html` in the folder.
 
     Raises:
-        CheckpointError: the folder of the figures is one of something else, or the disk is full.
-        ConfigError: the page cannot be of that name.
-        DataError: the folder is no run.
+        CheckpointError: The folder of the plots exists and belongs to something else, or the disk is full.
+        ConfigError: The name of the page does not end in .html.
+        DataError: The folder is not a run.
     """
     file = file or output / "report.html"
     if file.suffix != ".html" or file.is_dir():
-        raise ConfigError(f"{file}: the report is a page; give --output NAME.html")
+        raise ConfigError(f"{file}: the report is an HTML page; give --output NAME.html")
     run = open_run(output)
-    files = _folder_of(file)
+    folder = _folder_of(file)
     sections = [make(run) for make in SECTIONS]
     svgs = {block.numbers.name: svg_of(block) for block in _files(sections) if isinstance(block, Chart)}
-    page = _rendered(run, sections, svgs, files)
-    with folder_in_place(files, replaced=True) as folder:
+    page = _rendered(run, sections, svgs, folder)
+    with folder_in_place(folder, replaced=True) as partial:
         for block in _files(sections):
-            _write(block, folder, svgs)
-        (folder / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(file)
+            _write(block, partial, svgs)
+        (partial / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
+    with write_atomically(file) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     show(sections)
-    print(f"report: written to {file}, its figures and tables to {files}", flush=True)
+    _LOG.info("report: written to %s, its plots and tables to %s", file, folder)
     return file
 
 
 def report_if_changed(output: Path) -> None:
-    """Writes the report of a run at its end, unless the one that is there is of the same stages."""
+    """Write the report of a run, unless the existing one belongs to the same steps."""
     file = output / "report.html"
     run = open_run(output)
     try:
-        before = json.loads((_folder_of(file) / _MARK).read_text(encoding="utf-8"))
+        mark = json.loads((_folder_of(file) / _MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = {}
-    if file.is_file() and before.get("stages") == _stages(run) and before.get("version") == __version__:
-        print(f"report: written before, and nothing has changed ({file})", flush=True)
+        mark = {}
+    if file.is_file() and mark.get("steps") == _fingerprints(run) and mark.get("version") == __version__:
+        _LOG.info("report: unchanged, nothing to do (%s)", file)
         return
     report(output)
 
 
 def _folder_of(file: Path) -> Path:
     folder = file.with_suffix("")
-    if folder.exists() and not (folder / _MARK).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder / _MARK).is_file() and not is_empty_folder(folder):
         raise CheckpointError(
-            f"{folder} exists and is no folder of a report's figures; choose another --output, nothing was changed"
+            f"{folder} exists and does not belong to a report; choose another --output, nothing was changed"
         )
     return folder
 
 
 def _files(sections: list[Section]) -> Iterator[Grid | Chart]:
+    """Yield the blocks that are written as files."""
     for section in sections:
         yield from (block for block in section.blocks if isinstance(block, Grid | Chart))
 
@@ -105,20 +109,20 @@ def _write(block: Grid | Chart, folder: Path, svgs: dict[str, str]) -> None:
 
 
 def _mark(run: Run, sections: list[Section]) -> dict[str, Any]:
-    """What the report is of, and what it lacks."""
+    """Return the steps that the report describes, and the parts that are missing."""
     lacks = {
-        section.name: [{"fault": notice.fault, "text": notice.text, "command": notice.command} for notice in found]
+        section.name: [{"fault": notice.fault, "text": notice.text, "command": notice.command} for notice in notices]
         for section in sections
-        if (found := section.notices())
+        if (notices := section.notices())
     }
-    return {"version": __version__, "stages": _stages(run), "lacks": lacks}
+    return {"version": __version__, "steps": _fingerprints(run), "lacks": lacks}
 
 
-def _stages(run: Run) -> dict[str, Any]:
+def _fingerprints(run: Run) -> dict[str, Any]:
     return {name: state.record.get("fingerprint") for name, state in run.states.items()}
 
 
-def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], files: Path) -> str:
+def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], folder: Path) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -130,7 +134,7 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], files: Pa
         lead=_lead(run),
         findings=_findings(run),
         sections=sections,
-        files=str(files),
+        files=str(folder),
         version=__version__,
     )
 
@@ -140,30 +144,30 @@ def _lead(run: Run) -> str:
     counts = run.states["prepare"].metrics
     known = all(f"num_{name}" in counts for name in ("users", "items", "events"))
     size = "{num_users:,} users, {num_items:,} items, {num_events:,} events; ".format_map(counts) if known else ""
-    return f"{size}{done} of {len(run.states)} stages done; seed {run.settings.get('seed', 'not known')}."
+    seed = run.config.seed if run.config_file else "unknown"
+    return f"{size}{done} of {len(run.states)} steps done; seed {seed}."
 
 
 def _findings(run: Run) -> list[Finding]:
     try:
         return findings(run) if run.evaluation else []
     except READ_FAULTS:
-        return []  # the section of the models says what is broken
+        return []  # the section about the models has a notice
 
 
 def show(sections: list[Section]) -> None:
-    """Prints the efficiency table, and what the report lacks."""
-    console = Console(markup=False, highlight=False)
-    console = Console(width=max(console.width, 118), markup=False, highlight=False)
+    """Print the efficiency table, and log the missing parts of the report."""
+    console = Console(width=max(Console().width, 118), markup=False, highlight=False)
     for grid in _files(sections):
         if isinstance(grid, Grid) and grid.name == "efficiency":
-            console.print(_table("efficiency: what the models cost", grid, range(len(COSTS))))
+            console.print(_table("efficiency: cost", grid, range(len(COSTS))))
             for first in range(len(COSTS), len(grid.columns), len(METRICS)):
                 protocol = grid.columns[first].group
                 quality = range(first, first + len(METRICS))
-                console.print(_table(f"efficiency: what they give, {protocol}", grid, [0, 1, *quality]))
+                console.print(_table(f"efficiency: quality, {protocol}", grid, [0, 1, *quality]))
     for notice in dict.fromkeys(notice for section in sections for notice in section.notices()):
         remedy = f"; make it with: {notice.command}" if notice.command else ""
-        print(f"report: {notice.fault}: {notice.text}{remedy}", flush=True)
+        _LOG.info("report: %s: %s%s", notice.fault, notice.text, remedy)
 
 
 def _table(title: str, grid: Grid, places: Any) -> Table:

@@ -1,4 +1,4 @@
-"""What a report is made of: sections of tables, charts, lists and notices."""
+"""Parts of a report: sections of tables, charts, lists and notices."""
 
 import csv
 import io
@@ -10,30 +10,31 @@ from typing import Any, ClassVar, Literal
 from pyarrow import ArrowException
 
 from slmrec.errors import SlmrecError
+from slmrec.files import one_line
 
 Value = str | int | float | None
 Faults = Literal["missing", "interrupted", "out of date", "broken"]
 READ_FAULTS = (SlmrecError, OSError, ValueError, LookupError, TypeError, AttributeError, ArrowException)
-"""What a file can cause that is not there, is cut off, or holds something else than it should."""
+"""Errors that reading a missing, truncated or malformed file can raise."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table."""
+    """Column of a table."""
 
     title: str
     form: str = ""
-    """How its numbers are shown, as for `format`; text has none."""
+    """Format of its numbers, as for `format`; empty for text."""
     group: str = ""
-    """What it has in common with the columns beside it, told once above them."""
+    """Heading above neighbouring columns of the same group."""
 
     @property
     def name(self) -> str:
-        """Of the column of a CSV file."""
+        """Name of the column in a CSV file."""
         return f"{self.title}, {self.group}" if self.group else self.title
 
     def shown(self, value: Value) -> str:
-        """A value as people read it; the files have all its digits."""
+        """Return a value as text for people; files contain all digits."""
         if value is None:
             return "–"
         return value if isinstance(value, str) else format(value, self.form)
@@ -41,24 +42,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: in the page, and as a CSV file."""
+    """Table: in the page, and as a CSV file."""
 
     kind: ClassVar[str] = "grid"
     name: str
-    """Of its file, without suffix."""
+    """Name of its file, without suffix."""
     title: str
     columns: tuple[Column, ...]
     rows: list[tuple[Value, ...]]
     note: str = ""
 
     def groups(self) -> list[tuple[str, int]]:
-        """The columns' groups, and how many columns stand side by side in each; none if no column is in one."""
+        """Return the groups of neighbouring columns and their sizes; empty if no column has a group."""
         if not any(column.group for column in self.columns):
             return []
-        return [(group, len(list(own))) for group, own in groupby(column.group for column in self.columns)]
+        return [(name, len(list(columns))) for name, columns in groupby(column.group for column in self.columns)]
 
     def csv(self) -> str:
-        """The numbers with all their digits; what is not known is empty."""
+        """Return the table as CSV, with all digits; unknown values are empty."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(column.name for column in self.columns)
@@ -68,23 +69,23 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture of a table's numbers."""
+    """Plot of the numbers of a table."""
 
     kind: ClassVar[str] = "chart"
     numbers: Grid
-    """Its name and title are those of the chart."""
+    """The table; its name and title are those of the chart."""
     caption: str
     draw: Callable[[Any], None]
-    """Draws on the axes of matplotlib that it is given."""
+    """Function that draws on matplotlib axes."""
     height: float = 3.1
-    """In inches; all charts are of the same width."""
+    """Height in inches; all charts have the same width."""
     axes: tuple[int, ...] = (1,)
-    """Relative heights of the axes below each other; of more than one, `draw` is given the array."""
+    """Relative heights of the axes below each other; for several, `draw` gets the array of axes."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what they are, as text."""
+    """List of names and values as text."""
 
     kind: ClassVar[str] = "facts"
     title: str
@@ -94,7 +95,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """Something long to look up, folded away."""
+    """Long text that is collapsed."""
 
     kind: ClassVar[str] = "text"
     title: str
@@ -103,43 +104,43 @@ class Text:
 
 @dataclass(frozen=True)
 class Notice:
-    """A part that is not there, and why."""
+    """Message about a part that is missing."""
 
     kind: ClassVar[str] = "notice"
     fault: Faults
     text: str
     command: str | None = None
-    """What makes it."""
+    """Command line that makes it."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An item of a list."""
+    """Item of a list."""
 
     title: str
     is_next: bool = False
-    """Whether the user chose it next."""
+    """Whether the user chose the item next."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A user, and what each model would have recommended."""
+    """A user, and the recommendations of each model."""
 
     kind: ClassVar[str] = "example"
     user: str
     history: list[Shown]
-    """The newest items, oldest first."""
+    """Newest items of the history, oldest first."""
     num_older: int
-    """Items of the history before these."""
+    """Number of earlier items."""
     chosen: Shown
-    """What came next."""
+    """Item that the user chose next."""
     lists: list[tuple[str, list[Shown]]]
-    """By model, best first."""
+    """Top lists by model, best item first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One of the figures at the top."""
+    """Key figure at the top of the page."""
 
     title: str
     figure: str
@@ -151,29 +152,29 @@ Block = Grid | Chart | Facts | Text | Notice | Example
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page."""
+    """Section of the page."""
 
     name: str
     title: str
     lead: str
-    """What one sees, in a sentence or two."""
+    """Explanation in one or two sentences."""
     blocks: list[Block] = field(default_factory=list)
 
     def notices(self) -> list[Notice]:
-        """What of it is not there."""
+        """Return the messages about missing parts."""
         return [block for block in self.blocks if isinstance(block, Notice)]
 
 
-def tried(what: str, make: Callable[[], Iterable[Block]]) -> list[Block]:
-    """The blocks, or why there are none: what is broken is told in its place, and takes nothing else with it.
+def blocks_or_notice(name: str, make: Callable[[], Iterable[Block]]) -> list[Block]:
+    """Return the blocks of a part, or a notice if its files cannot be read, so that other parts are not affected.
 
     Args:
-        what: is made, in words.
-        make: reads files of a run, whatever they hold.
+        name: Name of the part in the notice.
+        make: Function that reads files of a run and returns blocks.
     """
     try:
         return list(make())
     except READ_FAULTS as error:
-        text = " ".join(str(error).split())[:400]
-        named = text if isinstance(error, SlmrecError) else f"{type(error).__name__}: {text}"
-        return [Notice("broken", f"{what}: {named}")]
+        text = one_line(error, 400)
+        message = text if isinstance(error, SlmrecError) else f"{type(error).__name__}: {text}"
+        return [Notice("broken", f"{name}: {message}")]

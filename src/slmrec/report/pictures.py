@@ -1,4 +1,4 @@
-"""Charts as pictures: SVG that follows the colours of the page, and files in light colours."""
+"""Charts as images: inline SVG that follows the colours of the page, and SVG and PNG files in light colours."""
 
 import io
 import re
@@ -12,25 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from slmrec.plots import PALETTE
 from slmrec.report.parts import Chart
 
 WIDTH = 4.6
-"""Inches of 72 units: about as many units as a phone is wide, so that labels keep their size there."""
+"""Width in inches of 72 units: about the width of a phone in pixels, so that labels keep their size there."""
 MARGIN = 0.1
-"""Inches around the axes: the reader's letters may be larger than those that the picture was laid out with."""
+"""Margin in inches around the axes, since the fonts of the reader may be larger than those of the layout."""
 LONG = 14
-"""Letters of a legend's entry of which only two fit beside each other."""
+"""Number of characters of a legend entry above which the legend has two columns."""
 INK, PAPER, LINES = "#000000", "#ffffff", "#d4d4d4"
-PALETTE = {
-    "blue": "#0072b2",
-    "vermilion": "#d55e00",
-    "green": "#009e73",
-    "purple": "#cc79a7",
-    "orange": "#e69f00",
-    "sky": "#56b4e9",
-    "grey": "#808080",
-}
-"""Of Okabe and Ito, which the colour-blind can tell apart; the page has its own ones for the dark."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -51,13 +42,13 @@ STYLE: dict[str, Any] = {
 
 
 def colours(number: int) -> list[str]:
-    """That many of the palette; the first ones come again where there are more."""
+    """Return a number of colours of the palette, repeated if there are too few."""
     values = list(PALETTE.values())
     return [values[place % len(values)] for place in range(number)]
 
 
 def svg_of(chart: Chart) -> str:
-    """The picture as an SVG file, in light colours."""
+    """Return a chart as an SVG file in light colours."""
     stream = io.StringIO()
     with drawn(chart) as figure:
         figure.savefig(stream, format="svg", dpi=200, metadata={"Date": None})
@@ -65,11 +56,11 @@ def svg_of(chart: Chart) -> str:
 
 
 def inline_svg(name: str, svg: str) -> str:
-    """That file as a part of a page: it takes over the page's colours, and its ids are its own.
+    """Return an SVG file as a part of a page, with the colours of the page and unique ids.
 
     Args:
-        name: of the chart.
-        svg: as `svg_of` made it.
+        name: Name of the chart.
+        svg: Output of `svg_of`.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -84,13 +75,13 @@ def inline_svg(name: str, svg: str) -> str:
 
 
 def write_png(chart: Chart, path: Path) -> None:
-    """The picture as a PNG file, in light colours."""
+    """Write a chart as a PNG file in light colours."""
     with drawn(chart) as figure:
         figure.savefig(path, dpi=200)
 
 
 def place_legend(figure: Any) -> None:
-    """Below the axes, where it covers nothing; without entries there is none."""
+    """Place the legend below the axes, if there are entries."""
     handles, labels = [], []
     for axes in figure.axes:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -103,7 +94,7 @@ def place_legend(figure: Any) -> None:
 
 
 def whole_ticks(axes: Any, values: Sequence[float]) -> None:
-    """Ticks of the x axis at whole numbers, no more than can be read."""
+    """Set ticks of the x axis at whole numbers, at most about eight."""
     low, high = int(min(values)), int(max(values))
     step = max(1, -(-(high - low) // 8))
     axes.set_xticks(range(low, high + 1, step))
@@ -111,7 +102,7 @@ def whole_ticks(axes: Any, values: Sequence[float]) -> None:
 
 @contextmanager
 def drawn(chart: Chart) -> Iterator[Figure]:
-    """The picture, while the style is that of the report."""
+    """Give the figure of a chart, drawn in the style of the report."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.numbers.name}):
         figure = Figure(figsize=(WIDTH, chart.height), layout=ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN))
         FigureCanvasAgg(figure)

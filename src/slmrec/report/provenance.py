@@ -1,4 +1,4 @@
-"""What was run, and on which data."""
+"""Sections of the report about the steps of the run, its settings and versions, and the data set."""
 
 import platform
 from collections.abc import Iterator
@@ -6,56 +6,54 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slmrec.data.describe import Bin, Description, describe
+from slmrec.pipeline.stage import dump
+from slmrec.plots import PALETTE
 from slmrec.report.describe import draw_powers, draw_times, leakage, rows_of
-from slmrec.report.parts import Block, Chart, Column, Facts, Grid, Section, Text, tried
-from slmrec.report.pictures import PALETTE
-from slmrec.report.states import Run
+from slmrec.report.parts import Block, Chart, Column, Facts, Grid, Section, Text, blocks_or_notice
+from slmrec.report.states import Run, State
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "pyarrow", "duckdb")
-STAGES = (Column("stage"), Column("state"), Column("wall time [s]", ",.1f"), Column("peak memory [MB]", ",.0f"))
+STEPS = (Column("step"), Column("state"), Column("wall time [s]", ",.1f"), Column("peak memory [MB]", ",.0f"))
 
 
-def what_was_run(run: Run) -> Section:
-    """The stages, the settings, the seed, the versions and the command."""
-    blocks = tried("what was run", lambda: _run_blocks(run))
-    return Section("run", "What was run", "The stages of the run, and all that it takes to run it again.", blocks)
+def steps_and_settings(run: Run) -> Section:
+    """Return the section about steps, settings, seed, versions and commands."""
+    blocks = blocks_or_notice("the steps", lambda: _run_blocks(run))
+    return Section("run", "The run", "The steps of the run, and everything that is needed to repeat it.", blocks)
 
 
 def data(run: Run) -> Section:
-    """The figures of the data set, as `slmrec data describe` gives them."""
-    blocks: list[Block] = list(run.notices("prepare"))
+    """Return the section with the statistics of the data set, as `slmrec data describe` shows them."""
+    blocks: list[Block] = list(run.notices(run.states["prepare"]))
     if (run.root / "prepare").is_dir():
-        blocks += tried("the data set", lambda: _data_blocks(describe(run.root)))
-    return Section("data", "The data", "What the models learnt from, and how it was split.", blocks)
+        blocks += blocks_or_notice("the data set", lambda: _data_blocks(describe(run.root)))
+    return Section("data", "The data", "The data set on which the models were trained, and its split.", blocks)
 
 
 def _run_blocks(run: Run) -> Iterator[Block]:
-    yield from run.notices(*run.states)
-    yield Grid("stages", "Stages", STAGES, [_stage_row(run, name) for name in run.states])
+    yield from run.notices(*run.states.values())
+    yield Grid("steps", "Steps", STEPS, [_step_row(state) for state in run.states.values()])
     yield Facts("Settings and versions", list(_facts(run)))
-    if run.settings_file:
-        yield Text(f"All settings ({run.settings_file})", yaml.safe_dump(run.settings, sort_keys=False))
+    if run.config_file:
+        yield Text(f"All settings ({run.config_file})", dump(run.config))
 
 
-def _stage_row(run: Run, name: str) -> tuple[Any, ...]:
-    state = run.states[name]
+def _step_row(state: State) -> tuple[Any, ...]:
     facts = state.record | state.metrics
-    return name, state.word, facts.get("wall_s"), facts.get("peak_rss_mb")
+    return state.step.folder, state.word, facts.get("wall_s"), facts.get("peak_rss_mb")
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "folder", str(run.output.resolve())
     if run.root != run.output:
         yield "run of the ablation that is shown", str(run.root.relative_to(run.output))
-    yield "seed", str(run.settings.get("seed", "not known"))
-    if run.settings_file:
-        yield "the same again", run.command("run", Path("ANOTHER"))
-    made = sorted({str(state.record["version"]) for state in run.states.values() if "version" in state.record})
-    yield "made with slmrec", ", ".join(made) or "not known"
-    yield "this page was written with", "; ".join(_versions())
+    yield "seed", str(run.config.seed) if run.config_file else "unknown"
+    if run.config_file:
+        yield "command for the same run", run.command("run", Path("ANOTHER"))
+    versions = sorted({str(state.record["version"]) for state in run.states.values() if "version" in state.record})
+    yield "version of slmrec in the run", ", ".join(versions) or "unknown"
+    yield "versions of this report", "; ".join(_versions())
 
 
 def _versions() -> Iterator[str]:
@@ -68,11 +66,15 @@ def _versions() -> Iterator[str]:
     yield platform.platform(terse=True)
 
 
-def _data_blocks(found: Description) -> Iterator[Block]:
-    yield Facts("The data set in figures", [row for row in rows_of(found) if row[0]], leakage(found))
-    yield _powers("data-users", "Users by their number of events", "events of a user", "users", found.histories.bins)
-    yield _powers("data-items", "Items by their number of events", "events of an item", "items", found.popularity.bins)
-    times = found.times
+def _data_blocks(description: Description) -> Iterator[Block]:
+    yield Facts("Statistics of the data set", [row for row in rows_of(description) if row[0]], leakage(description))
+    yield _powers(
+        "data-users", "Users by their number of events", "events of a user", "users", description.histories.bins
+    )
+    yield _powers(
+        "data-items", "Items by their number of events", "events of an item", "items", description.popularity.bins
+    )
+    times = description.times
     if times is None:
         return
     columns = Column(f"from [{times.unit} since 1970]"), Column("to"), Column("events")
@@ -82,7 +84,7 @@ def _data_blocks(found: Description) -> Iterator[Block]:
         draw_times(axes, times)
         axes.set_title("")
 
-    yield Chart(grid, "Every bar stands for an equally long time.", draw)
+    yield Chart(grid, "All bars cover periods of the same length.", draw)
 
 
 def _powers(name: str, title: str, what: str, counted: str, bins: tuple[Bin, ...]) -> Chart:

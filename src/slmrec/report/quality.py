@@ -1,64 +1,39 @@
-"""How good the models are: with intervals, against their latency, and for groups of users."""
+"""Section of the report about the quality of the models: intervals, differences, and quality against latency."""
 
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from slmrec.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, Comparison, bootstrap_interval, compare_means, holm
-from slmrec.pipeline.evaluate import SHOWN, SHOWN_OF_LISTS
-from slmrec.report.parts import Block, Chart, Column, Finding, Grid, Section, Value, tried
-from slmrec.report.pictures import INK, PALETTE
+from slmrec.pipeline.evaluation_tables import SHOWN, SHOWN_OF_LISTS
+from slmrec.report.looks import Looks, looks_of
+from slmrec.report.parts import Block, Chart, Column, Finding, Grid, Section, Value, blocks_or_notice
+from slmrec.report.pictures import INK
 from slmrec.report.states import Run
-from slmrec.studies.compare import contrast, groups_of
-from slmrec.studies.evaluated import Evaluated, label
+from slmrec.studies.evaluated import SPLIT_NAMES, label
 
 METRIC = "ndcg@10"
-UNTRAINED = ("popularity", "cooccurrence")
-LOOKS = {
-    "popularity": ("grey", "X"),
-    "cooccurrence": ("green", "P"),
-    "sasrec": ("orange", "s"),
-    "companion": ("purple", "D"),
-    "teacher": ("blue", "^"),
-    "student": ("vermilion", "o"),
-    "oracle": ("sky", "*"),
-}
-"""Colour and marker of each model."""
-GROUPS = {"history_length": "items in the history", "target_count": "train events of the target item"}
-
-
-def look(model: str) -> dict[str, str]:
-    """How a model is drawn, in every picture alike."""
-    colour, marker = LOOKS.get(model, ("grey", "v"))
-    return {"color": PALETTE[colour], "marker": marker}
 
 
 def models(run: Run) -> Section:
-    """All evaluated models side by side."""
+    """Return the section with all evaluated models side by side."""
+    selection = "which no training uses" if run.split == "test" else "on which training selects the best epoch"
     lead = (
-        f"All on the test split, by which no stage chooses. Intervals hold {CONFIDENCE:.0%} of {NUM_RESAMPLES:,} "
-        "bootstrap resamples of the users; differences are paired, user by user."
+        f"Results on the {SPLIT_NAMES[run.split]}, {selection}. Intervals contain {CONFIDENCE:.0%} of "
+        f"{NUM_RESAMPLES:,} bootstrap resamples of the users; differences are paired by user."
     )
-    return _section(run, "models", "The models", lead, _model_blocks)
-
-
-def slices(run: Run) -> Section:
-    """For whom the models are good."""
-    lead = (
-        "Groups of users, by how much was known of them and by how often their target item was trained on: items with "
-        "fewer than 5 train events are cold."
-    )
-    return _section(run, "slices", "For whom", lead, _slice_blocks)
+    blocks: list[Block] = list(run.notices(run.states["evaluate"]))
+    if run.evaluation:
+        blocks += blocks_or_notice("the models", lambda: _blocks(run))
+    return Section("models", "The models", lead, blocks)
 
 
 def findings(run: Run) -> list[Finding]:
-    """The student in four figures; none without a student and a teacher."""
-    found = _protocol(run)["models"]
-    if not {"student", "teacher"} <= found.keys():
+    """Return four key figures of the student; none without a student and a teacher."""
+    results = _primary(run)["models"]
+    if not {"student", "teacher"} <= results.keys():
         return []
-    student, teacher = found["student"], found["teacher"]
+    student, teacher = results["student"], results["teacher"]
     compared = _compared(run, "teacher", "student")
     relative = "" if compared.relative is None else f"{compared.relative:+.1%} against the teacher; "
     interval = (
@@ -66,63 +41,51 @@ def findings(run: Run) -> list[Finding]:
     )
     faster = student["users_per_second"] / teacher["users_per_second"]
     sizes = student["num_parameters"], teacher["num_parameters"]
+    hits = f"{student['hit@10']:.1%}", f"teacher: {teacher['hit@10']:.1%}"
+    speed = f"compared with the teacher: {_milliseconds(student):.3g} ms per user, in batches"
     return [
         Finding("NDCG@10 of the student", f"{student[METRIC]:.4f}", f"{relative}{interval}"),
+        Finding("users whose next item is in the top ten", *hits),
+        Finding("speed of the student", f"{faster:.2f} ×", speed),
         Finding(
-            "users whose next item is among its ten", f"{student['hit@10']:.1%}", f"teacher: {teacher['hit@10']:.1%}"
+            "parameters of the student", f"{sizes[0] / sizes[1]:.0%}", "of the teacher: {:,} of {:,}".format(*sizes)
         ),
-        Finding(
-            "its speed", f"{faster:.2f} ×", f"that of the teacher: {_milliseconds(student):.3g} ms a user, in batches"
-        ),
-        Finding("its parameters", f"{sizes[0] / sizes[1]:.0%}", "of the teacher's: {:,} of {:,}".format(*sizes)),
     ]
 
 
-def _section(run: Run, name: str, title: str, lead: str, make: Any) -> Section:
-    blocks: list[Block] = list(run.notices("evaluate"))
-    if run.evaluation:
-        blocks += tried(title.lower(), lambda: make(run))
-    return Section(name, title, lead, blocks)
+def _primary(run: Run) -> dict[str, Any]:
+    """Return the results under the primary protocol."""
+    results: dict[str, Any] = run.evaluation["protocols"][run.evaluation["primary"]]
+    return results
 
 
-def _protocol(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = run.evaluation["protocols"][run.evaluation["primary"]]
-    return found
-
-
-def _reference(run: Run) -> str:
-    """What the others are compared with: the student, or the last one."""
-    names = list(run.primary)
-    return "student" if "student" in names else names[-1]
-
-
-def _model_blocks(run: Run) -> Iterator[Block]:
-    intervals = {name: bootstrap_interval(one.metrics[METRIC]) for name, one in run.primary.items()}
-    grid = _with_intervals(run, intervals)
-    yield grid
+def _blocks(run: Run) -> Iterator[Block]:
+    looks = looks_of(run.primary)
+    intervals = {name: bootstrap_interval(evaluated.metrics[METRIC]) for name, evaluated in run.primary.items()}
+    yield _table_with_intervals(run, intervals)
     columns = Column("model"), Column(label(METRIC), ".4f"), Column("from", ".4f"), Column("to", ".4f")
-    values = {name: found[METRIC] for name, found in _protocol(run)["models"].items()}
+    values = {name: result[METRIC] for name, result in _primary(run)["models"].items()}
     rows: list[tuple[Value, ...]] = [(name, values[name], *intervals[name]) for name in intervals]
-    drawn = Grid("models-interval", f"{label(METRIC)} with its interval", columns, rows)
-    caption = "Intervals of single models; pairs differ more surely than these may look."
-    yield Chart(drawn, caption, partial(_dots, rows), 3.6)
-    yield _against_latency(run)
+    numbers = Grid("models-interval", f"{label(METRIC)} with intervals", columns, rows)
+    caption = "Intervals of single models; the paired differences in the table are more precise."
+    yield Chart(numbers, caption, partial(_draw_intervals, rows, looks), 3.6)
+    yield _quality_against_latency(run, looks)
     for name, protocol in run.evaluation["protocols"].items():
         yield _all_metrics(name, protocol)
 
 
-def _with_intervals(run: Run, intervals: dict[str, tuple[float, float]]) -> Grid:
-    reference = _reference(run)
-    others = [name for name in run.primary if name != reference]
-    compared = {name: _compared(run, name, reference) for name in others}
-    corrected = dict(zip(others, holm([compared[name].p_value for name in others]), strict=True))
+def _table_with_intervals(run: Run, intervals: dict[str, tuple[float, float]]) -> Grid:
+    """Return the main table; models are compared with the student, or with the last one if there is no student."""
+    reference = "student" if "student" in run.primary else list(run.primary)[-1]
+    compared = {name: _compared(run, name, reference) for name in run.primary if name != reference}
+    corrected = dict(zip(compared, holm([one.p_value for one in compared.values()]), strict=True))
     rows = []
-    for name, found in _protocol(run)["models"].items():
-        told: tuple[Value, ...] = (None,) * 5
+    for name, result in _primary(run)["models"].items():
+        difference: tuple[Value, ...] = (None,) * 5
         if name in compared:
             one = compared[name]
-            told = one.difference, one.low, one.high, one.relative, corrected[name]
-        rows.append((name, found["hit@10"], found[METRIC], *intervals[name], found["mrr"], *told))
+            difference = one.difference, one.low, one.high, one.relative, corrected[name]
+        rows.append((name, result["hit@10"], result[METRIC], *intervals[name], result["mrr"], *difference))
     columns = (
         *(Column("model"), Column("HR@10", ".4f"), Column("NDCG@10", ".4f"), Column("NDCG@10 low", ".4f")),
         *(Column("NDCG@10 high", ".4f"), Column("MRR", ".4f"), Column(f"{reference} − model", "+.4f")),
@@ -130,67 +93,64 @@ def _with_intervals(run: Run, intervals: dict[str, tuple[float, float]]) -> Grid
         *(Column("relative", "+.1%"), Column("p (Holm)", ".4f")),
     )
     note = (
-        f"{len(run.primary[reference]):,} users; {_told(_protocol(run)['settings'])}. Low and high are the ends of the "
-        f"{CONFIDENCE:.0%} intervals of NDCG@10, and of its difference between {reference} and the model of the row."
+        f"{len(run.primary[reference]):,} users; {_settings(_primary(run)['settings'])}. Low and high are the ends of "
+        f"the {CONFIDENCE:.0%} intervals of NDCG@10 and of the difference between {reference} and the model of the row."
     )
     return Grid("models", f"All models, {run.evaluation['primary']}", columns, rows, note)
 
 
 def _all_metrics(name: str, protocol: dict[str, Any]) -> Grid:
-    metrics = [
-        metric for metric in (*SHOWN, *SHOWN_OF_LISTS) if any(metric in found for found in protocol["models"].values())
-    ]
+    results = protocol["models"]
+    metrics = [metric for metric in (*SHOWN, *SHOWN_OF_LISTS) if any(metric in result for result in results.values())]
     columns = Column("model"), *(Column(label(metric).replace("_", " "), ".4f") for metric in metrics)
     rows: list[tuple[Value, ...]] = [
-        (model, *(found.get(metric) for metric in metrics)) for model, found in protocol["models"].items()
+        (model, *(result.get(metric) for metric in metrics)) for model, result in results.items()
     ]
-    return Grid(f"metrics-{name}", f"All metrics, {name}", columns, rows, f"{_told(protocol['settings'])}.")
+    return Grid(f"metrics-{name}", f"All metrics, {name}", columns, rows, f"{_settings(protocol['settings'])}.")
 
 
-def _told(settings: dict[str, Any]) -> str:
+def _settings(settings: dict[str, Any]) -> str:
+    """Return the settings of a protocol as text."""
     negatives = settings.get("num_negatives")
-    against = f"{negatives:,} sampled negatives" if negatives else "all items"
+    candidates = f"{negatives:,} sampled negatives" if negatives else "all items"
     history = "excluded" if settings["exclude_history"] else "not excluded"
-    return f"{settings['split']} split, against {against}, history {history}"
+    return f"{settings['split']} split, against {candidates}, history {history}"
 
 
 def _compared(run: Run, a: str, b: str) -> Comparison:
     return compare_means(run.primary[a].metrics[METRIC], run.primary[b].metrics[METRIC])
 
 
-def _milliseconds(found: dict[str, Any]) -> float:
-    return float(1_000 / found["users_per_second"])
+def _milliseconds(result: dict[str, Any]) -> float:
+    return float(1_000 / result["users_per_second"])
 
 
-def _dots(rows: list[tuple[Any, ...]], axes: Any) -> None:
+def _draw_intervals(rows: list[tuple[Any, ...]], looks: Looks, axes: Any) -> None:
     for place, (name, value, low, high) in enumerate(rows[::-1]):
-        _dot(axes, place, value, low, high, name)
+        axes.plot([low, high], [place, place], color=looks[name]["color"], linewidth=2)
+        axes.plot(value, place, linestyle="none", **looks[name])
     axes.set_yticks(range(len(rows)), [row[0] for row in rows[::-1]])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(label(METRIC))
 
 
-def _dot(axes: Any, place: float, value: float, low: float, high: float, name: str) -> None:
-    axes.plot([low, high], [place, place], color=look(name)["color"], linewidth=2)
-    axes.plot(value, place, linestyle="none", **look(name))
-
-
-def _against_latency(run: Run) -> Chart:
+def _quality_against_latency(run: Run, looks: Looks) -> Chart:
     columns = Column("model"), Column("ms per user", ".3f"), Column(label(METRIC), ".4f"), Column("on the line")
-    points = {name: (_milliseconds(found), found[METRIC]) for name, found in _protocol(run)["models"].items()}
-    front = _front(points)
+    points = {name: (_milliseconds(result), result[METRIC]) for name, result in _primary(run)["models"].items()}
+    front = _pareto_front(points)
     rows: list[tuple[Value, ...]] = [(name, *point, "yes" if name in front else "no") for name, point in points.items()]
     grid = Grid("latency", "Quality against latency", columns, rows)
     caption = (
-        "Up is better, left is faster; none is both better and faster than a model on the line. Time of reading the "
-        "history, scoring all items and finding the ten best, in batches, on one machine."
+        "Higher is better, left is faster; no model is both better and faster than one on the line. Latency includes "
+        "encoding the history, scoring all items and finding the ten best, in batches, on one machine."
     )
-    return Chart(grid, caption, partial(_draw_front, points, front), 3.6)
+    draw = partial(_draw_latency, points, front, looks, f"{label(METRIC)}, {SPLIT_NAMES[run.split]}")
+    return Chart(grid, caption, draw, 3.6)
 
 
-def _front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """The models that no faster one reaches, from the fastest on."""
+def _pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """Return the models that are better than all faster ones, the fastest first."""
     front: list[str] = []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
         if not front or points[name][1] > points[front[-1]][1]:
@@ -198,68 +158,15 @@ def _front(points: dict[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def _draw_front(points: dict[str, tuple[float, float]], front: list[str], axes: Any) -> None:
+def _draw_latency(
+    points: dict[str, tuple[float, float]], front: list[str], looks: Looks, ylabel: str, axes: Any
+) -> None:
     for name, point in points.items():
-        axes.plot(*point, linestyle="none", markersize=9, label=name, **look(name))
+        axes.plot(*point, linestyle="none", markersize=9, label=name, **looks[name])
     axes.step(*zip(*(points[name] for name in front), strict=True), where="post", color=INK, linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.margins(0.1)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("milliseconds per user (log scale)")
-    axes.set_ylabel(f"{label(METRIC)}, test split")
-
-
-def _slice_blocks(run: Run) -> Iterator[Block]:
-    shown = {name: one for name, one in run.primary.items() if name not in UNTRAINED}
-    if not shown:
-        return
-    for by, groups in groups_of(next(iter(shown.values()))).items():
-        rows: list[tuple[Value, ...]] = [
-            (group, int(own.sum()), name, float(values.mean()), *bootstrap_interval(values))
-            for group, own in groups
-            for name, one in shown.items()
-            for values in [one.metrics[METRIC][own]]
-        ]
-        columns = Column(GROUPS[by]), Column("users", ",d"), Column("model"), Column(label(METRIC), ".4f")
-        grid = Grid(f"slices-{by}", f"By {GROUPS[by]}", (*columns, Column("from", ".4f"), Column("to", ".4f")), rows)
-        yield Chart(grid, f"{label(METRIC)} with {CONFIDENCE:.0%} intervals.", partial(_draw_slices, rows, by), 3.7)
-    if {"teacher", "student"} <= shown.keys():
-        yield _contrasted(shown["teacher"], shown["student"])
-
-
-def _draw_slices(rows: list[tuple[Any, ...]], by: str, axes: Any) -> None:
-    groups, names = (list(dict.fromkeys(row[place] for row in rows)) for place in (0, 2))
-    for number, name in enumerate(names):
-        own = [row for row in rows if row[2] == name]
-        places = np.arange(len(own)) + 0.7 * ((number + 0.5) / len(names) - 0.5)
-        values = np.array([row[3:] for row in own])
-        axes.vlines(places, values[:, 1], values[:, 2], color=look(name)["color"], linewidth=1.6)
-        axes.plot(places, values[:, 0], linestyle="none", label=name, **look(name))
-    axes.set_xticks(range(len(groups)), [group.replace(" (", "\n(").replace("never ", "never\n") for group in groups])
-    axes.tick_params(axis="x", labelsize=9)
-    axes.grid(visible=False, axis="x")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.set_xlabel(GROUPS[by])
-    axes.set_ylabel(label(METRIC))
-
-
-def _contrasted(teacher: Evaluated, student: Evaluated) -> Grid:
-    found = contrast(teacher, student, (METRIC,))
-    rows: list[tuple[Value, ...]] = [
-        (GROUPS[by], name, one.num_users, one.mean_a, one.mean_b, one.difference, one.low, one.high, corrected)
-        for by, own in found.slices.items()
-        for name, one, corrected in own
-    ]
-    columns = (
-        *(Column("users by"), Column("group"), Column("users", ",d"), Column("teacher", ".4f")),
-        *(
-            Column("student", ".4f"),
-            Column("student − teacher", "+.4f"),
-            Column("from", "+.4f"),
-            Column("to", "+.4f"),
-            Column("p (Holm)", ".4f"),
-        ),
-    )
-    note = "As `slmrec compare` gives it; p is corrected for the rows of all groups together."
-    return Grid("slices", f"Student and teacher, {label(found.sliced)}", columns, rows, note)
+    axes.set_ylabel(ylabel)

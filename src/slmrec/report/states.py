@@ -1,4 +1,4 @@
-"""How far a run is: which of its stages are done, which are not, and why."""
+"""The run that a report describes: its settings, its models, and the state of every step."""
 
 import json
 import shlex
@@ -10,136 +10,146 @@ from typing import Any, Literal
 
 import yaml
 
-from slmrec.errors import CheckpointError, DataError
+from slmrec.config import Config
+from slmrec.config.load import load_config
+from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.folders import partial_folder
 from slmrec.models.folder import check_sums
-from slmrec.config import BASELINES, Config
 from slmrec.pipeline.evaluate import model_folders
-from slmrec.pipeline.stage import read_record
-from slmrec.pipeline.table import PIPELINE, steps
+from slmrec.pipeline.stage import is_outdated, read_record, section_of
+from slmrec.pipeline.table import PIPELINE, Step, steps
 from slmrec.report.parts import Faults, Notice
-from slmrec.studies.evaluated import Evaluated, read_evaluated
+from slmrec.studies.evaluated import Evaluated, Split, read_evaluated, results_file
 
-TRAINED = ("pretrain", "companion", "finetune", "distill")
-MODELS = {"sasrec": "pretrain", "companion": "companion", "teacher": "finetune", "student": "distill"}
-"""The stage that trains each model."""
+_NOT_MODELS = ("prepare", "evaluate")
+"""Stages whose folders hold no model."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Of a stage."""
+    """State of a step."""
 
-    stage: str
+    step: Step
     word: Literal["done"] | Faults
     reason: str
     record: dict[str, Any]
-    """Of `stage.json`; empty if it cannot be read."""
+    """Content of `stage.json`; empty if it cannot be read."""
     metrics: dict[str, Any]
-    """Of `metrics.json`; empty if it cannot be read."""
+    """Content of `metrics.json`; empty if it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of stages, and what else is there to report."""
+    """Folder of a run, or of an ablation."""
 
     output: Path
-    """What was asked for: a run, or an ablation."""
+    """Folder that was given: a run, or an ablation."""
     root: Path
-    """The folder of the stages; of an ablation, one of its runs."""
+    """Folder with the steps: the same, or a run of the ablation."""
 
     @cached_property
     def states(self) -> dict[str, State]:
-        """Of the stages that the run has, or shall have."""
-        left_out = {"companion": self.settings.get("companion") is None, "finetune": self.brought_teacher is not None}
-        names = [name for name in ORDER if (self.root / name).exists() or not left_out.get(name)]
-        return {name: _state_of(self.root, name) for name in names}
+        """States of all steps by their folder, in order."""
+        return {step.folder: _state_of(self.root, step, self.split) for step in steps(self.config)}
 
     @cached_property
-    def settings_file(self) -> Path | None:
-        """The resolved settings that the newest stage left."""
-        return next((path for name in ORDER[::-1] if _settings_of(path := self.root / name / "config.yaml")), None)
+    def config_file(self) -> Path | None:
+        """Resolved settings that the last finished stage wrote; None if no file can be read."""
+        return next((path for path in _config_files(self.root) if _read_config(path)), None)
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What is in it; empty if no stage is done."""
-        return _settings_of(self.settings_file) if self.settings_file else {}
+    def config(self) -> Config:
+        """Settings of the run; the defaults if no file can be read."""
+        return (_read_config(self.config_file) if self.config_file else None) or Config()
 
     @property
-    def brought_teacher(self) -> str | None:
-        """The folder of a teacher that was trained elsewhere."""
-        brought: str | None = (self.settings.get("distill") or {}).get("teacher")
-        return brought
+    def trained(self) -> list[State]:
+        """States of the steps that train a model: all with settings, unlike the baselines."""
+        return [
+            state
+            for state in self.states.values()
+            if state.step.stage.name not in _NOT_MODELS and section_of(state.step, self.config) is not None
+        ]
+
+    @cached_property
+    def models(self) -> dict[str, Path]:
+        """Folders of the models that exist, by name."""
+        folders = model_folders(self.config, self.root)
+        return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
     @property
+    def split(self) -> Split:
+        """Split of the results that are shown: test if it was evaluated."""
+        return "test" if "test" in self.config.evaluate.splits else "valid"
+
+    @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """What `evaluate` found; empty if it did not, or if it cannot be read."""
+        """Results of `evaluate` on this split; empty if there are none, or if they cannot be read."""
         return self.states["evaluate"].metrics
 
     @cached_property
     def primary(self) -> dict[str, Evaluated]:
-        """Each model under the primary protocol, user by user."""
+        """Ranks of each model under the primary protocol."""
         models = self.evaluation["protocols"][self.evaluation["primary"]]["models"]
-        return {name: read_evaluated(self.root, name) for name in models}
+        return {name: read_evaluated(self.root, name, split=self.split) for name in models}
 
-    def model_folder(self, model: str) -> Path:
-        """Where a trained model is."""
-        return teacher_folder(self.root, self.brought_teacher) if model == "teacher" else self.root / MODELS[model]
+    def command(self, name: str, output: Path | None = None) -> str:
+        """Return the command line of a stage or study of this run."""
+        config = str(self.config_file) if self.config_file else "FILE"
+        return shlex.join(["slmrec", name, "--config", config, "--output", str(output or self.root)])
 
-    def command(self, stage: str, output: Path | None = None) -> str:
-        """What makes a stage."""
-        config = str(self.settings_file) if self.settings_file else "FILE"
-        return shlex.join(["slmrec", stage, "--config", config, "--output", str(output or self.root)])
-
-    def notices(self, *stages: str) -> Iterator[Notice]:
-        """Why figures of these stages may be missing or wrong."""
-        for stage in stages:
-            state = self.states.get(stage)
-            if state is not None and state.word != "done":
+    def notices(self, *states: State) -> Iterator[Notice]:
+        """Yield why results of some steps may be missing or wrong."""
+        for state in states:
+            if state.word != "done":
                 again = " --force" if state.word == "broken" else ""
-                yield Notice(state.word, f"{stage}: {state.reason}", self.command(stage) + again)
+                command = self.command(state.step.stage.name) + again
+                yield Notice(state.word, f"{state.step.folder}: {state.reason}", command)
 
 
 def open_run(output: Path) -> Run:
-    """The run of a folder, or of the folder of an ablation.
+    """Open the folder of a run, or of an ablation.
 
     Raises:
-        DataError: it is neither.
+        DataError: The folder is neither.
     """
-    if any((output / name).exists() or (output / f".{name}.partial").exists() for name in ORDER):
+    names = [stage.name for stage in PIPELINE]
+    if any((output / name).exists() or partial_folder(output / name).exists() for name in names):
         return Run(output, output)
     if (output / "ablation.json").is_file() or (output / "base" / "prepare").is_dir():
         return Run(output, _cell(output))
     raise DataError(
-        f"{output}: no run (none of {', '.join(ORDER)} is there); give the folder that was the --output of "
+        f"{output}: no run (none of {', '.join(names)} exists); give the folder that was the --output of "
         "`slmrec run`, `slmrec demo` or `slmrec ablate`"
     )
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a stage's training, as its log has them; of an interrupted one those that were finished.
+    """Read the finished epochs from the training log of a model.
 
     Raises:
-        CheckpointError: there is no log, or it is damaged.
+        CheckpointError: The log is missing or damaged.
     """
     path = folder / "training" / "log.jsonl"
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; there is nothing to draw of this training")
-    found = []
+        raise CheckpointError(f"{path}: missing; the training curves cannot be drawn")
+    rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise CheckpointError(f"{path}: line {number} is damaged ({error}); train the stage anew") from None
+            raise CheckpointError(f"{path}: line {number} is damaged ({error}); train the model again") from None
         if not isinstance(row, dict) or "epoch" not in row:
-            raise CheckpointError(f"{path}: line {number} is no epoch of a training; train the stage anew")
-        found.append(row)
-    return found
+            raise CheckpointError(f"{path}: line {number} is not an epoch of a training; train the model again")
+        rows.append(row)
+    return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file of a run holds.
+    """Read the JSON object of a file.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: The file is missing or damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -148,17 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: is damaged ({error}); run the stage again with --force") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is damaged (no JSON object); run the stage again with --force")
+        raise CheckpointError(f"{path}: is damaged (not a JSON object); run the stage again with --force")
     return content
 
 
-def partial_of(folder: Path) -> Path:
-    """Where a stage is built until it is done."""
-    return folder.parent / f".{folder.name}.partial"
-
-
 def _cell(output: Path) -> Path:
-    """The run of the baseline with the first seed; while there is none, what all variants share."""
+    """Return the run of the baseline with the first seed; the shared steps while it does not exist."""
     try:
         content = read_json(output / "ablation.json")
         baseline = content["baseline"]
@@ -166,40 +171,63 @@ def _cell(output: Path) -> Path:
         seed = next(iter(next(iter(by_metric.values()))))
         cell = output / baseline / f"seed{seed}"
     except (CheckpointError, LookupError, TypeError, AttributeError, StopIteration):
-        return output / "base"  # the section of the ablation says what is wrong with it
+        return output / "base"  # the section about the ablation reports the fault
     return cell if cell.is_dir() else output / "base"
 
 
-def _state_of(root: Path, stage: str) -> State:
-    folder = root / stage
-    if not folder.exists():
-        started = partial_of(folder).exists()
-        word: Faults = "interrupted" if started else "missing"
-        reason = f"not finished: stopped, or still running{_epochs(partial_of(folder))}" if started else "not run"
-        return State(stage, word, reason, {}, {})
+def _config_files(root: Path) -> Iterator[Path]:
+    """Yield the files with resolved settings, those of the last stage first."""
+    for stage in PIPELINE[::-1]:
+        yield root / stage.name / "config.yaml"
+        if stage.models is not None:
+            yield from sorted((root / stage.name).glob("*/config.yaml"))
+
+
+def _read_config(path: Path) -> Config | None:
+    try:
+        return load_config(path, [])
+    except (ConfigError, OSError, yaml.YAMLError):
+        return None
+
+
+def _state_of(root: Path, step: Step, split: Split) -> State:
+    folder, partial = root / step.folder, partial_folder(root / step.folder)
+    metrics: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     try:
         record = read_record(folder)
-    except CheckpointError as error:
-        return State(stage, "broken", str(error), {}, {})
-    if not record.get("done"):
-        return State(stage, "interrupted", f"not finished{_epochs(folder)}", record, {})
-    metrics: dict[str, Any] = {}
-    try:
-        metrics = read_json(folder / "metrics.json")
-        if stage in TRAINED:
+        version = record.get("version") or read_record(root / step.stage.name).get("version")
+        if is_outdated(version):
+            return State(step, "out of date", f"made by an earlier version ({version})", record, {})
+        if not record.get("done"):
+            if folder.exists() or partial.exists():
+                epochs = _epochs(folder if folder.exists() else partial)
+                return State(step, "interrupted", f"not finished: stopped, or still running{epochs}", record, {})
+            return State(step, "missing", "not run", {}, {})
+        metrics = _read_metrics(folder, step, split)
+        if step.stage.name not in _NOT_MODELS:
             check_sums(folder)
-        if stage == "evaluate" and not metrics.get("protocols"):
-            raise CheckpointError(f"{folder / 'metrics.json'}: has no protocols; evaluate again with --force")
     except CheckpointError as error:
-        return State(stage, "broken", str(error), record, metrics)
-    stale = _stale(root, record)
-    return State(stage, *(("out of date", f"made from an earlier {stale}") if stale else ("done", "")), record, metrics)
+        return State(step, "broken", str(error), record, metrics)
+    if stale := _stale(root, record):
+        return State(step, "out of date", f"made from an earlier {stale}", record, metrics)
+    return State(step, "done", "", record, metrics)
+
+
+def _read_metrics(folder: Path, step: Step, split: Split) -> dict[str, Any]:
+    if step.stage.name != "evaluate":
+        return read_json(folder / "metrics.json")
+    path = results_file(folder, "metrics.json", split)
+    content = read_json(path)
+    if not content.get("protocols"):
+        raise CheckpointError(f"{path}: has no protocols; evaluate again with --force")
+    return content
 
 
 def _stale(root: Path, record: dict[str, Any]) -> str | None:
-    """A stage before it that was made anew since."""
-    for name, made_from in record.get("upstream", {}).items():
-        if (root / name).exists() and _fingerprint(root, name) != made_from:
+    """Return the folder of an earlier step that was redone since."""
+    for name, fingerprint in record.get("upstream", {}).items():
+        if (root / name).exists() and _fingerprint(root / name) != fingerprint:
             return str(name)
     return None
 
@@ -211,16 +239,8 @@ def _epochs(folder: Path) -> str:
         return ""
 
 
-def _fingerprint(root: Path, stage: str) -> Any:
+def _fingerprint(folder: Path) -> Any:
     try:
-        return read_record(root / stage).get("fingerprint")
+        return read_record(folder).get("fingerprint")
     except CheckpointError:
         return None
-
-
-def _settings_of(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -1,1 +1,1 @@
-"""Studies over runs: ablations, comparisons, depth."""
+"""Studies of models: ablations, comparisons and the effect of depth."""

@@ -1,5 +1,7 @@
-"""Variants of the distillation, each with several seeds, after one teacher that all share."""
+"""Ablation of the distillation: variants of the student, each with several seeds, from one shared teacher."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,77 +9,85 @@ from slmrec.config import Config, DistillConfig
 from slmrec.config.load import vary
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.pipeline.stage import run_step
-from slmrec.pipeline.table import stage_named, steps
+from slmrec.pipeline.table import Step, stage_named, steps
 from slmrec.studies.ablation import report
-from slmrec.studies.evaluated import read_evaluated
+from slmrec.studies.evaluated import Split, read_evaluated
 
-SHARED = ("prepare", "pretrain", "finetune")
+_LOG = logging.getLogger(__name__)
 BASE = "base"
+"""Folder of the steps that all variants share."""
+OWN_STAGES = ("distill", "evaluate")
+"""Stages that each cell runs itself."""
 Variants = dict[str, dict[str, Any]]
-"""By name, the settings that differ from the recipe."""
+"""Settings that differ from the recipe, by the name of the variant."""
 
 
-def ablate(config: Config, output: Path, force: bool = False) -> None:
-    """Distils and evaluates every variant with every seed, and reports them beside the baseline.
+def ablate(config: Config, output: Path, force: bool = False, split: Split = "valid") -> None:
+    """Distil and evaluate every variant with every seed, and compare the variants with the baseline.
 
-    What is done is skipped. A cell `OUT/VARIANT/seedN` is a run like any other, whose first stages are links to those
+    Finished steps are skipped. A cell `OUT/VARIANT/seedN` is a run like any other; its earlier steps are links to those
     of `OUT/base`.
 
     Args:
-        config: the recipe, with its `ablate` section.
-        output: folder of the ablation.
-        force: redo what is done.
+        config: The recipe, with its section `ablate`.
+        output: Folder of the ablation.
+        force: Redo finished steps.
+        split: Split on which the variants are compared; `test` ranks the items of both splits.
 
     Raises:
-        ConfigError: a variant does not go together with the recipe.
+        ConfigError: A variant contradicts the recipe.
     """
     settings = config.ablate
     variants = default_variants(config.distill) if settings.variants is None else settings.variants
-    variants = {settings.baseline: variants[settings.baseline], **variants}  # the baseline is first, here and in tables
+    variants = {settings.baseline: variants[settings.baseline], **variants}  # the baseline is first in all tables
     recipes = _recipes(config, variants)
-    base = output / BASE
-    needed = {step.stage.name for recipe in recipes.values() for step in steps(recipe)}
-    for name in SHARED:
-        for step in stage_named(name).steps(config) if name in needed else ():
-            run_step(step, config, base, force)
+    shared = _shared_steps(recipes)
+    for step in shared:
+        run_step(step, config, output / BASE, force)
     cells = [(name, seed) for name in variants for seed in settings.seeds]
     for number, (name, seed) in enumerate(cells, 1):
-        print(f"ablate: {name} with seed {seed} ({number} of {len(cells)})", flush=True)
-        _run_cell(_cell_config(recipes[name], seed, base), output / name / f"seed{seed}", base, force)
-    found = {
-        name: {seed: read_evaluated(output / name / f"seed{seed}", "student") for seed in settings.seeds}
+        _LOG.info("ablate: %s with seed %d (%d of %d)", name, seed, number, len(cells))
+        cell = _cell_config(recipes[name], seed, split)
+        _run_cell(cell, output / name / f"seed{seed}", output / BASE, shared, force)
+    results = {
+        name: {seed: read_evaluated(output / name / f"seed{seed}", "student", split=split) for seed in settings.seeds}
         for name in variants
     }
-    report(output, variants, found, settings.baseline)
+    report(output, variants, results, settings.baseline)
 
 
 def default_variants(distill: DistillConfig) -> Variants:
-    """The recipe, without each of its terms, with cross-entropy alone, and in the other mode.
+    """Return the recipe, the recipe without each of its terms, with cross-entropy alone, and in the other mode.
 
     Source: SLMRec, the ablation of its losses.
+
+    Example:
+        >>> list(default_variants(DistillConfig()))[:2]
+        ['full', 'no_cosine']
     """
-    terms = {name: weight for name, weight in distill.weights.model_dump().items() if weight and name != "ce"}
-    off = {name: _off(distill, name) for name in terms}
+    terms = [name for name, weight in distill.weights.model_dump().items() if weight and name != "ce"]
     variants: Variants = {"full": {}}
     if distill.weights.ce or len(terms) > 1:
-        variants |= {f"no_{name}": changes for name, changes in off.items()}
+        variants |= {f"no_{name}": _without(distill, [name]) for name in terms}
     if distill.weights.ce and len(terms) > 1:
-        variants["ce_alone"] = {key: value for changes in off.values() for key, value in changes.items()}
-    if distill.mode == "online":
-        return variants | {"offline": {"distill.mode": "offline"}}
-    return variants | {"online": {"distill.mode": "online"}}
+        variants["ce_alone"] = _without(distill, terms)
+    other_mode = "offline" if distill.mode == "online" else "online"
+    return variants | {other_mode: {"distill.mode": other_mode}}
 
 
-def _off(distill: DistillConfig, term: str) -> dict[str, Any]:
-    """Leaves a term out, and with it the setting that belongs to it."""
-    off: dict[str, Any] = {f"distill.weights.{term}": 0.0}
-    if term == "kl" and distill.kl_temperature != 1:
-        off["distill.kl_temperature"] = 1.0
-    return off
+def _without(distill: DistillConfig, terms: list[str]) -> dict[str, Any]:
+    """Return the settings that switch off some terms; settings that have no effect without them get their default."""
+    changes: dict[str, Any] = {f"distill.weights.{term}": 0.0 for term in terms}
+    weights = distill.weights.model_copy(update=dict.fromkeys(terms, 0.0))
+    for name, has_effect in (("kl_temperature", weights.kl > 0), ("num_blocks", weights.needs_states)):
+        default = DistillConfig.model_fields[name].default
+        if not has_effect and getattr(distill, name) != default:
+            changes[f"distill.{name}"] = default
+    return changes
 
 
 def _recipes(config: Config, variants: Variants) -> dict[str, Config]:
-    """The recipe of each variant; all faults are told before anything is run."""
+    """Return the configuration of each variant; the faults of all variants are reported together."""
     recipes, faults = {}, []
     for name, changes in variants.items():
         try:
@@ -89,26 +99,40 @@ def _recipes(config: Config, variants: Variants) -> dict[str, Config]:
     return recipes
 
 
-def _cell_config(recipe: Config, seed: int, base: Path) -> Config:
-    changes: dict[str, Any] = {"seed": seed, "evaluate.models": ["student"]}
+def _shared_steps(recipes: dict[str, Config]) -> list[Step]:
+    """Return the steps before the student that at least one variant needs, in order."""
+    needed = {step.folder: step for recipe in recipes.values() for step in steps(recipe)}
+    return [step for step in needed.values() if step.stage.name not in OWN_STAGES]
+
+
+def _cell_config(recipe: Config, seed: int, split: Split) -> Config:
+    splits = ["valid"] if split == "valid" else ["test", "valid"]
+    changes = {"seed": seed, "evaluate.models": ["student"], "evaluate.splits": splits}
     return vary(recipe, changes, "ablate")
 
 
-def _run_cell(config: Config, cell: Path, base: Path, force: bool) -> None:
-    cell.mkdir(parents=True, exist_ok=True)
-    for name in SHARED:
-        if (base / name).exists():
-            link_stage(cell / name, Path("..", "..", BASE, name))
-    for step in (*stage_named("distill").steps(config), *stage_named("evaluate").steps(config)):
-        run_step(step, config, cell, force, cache=base / "teacher_outputs")
+def _run_cell(config: Config, cell: Path, base: Path, shared: list[Step], force: bool) -> None:
+    for step in shared:
+        link_step(cell, base, step)
+    for name in OWN_STAGES:
+        for step in stage_named(name).steps(config):
+            run_step(step, config, cell, force, cache=base / "teacher_outputs")
 
 
-def link_stage(place: Path, target: Path) -> None:
-    """A stage's folder by a relative link, so that the whole can be moved.
+def link_step(run: Path, source: Path, step: Step) -> None:
+    """Link the folder of a step to that of another run, by a relative path, so that both can be moved together.
+
+    Args:
+        run: Run that gets the link.
+        source: Run that has the folder.
+        step: The step.
 
     Raises:
-        CheckpointError: something else is in its place.
+        CheckpointError: The place of the link is taken.
     """
+    place = run / step.folder
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.relpath(source / step.folder, place.parent))
     if place.is_symlink() and place.readlink() == target:
         return
     if place.exists() or place.is_symlink():

@@ -1,6 +1,7 @@
-"""The report of an ablation: a table in the terminal and as Markdown, its numbers as JSON, and a picture."""
+"""Results of an ablation: a table on the terminal and in Markdown, the numbers as JSON, and a plot."""
 
 import json
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,42 +13,46 @@ from rich.table import Table
 
 from slmrec.evaluation.metrics import Floats
 from slmrec.evaluation.statistics import CONFIDENCE, Comparison, compare_means, holm
-from slmrec.report.describe import BLUE, ORANGE
-from slmrec.studies.compare import numbers, percent
-from slmrec.studies.evaluated import Evaluated, in_order_of, label
+from slmrec.files import write_atomically
+from slmrec.plots import PALETTE
+from slmrec.studies.compare import difference_cells, numbers
+from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, in_order_of, label
 
+_LOG = logging.getLogger(__name__)
 METRIC = "ndcg@10"
-"""What the variants are compared by."""
+"""Metric by which variants are compared."""
 SHOWN = (METRIC, "hit@10", "mrr")
+"""Metrics of the table."""
 Cells = dict[str, dict[int, Evaluated]]
-"""By variant and seed."""
+"""Evaluations of the students, by variant and seed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant."""
+    """Results of one variant."""
 
     name: str
     changes: dict[str, Any]
+    """Settings that differ from the recipe."""
     by_seed: dict[str, dict[int, float]]
-    """Metric by name and seed."""
+    """Values by metric and seed."""
     compared: Comparison | None
-    """Its users' means over the seeds with those of the baseline; None of the baseline itself."""
+    """Comparison with the baseline, of users whose values are means over the seeds; None for the baseline."""
     p_holm: float | None
-    """The p-value, corrected for the number of variants."""
+    """P-value, corrected for the number of variants."""
 
 
 def report(output: Path, variants: dict[str, dict[str, Any]], cells: Cells, baseline: str) -> None:
-    """Prints and writes how the variants compare with the baseline.
+    """Print and write the comparison of all variants with the baseline.
 
     Args:
-        output: folder of `ablation.json`, `ablation.md` and, with matplotlib, `ablation.png`.
-        variants: by name, the settings that differ.
-        cells: their students' ranks, with the same seeds for all.
-        baseline: the variant that the others are compared with.
+        output: Folder for `ablation.json`, `ablation.md` and, with matplotlib, `ablation.png`.
+        variants: Settings that differ, by the name of the variant.
+        cells: Evaluations of the students, with the same seeds for all variants.
+        baseline: Variant with which the others are compared.
 
     Raises:
-        CheckpointError: cells are of other data.
+        CheckpointError: The users or targets of the cells differ.
     """
     first = next(iter(cells[baseline].values()))
     cells = {
@@ -56,35 +61,35 @@ def report(output: Path, variants: dict[str, dict[str, Any]], cells: Cells, base
     }
     rows = _rows(variants, cells, baseline)
     title = (
-        f"{len(first):,} users, {first.protocol}, test split; means over the seeds "
+        f"{len(first):,} users, {first.protocol}, {SPLIT_NAMES[first.split]}; means over the seeds "
         f"{', '.join(map(str, cells[baseline]))}; differences to {baseline}"
     )
     _show(title, rows)
-    _write(output, "json", json.dumps(_content(first, rows, baseline), indent=1) + "\n")
-    _write(output, "md", _markdown(title, rows))
+    _write(output / "ablation.json", json.dumps(_content(first, rows, baseline), indent=1) + "\n")
+    _write(output / "ablation.md", _markdown(title, rows))
     _draw(title, rows, output / "ablation.png")
-    print(f"ablate: written to {output / 'ablation.md'} and {output / 'ablation.json'}", flush=True)
+    _LOG.info("ablate: written to %s and %s", output / "ablation.md", output / "ablation.json")
 
 
 def rows_of(content: dict[str, Any]) -> list[Row]:
-    """The variants of an `ablation.json`."""
+    """Return the variants of the content of an `ablation.json`."""
     names = [field.name for field in fields(Comparison)]
     return [
         Row(
             name,
-            found["changes"],
-            {metric: {int(seed): value for seed, value in by.items()} for metric, by in found["by_seed"].items()},
-            Comparison(**{key: told[key] for key in names}) if (told := found["difference"]) else None,
-            told["p_holm"] if told else None,
+            variant["changes"],
+            {metric: {int(seed): value for seed, value in by.items()} for metric, by in variant["by_seed"].items()},
+            Comparison(**{key: compared[key] for key in names}) if (compared := variant["difference"]) else None,
+            compared["p_holm"] if compared else None,
         )
-        for name, found in content["variants"].items()
+        for name, variant in content["variants"].items()
     ]
 
 
 def _rows(variants: dict[str, dict[str, Any]], cells: Cells, baseline: str) -> list[Row]:
     base = _mean_over_seeds(cells[baseline])
     compared = {name: compare_means(base, _mean_over_seeds(own)) for name, own in cells.items() if name != baseline}
-    corrected = dict(zip(compared, holm([found.p_value for found in compared.values()]), strict=True))
+    corrected = dict(zip(compared, holm([result.p_value for result in compared.values()]), strict=True))
     return [
         Row(name, changes, _by_seed(cells[name]), compared.get(name), corrected.get(name))
         for name, changes in variants.items()
@@ -92,7 +97,7 @@ def _rows(variants: dict[str, dict[str, Any]], cells: Cells, baseline: str) -> l
 
 
 def _mean_over_seeds(cells: dict[int, Evaluated]) -> Floats:
-    """(num_users,) what a user can expect of a variant."""
+    """Return the value of each user (num_users,), averaged over the seeds."""
     means: Floats = np.mean([cell.metrics[METRIC] for cell in cells.values()], axis=0)
     return means
 
@@ -102,16 +107,14 @@ def _by_seed(cells: dict[int, Evaluated]) -> dict[str, dict[int, float]]:
 
 
 def _cells_of(row: Row) -> list[str]:
-    """A row of the table, after its name."""
+    """Return the cells of a row of the table, without its name."""
     values = list(row.by_seed[METRIC].values())
     spread = f"{stdev(values):.4f}" if len(values) > 1 else "-"
     means = [f"{mean(row.by_seed[metric].values()):.4f}" for metric in SHOWN]
-    found = row.compared
-    if found is None:
+    if row.compared is None:
         return [means[0], spread, *means[1:], "", "", "", "", ""]
-    interval = f"{found.low:+.4f} to {found.high:+.4f}"
-    p_values = f"{found.p_value:.4f}", f"{row.p_holm:.4f}"
-    return [means[0], spread, *means[1:], f"{found.difference:+.4f}", interval, percent(found), *p_values]
+    p_values = f"{row.compared.p_value:.4f}", f"{row.p_holm:.4f}"
+    return [means[0], spread, *means[1:], *difference_cells(row.compared), *p_values]
 
 
 def _names() -> list[str]:
@@ -137,8 +140,8 @@ def _markdown(title: str, rows: list[Row]) -> str:
     changed = "\n".join(f"- `{row.name}`: {_settings(row)}" for row in rows)
     return (
         f"# Ablation\n\n{title[0].upper()}{title[1:]}.\n\n{table}\n\n"
-        f"Difference, interval and p are of {label(METRIC)}, over users whose values are means over the seeds; "
-        "the interval is by bootstrap of the users, p by random sign flips, and p (Holm) corrected for the number of "
+        f"Difference, interval and p refer to {label(METRIC)} of users whose values are means over the seeds. The "
+        "interval is a bootstrap over users, p is from random sign flips, and p (Holm) is corrected for the number of "
         f"variants.\n\n{changed}\n"
     )
 
@@ -148,8 +151,10 @@ def _settings(row: Row) -> str:
 
 
 def _content(first: Evaluated, rows: list[Row], baseline: str) -> dict[str, Any]:
+    """Return the content of `ablation.json`."""
     return {
         "protocol": first.protocol,
+        "split": first.split,
         "num_users": len(first),
         "baseline": baseline,
         "compared_metric": METRIC,
@@ -167,10 +172,9 @@ def _numbers(row: Row) -> dict[str, Any]:
     }
 
 
-def _write(output: Path, suffix: str, text: str) -> None:
-    partial = output / f".ablation.{suffix}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output / f"ablation.{suffix}")
+def _write(path: Path, text: str) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _draw(title: str, rows: list[Row], path: Path) -> None:
@@ -181,7 +185,7 @@ def _draw(title: str, rows: list[Row], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        print("no picture: it needs matplotlib; pip install 'slmrec[plots]'", flush=True)
+        _LOG.info("ablate: the plot needs matplotlib; pip install 'slmrec[plots]'")
         return
     figure = Figure(figsize=(9, 1.8 + 0.45 * num_compared), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -189,11 +193,11 @@ def _draw(title: str, rows: list[Row], path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, format="png")
-    print(f"picture: {path}", flush=True)
+    _LOG.info("ablate: plot written to %s", path)
 
 
 def draw_rows(axes: Any, rows: list[Row]) -> None:
-    """The variants' differences to the baseline, each with its interval and its seeds."""
+    """Draw the difference of each variant to the baseline, with its interval and the differences of single seeds."""
     compared = [row for row in rows if row.compared][::-1]
     [base] = [row for row in rows if row.compared is None]
     for place, row in enumerate(compared):
@@ -206,11 +210,12 @@ def draw_rows(axes: Any, rows: list[Row]) -> None:
 
 
 def _draw_row(axes: Any, place: int, row: Row, base: Row) -> None:
-    found, own, theirs = row.compared, row.by_seed[METRIC], base.by_seed[METRIC]
-    if found is None:
+    result, values, base_values = row.compared, row.by_seed[METRIC], base.by_seed[METRIC]
+    if result is None:
         return
+    blue, orange = PALETTE["blue"], PALETTE["vermilion"]
     names = ("one seed", f"mean, {CONFIDENCE:.0%} interval") if place == 0 else (None, None)
-    single = [own[seed] - theirs[seed] for seed in own]
-    axes.plot(single, [place - 0.18] * len(single), ".", color=ORANGE, markersize=5, label=names[0])
-    axes.plot([found.low, found.high], [place, place], color=BLUE, linewidth=2)
-    axes.plot(found.difference, place, "o", color=BLUE, markersize=6, label=names[1])
+    single = [values[seed] - base_values[seed] for seed in values]
+    axes.plot(single, [place - 0.18] * len(single), ".", color=orange, markersize=5, label=names[0])
+    axes.plot([result.low, result.high], [place, place], color=blue, linewidth=2)
+    axes.plot(result.difference, place, "o", color=blue, markersize=6, label=names[1])

@@ -1,5 +1,6 @@
-"""How deep the teacher has to be: models of several depths trained alike, and the layers of the deepest looked at."""
+"""Study of depth: teachers of several depths with equal training, and the contribution of each layer of the deepest."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,14 @@ from slmrec.errors import ConfigError
 from slmrec.models.backbone import read_architecture
 from slmrec.pipeline.run import run_stage
 from slmrec.pipeline.stage import Build, run_step
-from slmrec.pipeline.table import Stage, Step
-from slmrec.run import write_report
-from slmrec.studies.ablate import link_stage
-from slmrec.studies.depth_readings import read_layers, validate_model, without_layer
+from slmrec.pipeline.table import Stage, Step, stage_named, steps
+from slmrec.studies.ablate import link_step
+from slmrec.studies.depth_measurements import analyse_layers, validate_model, validate_without_layer
 from slmrec.studies.depth_report import report
 
-BEFORE = ("prepare", "pretrain")
+_LOG = logging.getLogger(__name__)
 FOLDER = "depth"
-STUDENT_ALONE = {  # of no account here, but it must fit to a teacher of any depth
+SMALLEST_STUDENT = {  # no student is trained, but the section must be valid for a teacher of any depth
     "distill": {
         "student": {"num_layers": 1},
         "num_blocks": 1,
@@ -28,39 +28,44 @@ STUDENT_ALONE = {  # of no account here, but it must fit to a teacher of any dep
 
 
 def depth(config: Config, output: Path, force: bool = False) -> None:
-    """Trains a teacher of each depth, reads the deepest one early, and reports what depth is worth, at last as a page.
+    """Train a teacher of each depth, analyse the layers of the deepest one, and recommend a depth.
 
-    All on the validation split. What is done is skipped: each model has a folder of stages `OUT/depth/NAME` like a
-    run's, whose first ones are links to those of `OUT`.
+    All metrics are those of the validation split. Finished steps are skipped: each model has a folder `OUT/depth/NAME`
+    like that of a run, whose earlier steps are links to those of `OUT`.
 
     Args:
-        config: the recipe, with its `depth` section.
-        output: folder of the run.
-        force: redo what is done.
+        config: The recipe, with its section `depth`.
+        output: Folder of the run.
+        force: Redo finished steps.
 
     Raises:
-        ConfigError: a depth that the backbone does not have.
+        ConfigError: The backbone has fewer layers than a depth, or there is no backbone.
     """
     deepest, points = _points(config)
-    for stage in BEFORE:
-        run_stage(stage, config, output, force)
+    needed = stage_named("finetune").reads(points[str(deepest)])
+    shared = [step for step in steps(config) if step.folder in needed]
+    for step in shared:
+        run_step(step, config, output, force)
     for number, (name, recipe) in enumerate(points.items(), 1):
-        print(f"depth: {name} ({number} of {len(points)})", flush=True)
-        _run_point(recipe, output / FOLDER / name, force)
-    dropped = range(deepest if config.depth.drop_users and deepest > 1 else 0)
-    _read_deepest(points[str(deepest)], output / FOLDER / str(deepest), dropped, force)
-    report(output / FOLDER, list(points), str(deepest), dropped, config)
-    write_report(output, always=True)
+        _LOG.info("depth: %s (%d of %d)", name, number, len(points))
+        point = output / FOLDER / name
+        for step in shared:
+            link_step(point, output, step)
+        run_stage("finetune", recipe, point, force)
+        _measure(validate_model, recipe, point, "validate", force)
+    removed = range(deepest if config.depth.drop_users and deepest > 1 else 0)
+    _measure_deepest(points[str(deepest)], output / FOLDER / str(deepest), removed, force)
+    report(output / FOLDER, list(points), str(deepest), removed, config)
 
 
 def _points(config: Config) -> tuple[int, dict[str, Config]]:
-    """The greatest depth, and the recipe of each model by name."""
-    settings, available = config.depth, _layers_of(config)
-    depths = settings.num_layers or _doubled(available)
+    """Return the largest depth, and the configuration of each model by name."""
+    settings, available = config.depth, _available_layers(config)
+    depths = settings.num_layers or _powers_of_two(available)
     if max(depths) > available:
         raise ConfigError(
             f"depth.num_layers is {list(depths)}, but the backbone {config.finetune.backbone!r} has {available} "
-            f"layers; choose of 1-{available}"
+            f"layers; choose from 1-{available}"
         )
     deepest = max(depths)
     chosen = {str(number): {"num_layers": number, "layer_step": 1} for number in sorted(depths)}
@@ -69,42 +74,38 @@ def _points(config: Config) -> tuple[int, dict[str, Config]]:
     return deepest, {name: _recipe(config, layers) for name, layers in chosen.items()}
 
 
-def _layers_of(config: Config) -> int:
-    own = config.finetune.backbone_config
-    architecture = read_architecture(config.finetune.backbone) if own is None else own
+def _available_layers(config: Config) -> int:
+    finetune = config.finetune
+    if finetune.backbone is None:
+        raise ConfigError("finetune.backbone is null; the study of depth needs a backbone, such as smollm2-135m")
+    architecture = finetune.backbone_config or read_architecture(finetune.backbone)
     return int(architecture["num_hidden_layers"])
 
 
-def _doubled(available: int) -> tuple[int, ...]:
+def _powers_of_two(available: int) -> tuple[int, ...]:
+    """Return the powers of two below a number of layers, and the number itself."""
     return (*(2**power for power in range((available - 1).bit_length())), available)
 
 
 def _recipe(config: Config, layers: dict[str, int]) -> Config:
-    """That of one model; of the depth section it has what its own results depend on."""
+    """Return the configuration of one model; of the section `depth` it keeps what its own results depend on."""
     kept = ("head_samples", "similarity_users", "drop_users")
     changes: dict[str, Any] = {
         "finetune": config.finetune.model_dump(mode="json", exclude_unset=True)
         | {"layers": None, "ensemble": [], **layers},
         "depth": {name: getattr(config.depth, name) for name in kept},
-        **STUDENT_ALONE,
+        **SMALLEST_STUDENT,
     }
     return vary(config, changes, "depth")
 
 
-def _run_point(recipe: Config, point: Path, force: bool) -> None:
-    point.mkdir(parents=True, exist_ok=True)
-    for stage in BEFORE:
-        link_stage(point / stage, Path("..", "..", stage))
-    run_stage("finetune", recipe, point, force)
-    _read(validate_model, recipe, point, force, "validate")
+def _measure_deepest(recipe: Config, point: Path, removed: range, force: bool) -> None:
+    _measure(analyse_layers, recipe, point, "layers", force)
+    for layer in removed:
+        _measure(partial(validate_without_layer, layer=layer), recipe, point, f"without{layer}", force)
 
 
-def _read_deepest(recipe: Config, point: Path, dropped: range, force: bool) -> None:
-    _read(read_layers, recipe, point, force, "layers")
-    for layer in dropped:
-        _read(partial(without_layer, layer=layer), recipe, point, force, f"without{layer}")
-
-
-def _read(build: Build, recipe: Config, point: Path, force: bool, name: str) -> None:
-    stage = Stage(FOLDER, "read the layers of a model", reads=lambda config: ("prepare", "finetune"))
+def _measure(build: Build, recipe: Config, point: Path, name: str, force: bool) -> None:
+    """Execute a measurement as a step with a folder of its own."""
+    stage = Stage(FOLDER, "measure the layers of a model", reads=lambda config: ("prepare", "finetune"))
     run_step(Step(stage), recipe, point, force, target=point / name, build=build)

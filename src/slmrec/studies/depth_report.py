@@ -1,6 +1,7 @@
-"""The report of a depth study: a table in the terminal, and the numbers as JSON."""
+"""Results of the study of depth: a table on the terminal, and the numbers as JSON."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,28 @@ from rich.table import Table
 from slmrec.config import Config
 from slmrec.evaluation.metrics import Floats, ranking_metrics, user_metrics
 from slmrec.evaluation.statistics import CONFIDENCE, compare_means
+from slmrec.files import write_atomically
 from slmrec.studies.ablation import METRIC
 from slmrec.studies.compare import numbers
 from slmrec.studies.evaluated import label
 
+_LOG = logging.getLogger(__name__)
 PROTOCOL = "full_history_excluded"
-COLUMNS = ("layers", "parameters", "training", "ms a user", label(METRIC), "of the best", "difference", "read early")
-IDLE = 0.99
-"""The cosine between a layer's input and output from which it is said to do little."""
+COLUMNS = ("layers", "parameters", "training", "ms a user", label(METRIC), "of the best", "difference", "early exit")
+REDUNDANT = 0.99
+"""Cosine between the input and the output of a layer from which the layer is listed as redundant."""
 Content = dict[str, Any]
 
 
-def report(folder: Path, names: list[str], deepest: str, dropped: range, config: Config) -> None:
-    """Prints and writes what the study found.
+def report(folder: Path, names: list[str], deepest: str, removed: range, config: Config) -> None:
+    """Print and write the results of the study.
 
     Args:
-        folder: `OUT/depth`, with a folder of finished stages for every model.
-        names: of the models.
-        deepest: the one whose layers were looked at.
-        dropped: the layers that were left out of it, one at a time.
-        config: the recipe.
+        folder: `OUT/depth`, with a folder of finished steps for every model.
+        names: Names of the models.
+        deepest: Model whose layers were analysed.
+        removed: Layers without which it was evaluated.
+        config: The recipe.
     """
     trained = [_trained(folder / name, name) for name in names]
     best = max(trained, key=_quality)
@@ -40,37 +43,39 @@ def report(folder: Path, names: list[str], deepest: str, dropped: range, config:
     content: Content = {
         "split": "valid",
         "protocol": PROTOCOL,
-        "num_users": len(_ndcg(folder / deepest)),
+        "num_users": len(_values(folder / deepest)),
         "num_layers": int(deepest),
         "seed": config.seed,
         "trained": trained,
-        **_readings(folder / deepest / "layers"),
-        "dropped": [_dropped(folder / deepest, layer) for layer in dropped],
+        **_measurements(folder / deepest / "layers"),
+        "dropped": [_without_layer(folder / deepest, layer) for layer in removed],
         "recommended": _recommended(trained, best, config.depth.quality_loss),
     }
-    _write(folder / "depth.json", content)
+    path = folder / "depth.json"
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _show(content)
-    print(f"depth: written to {folder / 'depth.json'}", flush=True)
+    _LOG.info("depth: written to %s", path)
 
 
 def _trained(point: Path, name: str) -> Content:
-    """A trained model: its size, what it took and how well it ranks."""
-    facts = json.loads((point / "finetune" / "metrics.json").read_text(encoding="utf-8"))
-    taken = ("num_layers", "num_parameters", "num_trainable_parameters", "training_s", "peak_rss_mb", "best_epoch")
-    return {"name": name, **{key: facts[key] for key in taken}, **_readings(point / "validate")}
+    """Return the size, cost and quality of a trained model."""
+    metrics = json.loads((point / "finetune" / "metrics.json").read_text(encoding="utf-8"))
+    costs = ("num_layers", "num_parameters", "num_trainable_parameters", "training_s", "peak_rss_mb", "best_epoch")
+    return {"name": name, **{key: metrics[key] for key in costs}, **_measurements(point / "validate")}
 
 
-def _readings(stage: Path) -> Content:
-    content: Content = json.loads((stage / "readings.json").read_text(encoding="utf-8"))
+def _measurements(folder: Path) -> Content:
+    content: Content = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
     return content
 
 
-def _dropped(point: Path, layer: int) -> Content:
-    """The model without a layer, and as a whole over the same users: the first ones of all."""
-    readings = _readings(point / f"without{layer}")
-    ranks = pq.read_table(point / "validate" / "per_user.parquet").slice(0, readings["num_users"])
-    whole = {protocol: ranking_metrics(np.asarray(ranks[protocol], np.int64)) for protocol in readings["metrics"]}
-    return readings | {"whole": whole}
+def _without_layer(point: Path, layer: int) -> Content:
+    """Return the metrics without a layer, and those of the whole model for the same users, the first ones."""
+    measured = _measurements(point / f"without{layer}")
+    ranks = pq.read_table(point / "validate" / "per_user.parquet").slice(0, measured["num_users"])
+    whole = {protocol: ranking_metrics(np.asarray(ranks[protocol], np.int64)) for protocol in measured["metrics"]}
+    return measured | {"whole": whole}
 
 
 def _quality(point: Content) -> float:
@@ -79,18 +84,19 @@ def _quality(point: Content) -> float:
 
 
 def _difference(folder: Path, best: str, other: str) -> Content:
-    return numbers(compare_means(_ndcg(folder / best), _ndcg(folder / other)), None)
+    return numbers(compare_means(_values(folder / best), _values(folder / other)), None)
 
 
-def _ndcg(point: Path) -> Floats:
-    """(num_users,) of the metric, in the order of the users."""
+def _values(point: Path) -> Floats:
+    """Return the metric of each user (num_users,), in the order of the users."""
     table = pq.read_table(point / "validate" / "per_user.parquet").sort_by("user")
     return user_metrics(np.asarray(table[PROTOCOL], np.int64))[METRIC]
 
 
 def _recommended(trained: list[Content], best: Content, quality_loss: float) -> Content:
-    enough = [point for point in trained if _quality(point) >= (1 - quality_loss) * _quality(best)]
-    chosen = min(enough, key=lambda point: point["num_layers"])
+    """Return the smallest model whose quality is close enough to the best."""
+    close = [point for point in trained if _quality(point) >= (1 - quality_loss) * _quality(best)]
+    chosen = min(close, key=lambda point: point["num_layers"])
     return {
         "name": chosen["name"],
         "num_layers": chosen["num_layers"],
@@ -100,41 +106,37 @@ def _recommended(trained: list[Content], best: Content, quality_loss: float) -> 
     }
 
 
-def _write(path: Path, content: Content) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def _show(content: Content) -> None:
-    found = content["recommended"]
-    best = next(point for point in content["trained"] if point["name"] == found["best"])
+    recommended = content["recommended"]
+    best = next(point for point in content["trained"] if point["name"] == recommended["best"])
     title = (
         f"{content['num_users']:,} users of the validation split, {PROTOCOL}, seed {content['seed']}; differences "
-        f"({CONFIDENCE:.0%} intervals) to {found['best']}; read early: the deepest model cut there, its own head"
+        f"({CONFIDENCE:.0%} intervals) to {recommended['best']}; early exit: the deepest model up to this layer, with "
+        "its own head"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     for name in COLUMNS:
         table.add_column(name, justify="right")
-    early = {
-        reading["num_layers"]: _quality(reading) for reading in content["read_early"] if reading["head"] == "final"
-    }
+    exits = {exit["num_layers"]: _quality(exit) for exit in content["early_exit"] if exit["head"] == "final"}
     for point in content["trained"]:
-        cut = early.get(point["num_layers"]) if point["layers"] == list(range(point["num_layers"])) else None
-        table.add_row(*_cells(point, best, cut))
+        are_first = point["layers"] == list(range(point["num_layers"]))
+        table.add_row(*_cells(point, best, exits.get(point["num_layers"]) if are_first else None))
     console = Console(width=max(Console().width, 140), markup=False, highlight=False)
     console.print(table)
-    idle = [str(layer) for layer, cosine in enumerate(content["similarity"]["cosine"]) if cosine > IDLE]
-    console.print(f"layers (from 0) that hardly turn the states, cosine > {IDLE}: {', '.join(idle) or 'none'}")
+    cosines = enumerate(content["similarity"]["cosine"])
+    redundant = ", ".join(str(layer) for layer, cosine in cosines if cosine > REDUNDANT)
+    console.print(f"layers (from 0) that hardly change the states, cosine > {REDUNDANT}: {redundant or 'none'}")
     console.print(
-        f"recommended depth: {found['num_layers']} (the smallest within {found['quality_loss']:.1%} of the best, "
-        f"{found['best_num_layers']})"
+        f"recommended depth: {recommended['num_layers']} (the smallest within {recommended['quality_loss']:.1%} of the "
+        f"best, {recommended['best_num_layers']})"
     )
 
 
-def _cells(point: Content, best: Content, early: float | None) -> list[str]:
-    found = point["difference"]
+def _cells(point: Content, best: Content, early_exit: float | None) -> list[str]:
+    difference, interval = point["difference"], ""
+    if difference:
+        interval = f"{difference['difference']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
     return [
         point["name"],
         str(point["num_layers"]),
@@ -143,6 +145,6 @@ def _cells(point: Content, best: Content, early: float | None) -> list[str]:
         f"{point['infer_s_per_1000_users']:.2f}",
         f"{_quality(point):.4f}",
         f"{_quality(point) / _quality(best):.1%}" if _quality(best) else "-",
-        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})" if found else "",
-        "" if early is None else f"{early:.4f}",
+        interval,
+        "" if early_exit is None else f"{early_exit:.4f}",
     ]

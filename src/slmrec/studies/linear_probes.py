@@ -1,10 +1,10 @@
-"""Linear maps fitted by least squares from sums alone, so that the samples are seen once and never kept."""
+"""Affine maps fitted by least squares from running sums, so that samples are not stored."""
 
 import torch
 from torch import Tensor
 
 RIDGE = 1e-4
-"""Of the mean square of an input: enough to solve, too little to matter."""
+"""Ridge penalty as a share of the mean square of the inputs; it only makes the system solvable."""
 
 
 class LinearHeads:
@@ -12,8 +12,14 @@ class LinearHeads:
 
     Args:
         num_heads: K.
-        num_inputs: H, the width of each input.
-        num_outputs: D.
+        num_inputs: H, width of each input.
+        num_outputs: D, width of the output.
+
+    Example:
+        >>> heads = LinearHeads(1, 1, 1)
+        >>> heads.add(torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[1.0], [3.0], [5.0]]))
+        >>> apply_head(heads.solve()[0], torch.tensor([[3.0]])).round().tolist()
+        [[7.0]]
     """
 
     def __init__(self, num_heads: int, num_inputs: int, num_outputs: int) -> None:
@@ -21,15 +27,15 @@ class LinearHeads:
         self._products = torch.zeros(num_heads, num_inputs + 1, num_outputs, dtype=torch.float64)
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Counts some samples in: inputs (K, N, H), outputs (N, D)."""
+        """Add samples: inputs (K, N, H) and outputs (N, D)."""
         outputs = outputs.double().cpu()
-        for head, of_head in enumerate(inputs):
-            own = _with_one(of_head.double().cpu())
-            self._squares[head] += own.T @ own
-            self._products[head] += own.T @ outputs
+        for head, head_inputs in enumerate(inputs):
+            extended = _with_one(head_inputs.double().cpu())
+            self._squares[head] += extended.T @ extended
+            self._products[head] += extended.T @ outputs
 
     def solve(self) -> Tensor:
-        """(K, H + 1, D) the maps; the last row is the offset."""
+        """Return the maps (K, H + 1, D); the last row is the offset."""
         diagonal = self._squares.diagonal(dim1=1, dim2=2)
         ridge = RIDGE * diagonal.mean(dim=1, keepdim=True).expand_as(diagonal)
         maps: Tensor = torch.linalg.solve(self._squares + torch.diag_embed(ridge), self._products)
@@ -37,7 +43,7 @@ class LinearHeads:
 
 
 def apply_head(head: Tensor, inputs: Tensor) -> Tensor:
-    """(N, D): one of the maps (H + 1, D) of inputs (N, H)."""
+    """Apply one of the maps (H + 1, D) to inputs (N, H)."""
     return inputs @ head[:-1] + head[-1]
 
 
