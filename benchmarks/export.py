@@ -21,9 +21,9 @@ import bench
 import numpy as np
 import torch
 
-from slmrec.commands.export import Run, open_graph, quantize, write_graph
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset
+from slmrec.inference.onnx_graph import Run, open_graph, quantize, write_graph
 from slmrec.models.folder import load_recommender, may_recommend
 from slmrec.models.loader import Model
 from slmrec.topk import top_k

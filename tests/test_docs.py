@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.commands.main import STAGES, _parser
+from slmrec.commands.main import command_parser
+from slmrec.commands.stages import STAGES
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
 
@@ -25,9 +26,9 @@ def test_make_targets_of_the_readme_exist() -> None:
 def test_commands_of_the_readme_parse() -> None:
     text = re.sub(r"\\\n\s*", " ", README)
     commands = [line.strip().split("#")[0] for line in text.splitlines() if re.match(r"\s*slmrec [a-z]+ -", line)]
-    assert {command.split()[1] for command in commands} >= set(STAGES) | {"recommend"}
+    assert {command.split()[1] for command in commands} >= {stage.name for stage in STAGES} | {"recommend"}
     for command in commands:
-        _parser().parse_args(command.split()[1:])
+        command_parser().parse_args(command.split()[1:])
 
 
 def test_files_named_in_the_documents_exist() -> None:
