@@ -123,7 +123,7 @@ def error(num_items: int, num_positions: int) -> dict[str, dict[str, float]]:
 
 def hardware() -> dict[str, Any]:
     """What this runs on."""
-    from slmrec.benchmarks import bench
+    import bench
 
     return bench.hardware()
 

@@ -64,7 +64,7 @@ def measure(folder: Path, num_users: int, num_items: int) -> dict[str, Any]:
     peak = max(value for key, value in results.items() if key.endswith("peak_rss_mb"))
     results |= {"most_first_batch_s": seconds, "most_peak_rss_mb": peak}
     results["claims_hold"] = seconds < MAX_SECONDS and peak < MAX_PEAK_MB
-    from slmrec.benchmarks import bench
+    import bench
 
     return results | bench.hardware()
 

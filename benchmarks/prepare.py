@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure(folder: Path, millions: list[int]) -> dict[str, Any]:
     """Everything that goes into the file."""
-    from slmrec.benchmarks import bench
+    import bench
 
     results: dict[str, Any] = {}
     for number in millions:

@@ -244,6 +244,7 @@ def test_a_file_or_a_history(given: list[str], capsys: pytest.CaptureFixture[str
     assert "give --input FILE and --output FILE, or --history A,B,C alone" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_spark_answers_alike(
     folder: Path, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def answer(graph: Path) -> Callable[..., list[tuple[str, float]]]:
     return recommend
 
 
+@pytest.mark.heavy
 @given(
     st.lists(st.sampled_from(ITEMS), min_size=1, max_size=12),
     st.integers(1, 60),
@@ -128,6 +129,7 @@ def python(graph: Path) -> Recommender:
     return OPENED.setdefault(graph, Recommender.from_pretrained(graph / "model"))
 
 
+@pytest.mark.heavy
 def test_any_number_of_users_at_once(graph: Path) -> None:
     run = open_graph(graph / "student.onnx", NUM_ITEMS)
     batch = histories([1, 2, 3, 4, 5, 6], [7], [9, 8])
@@ -140,6 +142,7 @@ def test_any_number_of_users_at_once(graph: Path) -> None:
         np.testing.assert_allclose(values[0], scores[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_dimensions_have_names(graph: Path) -> None:
     import onnxruntime
 
@@ -156,6 +159,7 @@ def test_dimensions_have_names(graph: Path) -> None:
     }
 
 
+@pytest.mark.heavy
 def test_eight_bits_are_smaller_and_nearly_as_good(
     tiny_dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +175,7 @@ def test_eight_bits_are_smaller_and_nearly_as_good(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small.items.parquet", "small.onnx"]
 
 
+@pytest.mark.heavy
 def test_a_graph_that_answers_otherwise_is_not_written(
     tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +219,6 @@ def test_wrong_exports_are_refused(
     assert "the model has no adapters" in capsys.readouterr().err
     assert main([*arguments, "onnx", "--recall", "0.9"]) == 2
     assert "--recall is 0.9, which is only for --format faiss; leave it out for onnx" in capsys.readouterr().err
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else name)
     with pytest.raises(ConfigError, match=r"export needs onnx, not installed here; run: pip install 'slmrec\[onnx\]'"):
         export_graph(folder, tmp_path / "student.onnx", int8=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate import tracking
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from slmrec.commands.main import main
 from slmrec.errors import ConfigError
@@ -30,14 +29,16 @@ def test_the_bar_tells_losses_by_term_and_the_last_validation() -> None:
         assert live.means == {"loss": 1.0, "ce": 0.5}
 
 
+@pytest.mark.heavy
 def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(tiny_recipe) | {"report_to": ["tensorboard"]}), encoding="utf-8")
     run = tmp_path / "run"
     for stage in ("prepare", "pretrain"):
         assert main([stage, "--config", str(recipe), "--output", str(run), "pretrain.train.num_train_epochs=8"]) == 0
     lines = [json.loads(line) for line in (run / "pretrain" / "training" / "log.jsonl").open()]
-    events = EventAccumulator(str(run / "tensorboard" / "pretrain"))
+    events = accumulator.EventAccumulator(str(run / "tensorboard" / "pretrain"))
     events.Reload()
     validated = [(point.step, point.value) for point in events.Scalars("valid/ndcg_10")]
     assert validated == [(line["step"], pytest.approx(line["valid/ndcg@10"])) for line in lines]
@@ -47,6 +48,7 @@ def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path
     assert events.Scalars("learning_rate")[0].value == pytest.approx(5e-3)
 
 
+@pytest.mark.heavy
 def test_reporting_redoes_no_stage(tiny_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny_recipe, encoding="utf-8")

@@ -10,7 +10,7 @@ from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError
 from slmrec.serving.limits import Limits
 
-_LIBRARIES = ("starlette", "uvicorn", "httptools", "prometheus_client")
+LIBRARIES = ("starlette", "uvicorn", "httptools", "prometheus_client")
 _EPILOG = """
 Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
           curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         ConfigError: a library of the extra `serve` is missing, or a limit is not positive.
     """
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
-    if missing := [name for name in _LIBRARIES if find_spec(name) is None]:
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise ConfigError(f"serve needs {', '.join(missing)}; install them with: pip install 'slmrec[serve]'")
     from slmrec.serving.run import serve
 

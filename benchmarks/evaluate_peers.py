@@ -5,7 +5,7 @@ peer can score an item) and `run.json`. An item that it cannot score comes after
 benchmarks/results/peers.json and, where asked to, the ranks of the users, in the columns of
 OUT/evaluate/per_user.parquet.
 
-Run: python benchmarks/peers/evaluate.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain
+Run: python benchmarks/evaluate_peers.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain
 """
 
 import argparse
