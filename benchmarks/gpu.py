@@ -1,9 +1,9 @@
 """The engine on a GPU in bfloat16: packed batches, by FlexAttention and by length buckets, against padded batches.
 
 Two models with the prompt of the reference and random weights: four layers of the sizes of SmolLM2-135M, all trained,
-and the teacher of the paper, eight layers of LLaMA-2-7B with LoRA. Histories are as long as those of Amazon Beauty. Every
-round runs all sides in turn. Also measured for each model: the share of matrix products in a training step, and the
-estimate of `slmrec run --dry-run` for memory and time. `--shapes smollm2` measures only one model.
+and the teacher of the paper, eight layers of LLaMA-2-7B with LoRA. Histories are as long as those of Amazon Beauty.
+Every round runs all sides in turn. Also measured for each model: the share of matrix products in a training step, and
+the estimate of `slmrec run --dry-run` for memory and time. `--shapes smollm2` measures only one model.
 
 Writes benchmarks/results/gpu.json.
 

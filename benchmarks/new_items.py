@@ -1,11 +1,11 @@
 """Quality of `slmrec items add` for items with a title only, by the way their learned vector is initialised.
 
-A tenth of the catalogue, drawn at random, is treated as new. The learned vector of these items is replaced, in histories
-and in the ranking, by one computed from the k known items with the most similar titles: their mean (`mean_k`), their
-mean scaled to their average length (`alike_k`), or zeros (`zeros`); title vectors stay. Reported are NDCG@10 and HR@10,
-history excluded, of validation users whose target is a new item. The model was trained with these items in its log, so
-the numbers are optimistic; `trained` uses the trained vectors. Users whose target is an old item show how much
-the new items affect the others.
+A tenth of the catalogue, drawn at random, is treated as new. The learned vector of these items is replaced, in
+histories and in the ranking, by one computed from the k known items with the most similar titles: their mean
+(`mean_k`), their mean scaled to their average length (`alike_k`), or zeros (`zeros`); title vectors stay. Reported are
+NDCG@10 and HR@10, history excluded, of validation users whose target is a new item. The model was trained with these
+items in its log, so the numbers are optimistic; `trained` uses the trained vectors. Users whose target is an old item
+show how much the new items affect the old ones.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/new_items.py MODEL_FOLDER DATA_SET_FOLDER
 """

@@ -1,4 +1,4 @@
-"""The README's commands and files exist, and its example runs."""
+"""Commands and files that the documents name exist, and the example runs."""
 
 import re
 import runpy
@@ -35,6 +35,18 @@ def test_files_named_in_the_documents_exist() -> None:
     for document in (README, (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")):
         for name in set(re.findall(r"`((?:src|configs|docs|tests|examples|benchmarks)/[\w./-]+)`", document)):
             assert (ROOT / name).exists(), name
+
+
+def test_the_file_tree_of_contributing_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.split("```")[1]
+    files = {path.name for path in (ROOT / "src" / "slmrec").rglob("*.py")}
+    names = {name for line in tree.splitlines() for name in re.findall(r"[\w]+\.py\b", line.split("  ", 1)[-1])}
+    assert names - files == set()
+    folders = re.findall(r"^ *(\w+)/ ", tree, re.MULTILINE)
+    assert len(folders) > 15
+    present = {path.name for path in (*ROOT.iterdir(), *(ROOT / "src" / "slmrec").rglob("*")) if path.is_dir()}
+    assert set(folders) - present == set()
 
 
 def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
