@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.version import __version__
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
@@ -34,6 +33,7 @@ from slmrec.training.memory import growth_mb
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch, LossTerms
+from slmrec.version import __version__
 
 PROMPT = (47, 6)
 """Number of tokens before and after the items, as in the instruction of the reference."""
@@ -454,7 +454,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all comparisons with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--data", type=Path, help="data-set folder whose history lengths are used (default: like Amazon Beauty)")
+    parser.add_argument("--data", type=Path, help="data-set folder whose history lengths are used")
     parser.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     options = parser.parse_args(arguments)
     bench(options.output, options.data, options.rounds)
