@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from slmrec.commands.main import command_parser
-from slmrec.commands.stages import STAGES
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.pipeline.table import PIPELINE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 def test_commands_of_the_readme_parse() -> None:
     text = re.sub(r"\\\n\s*", " ", README)
     commands = [line.strip().split("#")[0] for line in text.splitlines() if re.match(r"\s*slmrec [a-z]+ -", line)]
-    assert {command.split()[1] for command in commands} >= {stage.name for stage in STAGES} | {"recommend"}
+    assert {command.split()[1] for command in commands} >= {stage.name for stage in PIPELINE} | {"recommend"}
     for command in commands:
         command_parser().parse_args(command.split()[1:])
 

@@ -13,8 +13,8 @@ SOURCE = ROOT / "src" / "slmrec"
 GROUND = ("types", "errors", "version", "files", "folders", "progress", "plots", "topk", "processes")
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
-    ("config",),
     ("recipes",),
+    ("config",),
     ("data",),
     ("models",),
     ("inference",),
