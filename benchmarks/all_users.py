@@ -1,8 +1,8 @@
-"""Inference over all users of a data set: the packed row against padded rows.
+"""Inference for all users of a data set: packed batches against padded batches.
 
-Writes benchmarks/results/all_users.json. The padded side takes minutes a round.
+Writes benchmarks/results/all_users.json. The padded side takes minutes per round.
 
-Run: python benchmarks/all_users.py [a data-set folder of prepare, whose history lengths are taken]
+Run: python benchmarks/all_users.py [DATA_SET_FOLDER, whose history lengths are used]
 """
 
 import sys

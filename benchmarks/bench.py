@@ -1,6 +1,8 @@
-"""Side by side on this machine: the engine against the padded formulation, a small student against a whole LLM.
+"""Benchmark of the engine on this machine: packed against padded batches, a small student against a whole LLM.
 
 Ratios are medians of paired runs in one process: every round runs both sides, one after the other.
+
+Run: python benchmarks/bench.py --output bench.json [--data DATA_SET_FOLDER]
 """
 
 import argparse
@@ -37,7 +39,7 @@ from slmrec.types import Batch, LossTerms
 from slmrec.version import __version__
 
 PROMPT = (47, 6)
-"""Tokens before and after the items: those of the reference's instruction."""
+"""Number of tokens before and after the items, as in the instruction of the reference."""
 MAX_HISTORY, NUM_ITEMS, ITEM_DIM = 30, 12_101, 64
 STUDENT_LAYERS = 4
 LORA = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
@@ -54,19 +56,22 @@ LLAMA = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-"""Four layers of width 512, in LLaMA's proportions."""
+"""Four layers of width 512 with the proportions of LLaMA."""
 Step = Callable[[], None]
 Measure = Callable[[Ints, int], dict[str, float]]
 
 
 def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure, ...] = ()) -> dict[str, Any]:
-    """Measures, prints and writes one flat JSON object.
+    """Run the comparisons; print the numbers and write them as one flat JSON object.
 
     Args:
         output: the JSON file.
-        data: a data-set folder of prepare, whose history lengths are taken; None: lengths like those of Amazon Beauty.
+        data: data-set folder whose history lengths are used; None: lengths like those of Amazon Beauty.
         rounds: paired runs of each comparison.
-        measures: what to measure; all by default.
+        measures: comparisons to run; all by default.
+
+    Returns:
+        The numbers.
     """
     measures = measures or (measure_engine, measure_headline, measure_distillation, measure_append)
     lengths = lengths_of(data)
@@ -82,7 +87,7 @@ def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure,
 
 
 def lengths_of(data: Path | None) -> Ints:
-    """History lengths at test time, the newest `MAX_HISTORY` items of each."""
+    """Return the history lengths at test time, at most `MAX_HISTORY`."""
     if data is not None:
         return Dataset.load(data).held_out("test").clipped_lengths(MAX_HISTORY).astype(np.int64)
     # Amazon Beauty: at least 4 items before the test item, 7.9 on average.
@@ -91,7 +96,7 @@ def lengths_of(data: Path | None) -> Ints:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the processor, settings and versions of this machine."""
     return {
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
@@ -103,7 +108,7 @@ def hardware() -> dict[str, Any]:
 
 
 def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
-    """Training step and inference of four layers of width 512 in float32: packed row against padded rows."""
+    """Compare packed and padded batches: training step and inference of four layers of width 512 in float32."""
     results: dict[str, float] = {}
     for batch_size in (256, 64):
         model = random_model()
@@ -135,7 +140,7 @@ def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 def measure_all_users(lengths: Ints, rounds: int) -> dict[str, float]:
-    """Inference of the model of `measure_engine` over all users, in turns, batches of 256, in float32."""
+    """Compare inference of the model of `measure_engine` for all users in batches of 256, in float32."""
     users = throughput(_scorers(random_model()), samples_of(lengths), batch_size=256, rounds=rounds)
     return {
         "infer_all_users": float(len(lengths)),
@@ -146,10 +151,10 @@ def measure_all_users(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 def measure_headline(lengths: Ints, rounds: int) -> dict[str, float]:
-    """A student of 4 layers in the engine against all 30 of SmolLM2-135M padded, both with LoRA, per user.
+    """Compare a packed student of 4 layers with all 30 padded layers of SmolLM2-135M, both with LoRA, per user.
 
-    Between the two stand, one change at a time: fewer layers, the packed row, bfloat16 products where the machine has
-    them. The 30 layers run in batches of 32, where memory ends; the student in batches of 256.
+    The steps in between change one thing at a time: fewer layers, packed batches, bfloat16 products where the machine
+    supports them. The 30 layers run in batches of 32, limited by memory; the student in batches of 256.
     """
     bf16 = use_bf16("auto")
     whole, student = smollm2_model(None), smollm2_model(STUDENT_LAYERS)
@@ -217,7 +222,7 @@ def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 def read_all(model: DecoderRecommender, samples: Samples) -> None:
-    """Every sample's user vector, as inference does."""
+    """Compute the user vector of every sample, as inference does."""
     with torch.inference_mode():
         for _, batch in by_length(samples, 256, MAX_HISTORY):
             model.encode(batch.histories)
@@ -232,7 +237,7 @@ def _times(step: Step, number: int) -> Step:
 
 
 def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
-    """Milliseconds to append one event to histories of 10, 100 and 400 items, and to read those whole."""
+    """Return the milliseconds to append one event to histories of 10, 100 and 400 items, and to encode them whole."""
     model = random_model(max_history_items=512).eval()
     results = {}
     for length in (10, 100, 400):
@@ -247,27 +252,27 @@ def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 class PaddedLoss(nn.Module):
-    """The naive side: padded rows, and the whole matrix of scores."""
+    """Cross-entropy on padded batches with the full score matrix, as the baseline."""
 
     def __init__(self, model: DecoderRecommender) -> None:
         super().__init__()
         self.encoder = PaddedEncoder(model, MAX_HISTORY)
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         scores = self.encoder.encode(batch.histories).users @ self.encoder.item_vectors()[1:].T
         return LossTerms(F.cross_entropy(scores, batch.targets - 1), {})
 
 
 def random_model(num_layers: int = STUDENT_LAYERS, max_history_items: int = MAX_HISTORY) -> DecoderRecommender:
-    """Random layers of width 512 behind a prompt; all weights train."""
+    """Return a decoder of width 512 with random weights and a prompt; all weights are trained."""
     torch.manual_seed(0)
     decoder = random_decoder(LLAMA | {"num_hidden_layers": num_layers})
     return _model(decoder, num_layers, None, max_history_items)
 
 
 def smollm2_model(num_layers: int | None) -> DecoderRecommender:
-    """The first layers of the pretrained SmolLM2-135M, or all, with LoRA."""
+    """Return the first layers, or all, of the pretrained SmolLM2-135M with LoRA."""
     decoder = load_decoder(SMOLLM2)
     return _model(decoder, num_layers or decoder.config.num_hidden_layers, LORA, MAX_HISTORY)
 
@@ -284,14 +289,14 @@ def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_histo
 
 
 def samples_of(lengths: Ints) -> Samples:
-    """Samples of random items with these lengths."""
+    """Return samples of random items with these history lengths."""
     ends = np.cumsum(lengths + 1) - 1
     flat = np.random.default_rng(1).integers(1, NUM_ITEMS + 1, int(ends[-1]) + 1)
     return Samples.of(flat, ends - lengths, ends, np.arange(len(lengths)))
 
 
 def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:
-    """Four batches of users drawn at random, lengths as they come."""
+    """Return four batches of users drawn at random, not sorted by length."""
     drawn = np.random.default_rng(2).choice(lengths, 4 * batch_size)
     samples = samples_of(drawn)
     return [
@@ -300,7 +305,7 @@ def random_batches(lengths: Ints, batch_size: int) -> list[Batch]:
 
 
 def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16: bool) -> Step:
-    """Forward, backward and AdamW on the next batch."""
+    """Return a function that trains on the next batch: forward, backward and AdamW."""
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-4, fused=True)
     following, device = _in_turn(batches), batches[0].targets.device.type
 
@@ -316,7 +321,7 @@ def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16:
 
 
 def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
-    """User vectors and scores of the next batch."""
+    """Return a function that computes the user vectors and scores of the next batch."""
     following, device = _in_turn(batches), batches[0].targets.device.type
 
     def step() -> None:
@@ -333,7 +338,7 @@ def _in_turn(batches: list[Batch]) -> Iterator[Batch]:
 
 
 def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median seconds of each, all run in turn in every round, after a round to warm up."""
+    """Return the median seconds of each step; every round runs all of them in turn, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -344,7 +349,7 @@ def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Seconds; a GPU's work is waited for."""
+    """Return the seconds of a step, including pending work of the GPU."""
     start = time.perf_counter()
     step()
     if torch.cuda.is_available():
@@ -353,7 +358,7 @@ def timed(step: Callable[[], Any]) -> float:
 
 
 class Product(NamedTuple):
-    """A matrix product (rows, inner) x (inner, columns)."""
+    """Shape of a matrix product (rows, inner) x (inner, columns)."""
 
     rows: int
     inner: int
@@ -361,7 +366,7 @@ class Product(NamedTuple):
 
 
 def share_of_products(model: DecoderRecommender, batch: Batch, step: Step, rounds: int) -> dict[str, float]:
-    """How much of a training step its bare matrix products would take, measured one by one on the same shapes."""
+    """Return the share of a training step that its matrix products alone take, measured on the same shapes."""
     products = products_of(model, batch)
     seconds = paired({"bare": bare(products, torch.float32), "step": step}, rounds)
     return {
@@ -372,12 +377,12 @@ def share_of_products(model: DecoderRecommender, batch: Batch, step: Step, round
 
 
 def flop(products: list[Product]) -> int:
-    """Floating-point operations, two for a multiplication and its addition."""
+    """Return the floating-point operations; a multiplication with its addition counts as two."""
     return 2 * sum(rows * inner * columns for rows, inner, columns in products)
 
 
 def bare(products: list[Product], dtype: torch.dtype) -> Step:
-    """The products one after the other, and nothing else."""
+    """Return a function that only computes the matrix products, one after the other."""
     operands = {
         product: (torch.randn(product[:2]).to(dtype), torch.randn(product[1:]).to(dtype)) for product in set(products)
     }
@@ -390,7 +395,7 @@ def bare(products: list[Product], dtype: torch.dtype) -> Step:
 
 
 def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) -> list[Product]:
-    """The products of a training step (forward, gradient of the input, gradient of the weight) or of inference."""
+    """Return the matrix products of a training step (forward, gradients of input and weight) or of inference."""
     found: list[Product] = []
 
     def forward(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -407,7 +412,7 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
             model.encode(batch.histories)
 
     if not backward:
-        read()  # The prompt is computed once, and not counted.
+        read()  # the prompt is computed once, and not counted
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -437,10 +442,10 @@ def _cpu_name() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs all comparisons with the options of the command line."""
+    """Run all comparisons with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--data", type=Path, help="data-set folder of prepare, whose history lengths are measured with")
+    parser.add_argument("--data", type=Path, help="data-set folder whose history lengths are used")
     parser.add_argument("--rounds", type=int, default=3, help="paired runs of each comparison (default 3)")
     options = parser.parse_args(arguments)
     bench(options.output, options.data, options.rounds)

@@ -1,7 +1,7 @@
-"""The chunked cross-entropy over the catalogue against the one that holds every score: memory, time and error.
+"""Chunked cross-entropy over the catalogue against the full score matrix: memory, time and error.
 
-Each measurement runs in a process of its own, so that its peak memory is its own. Sizes are those of the claims unless
-given; time and memory are of one forward and backward pass, item vectors included in the backward pass.
+Each measurement runs in its own process, so that peaks of memory are separate. The default sizes are those of the
+claims. Time and memory are of one forward and backward pass, including the gradient of the item vectors.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ERROR_ITEMS, ERROR_POSITIONS = 2_000, 64
 
 
 def main() -> None:
-    """Runs the measurements, prints them and writes them down."""
+    """Run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "catalogue.json")
     parser.add_argument("--large-items", type=int, default=1_000_000, help="catalogue of the memory claim")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that goes into the file. Loads no torch here: a child would count this process's peak as its own."""
+    """Return all numbers. This process loads no torch, since a child would inherit its peak of memory."""
     small = arguments.items, arguments.positions
     large = run("memory", "fused", arguments.large_items, arguments.large_positions)
     times = run("times", *small, arguments.rounds)
@@ -72,18 +72,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def claim(found: float, limit: float) -> dict[str, Any]:
-    """A measured number, its limit and whether it is kept."""
+    """Return a measured number, its limit, and whether it is within the limit."""
     return {"found": found, "at_most": limit, "holds": found <= limit}
 
 
 def run(*job: Any) -> Any:
-    """The result of a job in a fresh process."""
+    """Return the result of a job that runs in a new process."""
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def memory(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
-    """Seconds of one pass, and the peak of the process, in total and above what it held before the pass."""
+    """Return the seconds of one pass, and the peak memory of the process: total, and growth during the pass."""
     inputs = make_inputs(num_items, num_positions)
     baseline = peak_gb()
     seconds = timed(loss_of(kind), *inputs)
@@ -100,7 +100,7 @@ def memory(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
 
 
 def times(num_items: int, num_positions: int, num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each pass; the two take turns, after one pass each to warm up."""
+    """Return the seconds of each pass; both kinds alternate after one warm-up pass each."""
     inputs = make_inputs(num_items, num_positions)
     losses = {kind: loss_of(kind) for kind in ("fused", "full")}
     rounds = [{kind: timed(loss, *inputs) for kind, loss in losses.items()} for _ in range(num_rounds + 1)]
@@ -108,7 +108,7 @@ def times(num_items: int, num_positions: int, num_rounds: int) -> dict[str, list
 
 
 def error(num_items: int, num_positions: int) -> dict[str, dict[str, float]]:
-    """Relative errors of the loss and both gradients in float32; the full matrix in float64 is the truth."""
+    """Return relative errors of loss and gradients in float32 against the full matrix in float64."""
     inputs = make_inputs(num_items, num_positions)
     exact = [value.detach().double().requires_grad_() for value in inputs[:2]]
     truth = outcome(loss_of("full"), *exact, inputs[2])
@@ -122,8 +122,8 @@ def error(num_items: int, num_positions: int) -> dict[str, dict[str, float]]:
 
 
 def hardware() -> dict[str, Any]:
-    """What this runs on."""
-    from slmrec.benchmarks import bench
+    """Return the processor, settings and versions of this machine."""
+    import bench
 
     return bench.hardware()
 
@@ -132,7 +132,7 @@ JOBS: dict[str, Callable[..., Any]] = {"memory": memory, "times": times, "error"
 
 
 def make_inputs(num_items: int, num_positions: int) -> "tuple[Tensor, Tensor, Tensor]":
-    """Users and items that require gradients, with scores of about unit variance, and targets."""
+    """Return user and item vectors that require gradients, with scores of about unit variance, and targets."""
     import torch
 
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def make_inputs(num_items: int, num_positions: int) -> "tuple[Tensor, Tensor, Te
 
 
 def loss_of(kind: str) -> "Callable[[Tensor, Tensor, Tensor], Tensor]":
-    """The chunked loss, or the plain one."""
+    """Return the chunked loss, or the plain one."""
     from torch.nn import functional as F
 
     from slmrec.training.full_softmax import catalogue_cross_entropy
@@ -155,7 +155,7 @@ def loss_of(kind: str) -> "Callable[[Tensor, Tensor, Tensor], Tensor]":
 def outcome(
     loss: "Callable[[Tensor, Tensor, Tensor], Tensor]", users: "Tensor", items: "Tensor", targets: "Tensor"
 ) -> "dict[str, Tensor]":
-    """The loss and both gradients."""
+    """Return the loss and both gradients."""
     import torch
 
     value = loss(users, items, targets)
@@ -164,7 +164,7 @@ def outcome(
 
 
 def timed(loss: "Callable[[Tensor, Tensor, Tensor], Tensor]", *inputs: "Tensor") -> float:
-    """Seconds of one forward and backward pass."""
+    """Return the seconds of one forward and backward pass."""
     for value in inputs[:2]:
         value.grad = None
     start = time.perf_counter()
@@ -173,7 +173,7 @@ def timed(loss: "Callable[[Tensor, Tensor, Tensor], Tensor]", *inputs: "Tensor")
 
 
 def peak_gb() -> float:
-    """The most memory that this process has held so far, in 1e9 bytes."""
+    """Return the peak memory of this process so far, in 1e9 bytes."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -181,7 +181,7 @@ def peak_gb() -> float:
 
 
 def commit() -> str:
-    """The commit that is checked out."""
+    """Return the commit that is checked out."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 

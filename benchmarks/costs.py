@@ -1,11 +1,11 @@
-"""Where the time of one training step and of one inference batch goes, and the floor below which it cannot fall.
+"""Time of one training step and one inference batch by kind of operation, and its lower bound.
 
-Four layers of width 512 behind the prompt, 256 users, float32. The floor is counted: a machine that only multiplied the
-engine's matrices at the rate measured here, and one that only moved each product's operands and result once.
+Four layers of width 512 with the prompt, 256 users, float32. The lower bound is computed in two ways: only the matrix
+products, at the rate measured here, and only one transfer of the operands and result of each product.
 
 Writes benchmarks/results/costs.json.
 
-Run: python benchmarks/costs.py [a data-set folder of prepare, whose history lengths are taken]
+Run: python benchmarks/costs.py [DATA_SET_FOLDER, whose history lengths are used]
 """
 
 import json
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def shares_of(step: bench.Step) -> dict[str, float]:
-    """Share of the operators' own time by kind; the profiler runs after two steps to warm up."""
+    """Return the share of operator time by kind; the profiler runs after two warm-up steps."""
     step(), step()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
@@ -53,8 +53,8 @@ def shares_of(step: bench.Step) -> dict[str, float]:
 
 
 def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> dict[str, float]:
-    """Per user: what the products take at least, and what the step takes."""
-    source = torch.zeros(2**26)  # 256 MiB: beyond every cache
+    """Return, per user, the lower bounds of the matrix products and the time of the step."""
+    source = torch.zeros(2**26)  # 256 MiB: larger than every cache
     target = torch.zeros_like(source)
 
     steps = {"products": bench.bare(products, torch.float32), "copy": lambda: target.copy_(source), "step": step}
@@ -73,8 +73,8 @@ def floor_of(products: list[bench.Product], step: bench.Step, rounds: int) -> di
 
 
 def tried(batches: list[Batch], rounds: int) -> dict[str, float]:
-    """What bfloat16 and `torch_compile` give: rate of the products, seconds of a training step and of inference."""
-    torch._inductor.config.force_disable_caches = True  # what a first run pays
+    """Measure bfloat16 and `torch_compile`: rate of the products, seconds of a training step and of inference."""
+    torch._inductor.config.force_disable_caches = True  # as in a first run
     results = {}
     products = bench.products_of(bench.random_model(), batches[0])
     for name, bf16 in (("float32", False), ("bfloat16", True)):
@@ -97,7 +97,7 @@ def tried(batches: list[Batch], rounds: int) -> dict[str, float]:
 
 
 def main(data: Path | None) -> None:
-    """Measures, prints and writes."""
+    """Run the measurements, print and write them."""
     model = bench.random_model()
     batches = bench.random_batches(bench.lengths_of(data), BATCH_SIZE)
     results: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""The packed row against padded rows, stored teacher states, and one appended event.
+"""Packed against padded batches, cached teacher outputs, and one appended event.
 
 Writes benchmarks/results/engine.json.
 
-Run: python benchmarks/engine.py [a data-set folder of prepare, whose history lengths are taken]
+Run: python benchmarks/engine.py [DATA_SET_FOLDER, whose history lengths are used]
 """
 
 import sys

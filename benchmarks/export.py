@@ -1,11 +1,10 @@
-"""What an exported graph costs and gains: size, time and NDCG@10 of a model as float32 and with 8-bit weights.
+"""Size, time and NDCG@10 of exported graphs: float32 and 8-bit weights against the model in PyTorch.
 
-Users of the validation split drawn at random, their histories left out; a batch at a time, and one user at a time, by
-one thread of onnxruntime, and by the model folder in PyTorch. The loss of NDCG@10 is relative, with the standard error
-of the difference of the same users. Times are the best of the rounds, in processor seconds, so
-that other programs on the machine count for little. Three ways to 8 bits are compared: `int8`, which `slmrec export`
-writes (weights and activations, products of whole numbers), `int8_signed`, the same with signed weights, and
-`int8_weights_alone` (onnxruntime's MatMulNBits, activations in float32).
+Users are drawn at random from the validation split; items of the history are excluded. Each format runs in batches and
+one user at a time, on one thread. The loss of NDCG@10 is relative, with the standard error of the paired difference.
+Times are the best round in processor seconds, so that other programs on the machine have little influence. Three ways
+of quantization are compared: `int8`, which `slmrec export` writes (8-bit weights and activations, integer products),
+`int8_signed`, the same with signed weights, and `int8_weights_alone` (MatMulNBits of onnxruntime, float32 activations).
 
 Run: OMP_NUM_THREADS=1 python benchmarks/export.py MODEL_FOLDER DATA_FOLDER_OF_PREPARE
 """
@@ -21,9 +20,9 @@ import bench
 import numpy as np
 import torch
 
-from slmrec.commands.export import Run, open_graph, quantize, write_graph
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset
+from slmrec.inference.onnx_graph import Run, open_graph, quantize, write_graph
 from slmrec.models.folder import load_recommender, may_recommend
 from slmrec.models.loader import Model
 from slmrec.topk import top_k
@@ -34,11 +33,11 @@ TIMED_BATCHES, ALONE = 16, 100
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--users", type=int, default=30000, help="at most; all of Beauty are 22,363")
+    parser.add_argument("--users", type=int, default=30000, help="maximum number of users; Beauty has 22,363")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "export.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def measure(folder: Path, data: Path, num_users: int) -> dict[str, Any]:
-    """Figures of each form, and the ratios of 8 bits to float32."""
+    """Return the numbers of each format, and the ratios of 8-bit formats to float32."""
     model, vocabulary = load_recommender(folder)
     allowed = may_recommend(vocabulary)
     samples = Dataset.load(data).held_out("valid")
@@ -88,14 +87,14 @@ def measure(folder: Path, data: Path, num_users: int) -> dict[str, Any]:
 
 
 def signed(source: Path, target: Path) -> None:
-    """As `quantize`, with signed weights."""
+    """Quantize as `quantize` does, but with signed weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def weights_alone(source: Path, target: Path) -> None:
-    """Weights of the matrix products in blocks of 8 bits, activations in float32."""
+    """Quantize only the weights of matrix products, in blocks of 8 bits; activations stay in float32."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -105,7 +104,7 @@ def weights_alone(source: Path, target: Path) -> None:
 
 
 def in_pytorch(model: Model, allowed: torch.Tensor) -> Run:
-    """The same by the packed engine and exact search."""
+    """Return a function that ranks with the PyTorch model and exact search."""
 
     @torch.inference_mode()
     def run(histories: Histories, excluded: torch.Tensor, k: int) -> tuple[Any, Any]:
@@ -117,7 +116,7 @@ def in_pytorch(model: Model, allowed: torch.Tensor) -> Run:
 
 
 def times(run: Run, batches: list[Batch], alone: list[Batch]) -> dict[str, float]:
-    """Processor time of one form."""
+    """Return the processor time of one format."""
     num_users = sum(len(batch.targets) for batch in batches)
     return {
         "cpu_s_per_1000_users": 1000 * timed(run, batches) / num_users,
@@ -126,7 +125,7 @@ def times(run: Run, batches: list[Batch], alone: list[Batch]) -> dict[str, float
 
 
 def gains_of(run: Run, batch: Batch) -> list[float]:
-    """NDCG@10 of each user: the target is never left out, though it be in the history."""
+    """Return NDCG@10 of each user; the target stays a candidate even if it is in the history."""
     seen = batch.histories.items.masked_fill(batch.histories.items == batch.targets[:, None], 0)
     best, _ = run(batch.histories, seen, K)
     hits = best == batch.targets[:, None].numpy()
@@ -135,7 +134,7 @@ def gains_of(run: Run, batch: Batch) -> list[float]:
 
 
 def timed(run: Run, batches: list[Batch]) -> float:
-    """Processor seconds of the fastest round."""
+    """Return the processor seconds of the fastest round."""
 
     def once() -> float:
         start = time.process_time()

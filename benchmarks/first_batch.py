@@ -1,10 +1,10 @@
-"""From opening a prepared data set to the first training batch: seconds and peak memory, whatever its size.
+"""Seconds and peak memory from opening a large prepared data set to its first training batch.
 
-Writes a prepared data set of random events (10 million users, 100 million events unless told otherwise), then measures
-in a fresh process for each supervision, and once for a split by time. The files, just written, are in the system's
-cache; the peak is of the whole process, imports and mapped pages included. Writes benchmarks/results/first_batch.json.
+Writes a prepared data set of random events (by default 10 million users, 100 million events), then measures each kind
+of supervision, and a temporal split, in a new process. The files are still in the page cache of the system. The peak is
+that of the whole process, including imports and mapped pages. Writes benchmarks/results/first_batch.json.
 
-Run: python benchmarks/first_batch.py [--folder WHERE_TO_KEEP_THE_DATA]
+Run: python benchmarks/first_batch.py [--folder FOLDER_FOR_THE_DATA]
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SHORTEST, LONGEST = 4, 16
-"""Events of a user, equally likely."""
+"""Possible numbers of events of a user, equally likely."""
 USERS_AT_ONCE = 2**18
 LAST_TIME = 1_000_000_000
 VALID_FROM, TEST_FROM = int(0.8 * LAST_TIME), int(0.9 * LAST_TIME)
@@ -32,10 +32,10 @@ SUPERVISIONS = ("last_position", "every_position", "every_prefix")
 
 
 def main() -> None:
-    """Makes the data, measures, prints and writes."""
+    """Generate the data, run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "first_batch.json")
-    parser.add_argument("--folder", type=Path, help="where the data are kept; else they are deleted at the end")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the data (default: deleted at the end)")
     parser.add_argument("--users", type=int, default=10_000_000)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--job", nargs=2, metavar=("FOLDER", "SUPERVISION"), help=argparse.SUPPRESS)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(folder: Path, num_users: int, num_items: int) -> dict[str, Any]:
-    """Everything that goes into the file."""
+    """Return all numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"num_users": num_users, "num_items": num_items}
     results["num_events"] = make_data(folder, num_users, num_items)
@@ -64,13 +64,13 @@ def measure(folder: Path, num_users: int, num_items: int) -> dict[str, Any]:
     peak = max(value for key, value in results.items() if key.endswith("peak_rss_mb"))
     results |= {"most_first_batch_s": seconds, "most_peak_rss_mb": peak}
     results["claims_hold"] = seconds < MAX_SECONDS and peak < MAX_PEAK_MB
-    from slmrec.benchmarks import bench
+    import bench
 
     return results | bench.hardware()
 
 
 def make_data(folder: Path, num_users: int, num_items: int) -> int:
-    """Writes the three tables in row groups; the number of events."""
+    """Write the three tables in row groups and return the number of events."""
     write(folder / "items.parquet", ids("item", num_items))
     write(folder / "users.parquet", ids("user", num_users))
     num_events = 0
@@ -86,7 +86,7 @@ def make_data(folder: Path, num_users: int, num_items: int) -> int:
 
 
 def write(path: Path, tables: Iterator[pa.Table]) -> None:
-    """A table a row group."""
+    """Write each table as one row group."""
     first = next(tables)
     with pq.ParquetWriter(path, first.schema) as writer:
         writer.write_table(first)
@@ -95,14 +95,14 @@ def write(path: Path, tables: Iterator[pa.Table]) -> None:
 
 
 def ids(name: str, num: int) -> Iterator[pa.Table]:
-    """Text ids of 1..num."""
+    """Yield text ids of 1..num."""
     for start in range(0, num, USERS_AT_ONCE):
         numbers = pa.array(np.arange(start + 1, min(start + USERS_AT_ONCE, num) + 1))
         yield pa.table({name: numbers, f"{name}_id": numbers.cast(pa.string())})
 
 
 def events(num_users: int, num_items: int) -> Iterator[pa.Table]:
-    """Random items at ascending times, sorted by user and position."""
+    """Yield random items at ascending times, sorted by user and position."""
     generator = np.random.default_rng(0)
     for start in range(0, num_users, USERS_AT_ONCE):
         lengths = generator.integers(SHORTEST, LONGEST + 1, min(USERS_AT_ONCE, num_users - start))
@@ -118,20 +118,20 @@ def events(num_users: int, num_items: int) -> Iterator[pa.Table]:
 
 
 def time_histories(folder: Path, split: str) -> dict[str, float]:
-    """Seconds and peak memory to write the histories under a split, in a process of its own."""
+    """Return seconds and peak memory of a new process that writes the histories of a split."""
     rules = {"split": split} | ({"valid_from": VALID_FROM, "test_from": TEST_FROM} if split == "temporal" else {})
     (folder / "dataset.json").write_text(json.dumps({"fingerprint": split, "rules": rules}), encoding="utf-8")
     return run(folder, "")
 
 
 def run(folder: Path, supervision: str) -> Any:
-    """The result of a job in a fresh process."""
+    """Return the result of a job that runs in a new process."""
     command = [sys.executable, __file__, "--job", str(folder), supervision]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def first_batch(folder: Path, supervision: str) -> dict[str, float]:
-    """Seconds of imports and from `Dataset.load` to a batch, and the peak of the process; or those of the histories."""
+    """Print seconds of imports, seconds from `Dataset.load` to a batch (or of the histories), and the peak memory."""
     start = time.perf_counter()
     from slmrec.data.batching import collate, shuffled
     from slmrec.data.dataset import Dataset

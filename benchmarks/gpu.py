@@ -1,9 +1,9 @@
-"""The engine on a GPU, in bfloat16: the packed row, by FlexAttention and by groups, against padded rows; and the plan.
+"""The engine on a GPU in bfloat16: packed batches, by FlexAttention and by length buckets, against padded batches.
 
-Two shapes behind the reference's prompt, with random weights: four layers of SmolLM2-135M's sizes that all train, and
-the paper's teacher, eight layers of LLaMA-2-7B's with LoRA. Histories are as long as those of Amazon Beauty. Every
-round runs all sides in turn. For each shape also: the share of the bare matrix products in a training step, and what
-`slmrec run --dry-run` would have said of its memory and time. `--shapes smollm2` measures one of them.
+Two models with the prompt of the reference and random weights: four layers of the sizes of SmolLM2-135M, all trained,
+and the teacher of the paper, eight layers of LLaMA-2-7B with LoRA. Histories are as long as those of Amazon Beauty.
+Every round runs all sides in turn. Also measured for each model: the share of matrix products in a training step, and
+the estimate of `slmrec run --dry-run` for memory and time. `--shapes smollm2` measures only one model.
 
 Writes benchmarks/results/gpu.json.
 
@@ -39,13 +39,13 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "smollm2": (SMOLLM2 | {"num_hidden_layers": 4}, None),
     "llama2_7b": (LLAMA2_7B | {"num_hidden_layers": 8}, bench.LORA),
 }
-"""Sizes, and the adapters; without any, all weights train."""
+"""Sizes and adapters; without adapters all weights are trained."""
 BATCH_SIZE = 256
 Sides = dict[str, Callable[[], None]]
 
 
 def main() -> None:
-    """Measures, prints and writes the figures."""
+    """Run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=10)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(sizes: dict[str, Any], lora: dict[str, Any] | None, rounds: int) -> dict[str, float]:
-    """Users a second and peak memory of all sides, and the plan's figures beside those measured."""
+    """Return users per second and peak memory of all sides, and the estimates beside the measurements."""
     model = build(sizes, lora)
     batches = [batch.to(GPU) for batch in bench.random_batches(bench.lengths_of(None), BATCH_SIZE)]
     found: dict[str, float] = {}
@@ -76,7 +76,7 @@ def measure(sizes: dict[str, Any], lora: dict[str, Any] | None, rounds: int) -> 
 
 
 def build(sizes: dict[str, Any], lora: dict[str, Any] | None) -> DecoderRecommender:
-    """A model of these sizes, with random weights, made on the GPU."""
+    """Return a model of these sizes with random weights on the GPU."""
     torch.manual_seed(0)
     with GPU:
         decoder = random_decoder(LLAMA | sizes)
@@ -97,21 +97,21 @@ def build(sizes: dict[str, Any], lora: dict[str, Any] | None) -> DecoderRecommen
 
 
 def training(model: DecoderRecommender, batches: list[Batch]) -> Sides:
-    """A step of each side: forward, backward and AdamW."""
+    """Return a training step of each side: forward, backward and AdamW."""
     packed = bench.training_step(model, NextItemLoss(model), batches, bf16=True)
     padded = bench.training_step(model, bench.PaddedLoss(model), batches, bf16=True)
     return {"flex": packed, "groups": by_groups(packed), "padded": padded}
 
 
 def inference(model: DecoderRecommender, batches: list[Batch]) -> Sides:
-    """User vectors, scores and the ten best, of each side."""
+    """Return an inference step of each side: user vectors, scores and the ten best items."""
     packed = bench.inference_step(model, batches, bf16=True)
     padded = bench.inference_step(PaddedEncoder(model, bench.MAX_HISTORY), batches, bf16=True)
     return {"flex": packed, "groups": by_groups(packed), "padded": padded}
 
 
 def by_groups(step: Callable[[], None]) -> Callable[[], None]:
-    """The same, with attention in products of groups, as on a CPU."""
+    """Wrap a step so that attention is computed by length buckets, as on a CPU."""
 
     def stepped() -> None:
         with without_flex():
@@ -122,7 +122,7 @@ def by_groups(step: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def without_flex() -> Iterator[None]:
-    """Attention goes as on a CPU."""
+    """Compute attention as on a CPU while the context is open."""
     serves = flex.serves
     flex.serves = lambda query, rule: False
     try:
@@ -132,7 +132,7 @@ def without_flex() -> Iterator[None]:
 
 
 def peak_mb(step: Callable[[], None]) -> float:
-    """MiB of the GPU's memory at the peak of a step, the model's own included; the second of two steps counts."""
+    """Return the peak GPU memory of a step in MiB, including the model; the second of two steps counts."""
     step()
     gc.collect()
     torch.cuda.empty_cache()
@@ -143,7 +143,7 @@ def peak_mb(step: Callable[[], None]) -> float:
 
 
 def share_of_products(model: DecoderRecommender, batch: Batch, step_s: float, rounds: int) -> dict[str, float]:
-    """How much of a training step its bare products would take, one by one on the same shapes."""
+    """Return the share of a training step that its matrix products alone take, on the same shapes."""
     products = bench.products_of(model, batch)
     with GPU:
         multiply = bench.bare(products, torch.bfloat16)
@@ -156,7 +156,7 @@ def share_of_products(model: DecoderRecommender, batch: Batch, step_s: float, ro
 
 
 def planned(model: DecoderRecommender, batch: Batch) -> dict[str, float]:
-    """What the plan of a run would say of one step."""
+    """Return the estimate of the dry run for one step."""
     sizes = estimate.sizes_of(model)
     prefix, response = bench.PROMPT
     num_users = len(batch.targets)

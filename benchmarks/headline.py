@@ -1,8 +1,8 @@
-"""A student of 4 layers in the engine against all 30 layers of SmolLM2-135M, padded.
+"""A packed student of 4 layers against all 30 layers of SmolLM2-135M on padded batches.
 
 Writes benchmarks/results/headline.json.
 
-Run: python benchmarks/headline.py [a data-set folder of prepare, whose history lengths are taken]
+Run: python benchmarks/headline.py [DATA_SET_FOLDER, whose history lengths are used]
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""What the low-pass filter of SASRec adds to the time of a training step, at the settings of configs/beauty.yaml.
+"""Cost of the low-pass filter of SASRec in a training step, with the settings of configs/beauty.yaml.
 
-The first batches of an epoch, with and without the filter in turn; the ratio is that of the medians of the rounds.
-Seconds are those of the processor, so that other programs on the machine do not count. Writes
+The first batches of an epoch run with and without the filter in turn; the ratio is that of the medians of the rounds.
+Times are processor seconds, so that other programs on the machine have little influence. Writes
 benchmarks/results/low_pass.json.
 
-Run: python benchmarks/low_pass.py A_DATA_FOLDER_OF_PREPARE
+Run: python benchmarks/low_pass.py DATA_SET_FOLDER
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROUNDS, STEPS = 5, 12
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "low_pass.json")
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(dataset: Dataset) -> dict[str, Any]:
-    """Processor seconds a step of each, their ratio, and the steps of an epoch."""
+    """Return processor seconds per step with and without the filter, their ratio, and the steps of an epoch."""
     settings = PretrainConfig()
     samples = dataset.train(settings.supervision, settings.max_history_items)
     size = settings.train.per_device_train_batch_size
@@ -52,7 +52,7 @@ def measure(dataset: Dataset) -> dict[str, Any]:
     for number in range(ROUNDS + 1):
         for name, loss in losses.items():
             found = timed(loss, batches)
-            if number:  # the first round warms up
+            if number:  # the first round is a warm-up
                 seconds[name].append(found)
     found = {f"{name}_step_cpu_s": median(values) for name, values in seconds.items()}
     ratio = found["filtered_step_cpu_s"] / found["plain_step_cpu_s"]
@@ -60,7 +60,7 @@ def measure(dataset: Dataset) -> dict[str, Any]:
 
 
 def build(dataset: Dataset, settings: PretrainConfig, low_pass: LowPassSettings | None) -> NextItemLoss:
-    """A model in its loss."""
+    """Return the loss module of a model."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "max_history_items")
     sizes = {name: getattr(settings, name) for name in names}
     filtered = low_pass.model_dump() if low_pass else None
@@ -68,7 +68,7 @@ def build(dataset: Dataset, settings: PretrainConfig, low_pass: LowPassSettings 
 
 
 def timed(loss: NextItemLoss, batches: list[Batch]) -> float:
-    """Mean processor seconds of a step: forward, backward, AdamW."""
+    """Return the mean processor seconds of a step: forward, backward and AdamW."""
     optimizer = torch.optim.AdamW(loss.parameters(), lr=PretrainConfig().train.learning_rate, fused=True)
     start = time.process_time()
     for batch in batches:

@@ -1,13 +1,13 @@
-"""What `slmrec items add` makes of a title alone: how well new items are found, by how their learned part is filled.
+"""Quality of `slmrec items add` for items with a title only, by the way their learned vector is initialised.
 
-A tenth of the catalogue, drawn at random, is taken for new: what the model learned of these items is replaced by what
-comes from the k known items with the most alike titles (`mean_k` their mean, `alike_k` their mean in their own length,
-`zeros`), in histories and in the ranking; the vectors of their titles stay. Users of the validation split whose target
-is such an item; NDCG@10 and HR@10, history excluded. The model itself was trained with these items in its log, so that
-the figures are optimistic; `trained` are those of the items' own vectors. Targets among the old items show what the
-others lose by the new ones.
+A tenth of the catalogue, drawn at random, is treated as new. The learned vector of these items is replaced, in
+histories and in the ranking, by one computed from the k known items with the most similar titles: their mean
+(`mean_k`), their mean scaled to their average length (`alike_k`), or zeros (`zeros`); title vectors stay. Reported are
+NDCG@10 and HR@10, history excluded, of validation users whose target is a new item. The model was trained with these
+items in its log, so the numbers are optimistic; `trained` uses the trained vectors. Users whose target is an old item
+show how much the new items affect the old ones.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/new_items.py MODEL_FOLDER DATA_FOLDER_OF_PREPARE
+Run: OMP_NUM_THREADS=1 python benchmarks/new_items.py MODEL_FOLDER DATA_SET_FOLDER
 """
 
 import argparse
@@ -33,7 +33,7 @@ from slmrec.models.sasrec import SasRec
 
 SHARE, MAX_USERS = 10, 1000
 Fill = Callable[[Tensor, Tensor], Tensor]
-"""From a table and the rows of alike items (n, k) to what is taken for learned."""
+"""Function of an item table and the rows of similar items (n, k); returns the replaced vectors (n, D)."""
 FORMS: dict[str, tuple[Fill, int]] = {
     "alike_3": (blended, 3),
     "alike_1": (blended, 1),
@@ -45,7 +45,7 @@ FORMS: dict[str, tuple[Fill, int]] = {
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(folder: Path, data: Path) -> dict[str, Any]:
-    """NDCG@10 and HR@10 of new and of old targets, by what stands for what was learned of the new items."""
+    """Return NDCG@10 and HR@10 for new and old targets, by the way new items are initialised."""
     model, _ = load_recommender(folder)
     samples, rng = Dataset.load(data).held_out("valid"), np.random.default_rng(0)
     new = np.sort(1 + rng.permutation(model.num_items)[: model.num_items // SHARE])
@@ -80,12 +80,12 @@ def measure(folder: Path, data: Path) -> dict[str, Any]:
 
 
 def targets_of(samples: Samples) -> Any:
-    """(num,) the item of each user that is to be found."""
+    """Return the target item of each user, (num_users,)."""
     return np.concatenate([samples.flat[samples.spans(rows)[1]] for rows in samples.chunks()])
 
 
 def replaced(model: Model, new: Tensor, fill: Fill, num_alike: int) -> Model:
-    """A copy in which the new items have nothing learned but what comes from the old ones."""
+    """Return a copy of the model whose learned vectors of new items come from old items."""
     copied = copy.deepcopy(model)
     decoder = decoder_of(copied)
     assert decoder is not None and decoder.titles is not None, "the model reads no titles"

@@ -1,11 +1,10 @@
-"""How long `slmrec prepare` takes and how much memory, from one million events to a hundred million.
+"""Time and memory of `slmrec prepare`, from one million to a hundred million events.
 
-Makes logs of random events (Zipf-like items, 20 events a user, whole-number ids and seconds), runs the command on each
-in a process of its own, and once the same job as a plain pandas script on the smaller of them, in the same run. Times
-are of whole processes, start and check-sums included; memory is the largest resident set. Writes
-benchmarks/results/prepare.json.
+Generates logs of random events (Zipf-like items, 20 events per user, integer ids and seconds) and runs the command on
+each in a new process. A plain pandas script does the same work on one of the smaller logs. Times are those of whole
+processes, including start and checksums; memory is the largest resident set. Writes benchmarks/results/prepare.json.
 
-Run: python benchmarks/prepare.py [--folder WHERE_TO_KEEP_THE_LOGS] [--millions 1 5 20 100]
+Run: python benchmarks/prepare.py [--folder FOLDER_FOR_THE_LOGS] [--millions 1 5 20 100]
 """
 
 import argparse
@@ -25,18 +24,18 @@ import numpy as np
 MILLION = 1_000_000
 EVENTS_A_USER = 20
 LARGEST_CSV = 20
-"""Millions of events that are prepared from csv as well."""
+"""Millions of events for which the log is also prepared from csv."""
 PANDAS_AT = 5
-"""Millions of events of the comparison."""
+"""Millions of events of the comparison with pandas."""
 BARS = {20: (60.0, 4000.0), 100: (480.0, 10_000.0)}
-"""By millions of events: seconds, and megabytes."""
+"""Limits by millions of events: seconds and megabytes."""
 
 
 def main() -> None:
-    """Makes the logs, measures, prints and writes."""
+    """Generate the logs, run the measurements, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "prepare.json")
-    parser.add_argument("--folder", type=Path, help="where the logs are kept; else they are deleted at the end")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the logs (default: deleted at the end)")
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 5, 20, 100])
     parser.add_argument("--pandas", nargs=2, metavar=("LOG", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -52,8 +51,8 @@ def main() -> None:
 
 
 def measure(folder: Path, millions: list[int]) -> dict[str, Any]:
-    """Everything that goes into the file."""
-    from slmrec.benchmarks import bench
+    """Return all numbers."""
+    import bench
 
     results: dict[str, Any] = {}
     for number in millions:
@@ -74,7 +73,7 @@ def measure(folder: Path, millions: list[int]) -> dict[str, Any]:
 
 
 def make_log(folder: Path, millions: int, kind: str) -> Path:
-    """A log of random events, in no order; made once."""
+    """Return the path of a log of random events in random order, and generate it if needed."""
     path = folder / f"{millions}m.{kind}"
     if not path.exists():
         num_events = millions * MILLION
@@ -92,7 +91,7 @@ def make_log(folder: Path, millions: int, kind: str) -> Path:
 
 
 def measure_log(log: Path, name: str, with_pandas: bool) -> dict[str, float]:
-    """Seconds and memory of the command on a log, and, if asked for, of pandas."""
+    """Return seconds and memory of the command on a log and, on request, of pandas."""
     command = [sys.executable, "-m", "slmrec", "prepare", "--input", str(log), "--output"]
     found = {f"{name}_{key}": value for key, value in run(command, log.parent / "prepared").items()}
     if with_pandas:
@@ -106,7 +105,7 @@ def measure_log(log: Path, name: str, with_pandas: bool) -> dict[str, float]:
 
 
 def run(command: list[str], output: Path) -> dict[str, float]:
-    """A process that writes into a folder: its seconds, its largest resident set, and what it wrote."""
+    """Run a process that writes into a folder; return its seconds, largest resident set, and output."""
     shutil.rmtree(output, ignore_errors=True)
     start = time.perf_counter()
     process = subprocess.Popen([*command, str(output)], stdout=subprocess.DEVNULL)
@@ -120,7 +119,7 @@ def run(command: list[str], output: Path) -> dict[str, float]:
 
 
 def prepare_with_pandas(log: Path, output: Path) -> None:
-    """The same tables as one writes them by hand: drop short users, number the ids, sort, count positions."""
+    """Prepare the same tables with pandas: drop short users, number the ids, sort, count positions."""
     import pandas as pd
 
     events = pd.read_parquet(log) if log.suffix == ".parquet" else pd.read_csv(log)

@@ -260,8 +260,8 @@ def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
     """The matrix products of answering these histories: the model's on each batch, and the catalogue's."""
     from bench import Product, products_of
 
-    from slmrec.commands.recommend import CHUNK_USERS
     from slmrec.data.batching import pad_histories
+    from slmrec.inference.batch.recommend_file import CHUNK_USERS
     from slmrec.inference.recommender import BATCH_USERS
     from slmrec.types import Batch
 
@@ -304,13 +304,13 @@ def _command(model: Path, histories: Histories) -> float:
     import pyarrow.parquet as pq
 
     from slmrec import Recommender
-    from slmrec.commands.recommend import Wanted, recommend_file
+    from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 
     with TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.parquet", Path(folder) / "out.parquet"
         pq.write_table(pa.table({"user_id": range(len(histories)), "history": histories}), source)
         loading = _seconds(lambda: Recommender.from_pretrained(model))
-        return _seconds(lambda: recommend_file(model, source, target, Wanted(K))) - loading
+        return _seconds(lambda: recommend_file(model, source, target, RankOptions(K))) - loading
 
 
 def _seconds(step: Callable[[], Any]) -> float:

@@ -17,6 +17,11 @@ from slmrec.recipes import find_recipe
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name tests of bytes by their number: gzip adds the time, and all workers must collect the same names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data sets and the reference's recorded outputs, which are no part of this repository."""

@@ -1,4 +1,4 @@
-"""The README's commands and files exist, and its example runs."""
+"""Commands and files that the documents name exist, and the example runs."""
 
 import re
 import runpy
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.commands.main import STAGES, _parser
+from slmrec.commands.main import command_parser
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.pipeline.table import PIPELINE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"\bmake ([a-z]+)\b", README))
+    targets = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)?)\b", README))
     assert {"demo", "test"} <= targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
@@ -25,15 +26,27 @@ def test_make_targets_of_the_readme_exist() -> None:
 def test_commands_of_the_readme_parse() -> None:
     text = re.sub(r"\\\n\s*", " ", README)
     commands = [line.strip().split("#")[0] for line in text.splitlines() if re.match(r"\s*slmrec [a-z]+ -", line)]
-    assert {command.split()[1] for command in commands} >= set(STAGES) | {"recommend"}
+    assert {command.split()[1] for command in commands} >= {stage.name for stage in PIPELINE} | {"recommend"}
     for command in commands:
-        _parser().parse_args(command.split()[1:])
+        command_parser().parse_args(command.split()[1:])
 
 
 def test_files_named_in_the_documents_exist() -> None:
     for document in (README, (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")):
         for name in set(re.findall(r"`((?:src|configs|docs|tests|examples|benchmarks)/[\w./-]+)`", document)):
             assert (ROOT / name).exists(), name
+
+
+def test_the_file_tree_of_contributing_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text.split("```")[1]
+    files = {path.name for path in (ROOT / "src" / "slmrec").rglob("*.py")}
+    names = {name for line in tree.splitlines() for name in re.findall(r"[\w]+\.py\b", line.split("  ", 1)[-1])}
+    assert names - files == set()
+    folders = re.findall(r"^ *(\w+)/ ", tree, re.MULTILINE)
+    assert len(folders) > 15
+    present = {path.name for path in (*ROOT.iterdir(), *(ROOT / "src" / "slmrec").rglob("*")) if path.is_dir()}
+    assert set(folders) - present == set()
 
 
 def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

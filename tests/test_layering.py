@@ -1,75 +1,92 @@
-"""Imports point downwards only; the table below is the architecture."""
+"""The architecture: imports point downwards, libraries have one home, files and folders stay small."""
 
 import ast
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
-from pathlib import Path
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "slmrec"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "slmrec"
 
-BASE = {"errors", "types"}
-MIDDLE = {"data", "models", "losses", "metrics", "diversity", "statistics", "config", "catalogue", "memory"} | {
-    "redundancy",
-    "linear_heads",
-}
-TOOLS = {"batch_size", "live", "training", "evaluation", "baselines", "card", "checkpoint", "teacher_states", "index"}
-SERVING = {"sequences", "recommend", "serving"}
+GROUND = ("types", "errors", "version", "files", "folders", "progress", "plots", "topk", "processes")
+LAYERS: tuple[tuple[str, ...], ...] = (
+    GROUND,
+    ("recipes",),
+    ("config",),
+    ("data",),
+    ("models",),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("pipeline",),
+    ("auto",),
+    ("studies",),
+    ("report",),
+    ("serving",),
+    ("run",),
+    ("commands",),
+    ("__main__",),
+)
+"""Modules and folders of slmrec from the ground up. A place imports only from layers before its own, and from itself;
+the modules of the ground layer may import each other."""
+LAYER_OF = {place: number for number, layer in enumerate(LAYERS) for place in layer}
+LAZY = {"inference", "pipeline", "config", "run", "version"}
+"""Places that `slmrec/__init__.py` imports when they are first used; see test_package.py."""
 
-# Place (a module or a package of slmrec) -> the places it may import. A package may import itself.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "types": set(),
-    **dict.fromkeys(MIDDLE, BASE),
-    "card": BASE | {"models"},
-    "config_file": BASE | {"config"},
-    "losses": BASE | {"catalogue"},
-    "batch_size": BASE | {"data", "memory"},
-    "training": BASE | {"config", "data", "models", "losses", "metrics", "batch_size", "live"},
-    "live": BASE,
-    "evaluation": BASE | {"data", "metrics", "catalogue"},
-    "teacher_states": BASE | {"data", "evaluation"},
-    "baselines": BASE | {"data", "metrics"},
-    "checkpoint": BASE | {"card", "data", "models"},
-    "index": BASE | {"catalogue"},
-    "sequences": BASE,
-    "recommend": BASE | {"card", "checkpoint", "data", "models", "catalogue", "sequences", "index"},
-    "serving": BASE | {"checkpoint", "recommend", "catalogue"},
-    "stages": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING,
-    "cli": BASE | MIDDLE | {"config_file"} | TOOLS | SERVING | {"stages"},
-    "__main__": {"cli"},
-    "__init__": {"recommend", "stages"},  # deferred: see test_package.py
+LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
+    "transformers": ("models", "training"),
+    "peft": ("models", "training"),
+    "accelerate": ("training", "processes.py"),
+    "huggingface_hub": ("models/folder.py", "models/hub.py"),
+    "urllib": ("data/public",),
+    "duckdb": ("data",),
+    "ibis": ("data",),
+    "pyspark": ("data/engine.py", "inference/batch/spark.py"),
+    "faiss": ("inference/faiss_index.py",),
+    "onnx": ("inference",),
+    "onnxruntime": ("inference",),
+    "matplotlib": ("plots.py", "report", "studies"),
+    "jinja2": ("report",),
+    "fastapi": ("serving",),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
+    "prometheus_client": ("serving",),
+    "pickle": ("data/item_vectors.py", "data/state_dicts.py"),  # readers that can only build tensors
+    **dict.fromkeys(("_pickle", "cloudpickle", "dill", "joblib", "shelve"), ()),
 }
+"""Files or folders that may import a library; all other libraries may be imported anywhere."""
 
-# Libraries with one home, and those with none.
-MAY_USE: dict[str, set[str]] = {
-    "transformers": {"models"},
-    "peft": {"models"},
-    "accelerate": {"training", "live"},
-    "urllib": {"data"},  # fetch.py
-    "huggingface_hub": {"checkpoint"},  # with fetch.py, all that speaks to the network
-    "duckdb": {"data"},
-    "matplotlib": {"stages"},
-    "jinja2": {"stages"},
-    "onnxruntime": {"stages"},
-    "faiss": {"index"},
-    "starlette": {"serving"},
-    "uvicorn": {"serving"},
-    "prometheus_client": {"serving"},
-    "pickle": {"data"},  # vectors.py: a reader that can build tensors and nothing else
-    **{name: set() for name in ("_pickle", "cloudpickle", "dill", "joblib", "shelve")},
-}
+MAX_LINES, MAX_FILES = 350, 20
+FILES = sorted(SOURCE.rglob("*.py"))
+FOLDERS = sorted({SOURCE, *(path for path in SOURCE.rglob("*") if path.is_dir() and path.name != "__pycache__")})
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
 
 
 def place_of(path: Path) -> str:
+    """Top-level module or folder of a file."""
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
-    """Line and full dotted name of everything that a file imports, wherever in the file."""
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def nodes_of(tree: ast.AST, type_checking: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(tree):
+        if type_checking or not is_type_checking(child):
+            yield child
+            yield from nodes_of(child, type_checking)
+
+
+def imports(path: Path, source: str, type_checking: bool = True) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a file imports, in functions too."""
     package = ("slmrec", *path.relative_to(SOURCE).parent.parts)
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(ast.parse(source), type_checking):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,68 +96,122 @@ def imports(path: Path, source: str) -> Iterator[tuple[int, str]]:
 
 
 def violations(path: Path, source: str) -> list[str]:
-    place = place_of(path)
-    found = []
+    """Imports of a file that its place does not allow."""
+    place, messages = place_of(path), []
     for line, name in imports(path, source):
         root, _, rest = name.partition(".")
-        if root in MAY_USE and place not in MAY_USE[root]:
-            found.append(f"line {line}: {place} may not use {root}")
-        if root == "slmrec" and rest != "__version__":
-            target = {"": "__init__", "Recommender": "recommend", "prepare": "stages"}.get(rest, rest.split(".")[0])
-            if target not in MAY_IMPORT[place] | {place}:
-                found.append(f"line {line}: {place} may not import {name}")
-    return found
+        homes = LIBRARY_HOMES.get(root)
+        if homes is not None and not any(PurePosixPath(relative(path)).is_relative_to(home) for home in homes):
+            messages.append(f"line {line}: {relative(path)} may not import {root}")
+        if root == "slmrec":
+            target = rest.split(".")[0]
+            if place == "__init__":
+                allowed = target in LAZY
+            else:
+                below = LAYER_OF.get(target, len(LAYERS)) < LAYER_OF[place]
+                allowed = below or target == place or (place in GROUND and target in GROUND)
+            if not allowed:
+                messages.append(f"line {line}: {place} may not import {name}")
+    return messages
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+def module_of(name: str) -> Path | None:
+    """File of the module, or of the package, that an imported name belongs to."""
+    parts = name.split(".")[1:]
+    while parts:
+        path = SOURCE.joinpath(*parts)
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+        parts.pop()
+    return None
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_imports_follow_the_table(path: Path) -> None:
-    assert place_of(path) in MAY_IMPORT, f"{path.name} has no place yet: add it to MAY_IMPORT in {Path(__file__).name}"
+def graph_of(folder: Path) -> dict[str, set[str]]:
+    """Imports between the modules and folders that stand directly in a folder."""
+    graph: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*.py")):
+        node = path.relative_to(folder).parts[0]
+        targets = graph.setdefault(node, set())
+        for _, name in imports(path, path.read_text(encoding="utf-8"), type_checking=False):
+            module = module_of(name) if name.startswith("slmrec.") else None
+            if module is not None and module.is_relative_to(folder):
+                targets.add(module.relative_to(folder).parts[0])
+        targets.discard(node)
+    return graph
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_point_downwards(path: Path) -> None:
+    assert place_of(path) in {*LAYER_OF, "__init__"}, f"{path.name} has no layer yet: add it to LAYERS in this file"
     assert violations(path, path.read_text(encoding="utf-8")) == []
 
 
-def test_the_source_was_found() -> None:
-    assert SOURCE / "config_file.py" in FILES
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != SOURCE], ids=relative)
+def test_no_folder_has_import_cycles(folder: Path) -> None:
+    try:
+        TopologicalSorter(graph_of(folder)).prepare()
+    except CycleError as error:
+        pytest.fail(f"{relative(folder)}: {' -> '.join(error.args[1])}")
 
 
-def test_the_table_points_downwards() -> None:
-    TopologicalSorter(MAY_IMPORT).prepare()  # raises CycleError
-    assert set().union(*MAY_IMPORT.values()) <= set(MAY_IMPORT)
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
-def test_only_cli_stages_and_training_know_the_config() -> None:
-    assert {place for place, below in MAY_IMPORT.items() if "config" in below} == {
-        *("cli", "stages", "training", "config_file")
-    }
+@pytest.mark.parametrize("folder", FOLDERS, ids=relative)
+def test_folders_are_small(folder: Path) -> None:
+    assert len([path for path in folder.iterdir() if path.is_file()]) <= MAX_FILES
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if place_of(path) != "commands"], ids=relative)
+def test_only_commands_print(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert lines == [], "use logging.getLogger(__name__)"
+
+
+def test_tests_mirror_the_source() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    homes = {folder: ROOT if folder.parts[:1] == ("benchmarks",) else SOURCE for folder in folders}
+    assert [str(folder) for folder, home in homes.items() if not (home / folder).is_dir()] == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "expected"),
     [
+        ("models/sasrec.py", "from slmrec.training import losses", ["models may not import slmrec.training.losses"]),
+        ("data/items.py", "def f():\n    import slmrec.pipeline", ["data may not import slmrec.pipeline"]),
+        ("data/dataset.py", "from ..models import sasrec", ["data may not import slmrec.models.sasrec"]),
+        ("data/dataset.py", "from slmrec import Recommender", ["data may not import slmrec.Recommender"]),
+        ("topk.py", "from slmrec.config import Config", ["topk may not import slmrec.config.Config"]),
+        ("__init__.py", "from slmrec.serving import server", ["__init__ may not import slmrec.serving.server"]),
         (
-            "losses.py",
-            "from slmrec.metrics import ndcg",
-            ["line 1: losses may not import slmrec.evaluation.metrics.ndcg"],
+            "pipeline/distill.py",
+            "from transformers import AutoModel",
+            ["pipeline/distill.py may not import transformers"],
         ),
-        ("losses.py", "from slmrec import training", ["line 1: losses may not import slmrec.training.trainer"]),
-        ("losses.py", "def f():\n    import slmrec.config", ["line 2: losses may not import slmrec.config"]),
-        ("data/dataset.py", "from ..models import sasrec", ["line 1: data may not import slmrec.models.sasrec"]),
-        ("data/dataset.py", "from slmrec import Recommender", ["line 1: data may not import slmrec.Recommender"]),
-        ("metrics.py", "import slmrec", ["line 1: metrics may not import slmrec"]),
-        ("stages/distill.py", "from transformers import AutoModel", ["line 1: stages may not use transformers"]),
-        (
-            "stages/distill.py",
-            "import slmrec.commands.main as cli",
-            ["line 1: stages may not import slmrec.commands.main"],
-        ),
-        ("evaluation.py", "import accelerate.utils", ["line 1: evaluation may not use accelerate"]),
-        ("stages/fetch.py", "import urllib.request", ["line 1: stages may not use urllib"]),
-        ("checkpoint.py", "import json, pickle", ["line 1: checkpoint may not use pickle"]),
-        ("data/dataset.py", "from .batching import collate\nfrom ..errors import DataError", []),
-        ("checkpoint.py", "from slmrec.version import __version__", []),
+        ("evaluation/rank.py", "import accelerate.utils", ["evaluation/rank.py may not import accelerate"]),
+        ("data/prepare.py", "import urllib.request", ["data/prepare.py may not import urllib"]),
+        ("models/folder.py", "import json, pickle", ["models/folder.py may not import pickle"]),
+        ("data/dataset.py", "from .batching import collate\nfrom ..config import prepare", []),
+        ("models/folder.py", "from slmrec.version import __version__\nimport huggingface_hub", []),
+        ("files.py", "from slmrec.errors import DataError", []),
+        ("data/public/download.py", "from urllib.request import Request", []),
     ],
 )
 def test_violations_are_seen(file: str, source: str, expected: list[str]) -> None:
-    assert violations(SOURCE / file, source) == expected
+    assert [message.split(": ")[1] for message in violations(SOURCE / file, source)] == expected
+
+
+def test_cycles_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "SOURCE", tmp_path)
+    (tmp_path / "data" / "logs").mkdir(parents=True)
+    (tmp_path / "data" / "logs" / "read.py").write_text("def f():\n    from slmrec.data.engine import connect")
+    (tmp_path / "data" / "engine.py").write_text("from slmrec.data.logs import read")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"data: (logs -> engine.py -> logs|engine.py -> logs -> engine.py)"
+    ):
+        test_no_folder_has_import_cycles(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""What holds before anything is computed: light imports and one version."""
+"""The package before anything is computed: light imports and one version."""
 
 import subprocess
 import sys
@@ -11,7 +11,8 @@ import slmrec
 
 ROOT = Path(__file__).parents[1]
 REPORT = "import atexit, sys; atexit.register(lambda: print('\\n' + ' '.join(sys.modules)))\n"
-HELP = "import runpy; sys.argv = ['slmrec', '--help']; runpy.run_module('slmrec', run_name='__main__', alter_sys=True)"
+COMMAND = "import runpy; sys.argv = {arguments}; runpy.run_module('slmrec', run_name='__main__', alter_sys=True)"
+HEAVY = {"torch", "transformers", "peft", "accelerate"}
 
 
 def modules_loaded_by(code: str) -> set[str]:
@@ -28,9 +29,22 @@ def test_import_is_light() -> None:
 
 
 def test_help_is_light() -> None:
-    loaded = modules_loaded_by(HELP)
+    loaded = modules_loaded_by(COMMAND.format(arguments=["slmrec", "--help"]))
     assert "slmrec.commands.main" in loaded
-    assert not loaded & {"torch", "transformers", "peft", "accelerate"}
+    assert not loaded & (HEAVY | {"pyarrow", "rich", "numpy"})
+
+
+def test_prepare_needs_no_torch(shop_file: Path, tmp_path: Path) -> None:
+    arguments = ["slmrec", "prepare", "--input", str(shop_file), "--output", str(tmp_path / "data")]
+    loaded = modules_loaded_by(COMMAND.format(arguments=arguments))
+    assert (tmp_path / "data" / "dataset.json").is_file()
+    assert not loaded & HEAVY
+
+
+def test_messages_are_silent_in_a_python_program() -> None:
+    code = "import logging, slmrec; logging.getLogger('slmrec.data').warning('a message')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_the_version_is_the_same_everywhere() -> None:

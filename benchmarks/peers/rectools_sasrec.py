@@ -1,4 +1,4 @@
-"""SASRec of RecTools, trained on a data set of ours; runs in an environment of its own (README.md beside this file).
+"""SASRec of RecTools, trained on one of our data sets, in its own environment (see README.md beside this file).
 
 Trains on the train split of leave-one-out, keeps the epoch of the best validation recall@10 (history excluded), and
 writes what evaluate.py ranks the test items by: the users' vectors after all but their last event, and the items'
@@ -51,7 +51,7 @@ CHECKED_USERS = 50
 
 
 class Watch(Callback):
-    """Measures each epoch, in time and in validation recall, and keeps the weights of the best."""
+    """Callback that records time and validation recall of each epoch, and saves the best weights."""
 
     def __init__(self, folder: Path, max_hours: float) -> None:
         self.folder, self.max_hours = folder, max_hours
@@ -60,21 +60,21 @@ class Watch(Callback):
         self.begun = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Starts the clocks."""
+        """Start the clocks."""
         self.started = time.perf_counter(), time.process_time()
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        """Notes when training ended: validation comes at the end of an epoch."""
+        """Record the end of training; validation runs at the end of an epoch."""
         self.trained = time.perf_counter(), time.process_time()
 
     def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Whether each user's target is among the best items outside the history."""
+        """Record whether the target of each user is among the best items outside the history."""
         users = module.torch_model.encode_sessions(batch, module.item_embs)[:, -1]
         scores = (users @ module.item_embs.T).scatter(1, batch["x"], -torch.inf)  # pads are item 0
         self.hits.append((scores.topk(TOP_K).indices == batch["y"]).any(dim=1))
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Logs the recall, for early stopping, and what the epoch took; saves the weights if they are the best."""
+        """Log the recall for early stopping and the time of the epoch; save the weights if they are the best."""
         recall = float(torch.cat(self.hits).float().mean())
         self.hits.clear()
         module.log(METRIC, recall)
@@ -87,7 +87,7 @@ class Watch(Callback):
         trainer.should_stop |= time.perf_counter() - self.begun > 3600 * self.max_hours
 
     def _times(self) -> dict[str, float]:
-        """Seconds of the epoch so far, by the clock and of the processor."""
+        """Return the seconds of the epoch so far: wall-clock and processor time."""
         (wall, cpu), (trained_wall, trained_cpu) = self.started, self.trained
         return {
             "train_s": round(trained_wall - wall, 3),
@@ -98,20 +98,20 @@ class Watch(Callback):
 
     @property
     def weights(self) -> Path:
-        """The file of the best weights."""
+        """Path of the best weights."""
         return self.folder / "best.safetensors"
 
 
 def main() -> None:
-    """Trains and writes."""
+    """Train, and write the vectors and the record of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="the folder of prepare, split by leave-one-out")
+    parser.add_argument("data", type=Path, help="data-set folder with a leave-one-out split")
     parser.add_argument("output", type=Path)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=200, help="at most")
+    parser.add_argument("--epochs", type=int, default=200, help="maximum number of epochs")
     parser.add_argument("--patience", type=int, default=50, help="epochs without a better validation recall")
-    parser.add_argument("--max-hours", type=float, default=float("inf"), help="no new epoch after this time")
-    parser.add_argument("--users", type=int, help="the first users alone, to try it out")
+    parser.add_argument("--max-hours", type=float, default=float("inf"), help="start no new epoch after this time")
+    parser.add_argument("--users", type=int, help="use only the first users, for a trial run")
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def read(folder: Path, num_users: int | None) -> tuple[pd.DataFrame, int]:
-    """The events in RecTools' columns, in time by their positions, and V."""
+    """Return the events in the columns of RecTools, with positions as times, and the number of items V."""
     rule = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["rules"]["split"]
     if rule != "leave_one_out":
         raise SystemExit(f"{folder}: split by {rule}, expected leave_one_out; prepare it with that split")
@@ -141,7 +141,7 @@ def read(folder: Path, num_users: int | None) -> tuple[pd.DataFrame, int]:
 
 
 def train(events: pd.DataFrame, arguments: argparse.Namespace) -> tuple[SASRecModel, Watch]:
-    """The model of the best epoch; the last of the given events of each user are for validation."""
+    """Return the model of the best epoch; the last event of each user is used for validation."""
 
     def trainer() -> lightning.Trainer:
         return lightning.Trainer(
@@ -169,7 +169,7 @@ def train(events: pd.DataFrame, arguments: argparse.Namespace) -> tuple[SASRecMo
 
 @torch.no_grad()
 def vectors_of(model: SASRecModel, events: pd.DataFrame, num_items: int) -> dict[str, Tensor]:
-    """`users` (U, D) after the given events, `items` (V+1, D), and which items were `known` to training (V+1,)."""
+    """Return `users` (U, D) after the events, `items` (V+1, D), and the items `known` in training (V+1,)."""
     model.lightning_model.eval()
     network, names = model.torch_model, model.data_preparator.get_known_item_ids().astype(np.int64)
     table = network.item_model.get_all_embeddings()
@@ -184,7 +184,7 @@ def vectors_of(model: SASRecModel, events: pd.DataFrame, num_items: int) -> dict
 
 
 def padded(events: pd.DataFrame, inside: np.ndarray) -> Tensor:
-    """(U, 50) RecTools' numbers of the newest known items of each user, at the right; 0 elsewhere."""
+    """Return the internal numbers of the newest known items of each user, (U, 50), padded with 0 on the left."""
     numbers = pd.DataFrame({"user": events[Columns.User], "number": inside[events[Columns.Item]]})
     numbers = numbers[numbers["number"] > 0]
     age = numbers.groupby("user").cumcount(ascending=False)
@@ -195,7 +195,7 @@ def padded(events: pd.DataFrame, inside: np.ndarray) -> Tensor:
 
 
 def check(model: SASRecModel, events: pd.DataFrame, vectors: dict[str, Tensor]) -> None:
-    """Stops unless the vectors give some users the lists that RecTools itself recommends."""
+    """Raise an error unless the vectors reproduce the lists that RecTools itself recommends to some users."""
     users = events[Columns.User].unique()[:CHECKED_USERS]
     lists = model.recommend(users, Dataset.construct(events), k=TOP_K, filter_viewed=True)
     for user, own in lists.groupby(Columns.User):
@@ -207,7 +207,7 @@ def check(model: SASRecModel, events: pd.DataFrame, vectors: dict[str, Tensor]) 
 
 
 def facts(model: SASRecModel, watch: Watch, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was trained, how long it took, and on what."""
+    """Return settings, times and machine of the run."""
     epochs = pd.DataFrame(watch.epochs)
     best = int(epochs[METRIC].argmax())
     sums = epochs.drop(columns=METRIC)
@@ -231,7 +231,7 @@ def facts(model: SASRecModel, watch: Watch, arguments: argparse.Namespace) -> di
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes aside, then renames."""
+    """Write to a temporary name, then rename."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

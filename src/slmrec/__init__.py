@@ -1,5 +1,6 @@
 """SLMRec: distil an LLM-based sequential recommender into a small one."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from slmrec.version import __version__
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from slmrec.pipeline.prepare import prepare
 
 __all__ = ["Recommender", "__version__", "prepare"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

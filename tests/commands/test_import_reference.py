@@ -153,7 +153,7 @@ def test_other_files_are_refused(
 
     assert "other.json: expected a JSON list of token ids" in said("--prompt-ids", '["a"]')
     assert "response ids: 97 is outside the checkpoint's token table (0-96)" in said("--response-ids", "[3, 97]")
-    assert "other.json: is no JSON" in said("--backbone-config", "{")
+    assert "other.json: is not valid JSON" in said("--backbone-config", "{")
     assert "weights are read from .safetensors, .bin, .pt, .pth; got '.json'" in said("--weights", "{}")
     assert "--max-history-items is 0" in said("", max_len=0)
     wider = json.dumps(facts["llama_config"] | {"intermediate_size": 99})

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmrec import Recommender
-from slmrec.commands import recommend as stage
 from slmrec.commands.main import main
-from slmrec.commands.recommend import Wanted, recommend_file
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
+from slmrec.inference.batch import recommend_file as module
+from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 from slmrec.inference.recommender import Recommendations
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.folder import save_recommender
@@ -132,9 +132,9 @@ def test_files_are_read_some_users_at_a_time(
 
     sequences = sequences_of_many(23)
     source = write(tmp_path / f"in{suffix}", sequences)
-    monkeypatch.setattr(stage, "CHUNK_USERS", 5)
+    monkeypatch.setattr(module, "CHUNK_USERS", 5)
     monkeypatch.setattr(Recommender, "recommend", watched)
-    recommend_file(folder, source, tmp_path / "out.parquet", Wanted(3))
+    recommend_file(folder, source, tmp_path / "out.parquet", RankOptions(3))
     assert max(asked) == 5 and sum(asked) == 23
     expected = recommend(recommender, sequences, 3, user_ids=[f"u{user}" for user in range(23)])
     assert same([tuple(row.values()) for row in pq.read_table(tmp_path / "out.parquet").to_pylist()], rows_of(expected))
@@ -147,12 +147,13 @@ class PowerCutError(Exception):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 def test_an_interrupted_command_goes_on_where_it_stopped(
-    suffix: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    suffix: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stage, "CHUNK_USERS", 5)
+    caplog.set_level("INFO", "slmrec")
+    monkeypatch.setattr(module, "CHUNK_USERS", 5)
     source, output = write(tmp_path / "in.parquet", [["nope"], *sequences_of_many(22)]), tmp_path / f"out{suffix}"
-    recommend_file(folder, source, tmp_path / f"expected{suffix}", Wanted(3))
-    told = capsys.readouterr().out
+    recommend_file(folder, source, tmp_path / f"expected{suffix}", RankOptions(3))
+    first_message = caplog.messages[-1]
     recommend, asked = Recommender.recommend, []
 
     def until_the_third(self: Recommender, *rest: Any, **others: Any) -> Recommendations:
@@ -163,39 +164,39 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Recommender, "recommend", until_the_third)
     with pytest.raises(PowerCutError):
-        recommend_file(folder, source, output, Wanted(3))
+        recommend_file(folder, source, output, RankOptions(3))
     assert not output.exists() and len(list(tmp_path.glob(f".out{suffix}.parts/*.parquet"))) == 2
     asked.clear()
     with pytest.raises(PowerCutError):
-        recommend_file(folder, source, output, Wanted(3))
+        recommend_file(folder, source, output, RankOptions(3))
     assert [users[0] for users in asked] == ["u10", "u15"]
     monkeypatch.setattr(Recommender, "recommend", recommend)
-    recommend_file(folder, source, output, Wanted(3))
+    recommend_file(folder, source, output, RankOptions(3))
     assert output.read_bytes() == (tmp_path / f"expected{suffix}").read_bytes()
-    assert capsys.readouterr().out == told.replace("expected", "out")
-    assert "1 unknown items left out, the first one 'nope'" in told
+    assert caplog.messages[-1] == first_message.replace("expected", "out")
+    assert "1 unknown items ignored, the first one 'nope'" in first_message
     assert not list(tmp_path.glob(".out*"))
 
 
 def test_parts_of_another_request_are_not_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = write(tmp_path / "in.parquet", sequences_of_many(5)), tmp_path / "out.parquet"
-    finish = stage.Parts.finish
-    monkeypatch.setattr(stage.Parts, "finish", lambda self: (_ for _ in ()).throw(PowerCutError))
+    finish = module.Parts.finish
+    monkeypatch.setattr(module.Parts, "finish", lambda self: (_ for _ in ()).throw(PowerCutError))
     with pytest.raises(PowerCutError):
-        recommend_file(folder, source, output, Wanted(9))
-    monkeypatch.setattr(stage.Parts, "finish", finish)
-    recommend_file(folder, source, output, Wanted(2))
+        recommend_file(folder, source, output, RankOptions(9))
+    monkeypatch.setattr(module.Parts, "finish", finish)
+    recommend_file(folder, source, output, RankOptions(2))
     assert max(pq.read_table(output)["rank"].to_pylist()) == 2
 
 
 def test_ids_of_two_kinds_are_refused_and_nothing_is_left(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "CHUNK_USERS", 1)
+    monkeypatch.setattr(module, "CHUNK_USERS", 1)
     rows = [{"user_id": user, "history": ["i01"]} for user in (1, "x")]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"out\.csv: .*int64.*string.*; give ids of one kind"):
-        recommend_file(folder, tmp_path / "in.jsonl", tmp_path / "out.csv", Wanted(3))
+        recommend_file(folder, tmp_path / "in.jsonl", tmp_path / "out.csv", RankOptions(3))
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
 
 
@@ -209,9 +210,9 @@ def test_files_of_item_ids(suffix: str, folder: Path, recommender: Recommender, 
     else:
         path.write_text("\n".join([*(["item_id"] if suffix == ".csv" else []), *chosen]), encoding="utf-8")
     source = write(tmp_path / "in.txt", [["i01"]])
-    recommend_file(folder, source, tmp_path / "out.parquet", Wanted(9, candidates=path))
+    recommend_file(folder, source, tmp_path / "out.parquet", RankOptions(9, candidates=path))
     assert set(pq.read_table(tmp_path / "out.parquet")["item_id"].to_pylist()) == set(chosen)
-    recommend_file(folder, source, tmp_path / "out.parquet", Wanted(40, exclude=path))
+    recommend_file(folder, source, tmp_path / "out.parquet", RankOptions(40, exclude=path))
     assert set(pq.read_table(tmp_path / "out.parquet")["item_id"].to_pylist()) == {*ITEMS} - {*chosen, "i01"}
 
 
@@ -219,7 +220,7 @@ def test_a_table_without_item_ids_is_refused(folder: Path, tmp_path: Path) -> No
     (tmp_path / "ids.csv").write_text("item\ni01\n", encoding="utf-8")
     source = write(tmp_path / "in.txt", [["i01"]])
     with pytest.raises(DataError, match=r"ids\.csv: columns item; expected item_id; rename the column"):
-        recommend_file(folder, source, tmp_path / "out.parquet", Wanted(9, exclude=tmp_path / "ids.csv"))
+        recommend_file(folder, source, tmp_path / "out.parquet", RankOptions(9, exclude=tmp_path / "ids.csv"))
 
 
 def test_one_history_is_answered_on_the_screen(
@@ -228,12 +229,12 @@ def test_one_history_is_answered_on_the_screen(
     assert main(["recommend", "--model", str(folder), "--history", "i01, i02,nope", "--k", "3"]) == 0
     said = capsys.readouterr().out
     assert "after i01 ([Thing] i01), i02 ([Thing] i02), nope" in " ".join(said.split())
-    assert "1 unknown items left out, the first one 'nope'" in said
+    assert "1 unknown items ignored, the first one 'nope'" in said
     for item_id, score in recommender.recommend([["i01", "i02"]], 3).to_lists()[0]:
         (line,) = [line for line in said.splitlines() if f"{score:.4f}" in line]
         assert str(item_id) in line and (recommender.title(item_id) or "") in line
     assert main(["recommend", "--model", str(folder), "--history", "nope"]) == 0
-    assert "these are the most popular ones" in capsys.readouterr().out
+    assert "these are the most popular items" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", [[], ["--input", "a.txt"], ["--history", "i01", "--output", "b.csv"]])
@@ -243,6 +244,7 @@ def test_a_file_or_a_history(given: list[str], capsys: pytest.CaptureFixture[str
     assert "give --input FILE and --output FILE, or --history A,B,C alone" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_spark_answers_alike(
     folder: Path, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

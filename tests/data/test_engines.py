@@ -64,6 +64,7 @@ def spark() -> Iterator[Any]:
     session.stop()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ids", list(USERS))
 @pytest.mark.parametrize("chosen", list(SETTINGS))
 def test_spark_writes_the_files_that_duckdb_does(spark: Any, tmp_path: Path, chosen: str, ids: str) -> None:
@@ -75,6 +76,7 @@ def test_spark_writes_the_files_that_duckdb_does(spark: Any, tmp_path: Path, cho
     assert spark.range(3).count() == 3  # the caller's session goes on
 
 
+@pytest.mark.heavy
 def test_spark_titles_items(spark: Any, tmp_path: Path) -> None:
     pq.write_table(table("text"), tmp_path / "log.parquet")
     items = pa.table({"item_id": ["é1", "é2"], "title": ["One &amp; only", None]})

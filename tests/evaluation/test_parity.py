@@ -8,6 +8,8 @@ import torch
 
 from slmrec.evaluation.metrics import HIT_CUTOFFS, NDCG_CUTOFFS, ranks_of_targets, tie_draws, user_metrics
 
+pytestmark = pytest.mark.heavy
+
 NAMES = {
     **{f"hit@{k}": f"hit_rate@{k}" for k in HIT_CUTOFFS},
     **{f"ndcg@{k}": f"ndcg@{k}" for k in NDCG_CUTOFFS},

@@ -13,14 +13,15 @@ from artefacts import LLAMA, MODELS, NUM_ITEMS, decoder, ensemble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import slmrec.commands.export
+import slmrec.inference.export
 import slmrec.models.loader
 from slmrec import Recommender
-from slmrec.commands.export import Checked, export
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.inference.export import export_graph
 from slmrec.inference.exportable import exportable
+from slmrec.inference.onnx_graph import GraphCheck, check_graph, open_graph
 from slmrec.models.backbone import random_decoder
 from slmrec.models.folder import load_recommender, may_recommend, save_recommender
 from slmrec.models.loader import Model, alone
@@ -98,6 +99,7 @@ def answer(graph: Path) -> Callable[..., list[tuple[str, float]]]:
     return recommend
 
 
+@pytest.mark.heavy
 @given(
     st.lists(st.sampled_from(ITEMS), min_size=1, max_size=12),
     st.integers(1, 60),
@@ -127,8 +129,9 @@ def python(graph: Path) -> Recommender:
     return OPENED.setdefault(graph, Recommender.from_pretrained(graph / "model"))
 
 
+@pytest.mark.heavy
 def test_any_number_of_users_at_once(graph: Path) -> None:
-    run = slmrec.commands.export.open_graph(graph / "student.onnx", NUM_ITEMS)
+    run = open_graph(graph / "student.onnx", NUM_ITEMS)
     batch = histories([1, 2, 3, 4, 5, 6], [7], [9, 8])
     together, scores = run(batch, batch.items, 7)
     assert together.shape == scores.shape == (3, 7)
@@ -139,6 +142,7 @@ def test_any_number_of_users_at_once(graph: Path) -> None:
         np.testing.assert_allclose(values[0], scores[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_dimensions_have_names(graph: Path) -> None:
     import onnxruntime
 
@@ -155,28 +159,31 @@ def test_dimensions_have_names(graph: Path) -> None:
     }
 
 
+@pytest.mark.heavy
 def test_eight_bits_are_smaller_and_nearly_as_good(
-    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "slmrec")
     folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
     file = tmp_path / "small.onnx"
-    export(folder, "int8", file)
-    assert "of PyTorch's best 10 items of random histories stay" in capsys.readouterr().out
+    export_graph(folder, file, int8=True)
+    assert "of PyTorch's best 10 items of random histories are kept" in caplog.text
     model, vocabulary = load_recommender(folder)
-    checked = slmrec.commands.export.check_graph(file, model, may_recommend(vocabulary))
+    checked = check_graph(file, model, may_recommend(vocabulary))
     assert checked.overlap > 0.6 and checked.score_gap > 1e-6
     assert b"MatMulInteger" in file.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small.items.parquet", "small.onnx"]
 
 
+@pytest.mark.heavy
 def test_a_graph_that_answers_otherwise_is_not_written(
     tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
-    monkeypatch.setattr(slmrec.commands.export, "write_graph", lambda model, allowed, file: file.touch())
-    monkeypatch.setattr(slmrec.commands.export, "check_graph", lambda *_: Checked(0.5, 1.0))
+    monkeypatch.setattr(slmrec.inference.export, "write_graph", lambda model, allowed, file: file.touch())
+    monkeypatch.setattr(slmrec.inference.export, "check_graph", lambda *_: GraphCheck(0.5, 1.0))
     with pytest.raises(CheckpointError, match=r"differ from PyTorch's by 5.0e-01, expected at most 1e-04"):
-        export(folder, "onnx", tmp_path / "student.onnx")
+        export_graph(folder, tmp_path / "student.onnx", int8=False)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -189,7 +196,8 @@ def test_a_merged_folder_opens_without_the_backbone(
     base = random_decoder(LLAMA)
     monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: base)
     saved(model, tiny_dataset, tmp_path / "adapted")
-    export(tmp_path / "adapted", "merged", tmp_path / "m")
+    merge = ["export", "--format", "merged", "--model", str(tmp_path / "adapted"), "--output", str(tmp_path / "m")]
+    assert main(merge) == 0
     monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: pytest.fail("asks for the backbone"))
     merged = Recommender.from_pretrained(tmp_path / "m")
     batch = histories([1, 2, 3], [4])
@@ -200,15 +208,17 @@ def test_a_merged_folder_opens_without_the_backbone(
         alone(merged.model)
 
 
-def test_wrong_exports_are_refused(tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_exports_are_refused(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(MODELS["sasrec"](), tiny_dataset, tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"student.bin: a graph is written as .onnx; name the file so"):
-        export(folder, "onnx", tmp_path / "student.bin")
-    with pytest.raises(CheckpointError, match="the model has no adapters"):
-        export(folder, "merged", tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"--recall is 0.9, which is for --format faiss; leave it out for onnx"):
-        export(folder, "onnx", tmp_path / "student.onnx", 0.9)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    with pytest.raises(ConfigError, match=r"student.bin: graphs are written as .onnx, got '.bin'; rename it"):
+        export_graph(folder, tmp_path / "student.bin", int8=False)
+    arguments = ["export", "--model", str(folder), "--output", str(tmp_path / "student.onnx"), "--format"]
+    assert main([*arguments, "merged"]) == 2
+    assert "the model has no adapters" in capsys.readouterr().err
+    assert main([*arguments, "onnx", "--recall", "0.9"]) == 2
+    assert "--recall is 0.9, which is only for --format faiss; leave it out for onnx" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else name)
     with pytest.raises(ConfigError, match=r"export needs onnx, not installed here; run: pip install 'slmrec\[onnx\]'"):
-        export(folder, "onnx", tmp_path / "student.onnx")
+        export_graph(folder, tmp_path / "student.onnx", int8=False)

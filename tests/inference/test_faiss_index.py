@@ -17,6 +17,8 @@ from slmrec.inference.faiss_index import ItemIndex
 from slmrec.models.folder import save_recommender
 from slmrec.topk import top_k
 
+pytestmark = pytest.mark.heavy
+
 ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
 
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmrec import Recommender
-from slmrec.commands.recommend import Wanted, recommend_file
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError, DataError, TrainingError
+from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
 
@@ -198,7 +198,7 @@ def test_files_give_what_python_gives(
     suffix: str, values: dict[str, list[object]], folder: Path, recommender: Recommender, tmp_path: Path
 ) -> None:
     source, target = write(values, tmp_path / f"in{suffix}"), tmp_path / f"out{suffix}"
-    recommend_file(folder, source, target, Wanted(3))
+    recommend_file(folder, source, target, RankOptions(3))
     expected = recommender.recommend([["i03", "i04"], ["i01", "i02"]], 3, user_ids=["b", "a"]).table
     if suffix == ".jsonl":
         found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
@@ -221,56 +221,55 @@ def test_what_prepare_reads_is_read_too(kind: str, packed: bool, folder: Path, t
         write(HISTORIES, plain)
     source = tmp_path / f"in.{kind}.gz" if packed else plain
     source.write_bytes(gzip.compress(plain.read_bytes()) if packed else plain.read_bytes())
-    recommend_file(folder, source, tmp_path / "out.jsonl", Wanted(3))
-    recommend_file(folder, write(HISTORIES, tmp_path / "same.jsonl"), tmp_path / "expected.jsonl", Wanted(3))
+    recommend_file(folder, source, tmp_path / "out.jsonl", RankOptions(3))
+    recommend_file(folder, write(HISTORIES, tmp_path / "same.jsonl"), tmp_path / "expected.jsonl", RankOptions(3))
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "expected.jsonl").read_text()
 
 
 def test_commas_part_ids_unless_they_are_in_some(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "slmrec")
     expected = answered(folder, tmp_path, "in.jsonl", lines_of({"user_id": "u", "history": ["i01", "i02"]}))
     for history in ('"i01,i02"', '"i01, i02"', '"[""i01"", ""i02""]"', "i01 i02"):
         assert answered(folder, tmp_path, "in.csv", f"user_id,history\nu,{history}\n") == expected
     plain = Recommender.from_pretrained(folder)
     renamed = pa.array(["i,00", *plain.vocabulary.item_ids.to_pylist()[1:]])
     Recommender(plain.model, plain.vocabulary._replace(item_ids=renamed)).save_pretrained(tmp_path / "other")
-    capsys.readouterr()
     answered(tmp_path / "other", tmp_path, "in.csv", 'user_id,history\nu,"i,00 i01,i02"\n')
-    assert "1 unknown items left out, the first one 'i01,i02'" in capsys.readouterr().out
+    assert "1 unknown items ignored, the first one 'i01,i02'" in caplog.messages[-1]
 
 
-def test_the_summary_says_when_there_are_fewer(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_says_when_there_are_fewer(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slmrec")
     source = write(HISTORIES, tmp_path / "in.jsonl")
-    recommend_file(folder, source, tmp_path / "out.jsonl", Wanted(38))
-    recommend_file(folder, source, tmp_path / "out.jsonl", Wanted(39))
-    assert [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+    recommend_file(folder, source, tmp_path / "out.jsonl", RankOptions(38))
+    recommend_file(folder, source, tmp_path / "out.jsonl", RankOptions(39))
+    assert [message.partition("; ")[2] for message in caplog.messages] == [
         "",
-        "fewer than 39 a user where no more items are left",
+        "some users received fewer than 39 because no more items are available",
     ]
 
 
 def test_wrong_files_are_refused(folder: Path, tmp_path: Path) -> None:
     source = write({"user": ["a"], "items": ["i01"]}, tmp_path / "in.csv")
     with pytest.raises(DataError, match=r"columns user, items; expected user_id and history .*; rename the columns"):
-        recommend_file(folder, source, tmp_path / "out.csv", Wanted(3))
+        recommend_file(folder, source, tmp_path / "out.csv", RankOptions(3))
     with pytest.raises(ConfigError, match=r"out.xls: recommendations are written as"):
-        recommend_file(folder, source, tmp_path / "out.xls", Wanted(3))
+        recommend_file(folder, source, tmp_path / "out.xls", RankOptions(3))
     with pytest.raises(ConfigError, match=r"in.xls: histories are read from .*\.txt .*; name the file so, or convert"):
-        recommend_file(folder, tmp_path / "in.xls", tmp_path / "out.csv", Wanted(3))
+        recommend_file(folder, tmp_path / "in.xls", tmp_path / "out.csv", RankOptions(3))
     with pytest.raises(DataError, match="no such file"):
-        recommend_file(folder, tmp_path / "none.csv", tmp_path / "out.csv", Wanted(3))
+        recommend_file(folder, tmp_path / "none.csv", tmp_path / "out.csv", RankOptions(3))
     (tmp_path / "bad.csv").write_text('user_id,history\na,"[1, "\n', encoding="utf-8")
     with pytest.raises(DataError, match="no JSON list"):
-        recommend_file(folder, tmp_path / "bad.csv", tmp_path / "out.csv", Wanted(3))
+        recommend_file(folder, tmp_path / "bad.csv", tmp_path / "out.csv", RankOptions(3))
     assert not list(tmp_path.glob("out.*"))
 
 
 def answered(folder: Path, tmp_path: Path, name: str, content: str) -> list[dict[str, Any]]:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    recommend_file(folder, tmp_path / name, tmp_path / "out.jsonl", Wanted(40))
+    recommend_file(folder, tmp_path / name, tmp_path / "out.jsonl", RankOptions(40))
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

@@ -21,6 +21,7 @@ needs_smollm2 = pytest.mark.skipif(
 LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_it_is_the_pretrained_model() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,6 +36,7 @@ def test_it_is_the_pretrained_model() -> None:
     assert "Paris" in tokenizer.decode(answer[0])
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_it_is_dequantised_once() -> None:
     folder = Path(resolve("smollm2-135m"))
@@ -44,6 +46,7 @@ def test_it_is_dequantised_once() -> None:
     assert not list(folder.parent.glob(".*"))
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_a_pruned_adapted_teacher_round_trips_and_makes_a_student(tmp_path: Path) -> None:
     given = load_backbone("smollm2-135m", "Purchases:", "Next:")
@@ -110,6 +113,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
         resolve("smollm2-135m")
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone, "_SMOLLM2_SHA256", "0" * 64)

@@ -16,6 +16,7 @@ needs_smollm2 = pytest.mark.skipif(
 TITLES = ["Red nail polish", None, "Lip balm with a very long name " * 30, "  ", "Eau de toilette, 50 ml"]
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_title_vectors_are_means_of_hidden_states_read_alone() -> None:
     vectors = read_titles("smollm2-135m", TITLES, 2)
@@ -29,6 +30,7 @@ def test_title_vectors_are_means_of_hidden_states_read_alone() -> None:
         torch.testing.assert_close(vectors[item], alone, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.heavy
 @needs_smollm2
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"titles.layer is 31 but there are 30 layers; choose 1-30"):

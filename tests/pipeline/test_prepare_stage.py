@@ -222,6 +222,7 @@ slmrec.pipeline.prepare.prepare(*sys.argv[1:])
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("where", KILLED_AT)
 def test_a_killed_preparation_leaves_a_whole_data_set(log: Path, there: Path, tmp_path: Path, where: str) -> None:
     before = contents(there)

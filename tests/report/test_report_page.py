@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from reports import write_run
 
+pytestmark = pytest.mark.heavy
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PATIENCE = 240_000
 """Milliseconds, with a busy machine."""

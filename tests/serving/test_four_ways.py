@@ -22,6 +22,8 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import save_recommender
 from slmrec.models.loader import Model
 
+pytestmark = pytest.mark.heavy
+
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'slmrec[onnx]'")
 
 LONGEST_READ = 6

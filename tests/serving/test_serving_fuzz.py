@@ -11,14 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Client, serving
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+import requests
 import schemathesis
 from schemathesis import Case, GenerationMode
+
+pytestmark = pytest.mark.heavy
 
 NUM_EXAMPLES = int(os.environ.get("SLMREC_FUZZ", "8"))
 OPERATIONS = [

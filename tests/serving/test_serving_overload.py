@@ -13,6 +13,8 @@ from servers import LIMITS, Client, serving
 from slmrec.errors import ConfigError
 from slmrec.serving.limits import Limits
 
+pytestmark = pytest.mark.heavy
+
 Slow = Callable[[Client, float], None]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from servers import Client, serving
 
+pytestmark = pytest.mark.heavy
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 playwright.expect.set_options(timeout=60_000)  # of patience with a busy machine
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}

@@ -13,8 +13,10 @@ from threading import Thread
 
 import pytest
 
-from slmrec.commands import main as cli
+from slmrec.commands import serve as command
 from slmrec.commands.main import main
+
+pytestmark = pytest.mark.heavy
 
 
 def clients(port: int, number: int, answered: list[int]) -> list[Thread]:
@@ -76,7 +78,7 @@ def test_a_taken_port_and_a_missing_library_are_told(
     (tmp_path / "users.jsonl").write_text('{"user_id": "a"}\n')
     assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
     assert 'line 1: \'{"user_id": "a"}\' is not an example user; expected' in capsys.readouterr().err
-    monkeypatch.setattr(cli, "SERVE_LIBRARIES", ("starlette", "no_such_library"))
+    monkeypatch.setattr(command, "LIBRARIES", ("starlette", "no_such_library"))
     assert main(["serve", "--model", str(student)]) == 2
     assert capsys.readouterr().err == (
         "slmrec: serve needs no_such_library; install them with: pip install 'slmrec[serve]'\n"

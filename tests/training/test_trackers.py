@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate import tracking
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from slmrec.commands.main import main
 from slmrec.errors import ConfigError
@@ -42,7 +41,9 @@ def test_a_notebook_or_file_gets_log_lines(monkeypatch: pytest.MonkeyPatch, capl
     assert caplog.messages == ["distill epoch 1: loss 2.0000 (1 of 3 steps)"]
 
 
+@pytest.mark.heavy
 def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(tiny_recipe) | {"report_to": ["tensorboard"]}), encoding="utf-8")
     run = tmp_path / "run"
@@ -52,7 +53,7 @@ def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path
             == 0
         )
     lines = [json.loads(line) for line in (run / "pretrain" / "sasrec" / "training" / "log.jsonl").open()]
-    events = EventAccumulator(str(run / "tensorboard" / "pretrain.sasrec"))
+    events = accumulator.EventAccumulator(str(run / "tensorboard" / "pretrain.sasrec"))
     events.Reload()
     validated = [(point.step, point.value) for point in events.Scalars("valid/ndcg_10")]
     assert validated == [(line["step"], pytest.approx(line["valid/ndcg@10"])) for line in lines]
@@ -62,6 +63,7 @@ def test_tensorboard_gets_the_curves_of_the_log(tiny_recipe: str, tmp_path: Path
     assert events.Scalars("learning_rate")[0].value == pytest.approx(5e-3)
 
 
+@pytest.mark.heavy
 def test_reporting_redoes_no_stage(tiny_recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "slmrec")
     recipe = tmp_path / "recipe.yaml"

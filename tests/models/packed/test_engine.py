@@ -349,6 +349,7 @@ def test_on_a_gpu_all_users_are_one_group() -> None:
     assert len(groups_of(lengths)) > 1
 
 
+@pytest.mark.heavy
 def test_compiled_layers_give_the_same_numbers() -> None:
     model = random_model()
     batch = next(iter(random_batches(np.array([3, 5, 2]), 4)))

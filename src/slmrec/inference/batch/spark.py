@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from slmrec.commands.recommend import Wanted
 from slmrec.errors import ConfigError, DataError
+from slmrec.inference.batch.recommend_file import RankOptions
 from slmrec.inference.histories import sequences_of
 from slmrec.inference.recommender import Recommender
 
@@ -20,14 +20,14 @@ _USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "big
 """By Spark's names of the types that a user's id may have."""
 
 
-def recommend_with_spark(model: Path, input: Path, output: Path, wanted: Wanted) -> None:
+def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOptions) -> None:
     """Writes a folder of Parquet files with the rows that `recommend_file` writes, in any order of users.
 
     Args:
         model: a folder that every worker can open, or a hub id.
         input: a Parquet file, or a folder of them, with the columns `user_id, history`.
         output: a folder that is not there yet.
-        wanted: what every user is to get.
+        options: length and filters of the lists.
 
     Raises:
         CheckpointError: the model folder is incomplete or damaged.
@@ -38,7 +38,7 @@ def recommend_with_spark(model: Path, input: Path, output: Path, wanted: Wanted)
         raise ConfigError(
             f"{output}: is there already; --engine spark writes a new folder, so remove it or name another"
         )
-    arguments = wanted.arguments()
+    arguments = options.arguments()
     source = str(model.resolve()) if model.exists() else str(model)
     recommender = Recommender.from_pretrained(source)  # so that a damaged folder is told here, in one line
     frame = _read(_session(), input)

@@ -15,7 +15,7 @@ from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.types import Encoded
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "peers" / "evaluate.py"), run_name="evaluate")
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "evaluate_peers.py"), run_name="evaluate")
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""Ranks the test items by a peer's vectors with our evaluator, beside models of ours; runs in our environment.
+"""Evaluation of vectors that another library trained, with our evaluator and beside our models.
 
-A peer's folder holds `vectors.safetensors` (`users` (U, D) of users 1..U, `items` (V+1, D), `known` (V+1,): whether the
-peer can score an item) and `run.json`. An item that it cannot score comes after all others. Writes
-benchmarks/results/peers.json and, where asked to, the ranks of the users, in the columns of
-OUT/evaluate/per_user.parquet.
+It runs in our environment. The folder of a peer holds `vectors.safetensors` (`users` (U, D) of users 1..U, `items`
+(V+1, D), `known` (V+1,): whether the peer can score an item) and `run.json`. Items that the peer cannot score are
+ranked after all others. Writes benchmarks/results/peers.json and, with --ranks, the ranks of the users in the columns
+of OUT/evaluate/per_user.parquet.
 
-Run: python benchmarks/peers/evaluate.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain
+Run: python benchmarks/evaluate_peers.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH_SIZE = 256
 
 
 class VectorScorer:
-    """Scores of vectors that were computed elsewhere: those of users, one row a sample, times those of items."""
+    """Scores from user vectors (one per sample) and item vectors that were computed elsewhere."""
 
     max_history_items = 1  # histories are not read
 
@@ -43,7 +43,7 @@ class VectorScorer:
 
     @property
     def num_items(self) -> int:
-        """V."""
+        """Number of items V."""
         return len(self.items) - 1
 
     def read(self, batch: Batch) -> Encoded:
@@ -51,7 +51,7 @@ class VectorScorer:
         return Encoded(self.users[batch.rows])
 
     def score(self, encoded: Encoded) -> Tensor:
-        """(b, V+1); column 0 is -inf, and unknown items are below all others."""
+        """Return scores (B, V+1): minus infinity for padding, unknown items below all others."""
         scores = encoded.users @ self.items.T
         lowest = scores.amin(dim=1, keepdim=True) - 1
         scores = torch.where(self.unknown, lowest, scores)
@@ -60,13 +60,13 @@ class VectorScorer:
 
 
 def main() -> None:
-    """Ranks, prints and writes."""
+    """Rank the test items, print and write the metrics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="folders of peers and of our stages")
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="folders of peers and of our models")
     default = Path(__file__).parents[1] / "results" / "peers.json"
     parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--ranks", type=Path, help="a Parquet file for the ranks of the users")
+    parser.add_argument("--ranks", type=Path, help="Parquet file for the ranks of the users")
     arguments = parser.parse_args()
     folders = {name: Path(folder) for name, _, folder in (model.partition("=") for model in arguments.models)}
     report, ranks = evaluate(Dataset.load(arguments.data), folders)
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def evaluate(dataset: Dataset, folders: dict[str, Path]) -> tuple[dict[str, Any], pa.Table]:
-    """Metrics and training facts by model, and the ranks of the users; all models rank for the same users."""
+    """Return metrics and training facts by model, and the ranks; all models are evaluated on the same users."""
     samples = dataset.held_out("test")
     peers = {name: load_file(folder / "vectors.safetensors") for name, folder in folders.items() if is_peer(folder)}
     num_users = min([dataset.num_users, *(len(vectors["users"]) for vectors in peers.values())])
@@ -96,28 +96,28 @@ def evaluate(dataset: Dataset, folders: dict[str, Path]) -> tuple[dict[str, Any]
 
 
 def is_peer(folder: Path) -> bool:
-    """Whether a folder holds vectors, or else a model of ours."""
+    """Return whether a folder holds vectors of a peer; otherwise it is a model folder."""
     return (folder / "vectors.safetensors").is_file()
 
 
 def peer(vectors: dict[str, Tensor], samples: Samples) -> Scorer:
-    """The scorer of a peer's vectors."""
+    """Return the scorer of the vectors of a peer."""
     return VectorScorer(vectors["users"][samples.users()], vectors["items"], vectors["known"])
 
 
 def ranks_of(scorer: Scorer, samples: Samples) -> dict[str, Any]:
-    """The ranks of the test items by protocol."""
+    """Return the ranks of the test items by protocol."""
     return evaluate_scorer(scorer, samples, batch_size=BATCH_SIZE, protocols=PROTOCOLS)
 
 
 def training(folder: Path) -> Any:
-    """What the folder says of its training."""
+    """Return the training facts that are recorded in the folder."""
     path = folder / ("run.json" if is_peer(folder) else "metrics.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(user_ids: pa.Array, model: str, protocol: str, ranks: Any) -> pa.Table:
-    """Rows of per_user.parquet."""
+    """Return the ranks in the columns of per_user.parquet."""
     names = {key: pa.repeat(value, len(ranks)) for key, value in (("model", model), ("protocol", protocol))}
     return pa.table({"user_id": user_ids, **names, "rank": pa.array(ranks)})
 

@@ -1,0 +1,47 @@
+"""`slmrec data`: describe, check and download data sets."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from slmrec.commands.parsers import new_command
+from slmrec.commands.stages import FORMATS
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the commands `data describe`, `data validate` and `data fetch`."""
+    inner = new_command(subparsers, "data", "describe, check and download data sets").add_subparsers(
+        dest="data_command", required=True, metavar="COMMAND"
+    )
+    text = "describe a prepared data set: counts, distributions, split, leakage"
+    describe = new_command(inner, "describe", text, _describe)
+    describe.add_argument("folder", type=Path, help="folder of a data set, or of a run")
+    describe.add_argument("--output", type=Path, help="picture to write (default: FOLDER/describe.png)")
+    text = "check whether a log can be prepared, and list all faults"
+    validate = new_command(inner, "validate", text, _validate, FORMATS)
+    validate.add_argument("file", help="interaction log, a file or a folder")
+    validate.add_argument("overrides", nargs="*", metavar="prepare.key=value", help="settings of how the log is read")
+    fetch = new_command(inner, "fetch", "download a public data set", _fetch)
+    fetch.add_argument("name", nargs="?", help="name of the data set; omit it to list all")
+    fetch.add_argument("--output", type=Path, default=Path("data"), help="folder to download into (default: data)")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from slmrec.report.describe import describe
+
+    describe(options.folder, options.output)
+
+
+def _validate(options: argparse.Namespace) -> None:
+    from slmrec.commands.validate import validate
+
+    validate(options.file, options.overrides)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from slmrec.commands.fetch import fetch, list_datasets
+
+    if options.name:
+        fetch(options.name, options.output)
+    else:
+        list_datasets()

@@ -1,0 +1,58 @@
+"""`slmrec serve`: recommendations over HTTP."""
+
+import argparse
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from slmrec.commands.parsers import new_command
+from slmrec.errors import ConfigError
+from slmrec.serving.limits import Limits
+
+LIBRARIES = ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", "prometheus_client")
+_EPILOG = """
+Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
+          curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend
+The demo page is at http://127.0.0.1:8000/, the API reference at /docs; docs/serving.md explains both.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    serve = new_command(subparsers, "serve", "answer requests over HTTP, with a demo page", run, _EPILOG)
+    serve.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    serve.add_argument("--teacher", type=Path, help="folder of a second model, which the page compares with the first")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free port")
+    serve.add_argument("--token-file", type=Path, help="file with a token that every request must carry")
+    serve.add_argument("--examples", type=Path, help=".jsonl of user_id, history: users to choose on the page")
+    serve.add_argument("--threads", type=int, help="CPU threads of the model (default: PyTorch's)")
+    for limit in fields(Limits):
+        option, text = f"--{limit.name.replace('_', '-')}", f"{limit.metadata['help']} (default {limit.default})"
+        serve.add_argument(option, type=type(limit.default), default=limit.default, help=text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: a library of the extra `serve` is missing, or a limit is not positive.
+    """
+    limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise ConfigError(f"serve needs {', '.join(missing)}; install them with: pip install 'slmrec[serve]'")
+    from slmrec.serving.run import serve
+
+    serve(
+        options.model,
+        options.teacher,
+        limits,
+        host=options.host,
+        port=options.port,
+        token_file=options.token_file,
+        examples=options.examples,
+        num_threads=options.threads,
+    )

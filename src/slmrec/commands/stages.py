@@ -1,0 +1,128 @@
+"""`slmrec prepare` and the other stages of the pipeline, and `slmrec run`, `ablate` and `depth`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmrec.commands.parsers import add_split_option, new_command
+from slmrec.pipeline.table import PIPELINE, stage_named
+
+if TYPE_CHECKING:
+    from slmrec.config import Config
+
+
+_STUDIES = (
+    ("ablate", "train variants of the student with several seeds, all from one teacher"),
+    ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
+)
+FORMATS = """
+The format is recognised by the content (plain, .gz or .zst; a file, or a folder of parts):
+  Amazon reviews 2014, 2018 and 2023   JSON lines (2014 also as Python literals), and files of ratings only
+  MovieLens 100K, 1M, 20M and newer    u.data, ratings.dat, ratings.csv
+  RecBole                              .inter
+  one user per line                    user item item ...
+  the reference's processed csv        one row per user, with lists of items and titles
+  any table                            csv, tsv, Parquet or JSON lines with user, item and time
+--items FILE takes the metadata of these formats (meta_*.json, u.item, movies.dat, movies.csv, .item), or any table of
+items. For other column names, set prepare.user_col=NAME and so on; for a table without header, prepare.columns=[...].
+"""
+"""Help about the input formats."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add one command for each stage, then `run`, `ablate` and `depth`."""
+    for stage in PIPELINE:
+        command = _add(subparsers, stage.name, stage.help, takes_input=stage.takes_input)
+        if stage.models is not None:
+            command.add_argument("--model", metavar="NAME", help="train only the model of this name (default: all)")
+    run_all = _add(subparsers, "run", "run all stages in order, and skip those that are finished and unchanged")
+    run_all.add_argument(
+        "--dry-run", action="store_true", help="show what would run and the resources it needs; write nothing"
+    )
+    for name, text in _STUDIES:
+        study = _add(subparsers, name, text)
+        if name == "ablate":
+            add_split_option(study)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run a stage, all stages, or a study."""
+    config = _config(options)
+    if options.command == "run":
+        from slmrec.run import plan
+        from slmrec.run import run as run_pipeline
+
+        (plan if options.dry_run else run_pipeline)(config, options.output, options.force)
+    elif options.command == "ablate":
+        from slmrec.studies.ablate import ablate
+
+        ablate(config, options.output, options.force, options.split)
+    elif options.command == "depth":
+        from slmrec.studies.depth import depth
+
+        depth(config, options.output, options.force)
+    else:
+        _run_stage(options, config)
+
+
+def _add(subparsers: Any, name: str, text: str, takes_input: bool = True) -> argparse.ArgumentParser:
+    command = new_command(subparsers, name, text, run, _epilog(name, takes_input))
+    command.add_argument("--config", help="recipe of the package (for example tiny), or YAML file with all settings")
+    command.add_argument("--output", type=Path, required=True, help="folder of the run")
+    command.add_argument("--force", action="store_true", help="run again even if the result exists and is up to date")
+    if takes_input:
+        _add_data_options(command)
+    command.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings that replace those of the YAML file"
+    )
+    return command
+
+
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--input", help="interaction log, a file or a folder; the same as prepare.input=FILE")
+    command.add_argument("--items", help="table of items with titles; the same as prepare.items=FILE")
+    command.add_argument(
+        "--on-bad-row",
+        choices=("error", "skip"),
+        help="what to do with rows that are not valid events; the same as prepare.on_bad_row=...",
+    )
+
+
+def _epilog(name: str, takes_input: bool) -> str:
+    data = "--input FILE " if takes_input else ""
+    without_config = (
+        "the data set itself is written into the output folder"
+        if name == "prepare"
+        else "every setting has its default: the paper's recipe on smollm2-135m"
+    )
+    example = (
+        f"Example: slmrec {name} --config tiny {data}--output out/tiny seed=1\n"
+        f"All settings are explained in src/slmrec/config/. Without --config, {without_config}."
+    )
+    return f"{example}\n{FORMATS}" if name == "prepare" else example
+
+
+def _config(options: argparse.Namespace) -> "Config":
+    from slmrec.config.load import load_config
+
+    shortcuts = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
+    overrides = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in shortcuts.items() if text]
+    return load_config(options.config, [*options.overrides, *overrides])
+
+
+def _run_stage(options: argparse.Namespace, config: "Config") -> None:
+    if options.command == "prepare":  # without the module of `run_stage`, since preparing data needs no torch
+        from slmrec.pipeline.stage import run_step
+
+        (step,) = stage_named("prepare").steps(config)
+        target = options.output if options.config is None else None
+        run_step(step, config, options.output, options.force, target=target)
+        return
+    from slmrec.pipeline.run import run_stage
+
+    folders = run_stage(options.command, config, options.output, options.force, getattr(options, "model", None))
+    if options.command == "evaluate":
+        from slmrec.pipeline.evaluation_tables import show
+
+        show(folders[0])

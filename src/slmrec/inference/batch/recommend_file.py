@@ -1,0 +1,114 @@
+"""Recommendations for all histories of a file, written to a file."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slmrec.errors import SlmrecError
+from slmrec.inference.batch.history_files import HistoryFile, read_item_ids
+from slmrec.inference.batch.resumable_output import Parts, check_output
+from slmrec.inference.recommender import Recommendations, Recommender
+from slmrec.models.folder import find_folder
+from slmrec.progress import progress
+from slmrec.version import __version__
+
+_LOG = logging.getLogger(__name__)
+CHUNK_USERS = 8192
+"""Users whose recommendations are computed, and then written, at a time."""
+
+
+class RankOptions(NamedTuple):
+    """Options of `Recommender.recommend` whose item ids stand in files."""
+
+    k: int = 10
+    filter_seen: bool = True
+    candidates: Path | None = None
+    """File of the item ids to rank; None: all items."""
+    exclude: Path | None = None
+    """File of item ids that are not recommended to anyone."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Read the files and return the keyword arguments of `Recommender.recommend`."""
+        files = {"candidates": self.candidates, "exclude": self.exclude}
+        item_ids = {name: None if path is None else read_item_ids(path) for name, path in files.items()}
+        return {"k": self.k, "filter_seen": self.filter_seen, **item_ids}
+
+
+def recommend_file(model: Path, input: Path, output: Path, options: RankOptions, index: Path | None = None) -> None:
+    """Write `user_id, item_id, score, rank` for every user of a file, in the order of the file.
+
+    The users are processed in chunks. Finished chunks are kept in a folder beside the output, and the same command
+    continues with them after an interruption. The output file appears when it is complete.
+
+    Args:
+        model: a model folder, or a hub id.
+        input: the histories.
+        output: the table to write.
+        options: length and filters of the lists.
+        index: file of `slmrec export --format faiss` for approximate search; None: search is exact.
+
+    Raises:
+        CheckpointError: the model folder is incomplete or damaged, or the index belongs to other items.
+        ConfigError: the format of a file is not supported, or FAISS is not installed.
+        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
+    """
+    check_output(output)
+    file, arguments = HistoryFile.open(input), options.arguments()
+    folder = find_folder(model)
+    recommender = Recommender.from_pretrained(folder, index=index)
+    files = {"model": _file_states(*sorted(folder.iterdir())), "input": _file_states(input)}
+    files |= {} if index is None else {"index": _file_states(index)}
+    parts = Parts(output, {"slmrec": __version__, "chunk_users": CHUNK_USERS, **files, **arguments})
+    try:
+        _write_parts(recommender, file, arguments, parts)
+    except SlmrecError:  # a second run would fail in the same way
+        parts.remove()
+        raise
+    facts = parts.facts()
+    parts.finish()
+    _LOG.info("; ".join(_summary(facts, output, options.k)))
+
+
+def _write_parts(recommender: Recommender, file: HistoryFile, arguments: dict[str, Any], parts: Parts) -> None:
+    """Compute and write the parts that do not exist yet."""
+    num_done = len(parts)
+    with progress("recommend: users", file.num_users) as advance:
+        for number, (users, histories) in enumerate(file.chunks(CHUNK_USERS, recommender.id_pattern)):
+            if number >= num_done:
+                lists = recommender.recommend(histories, user_ids=users, **arguments)
+                parts.append(lists.table, _facts(lists))
+            advance(len(users))
+    if not len(parts):
+        lists = recommender.recommend([], **arguments)
+        parts.append(lists.table, _facts(lists))
+
+
+def _facts(lists: Recommendations) -> dict[str, Any]:
+    return {
+        "users": len(lists.sizes),
+        "rows": lists.table.num_rows,
+        "unknown": lists.num_unknown,
+        "first_unknown": repr(lists.first_unknown),
+        "fallback": len(lists.fallback_users),
+    }
+
+
+def _summary(facts: list[dict[str, Any]], output: Path, k: int) -> list[str]:
+    users, rows, unknown, fallback = (
+        sum(part[name] for part in facts) for name in ("users", "rows", "unknown", "fallback")
+    )
+    notes = [f"recommend: {rows} rows for {users} users written to {output}"]
+    if unknown:
+        first = next(part["first_unknown"] for part in facts if part["unknown"])
+        notes.append(f"{unknown} unknown items ignored, the first one {first}")
+    if fallback:
+        notes.append(f"{fallback} users without a known item received the most popular items")
+    if rows < k * users:
+        notes.append(f"some users received fewer than {k} because no more items are available")
+    return notes
+
+
+def _file_states(*files: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and modification time of each file."""
+    states = ((file.resolve(), file.stat()) for file in files if file.is_file())
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in states]
