@@ -1,4 +1,4 @@
-"""The whole way in Python: all stages of the pipeline, then the report."""
+"""The whole pipeline in Python: all steps, then the report."""
 
 import logging
 from pathlib import Path
@@ -12,15 +12,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(config: Config, output: Path, force: bool = False) -> None:
-    """Execute all stages that are not done, show the models side by side, and write the report.
+    """Execute all steps that are not done, show the models side by side, and write the report.
 
     Args:
         config: All settings.
         output: Output folder of the run.
-        force: Redo what is done.
+        force: Redo finished steps.
 
     Raises:
-        CheckpointError: A backbone cannot be found; this is checked before the first stage begins.
+        CheckpointError: A backbone cannot be found; this is checked before the first step begins.
     """
     run_steps(config, output, force)
     write_report(output)
@@ -31,7 +31,7 @@ def write_report(output: Path, always: bool = False) -> None:
 
     Args:
         output: Output folder of the run.
-        always: Write it even if the existing report belongs to the same stages.
+        always: Write it even if the existing report belongs to the same steps.
     """
     if missing := missing_libraries():
         _LOG.info("report: needs %s; %s, then `slmrec report %s`", ", ".join(missing), INSTALL, output)
@@ -42,5 +42,11 @@ def write_report(output: Path, always: bool = False) -> None:
 
 
 def plan(config: Config, output: Path, force: bool = False) -> None:
-    """Show what `run` would do and need; nothing is written."""
+    """Show the steps that `run` would execute and their cost; nothing is written.
+
+    Args:
+        config: All settings.
+        output: Output folder of the run.
+        force: Show the plan of a run that redoes finished steps.
+    """
     show_plan(config, output, force)

@@ -1,6 +1,7 @@
-"""`slmrec report`: its numbers are those of the stages, and what is missing or broken is told in its place."""
+"""`slmrec report` shows the numbers of the steps, and a notice for each part that is missing or broken."""
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from reports import depth_study, rows_of, tables_of, write_run
 
 from slmrec import report as package
@@ -22,7 +24,7 @@ from slmrec.studies.ablation import report as report_ablation
 from slmrec.studies.evaluated import read_evaluated
 
 LABELS = {"HR": "hit", "NDCG": "ndcg", "MRR": "mrr"}
-STAGE_OF = {"sasrec": "pretrain", "teacher": "finetune", "student": "distill"}
+STEP_OF = {"sasrec": "pretrain/sasrec", "teacher": "finetune", "student": "distill"}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_all_metrics_are_those_of_evaluate(finished: Path) -> None:
 
 def test_intervals_and_differences_are_those_of_the_users(finished: Path) -> None:
     rows = {row.pop("model"): [*row.values()] for row in rows_of(finished / "report" / "models.csv")}
-    own = {name: user_metrics(read_evaluated(finished, name).column("rank"))["ndcg@10"] for name in rows}
+    own = {name: user_metrics(read_evaluated(finished, name, split="test").column("rank"))["ndcg@10"] for name in rows}
     compared = {name: compare_means(own[name], own["student"]) for name in rows if name != "student"}
     corrected = dict(zip(compared, holm([one.p_value for one in compared.values()]), strict=True))
     for name, row in rows.items():
@@ -110,9 +112,9 @@ def test_intervals_and_differences_are_those_of_the_users(finished: Path) -> Non
 
 
 def test_curves_are_those_of_the_logs(finished: Path) -> None:
-    for stage in STAGE_OF.values():
+    for stage in STEP_OF.values():
         log = (finished / stage / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = rows_of(finished / "report" / f"training-{stage}.csv")
+        rows = rows_of(finished / "report" / f"training-{stage.replace('/', '-')}.csv")
         assert [{name: float(value) for name, value in row.items()} for row in rows] == [
             json.loads(line) for line in log
         ]
@@ -122,8 +124,8 @@ def test_curves_are_those_of_the_logs(finished: Path) -> None:
 def test_the_efficiency_table_is_that_of_the_stages(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["model"]: row for row in rows_of(finished / "report" / "efficiency.csv")}
     evaluated = read(finished / "evaluate" / "metrics.json")["protocols"]
-    assert list(rows)[:3] == list(STAGE_OF)
-    for model, stage in STAGE_OF.items():
+    assert list(rows)[:5] == ["popularity", "cooccurrence", *STEP_OF]
+    for model, stage in STEP_OF.items():
         row, metrics = rows[model], read(finished / stage / "metrics.json")
         log = (finished / stage / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
         assert row["split"] == "test"
@@ -144,7 +146,7 @@ def test_the_efficiency_table_is_that_of_the_stages(finished: Path, capsys: pyte
         assert row["HR@1, sampled_20"] == ""
     show([sections_of(finished)["efficiency"]])
     text = capsys.readouterr().out
-    assert "efficiency: what the models cost" in text and "efficiency: what they give, sampled_20" in text
+    assert "efficiency: cost" in text and "efficiency: quality, sampled_20" in text
     assert re.search(
         rf"│ student +│ test +│ +2 │ +{read(finished / 'distill' / 'metrics.json')['num_parameters']:,} │", text
     )
@@ -183,12 +185,12 @@ def test_a_part_of_a_depth_study_is_enough(output: Path) -> None:
     assert notice.fault == "broken" and "depth.json: is damaged" in notice.text
 
 
-def test_missing_stages_are_named_with_their_command(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_steps_are_named_with_their_command(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     for name in ("evaluate", "distill"):
         shutil.rmtree(output / name)
     show(list(sections_of(output).values()))
-    printed = capsys.readouterr().out
-    assert printed.count("report: missing: evaluate: not run; make it with: slmrec evaluate --config") == 1
+    assert caplog.text.count("report: missing: evaluate: not run; make it with: slmrec evaluate --config") == 1
     found = lacks(output)
     config = output / "finetune" / "config.yaml"
     for section, stages in {"models": ["evaluate"], "training": ["distill"], "run": ["distill", "evaluate"]}.items():
@@ -197,7 +199,10 @@ def test_missing_stages_are_named_with_their_command(output: Path, capsys: pytes
             f"slmrec {stage} --config {config} --output {output}" for stage in stages
         ]
     rows = {row["model"]: row for row in grids_of(output)["efficiency"]}
-    assert list(rows) == ["sasrec", "teacher"] and rows["teacher"]["inference [s / 1,000 users]"] is None
+    assert (
+        list(rows) == ["popularity", "cooccurrence", "sasrec", "teacher"]
+        and rows["teacher"]["inference [s / 1,000 users]"] is None
+    )
     assert "training-finetune" in grids_of(output)
     assert main(found["training"][0].command.split()[1:]) == 0  # the command makes the stage
     assert [notice.text for notice in lacks(output)["run"]] == ["evaluate: not run"]
@@ -231,6 +236,31 @@ def test_a_broken_stage_says_why_and_takes_nothing_else_with_it(output: Path) ->
     assert rows["student"]["parameters"] and not rows["teacher"]["peak memory [MB]"]
 
 
+def test_steps_of_an_earlier_version_are_named(output: Path) -> None:
+    record = read(output / "finetune" / "stage.json")
+    old = record | {"version": "0.1.0"}
+    (output / "finetune" / "stage.json").write_text(json.dumps(old), encoding="utf-8")
+    [notice] = lacks(output)["training"]
+    assert (notice.fault, notice.text) == ("out of date", "finetune: made by an earlier version (0.1.0)")
+    shutil.rmtree(output / "pretrain")
+    (output / "pretrain").mkdir()
+    (output / "pretrain" / "stage.json").write_text(json.dumps(old), encoding="utf-8")
+    texts = [notice.text for notice in lacks(output)["run"]]
+    assert "pretrain/sasrec: made by an earlier version (0.1.0)" in texts
+
+
+def test_a_run_that_was_evaluated_on_validation_alone_says_so(output: Path) -> None:
+    for name in ("metrics.json", "per_user.parquet", "users.parquet"):
+        (output / "evaluate" / name).unlink()
+    config = output / "evaluate" / "config.yaml"
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["evaluate"]["splits"] = ["valid"]
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert set(lacks(output)) == {"depth", "ablation"}
+    assert "Results on the validation split" in sections_of(output)["models"].lead
+    assert {row["split"] for row in grids_of(output)["efficiency"]} == {"valid"}
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [("{}", "has no protocols"), ('{"primary": "full", "protocols": [1]}', "TypeError"), ("nothing", "is damaged")],
@@ -253,26 +283,32 @@ def test_a_stage_of_an_earlier_one_is_out_of_date(output: Path) -> None:
 
 
 def test_a_run_is_not_reported_again_without_need(
-    finished: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     command = ["run", "--config", str(finished.parent / "recipe.yaml"), "--output", str(output)]
     assert main(command) == 0
     before = (output / "report.html").stat().st_mtime_ns
     assert main(command) == 0
     assert (output / "report.html").stat().st_mtime_ns == before
-    assert "nothing has changed" in capsys.readouterr().out
+    assert "report: unchanged, nothing to do" in caplog.text
 
 
 def test_without_the_libraries_one_line_says_what_to_install(
-    finished: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
     monkeypatch.setattr(package, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(output)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "matplotlib, jinja2" in error and "pip install 'slmrec[plots]'" in error
     assert main(["run", "--config", str(finished.parent / "recipe.yaml"), "--output", str(output)]) == 0
-    assert f"pip install 'slmrec[plots]', then `slmrec report {output}`" in capsys.readouterr().out
+    assert f"pip install 'slmrec[plots]', then `slmrec report {output}`" in caplog.text
     assert not (output / "report.html").exists()
 
 
@@ -284,9 +320,9 @@ def test_wrong_places_are_refused(output: Path, tmp_path: Path, capsys: pytest.C
         ([str(notes)], f"{notes}: no run"),
         (
             [str(output), "--output", str(tmp_path / "page.pdf")],
-            "page.pdf: the report is a page; give --output NAME.html",
+            "page.pdf: the report is an HTML page; give --output NAME.html",
         ),
-        ([str(output), "--output", f"{notes}.html"], f"{notes} exists and is no folder of a report's figures"),
+        ([str(output), "--output", f"{notes}.html"], f"{notes} exists and does not belong to a report"),
     ):
         assert main(["report", *arguments]) == 2
         error = capsys.readouterr().err
@@ -324,6 +360,8 @@ def test_the_folder_of_an_ablation_shows_its_baseline(output: Path, tmp_path: Pa
     one = {"full": {5: read_evaluated(cell, "student")}}
     report_ablation(folder, {"full": {}}, one, "full")
     assert set(lacks(folder)) == {"depth"}
+    [note] = [block.note for block in sections_of(folder)["ablation"].blocks if isinstance(block, Grid)]
+    assert "validation split" in note
     assert len(grids_of(folder)["models"]) == 5
     (folder / "ablation.json").unlink()
     found = lacks(folder)

@@ -137,7 +137,7 @@ def test_two_models_of_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert f"A: student of {run}" in said and f"B: teacher of {run}" in said and "differences are B - A" in said
     assert "60 users, primary; validation split" in said
-    assert "NDCG@10 by items in the history" in said and "1-4 (cold)" in said
+    assert "NDCG@10 by number of items in the history" in said and "1-4 (cold)" in said
 
 
 def test_bad_requests_are_one_line(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

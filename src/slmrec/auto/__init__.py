@@ -1,1 +1,1 @@
-"""What a run would do and take, estimated before it starts."""
+"""Estimates of the steps and the cost of a run before it starts."""

@@ -88,11 +88,11 @@ class Planned(NamedTuple):
     num_blocks: int = 0
     """Number of blocks whose states have a cross-entropy of their own."""
     ce: bool = True
-    """Whether the loss has a cross-entropy over the catalogue."""
+    """True if the loss contains a cross-entropy over the catalogue."""
     teacher: Model | None = None
     """Frozen teacher whose outputs are computed once."""
     kl: bool = False
-    """Whether the loss compares the score distributions of student and teacher."""
+    """True if the loss compares the score distributions of student and teacher."""
 
 
 def show_plan(config: Config, output: Path, force: bool) -> None:

@@ -61,9 +61,7 @@ def compare_means(a: Floats, b: Floats, seed: int = 0) -> Comparison:
         (0.5, 1.0, 0.5, 1.0)
     """
     if a.shape != b.shape or not len(a):
-        raise ValueError(
-            f"got values of shapes {a.shape} and {b.shape}, expected one value of each user"
-        )
+        raise ValueError(f"got values of shapes {a.shape} and {b.shape}, expected one value of each user")
     differences = b - a
     low, high = bootstrap_interval(differences, seed)
     means = float(a.mean()), float(b.mean())

@@ -119,7 +119,7 @@ class Shown:
 
     title: str
     is_next: bool = False
-    """Whether the user chose the item next."""
+    """True if the user chose this item next."""
 
 
 @dataclass(frozen=True)
