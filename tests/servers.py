@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 import uvicorn
 
+from slmrec.config import DecoderSettings
 from slmrec.data.dataset import Dataset
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
@@ -37,17 +38,16 @@ def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
     backbone = random_decoder({"model_type": "llama", "pad_token_id": 0, **sizes, **heads})
     prefix, response = 0.3 * torch.randn(3, 32), 0.3 * torch.randn(2, 32)
-    return build_decoder(
-        Backbone(backbone, prefix, response),
-        tuple(range(num_layers)),
-        torch.randn(41, 8),
-        source="random",
+    settings = DecoderSettings(
+        backbone="random",
+        backbone_config=backbone.config.to_diff_dict(),
+        num_layers=num_layers,
         lora=None,
-        positions="contiguous",
         max_history_items=MAX_HISTORY,
-        item_dropout=0.0,
-        train_items=False,
-    ).eval()
+    )
+    parts = Backbone(backbone, prefix, response)
+    vectors = torch.randn(41, 8)
+    return build_decoder(settings, parts, vectors, None, section="finetune", train_items=False).eval()
 
 
 def write_model(folder: Path, dataset: Dataset, seed: int = 0) -> Path:
