@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
+from slmrec.config import PrepareConfig
 from slmrec.data.engine import connect
-from slmrec.data.items import ItemsReading, read_items
-from slmrec.data.logs.read import Reading, read_events
-from slmrec.data.logs.row_errors import Reject
+from slmrec.data.items import read_items
+from slmrec.data.logs.read import read_events
+from slmrec.data.logs.row_errors import RowError
 
 Content = "str | bytes | pa.Table | dict[str, Any]"
 HEADER = "user_id,item_id,timestamp\n"
@@ -25,33 +26,21 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "zst": lambda content: pa.compress(content, "zstd", asbytes=True),
 }
-DEFAULTS: dict[str, Any] = {
-    "format": "auto",
-    "columns": None,
-    "user_col": None,
-    "item_col": None,
-    "time_col": None,
-    "rating_col": None,
-    "tie_col": None,
-    "order": "time",
-    "on_bad_row": "error",
-    "needs_rating": False,
-}
 
 
 class Log(NamedTuple):
-    """What was read."""
+    """The events of a log, and the errors of its invalid rows."""
 
     rows: list[dict[str, Any]]
-    rejects: list[Reject]
-    layout: dict[str, str]
+    errors: list[RowError]
+    columns: dict[str, str]
     titles: list[dict[str, Any]] | None
 
     def events(self) -> list[tuple[Any, Any, Any]]:
         return [(row["user_id"], row["item_id"], row["timestamp"]) for row in self.rows]
 
-    def told(self) -> list[tuple[str, int, str | None, str | None]]:
-        return [(reject.file.name, reject.line, reject.column, reject.value) for reject in self.rejects]
+    def places(self) -> list[tuple[str, int, str | None, str | None]]:
+        return [(error.file.name, error.line, error.column, error.value) for error in self.errors]
 
 
 def as_bytes(content: Content) -> bytes:
@@ -63,7 +52,7 @@ def as_bytes(content: Content) -> bytes:
 
 
 def write(path: Path, content: Content) -> Path:
-    """A file, or of a dict a folder of parts."""
+    """Write a file, or, for a dict, a folder of parts."""
     if isinstance(content, dict):
         for name, part in content.items():
             write(path / name, part)
@@ -82,19 +71,18 @@ def spill() -> Path:
 
 @functools.cache
 def engine() -> Any:
-    """One for all: to connect takes longer than to read."""
+    """Return one engine for all tests, since connecting takes longer than reading."""
     return connect("duckdb", spill(), "1GB")
 
 
 def read(path: Path, **options: Any) -> Log:
-    """All events, in the order of the file."""
-    events = read_events(engine(), spill(), str(path), Reading(**(DEFAULTS | options)))
+    """Read all events in the order of the file."""
+    events = read_events(engine(), spill(), str(path), PrepareConfig(**options))
     rows = events.table.order_by(list(events.ties)).to_pyarrow().to_pylist()
     titles = None if events.titles is None else events.titles.order_by("row").to_pyarrow().to_pylist()
-    return Log(rows, events.rejects, events.layout, titles)
+    return Log(rows, events.errors, events.columns, titles)
 
 
-def items_of(path: Path, **options: Any) -> tuple[Table, list[Reject]]:
-    """The rows of a table of items."""
-    settings = {"item_col": None, "items_id_col": None, "title_col": None, "on_bad_row": "error"} | options
-    return read_items(engine(), spill(), ItemsReading(path=path, **settings))
+def items_of(path: Path, **options: Any) -> tuple[Table, list[RowError]]:
+    """Read a table of items."""
+    return read_items(engine(), spill(), path, PrepareConfig(items=str(path), **options))

@@ -81,7 +81,9 @@ def test_bad_rows_are_shown_and_counted(
     monkeypatch.setenv("COLUMNS", "200")
     bad = ["u,a,soon", "1,2", 'w,"[/bold] :smile: [red]', *(f",a,{number}" for number in range(9))]
     log.write_text(ROWS + "\n".join(bad) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"log\.csv: 12 rows are no events; mend them, or prepare with --on-bad-row"):
+    with pytest.raises(
+        DataError, match=r"log\.csv: 12 rows are not events; correct them, or prepare with --on-bad-row"
+    ):
         validate(str(log), [])
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     shown = [line for line in lines if line[:1] == ["log.csv"]]
@@ -109,7 +111,8 @@ def test_the_command_tells_faults_in_one_line(log: Path, capsys: pytest.CaptureF
     log.write_text(f"{ROWS}1,2\n", encoding="utf-8")
     assert main(["data", "validate", str(log)]) == 2
     assert capsys.readouterr().err == (
-        f"slmrec: {log}: 1 rows are no events; mend them, or prepare with --on-bad-row skip, which leaves them out\n"
+        f"slmrec: {log}: 1 rows are not events; correct them, or prepare with --on-bad-row skip, which leaves them "
+        "out\n"
     )
 
 
@@ -132,3 +135,15 @@ def test_logs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     path.write_text("user_id,item_id,timestamp\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"log\.csv: none of its 1 rows is an event; .*line 2: '1,2': 2 columns"):
         validate(str(path), [])
+
+
+def test_control_characters_of_a_log_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "log\x1b[2J.csv"
+    path.write_text("user_id,item\x1b[31m,timestamp\nu,\x1b]0;title\x07,1\nv,a,\x1b[2J\u202e\n", encoding="utf-8")
+    assert main(["data", "validate", str(path), 'prepare.item_col="item\\x1b[31m"']) == 2
+    output = capsys.readouterr()
+    assert "\\x1b[2J\\u202e" in output.out
+    assert not {"\x1b", "\x07", "\u202e"} & set(output.out)

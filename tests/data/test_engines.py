@@ -5,6 +5,8 @@ import hashlib
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import slmrec
-from slmrec.data.engine import connect, connected, explain
+from slmrec.data.engine import connect, connected, disable_progress_bar, explain
 from slmrec.errors import ConfigError, DataError
 
 FILES = ("interactions.parquet", "items.parquet", "users.parquet", "histories.npy")
@@ -135,7 +137,7 @@ def test_engines_that_cannot_do_what_is_needed(tmp_path: Path, engine: str, abse
     backend = engine.removesuffix("://")
     with pytest.raises(
         ConfigError,
-        match=rf"prepare\.engine is '{name}', which cannot do this \(Ibis' backend {backend} has no {absent}\); "
+        match=rf"prepare\.engine is '{name}', which cannot run this query \(the Ibis backend {backend} has no {absent}\); "
         "use duckdb or spark",
     ):
         connect(name, tmp_path, "1GB")
@@ -189,3 +191,48 @@ def test_errors_of_the_engine_are_one_line(error: Exception, expected: str) -> N
     found = explain(error, "log")
     assert isinstance(found, DataError)
     assert str(found) == expected
+
+
+NOTEBOOK = """
+import sys, types
+ipython = types.ModuleType("IPython")
+ipython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["IPython"], sys.modules["ipywidgets"] = ipython, None  # a notebook without ipywidgets
+"""
+
+
+def write_log(path: Path) -> Path:
+    path.write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n", encoding="utf-8")
+    return path
+
+
+def run_in_notebook(code: str) -> str:
+    """Run code in a process that DuckDB takes for a Jupyter kernel."""
+    done = subprocess.run([sys.executable, "-"], input=NOTEBOOK + code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_prepare_works_in_a_notebook_without_ipywidgets(tmp_path: Path) -> None:
+    code = f"import slmrec\nprint(slmrec.prepare({str(write_log(tmp_path / 'log.csv'))!r}, {str(tmp_path / 'data')!r}))"
+    assert run_in_notebook(code) == str(tmp_path / "data")
+
+
+def test_duckdb_refuses_to_change_its_progress_bar_in_a_notebook_without_ipywidgets() -> None:
+    code = """
+import duckdb
+try:
+    duckdb.connect().execute("SET enable_progress_bar = false")
+except duckdb.InvalidInputException as error:
+    print(error)
+"""
+    assert "ipywidgets" in run_in_notebook(code)
+
+
+def test_the_progress_bar_of_duckdb_is_disabled(tmp_path: Path) -> None:
+    with connected("duckdb", tmp_path, "1GB") as engine:
+        assert engine.con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]
+    connection = duckdb.connect()
+    connection.execute("SET enable_progress_bar = true")
+    disable_progress_bar(connection)
+    assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]

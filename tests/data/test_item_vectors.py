@@ -96,10 +96,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"shape \(3, 2\); expected \(4, D\)"):
         read_item_vectors(tmp_path / "few.npy", 4)
     np.save(tmp_path / "nan.npy", np.array([[1.0], [np.nan], [1.0], [1.0]]))
-    with pytest.raises(DataError, match="row 1 holds a value that is not finite"):
+    with pytest.raises(DataError, match="row 1 contains a value that is not finite"):
         read_item_vectors(tmp_path / "nan.npy", 4)
     save_file({"a": VECTORS, "b": VECTORS.clone()}, tmp_path / "two.safetensors")
-    with pytest.raises(DataError, match="holds 2 tensors"):
+    with pytest.raises(DataError, match="contains 2 tensors"):
         read_item_vectors(tmp_path / "two.safetensors", 4)
     (tmp_path / "v.bin").write_bytes(b"")
     with pytest.raises(DataError, match=r"\.npy, \.safetensors, \.pkl"):
@@ -107,7 +107,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_item_vectors(tmp_path / "none.npy", 4)
     (tmp_path / "word.pkl").write_bytes(pickle.dumps("word"))
-    with pytest.raises(DataError, match="holds a str"):
+    with pytest.raises(DataError, match="contains a str"):
         read_item_vectors(tmp_path / "word.pkl", 4)
 
 
@@ -115,10 +115,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_arrays_of_anything_but_numbers_are_refused(kind: type, tmp_path: Path) -> None:
     array = VECTORS.numpy().astype(kind)
     (tmp_path / "v.pkl").write_bytes(pickle.dumps(array))
-    with pytest.raises(DataError, match=r"v\.pkl: holds an array of .*expected numbers"):
+    with pytest.raises(DataError, match=r"v\.pkl: contains an array of .*expected numbers"):
         read_item_vectors(tmp_path / "v.pkl", 4)
     np.save(tmp_path / "v.npy", array, allow_pickle=True)
-    with pytest.raises(DataError, match=r"v\.npy: (holds|not) an array of .*"):
+    with pytest.raises(DataError, match=r"v\.npy: (contains|not) an array of .*"):
         read_item_vectors(tmp_path / "v.npy", 4)
 
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from log_files import PACKINGS, items_of, read, write
 
-from slmrec.data.items import one_row_an_item
-from slmrec.data.logs.row_errors import Reject
+from slmrec.data.items import one_row_per_item
+from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import DataError
 
 
@@ -15,15 +15,15 @@ def known_and_rows(path: Path, ids: list[str] | None, **options: Any) -> tuple[d
     catalogue = rows.select("text").distinct()
     if ids is not None:
         catalogue = catalogue.filter(catalogue.text.isin(ids))
-    found = one_row_an_item(rows, catalogue).to_pyarrow().to_pylist()
+    found = one_row_per_item(rows, catalogue).to_pyarrow().to_pylist()
     assert len(found) == len({row["text"] for row in found})
     return {row.pop("text"): row for row in found}, rows.count().to_pyarrow().as_py()
 
 
-def all_rows(path: Path, **options: Any) -> tuple[list[dict[str, Any]], list[Reject]]:
+def all_rows(path: Path, **options: Any) -> tuple[list[dict[str, Any]], list[RowError]]:
     """In the order of the file."""
-    table, rejects = items_of(path, **options)
-    return table.order_by("row").to_pyarrow().to_pylist(), rejects
+    table, errors = items_of(path, **options)
+    return table.order_by("row").to_pyarrow().to_pylist(), errors
 
 
 def known(path: Path, ids: list[str] | None = None, **options: Any) -> dict[str, dict[str, Any]]:
@@ -117,8 +117,8 @@ def test_all_columns_are_kept_under_names_of_their_own(tmp_path: Path) -> None:
 
 def test_keys_that_are_no_unicode_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "items.jsonl", '{"item_id": 1, "title": "A"}\n{"item_id": 2, "\\ud800": 1}\n')
-    rows, rejects = all_rows(path, on_bad_row="skip")
-    assert ([row["text"] for row in rows], [reject.line for reject in rejects]) == (["1"], [2])
+    rows, errors = all_rows(path, on_bad_row="skip")
+    assert ([row["text"] for row in rows], [reject.line for reject in errors]) == (["1"], [2])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_keys_that_are_no_unicode_are_left_out(tmp_path: Path) -> None:
         ("items.csv", "item_id,title\n1,A\n,B\n", r"items\.csv: line 3: item_id is None: expected an id"),
         ("items.csv", "item_id,title\n1,A\n2\n", r"items\.csv: line 3: '2': 1 columns, expected 2"),
         ("items.csv", "item_id,title,title\n1,A,B\n", r"2 columns are named 'title', expected one"),
-        ("items.txt", "1 A\n", r"items\.txt: is no table; expected one of items \(\.csv"),
+        ("items.txt", "1 A\n", r"items\.txt: is not a table of items; expected \.csv"),
         ("items.txt", "", r"items\.txt: the file is empty"),
         ("none.csv", None, r"none\.csv: no such file; set prepare\.input \(or prepare\.items\)"),
     ],
@@ -155,9 +155,9 @@ def test_python_literals_are_read_and_never_run(tmp_path: Path) -> None:
     path = write(tmp_path / "meta", f"{{'asin': 'a', 'title': \"It's\", 'price': 9.5}}\n{bad}\n{{'asin': 'b'}}\n")
     with pytest.raises(DataError, match=r"meta: line 2: .*not JSON"):
         titles(path)
-    rows, rejects = all_rows(path, on_bad_row="skip")
+    rows, errors = all_rows(path, on_bad_row="skip")
     assert [(row["text"], row["title"]) for row in rows] == [("a", "It's"), ("b", None)]
-    assert [(reject.line, reject.value) for reject in rejects] == [(2, bad)]
+    assert [(reject.line, reject.value) for reject in errors] == [(2, bad)]
     assert not trap.exists()
 
 
@@ -196,5 +196,7 @@ def test_keys_that_only_later_lines_have_are_kept(tmp_path: Path) -> None:
 
 def test_ids_that_are_floats_are_refused(tmp_path: Path) -> None:
     table = pa.table({"item_id": [1.0, 2.0], "title": ["a", "b"]})
-    with pytest.raises(DataError, match=r"column 'item_id' holds float64, expected ids that are text or whole numbers"):
+    with pytest.raises(
+        DataError, match=r"column 'item_id' has the type float64, expected ids that are text or whole numbers"
+    ):
         all_rows(write(tmp_path / "items.parquet", table))

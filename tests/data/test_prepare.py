@@ -23,7 +23,6 @@ from slmrec.data.dataset import Dataset
 from slmrec.data.logs.read import read_events
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
-from slmrec.pipeline.prepare import arguments
 
 Row = tuple[Any, ...]
 FILES = [
@@ -48,7 +47,7 @@ def write_parquet(path: Path, rows: Sequence[Row], **options: Any) -> Path:
 def prepare(input: Path, **settings: Any) -> tuple[Path, dict[str, float]]:
     output = input.parent / f"{input.name}.prepared.{len(list(input.parent.iterdir()))}"
     output.mkdir()
-    return output, prepare_dataset(str(input), output, **arguments(PrepareConfig(**settings)))
+    return output, prepare_dataset(PrepareConfig(**settings), output, str(input))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -436,12 +435,12 @@ def test_the_rules_of_the_paper_on_real_reviews(shared: Path, tmp_path: Path, na
         rows = [json.loads(line) for line in lines]
     events = [(row["reviewerID"], row["asin"], row["unixReviewTime"], row["overall"]) for row in rows]
     expected = paper(events, order)
-    given = arguments(PrepareConfig(preset="paper", order=order))
+    settings = PrepareConfig(preset="paper", order=order)
     if not expected:
         with pytest.raises(DataError, match=r"no event is left; .*prepare\.min_item_events \(20\): \d+"):
-            prepare_dataset(str(path), tmp_path, **given)
+            prepare_dataset(settings, tmp_path, str(path))
         return
-    counts = prepare_dataset(str(path), tmp_path, **given)
+    counts = prepare_dataset(settings, tmp_path, str(path))
     assert histories(tmp_path) == expected
     assert counts["num_removed_by_min_rating"] == sum(row["overall"] < 3 for row in rows)
     removed = sum(number for name, number in counts.items() if name.startswith("num_removed_by_"))
@@ -473,8 +472,8 @@ def test_what_is_set_besides_a_preset_counts(tmp_path: Path) -> None:
 
 def test_beauty(shared: Path, tmp_path: Path) -> None:
     items = str(shared / "data" / "Beauty.items.csv.gz")
-    given = arguments(PrepareConfig(items=items))
-    counts = prepare_dataset(str(shared / "data" / "Beauty.txt.gz"), tmp_path, **given)
+    settings = PrepareConfig(items=items)
+    counts = prepare_dataset(settings, tmp_path, str(shared / "data" / "Beauty.txt.gz"))
     assert (counts["num_users"], counts["num_items"], counts["num_events"]) == (22_363, 12_101, 198_502)
     assert (counts["shortest_history"], counts["longest_history"], counts["num_titled_items"]) == (5, 204, 12_083)
     assert histories(tmp_path)[1] == [1, 2, 3, 4, 5]
@@ -483,8 +482,8 @@ def test_beauty(shared: Path, tmp_path: Path) -> None:
 
 def test_reviews_in_json_lines(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "amazon2018"
-    given = arguments(PrepareConfig(items=str(folder / "meta_Gift_Cards.json.gz")))
-    counts = prepare_dataset(str(folder / "Gift_Cards_5.json.gz"), tmp_path, **given)
+    settings = PrepareConfig(items=str(folder / "meta_Gift_Cards.json.gz"))
+    counts = prepare_dataset(settings, tmp_path, str(folder / "Gift_Cards_5.json.gz"))
     assert (counts["num_users"], counts["num_items"], counts["num_events"]) == (458, 148, 2972)
     assert counts["num_titled_items"] == 148
     assert not any("&amp;" in row["title"] for row in tables(tmp_path)["items"])
@@ -493,9 +492,9 @@ def test_reviews_in_json_lines(shared: Path, tmp_path: Path) -> None:
 def test_a_download_that_was_cut_off_is_refused(shared: Path, tmp_path: Path) -> None:
     path = shared / "data" / "amazon2014" / "reviews_Digital_Music_5.truncated.json.gz"
     with pytest.raises(
-        DataError, match=r"truncated\.json\.gz: the (gzip|compressed) file is cut off or damaged .*download"
+        DataError, match=r"truncated\.json\.gz: the (gzip|compressed) file is truncated or damaged .*download"
     ):
-        prepare_dataset(str(path), tmp_path, **arguments(PrepareConfig()))
+        prepare_dataset(PrepareConfig(), tmp_path, str(path))
     assert not list(tmp_path.iterdir())
 
 
@@ -511,7 +510,7 @@ def test_a_memory_limit_that_will_not_do(tmp_path: Path, limit: str, error: type
     log, output = write_csv(tmp_path / "log.csv", THREE), tmp_path / "data"
     output.mkdir()
     with pytest.raises(error, match=message) as raised:
-        prepare_dataset(str(log), output, **arguments(PrepareConfig(memory_limit=limit)))
+        prepare_dataset(PrepareConfig(memory_limit=limit), output, str(log))
     assert "\n" not in str(raised.value)
     assert not list(output.iterdir())
 

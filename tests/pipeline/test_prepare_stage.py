@@ -169,7 +169,7 @@ def test_describe_validate_and_fetch(log: Path, there: Path, capsys: pytest.Capt
     assert main(["data", "validate", str(log)]) == 0
     assert f"{log}: all rows are events" in capsys.readouterr().out
     log.write_text(log.read_text(encoding="utf-8") + "v,d,soon\n", encoding="utf-8")
-    assert f"{log}: 1 rows are no events; mend them, or prepare with" in refused(capsys, "data", "validate", log)
+    assert f"{log}: 1 rows are not events; correct them, or prepare with" in refused(capsys, "data", "validate", log)
     assert "no such file" in refused(capsys, "data", "validate", log.with_name("none.csv"))
     assert main(["data", "fetch"]) == 0
     assert "`slmrec data fetch NAME` shows a data set's terms and downloads it" in capsys.readouterr().out
@@ -414,7 +414,9 @@ def test_a_changed_table_is_prepared_anew(tmp_path: Path, capsys: pytest.Capture
 def test_items_that_fit_nothing_are_an_error(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "items.csv").write_text("item_id,title\n0001,One\n", encoding="utf-8")
     told = refused(capsys, "prepare", "--input", log, "--items", tmp_path / "items.csv", "--output", tmp_path / "data")
-    assert "items.csv: none of its items is in the log, whose ids look like 'a' and its own like '0001'" in told
+    assert (
+        "items.csv: none of its items is in the log; ids of the log look like 'a', ids of the table like '0001'" in told
+    )
 
 
 def test_items_by_the_column_of_the_log(tmp_path: Path) -> None:
@@ -428,7 +430,7 @@ def test_an_output_among_the_parts_is_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "a.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\nu,c,3\n", encoding="utf-8")
     told = refused(capsys, "prepare", "--input", tmp_path / "log", "--output", tmp_path / "log" / "out")
-    assert "holds the output folder" in told
+    assert "contains the output folder" in told
 
 
 def test_another_memory_limit_redoes_nothing(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slmrec import prepare
+from slmrec.commands.describe import describe
 from slmrec.errors import DataError
-from slmrec.report.describe import describe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDTH = 80
@@ -98,7 +98,7 @@ def test_no_times(shop_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     found = lines(capsys)
     assert (found["users"], found["items"], found["times"]) == ("80", "40", "no times")
     assert "duplicates (same user, item and time)" not in found
-    assert "Without times nobody can tell whether training looks into the future." in found["text"]
+    assert "Without times, it is unknown whether training looks into the future." in found["text"]
     assert (tmp_path / "data" / "describe.png").read_bytes().startswith(PNG)
 
 
@@ -116,7 +116,7 @@ def test_without_matplotlib_the_text_is_all(
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
-    code = "import sys, slmrec.report.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
+    code = "import sys, slmrec.commands.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 

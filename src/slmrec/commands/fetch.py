@@ -1,4 +1,4 @@
-"""Public data sets, downloaded by name."""
+"""The command `slmrec data fetch`: downloads of public data sets."""
 
 import shlex
 from pathlib import Path
@@ -7,23 +7,24 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from slmrec.data.public.download import RECORD, Download, download
 from slmrec.data.public.registry import DATASETS, PublicDataset, RemoteFile, find_dataset
+from slmrec.files import printable
 
 
 def fetch(name: str, output: Path) -> None:
-    """Downloads a data set into a folder: shows its terms first, and last the command to go on with.
+    """Download a data set into a folder; prints its terms first, and finally the command to continue with.
 
     Raises:
-        DataError: there is no such data set, or a file cannot be had as it should be.
+        DataError: the data set is unknown, or a file cannot be downloaded or verified.
     """
     dataset = find_dataset(name)
     print(f"{dataset.name}: {dataset.about}\nterms: {dataset.terms}\ncite: {dataset.citation}", flush=True)
     for file in dataset.files:
-        print(_outcome(_download(file, output)), flush=True)
-    print(f"written to {output}; go on with: {_next_command(dataset, output)}")
+        print(printable(_outcome(_download(file, output))), flush=True)
+    print(printable(f"written to {output}; continue with: {_next_command(dataset, output)}"))
 
 
 def list_datasets() -> None:
-    """Prints the names of the data sets, what they are, and how large the download is where that is known."""
+    """Print the names and descriptions of all data sets, with the sizes of the downloads where they are known."""
     for dataset in DATASETS:
         sizes = [file.num_bytes for file in dataset.files if file.num_bytes]
         size = f" ({sum(sizes) / 1e6:,.0f} MB)" if sizes else ""
@@ -38,13 +39,13 @@ def _download(file: RemoteFile, folder: Path) -> Download:
         return download(file, folder, lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def _outcome(found: Download) -> str:
-    how = "fetched" if found.fetched else "was there already"
-    if found.compared_with:
-        agreed = f"as {found.compared_with} says"
+def _outcome(result: Download) -> str:
+    state = "downloaded" if result.fetched else "exists already"
+    if result.compared_with:
+        verified = f"matches the checksum of {result.compared_with}"
     else:
-        agreed = f"no checksum is published, so nothing could be compared; kept in {RECORD} for the next time"
-    return f"{found.path}: {how}, {found.checksum}: {agreed}"
+        verified = f"no checksum is published to compare with; recorded in {RECORD} for later downloads"
+    return f"{result.path}: {state}, {result.checksum}: {verified}"
 
 
 def _next_command(dataset: PublicDataset, folder: Path) -> str:

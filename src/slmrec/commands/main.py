@@ -366,7 +366,7 @@ def _run_items_command(options: argparse.Namespace) -> None:
 
 def _run_data_command(options: argparse.Namespace) -> None:
     if options.data_command == "describe":
-        from slmrec.report.describe import describe
+        from slmrec.commands.describe import describe
 
         describe(options.folder, options.output)
     elif options.data_command == "fetch":

@@ -1,4 +1,4 @@
-"""From raw logs to a data set."""
+"""Settings of `prepare`: raw logs to a data set."""
 
 from typing import Any, Literal
 
@@ -6,72 +6,74 @@ from pydantic import Field, model_validator
 
 from slmrec.config.section import Section, check
 
+LogFormat = Literal["auto", "sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "reference"]
+OnBadRow = Literal["error", "skip"]
+
 
 class PrepareConfig(Section):
-    """From raw logs to the data-set folder."""
+    """Settings of `prepare`: how a log is read, which events are kept, and how they are split."""
 
     input: str | None = None
-    """The log: a file or a folder of parts, plain, .gz or .zst; for another engine, Parquet or the name of a table."""
-    format: Literal["auto", "sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "reference"] = (
-        "auto"
-    )
-    """`sequences` is one line a user (`user item item ...`); tables that are text have a comma (csv), tab (tsv),
-    semicolon (scsv), space (ssv), | (psv) or :: (dat, as MovieLens) between their fields; `reference` is the paper's
-    processed csv with lists; `auto` goes by the content."""
+    """The log: a file or a folder of parts, plain, .gz or .zst. For an engine other than DuckDB: a Parquet file or the
+    name of a table."""
+    format: LogFormat = "auto"
+    """The format of the log. `sequences` has one user per line (`user item item ...`). Text tables differ in their
+    delimiter: comma (csv), tab (tsv), semicolon (scsv), space (ssv), | (psv) or :: (dat, as MovieLens). `reference` is
+    the paper's processed csv with lists. `auto` detects the format from the content."""
     columns: tuple[str, ...] | None = None
-    """Names of all columns, in order, of a file without header, for example [user_id, item_id, rating, timestamp]."""
+    """The names of all columns, in order, of a file without a header, for example [user_id, item_id, timestamp]."""
     user_col: str | None = None
-    """The table's column of users; null: the usual names (user_id, reviewerID, userId)."""
+    """The column of user ids; null: the usual names (user_id, reviewerID, userId)."""
     item_col: str | None = None
-    """The table's column of items; null: the usual names (item_id, parent_asin, asin, movieId)."""
+    """The column of item ids; null: the usual names (item_id, parent_asin, asin, movieId)."""
     time_col: str | None = None
-    """The table's column of times, whole numbers or dates; null: the usual names (timestamp, unixReviewTime)."""
+    """The column of times, whole numbers or dates; null: the usual names (timestamp, unixReviewTime)."""
     rating_col: str | None = None
-    """The table's column of ratings, read if a rule needs it; null: the usual names (rating, overall)."""
+    """The column of ratings, read only if min_rating is set; null: the usual names (rating, overall)."""
     tie_col: str | None = None
-    """A column that orders events of the same time; null: they are in the order of the file (of another engine, whose
-    rows have no order, in that of the item ids)."""
+    """A column that orders events of the same time; null: the order of the file, or, for engines whose rows have no
+    order, the order of the item ids."""
     items: str | None = None
-    """A table of items with titles and whatever else is known of them, optional."""
+    """An optional table of items, with titles and other columns."""
     items_id_col: str | None = None
-    """Its column of ids; null: the usual names (item_id, parent_asin, asin, movieId)."""
+    """The column of item ids in the table of items; null: the usual names (item_id, parent_asin, asin, movieId)."""
     title_col: str | None = None
-    """Its column of titles; null: the usual names (title, movie_title, name)."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with rows that are no events: stop at the first, or leave them out, count them, and write them to
+    """The column of titles in the table of items; null: the usual names (title, movie_title, name)."""
+    on_bad_row: OnBadRow = "error"
+    """How to treat invalid rows: stop at the first one, or skip them, count them, and write them to
     rejected.parquet."""
     preset: Literal["paper"] | None = None
-    """`paper`: the rules of the reference's notebook (rating 3 or more, users of 5 events, items of 20, one pass, no
-    repeats); what is set besides counts on top."""
+    """`paper`: the rules of the reference's notebook (rating of at least 3, 5 events per user, 20 events per item,
+    single pass, no repeats). Settings given explicitly take precedence."""
     min_rating: float | None = None
-    """Events of a lower rating are left out."""
+    """Remove events with a lower rating."""
     min_user_events: int = Field(3, ge=3)
-    """Users of fewer events are left out; leave-one-out needs 3."""
+    """Remove users with fewer events; leave-one-out needs 3."""
     min_item_events: int = Field(1, ge=1)
-    """Items of fewer events are left out."""
+    """Remove items with fewer events."""
     core: Literal["fixed_point", "single_pass"] = "fixed_point"
-    """Repeat the last two rules until both hold (k-core), or apply them once: to users, to items, and at the end to
-    users again."""
+    """Repeat the last two rules until both hold (k-core), or apply them once: to users, to items, and finally to users
+    again."""
     order: Literal["time", "file"] = "time"
-    """A user's events are in the order of their times, or of the file."""
+    """Order the events of a user by time, or keep the order of the file."""
     repeats: Literal["keep", "drop", "merge"] = "keep"
-    """An item again in a history: keep it, drop all but the first event, or merge those that follow one another."""
+    """Repeated items in a history: keep them, drop all but the first event, or merge consecutive events of one item."""
     max_history: int | None = Field(None, ge=3)
-    """The newest events of a user that are kept; null: all."""
+    """Keep only the newest events of each user; null: all."""
     split: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    """The last two events of each user are held out, or all events from one time on, for all users."""
+    """Hold out the last two events of each user, or all events after a point in time that is the same for all users."""
     valid_share: float = Field(0.1, gt=0, lt=1)
-    """Of a temporal split, the share of all events in the validation period."""
+    """The share of all events in the validation period of a temporal split."""
     test_share: float = Field(0.1, gt=0, lt=1)
-    """Of a temporal split, the share of all events in the test period, the newest."""
+    """The share of all events in the test period, the newest one, of a temporal split."""
     engine: str = "duckdb"
-    """What computes: `duckdb` (embedded), `spark`, or the connection URL of another Ibis backend."""
+    """The engine that computes: `duckdb` (embedded), `spark`, or the connection URL of another Ibis backend."""
     memory_limit: str = "4GB"
-    """Memory that DuckDB may take; what does not fit goes to the output's disk."""
+    """The memory that DuckDB may use; larger intermediate results are written to the output's disk."""
 
     @model_validator(mode="before")
     @classmethod
-    def _with_preset(cls, values: Any) -> Any:
+    def _apply_preset(cls, values: Any) -> Any:
         """Source: the reference's notebook; its thresholds are in the paper's description of the data sets."""
         if isinstance(values, dict) and values.get("preset") == "paper":
             paper = {"min_rating": 3, "min_user_events": 5, "min_item_events": 20}
@@ -79,7 +81,7 @@ class PrepareConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> "PrepareConfig":
+    def _check_consistency(self) -> "PrepareConfig":
         check(
             self.split == "leave_one_out" or self.order == "time",
             "split: temporal needs order: time; leave order out, or use split: leave_one_out",

@@ -1,4 +1,4 @@
-"""From samples to padded batches: every order that is drawn depends on seed and epoch alone."""
+"""Batches of samples; all random orders depend only on the seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,19 +11,29 @@ from slmrec.data.permutation import NUM_ROUNDS, permuted
 from slmrec.types import Batch, Histories
 
 POOL_BATCHES = 50
-"""Batches whose samples are sorted by length together: long enough that a batch stays a random draw."""
+"""Batches per pool of samples that are sorted by length; large enough for batches to remain random draws."""
 
 
 def collate(samples: Samples, rows: Ints, max_history_items: int, every_position: bool = False) -> Batch:
-    """The batch of some samples: the newest items of each, oldest first, padded with 0 on the right to the longest."""
+    """Build a batch from the newest items of some samples.
+
+    Args:
+        samples: all samples.
+        rows: (B,) the samples of the batch.
+        max_history_items: the maximum number of items per history.
+        every_position: whether each position of a history has a target, or only the last one.
+
+    Returns:
+        Histories of shape (B, L), oldest item first, padded with 0 on the right, and their targets.
+    """
     starts, ends, _ = samples.spans(rows)
     starts = np.maximum(starts, ends - max_history_items)
     lengths = ends - starts
     columns = np.arange(lengths.max())
     inside = columns < lengths[:, None]
-    at = np.minimum(starts[:, None] + columns, len(samples.flat) - 1)
-    items = np.where(inside, samples.flat[at], 0).astype(np.int64)
-    targets = samples.flat[(at + 1)[inside] if every_position else ends].astype(np.int64)
+    indices = np.minimum(starts[:, None] + columns, len(samples.flat) - 1)
+    items = np.where(inside, samples.flat[indices], 0).astype(np.int64)
+    targets = samples.flat[(indices + 1)[inside] if every_position else ends].astype(np.int64)
     tensor = torch.from_numpy
     return Batch(Histories(tensor(items), tensor(lengths)), tensor(targets), every_position, tensor(rows))
 
@@ -40,10 +50,11 @@ def pad_histories(histories: Sequence[Sequence[int]], max_history_items: int) ->
 
 
 def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: int, epoch: int) -> Iterator[Ints]:
-    """Rows of each batch of one epoch: shuffled, then sorted by length within pools, whose batches are shuffled.
+    """Yield the rows of each batch of one epoch: shuffled, sorted by length within pools, batches shuffled per pool.
 
-    Few pads, and batches that are still nearly independent draws. The same seed and epoch give the same batches. No
-    more than a pool is held in memory. Of ceil(samples / batch_size) batches one may be shorter, in the last pool.
+    Sorting reduces padding, while batches remain nearly independent draws. The same seed and epoch give the same
+    batches. At most one pool is in memory. There are ceil(samples / batch_size) batches; one of the last pool may be
+    shorter.
     """
     generator = np.random.default_rng((seed, epoch))
     keys = generator.integers(0, 2**64, NUM_ROUNDS, np.uint64)
@@ -52,14 +63,14 @@ def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: in
         pool = permuted(np.arange(start, min(start + size, len(samples))), len(samples), keys)
         lengths = np.minimum(samples.lengths(pool), max_history_items)
         pool = pool[np.argsort(lengths, kind="stable")]
-        for at in batch_size * generator.permutation(-(-len(pool) // batch_size)):
-            yield pool[at : at + batch_size]
+        for first in batch_size * generator.permutation(-(-len(pool) // batch_size)):
+            yield pool[first : first + batch_size]
 
 
 def by_length(
     samples: Samples, batch_size: int, max_history_items: int, every_position: bool = False
 ) -> Iterator[tuple[Ints, Batch]]:
-    """Rows and batches of all samples, shortest first: for inference."""
+    """Yield rows and batches of all samples for inference, shortest first."""
     order = np.argsort(samples.clipped_lengths(max_history_items), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

@@ -1,6 +1,6 @@
-"""The prepared data set: mapped from its folder, cut into samples by leave-one-out or by time.
+"""Prepared data sets, memory-mapped and cut into samples by leave-one-out or by time.
 
-Nothing is held for every user or sample: spans are worked out for the rows that are asked for.
+Spans of samples are computed on demand, so the memory does not grow with the number of users or samples.
 """
 
 import json
@@ -22,86 +22,86 @@ Ints = NDArray[np.int64]
 Items = NDArray[np.integer[Any]]
 Spans = tuple[Ints, Ints, Ints]
 Users = Ints | slice
-"""Some users (from 0), in an array of any shape or in a row."""
+"""Users (from 0), as an array of any shape or as a range."""
 
 CHUNK = 2**16
-"""Users or samples that are looked at together when all of them are."""
+"""Users or samples processed at a time when all of them are."""
 MANY_ROWS = 2**12
-"""So many rows at random touch nearly every page of the offsets, and a batch has fewer."""
+"""More random rows than this touch nearly all pages of the offsets; batches are smaller."""
 NEIGHBOURS = 16
-"""Users whose samples are counted together; divides `CHUNK`."""
+"""Users whose samples share one stored count; a divisor of `CHUNK`."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Cuts of one flat array of items, worked out for the rows (from 0) that are asked for.
+    """Samples as spans of one flat array of items; spans are computed on demand for given rows (from 0).
 
-    A sample with the span (start, end) is `flat[start:end]`, and `flat[end]` comes next. A sample read at every
-    position has, in the same way, `flat[start+1 : end+1]` as its targets.
+    A sample with the span (start, end) has the history `flat[start:end]` and the target `flat[end]`. With a target at
+    every position, its targets are `flat[start+1 : end+1]`.
     """
 
     flat: Items
-    """All users' items, one after the other."""
+    """The items of all users, concatenated."""
     num: int
-    """How many samples there are."""
+    """The number of samples."""
     spans: Callable[[Ints], Spans]
-    """Where the samples of some rows start and end, and the users (from 0) they belong to."""
+    """Maps rows to the starts, the ends and the users (from 0) of their samples."""
 
     @classmethod
     def of(cls, flat: Items, starts: Ints, ends: Ints, users: Ints) -> "Samples":
-        """The samples of these spans and users."""
+        """Create samples from explicit spans and users."""
         return cls(flat, len(starts), lambda rows: (starts[rows], ends[rows], users[rows]))
 
     def __len__(self) -> int:
         return self.num
 
     def lengths(self, rows: Ints) -> Ints:
-        """Items in each sample of some rows."""
+        """Return the number of items in the sample of each row."""
         starts, ends, _ = self.spans(rows)
         return ends - starts
 
     def clipped_lengths(self, max_history_items: int) -> Items:
-        """(num,) the items read of each sample, in the smallest type that holds them."""
+        """Return (num,) the lengths of the samples limited to `max_history_items`, in the smallest integer type."""
         lengths = np.empty(len(self), np.min_scalar_type(max_history_items))
         for rows in self.chunks():
             lengths[rows] = np.minimum(self.lengths(rows), max_history_items)
         return lengths
 
     def users(self) -> Ints:
-        """(num,) the user (from 0) of each sample."""
+        """Return (num,) the user (from 0) of each sample."""
         return np.concatenate([np.empty(0, np.int64), *(self.spans(rows)[2] for rows in self.chunks())])
 
     def chunks(self) -> Iterator[Ints]:
-        """All rows in order, some at a time."""
+        """Yield all rows in order, in chunks."""
         return (np.arange(rows.start, rows.stop) for rows in _chunks(len(self)))
 
     def take(self, rows: Ints) -> "Samples":
-        """The samples of these rows, in this order."""
+        """Select the samples of some rows, in their order."""
         return Samples(self.flat, len(rows), lambda some: self.spans(rows[some]))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Histories in time order, and the caller's ids of users and items."""
+    """Histories in time order, and the original ids of users and items."""
 
     flat: Items
     """Items 1..V, user after user, oldest first."""
     offsets: Ints
     """(U+1,): user u (from 0) owns `flat[offsets[u]:offsets[u+1]]`."""
     users: pa.Table | Path
-    """The table of users, or the file that holds it: user u (from 0) has the `user_id` at row u."""
+    """The table of users or its file: user u (from 0) has the `user_id` in row u."""
     items: pa.Table | Path
-    """The table of items, or the file that holds it: item i has the `item_id`, and perhaps `title`, at row i-1."""
+    """The table of items or its file: item i has the `item_id`, and optionally the `title`, in row i-1."""
     fingerprint: str
-    """Identifies the prepared data; models carry it."""
+    """Identifies the prepared data; models record it."""
     cuts: NDArray[np.int32] | None = None
-    """(U, 2): how many events of each user come before validation and before test; None: leave-one-out."""
+    """(U, 2): the number of events of each user before validation and before test; None: leave-one-out."""
     preparation: Mapping[str, Any] = field(default_factory=dict)
-    """How it was prepared, as `dataset.json` says it: `rules` and `sources`."""
+    """The entries `rules` and `sources` of `dataset.json`."""
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
-        """The data set that `prepare` wrote into a folder; histories are mapped, ids are read when asked for.
+        """Load a data set that `prepare` wrote; histories are memory-mapped, ids are read on first use.
 
         Raises:
             DataError: the folder is not a complete data set.
@@ -117,45 +117,45 @@ class Dataset:
 
     @property
     def num_users(self) -> int:
-        """U."""
+        """The number of users U."""
         return len(self.offsets) - 1
 
     @cached_property
     def num_items(self) -> int:
-        """V."""
+        """The number of items V."""
         items = pq.read_metadata(self.items) if isinstance(self.items, Path) else self.items
         return int(items.num_rows)
 
     @cached_property
     def user_ids(self) -> pa.Array:
-        """(U,) the caller's ids of the users."""
+        """(U,) the original user ids."""
         return _column(self.users, "user_id")
 
     @cached_property
     def item_ids(self) -> pa.Array:
-        """(V,) the caller's ids of the items: item i has the one at row i-1."""
+        """(V,) the original item ids: item i has the one in row i-1."""
         return _column(self.items, "item_id")
 
     @cached_property
     def titles(self) -> pa.Array | None:
-        """(V,) the titles of the items, if they were given."""
+        """(V,) the titles of the items; None if the data set has none."""
         schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
         return _column(self.items, "title") if "title" in schema.names else None
 
     @property
     def split_rule(self) -> Literal["leave_one_out", "temporal"]:
-        """What the events are held out by."""
+        """The rule by which events are held out."""
         return "leave_one_out" if self.cuts is None else "temporal"
 
     def train_counts(self) -> Ints:
-        """(V+1,): how often each item occurs in the train split."""
+        """Return (V+1,) the number of training events of each item."""
         counts = np.zeros(self.num_items + 1, np.int64)
         for _, items in self.train_events():
             counts += np.bincount(items, minlength=len(counts))
         return counts
 
     def train_events(self) -> Iterator[tuple[Ints, Items]]:
-        """Users (from 0) and items of the events of the train split, in order, those of some users at a time."""
+        """Yield users (from 0) and items of the training events in order, in chunks of users."""
         for users in self._user_chunks():
             first, valid, _, last = self._bounds(users)
             parts = np.stack([valid - first, last - valid], axis=1).ravel()
@@ -164,13 +164,13 @@ class Dataset:
             yield owners, self.flat[first[0] : last[-1]][trained]
 
     def held_out(self, split: Literal["valid", "test"]) -> Samples:
-        """One sample a user: the whole history before the first event of a split.
+        """Return one sample per user whose target is the user's first event in a split.
 
-        Under leave-one-out these are the second last event and the last one. A user without an event in the split, or
-        without one before it, has no sample.
+        With leave-one-out, the target is the second last event (valid) or the last one (test). The history consists of
+        all earlier events. A user without an event in the split, or without an earlier one, has no sample.
 
         Raises:
-            DataError: no user has one.
+            DataError: no user has a sample.
         """
         number = {"valid": 1, "test": 2}[split]
 
@@ -192,12 +192,12 @@ class Dataset:
         return samples
 
     def train(self, supervision: str, max_history_items: int) -> Samples:
-        """The training samples; neither the valid nor the test events are among their inputs or targets.
+        """Return the training samples; validation and test events are neither inputs nor targets.
 
         Args:
-            supervision: `last_position` and `every_position` give one sample a user (every position: with as many
-                windows as a long history needs), `every_prefix` one for each item that has a predecessor.
-            max_history_items: the newest items kept in a sample.
+            supervision: `last_position` gives one sample per user, `every_position` one per window of a user's
+                history, `every_prefix` one per item with a predecessor.
+            max_history_items: the maximum number of items per sample; the newest ones are kept.
         """
         one = np.iinfo(np.int64).max
         step = {"last_position": one, "every_position": max_history_items, "every_prefix": 1}[supervision]
@@ -215,7 +215,7 @@ class Dataset:
         return self._samples(count, cut)
 
     def _bounds(self, users: Users) -> tuple[Ints, Ints, Ints, Ints]:
-        """Where the events of users start, where those of validation and of test do, and where they end."""
+        """Return the starts of the users' events, of validation and of test, and the ends."""
         first, last = self.offsets[:-1][users], self.offsets[1:][users]
         if self.cuts is None:
             return first, np.maximum(first, last - 2), np.maximum(first, last - 1), last
@@ -223,17 +223,17 @@ class Dataset:
         return first, first + cuts[..., 0], first + cuts[..., 1], last
 
     def _user_chunks(self) -> Iterator[slice]:
-        """All users in order, some at a time; what was read of them is not kept in memory."""
+        """Yield all users in order, in chunks; the pages read for a chunk are released afterwards."""
         for users in _chunks(self.num_users):
             yield users
             give_back_pages(self.flat, self.offsets, self.cuts)
 
     def _samples(self, count: Callable[[Users], Ints], cut: Callable[[Ints, Ints], tuple[Ints, Ints]]) -> Samples:
-        """Samples, user after user.
+        """Create samples that are numbered user after user.
 
         Args:
-            count: how many samples users have.
-            cut: start and end of the nth sample (from 0) of each of some users.
+            count: returns the number of samples of each user.
+            cut: returns the start and the end of the nth sample (from 0) of each user.
         """
         numbering = _Numbering(map(count, self._user_chunks()), count, self.num_users)
 
@@ -248,27 +248,27 @@ class Dataset:
 
 
 class _Numbering:
-    """Rows numbered user after user, any number a user: keeps one number for 16 users, and counts within those anew."""
+    """Numbering of rows user after user; stores one count per 16 users and recomputes the counts within them."""
 
     def __init__(self, counts: Iterator[Ints], count: Callable[[Users], Ints], num_users: int) -> None:
-        """Takes the rows of each user, chunk by chunk, and what counts those of any users."""
-        sums = [np.add.reduceat(found, np.arange(0, len(found), NEIGHBOURS)) for found in counts]
+        """Create a numbering from the counts of all users, in chunks, and a function that counts the rows of users."""
+        sums = [np.add.reduceat(chunk, np.arange(0, len(chunk), NEIGHBOURS)) for chunk in counts]
         self._before = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sums]))
         self._count, self._num_users = count, num_users
 
     @property
     def total(self) -> int:
-        """Rows in all."""
+        """The number of rows."""
         return int(self._before[-1])
 
     def find(self, rows: Ints) -> tuple[Ints, Ints]:
-        """The users of some rows, and which of the user's rows (from 0) it is."""
+        """Return the user of each row, and its number (from 0) among the rows of that user."""
         group = np.searchsorted(self._before, rows, side="right") - 1
         users = np.minimum(group[:, None] * NEIGHBOURS + np.arange(NEIGHBOURS), self._num_users - 1)
         counts = self._count(users)
-        up_to, left = np.cumsum(counts, axis=1), rows - self._before[group]
-        own = np.arange(len(rows)), np.sum(up_to <= left[:, None], axis=1)
-        return users[own], left - up_to[own] + counts[own]
+        up_to, rest = np.cumsum(counts, axis=1), rows - self._before[group]
+        index = np.arange(len(rows)), np.sum(up_to <= rest[:, None], axis=1)
+        return users[index], rest - up_to[index] + counts[index]
 
 
 def _chunks(num: int) -> Iterator[slice]:

@@ -1,6 +1,6 @@
-"""What a prepared data set looks like: counts, times, distributions, its split, and what the split lets through.
+"""Statistics of a prepared data set: counts, times, distributions, the split and its leakage.
 
-DuckDB reads the parquet files and spills to disk what does not fit in `MEMORY`, so logs of any length will do.
+DuckDB reads the Parquet files and spills to disk, so the memory is limited for logs of any length.
 """
 
 import glob
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
-import numpy as np
 
+from slmrec.data.engine import disable_progress_bar
+from slmrec.data.logs.times import Unit, time_unit
 from slmrec.errors import DataError
+from slmrec.files import one_line
 
-Unit = Literal["s", "ms", "us", "ns"]
-PER_SECOND: dict[Unit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MEMORY, THREADS = "2GB", 4
-"""What the queries may take; each thread needs its share of the memory."""
+"""Resources of the queries; each thread needs its share of the memory."""
 MAX_TIME_BINS = 60
 COLUMNS = {
     "interactions": ("user", "item", "timestamp", "position"),
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 class Bin(NamedTuple):
-    """The number of values between two bounds, both included."""
+    """The number of values between two inclusive bounds."""
 
     low: int
     high: int
@@ -37,62 +37,62 @@ class Bin(NamedTuple):
 
 
 class Histories(NamedTuple):
-    """Events of a user."""
+    """Statistics of the number of events per user."""
 
     mean: float
     median: float
     shortest: int
     longest: int
     bins: tuple[Bin, ...]
-    """Users by the length of their history, in powers of two."""
+    """Numbers of users by history length, in powers of two."""
 
 
 class Popularity(NamedTuple):
-    """Events of an item."""
+    """Statistics of the number of events per item."""
 
     gini: float
-    """0: all items are equally popular; towards 1: few items have all events."""
+    """0 if all items are equally popular; close to 1 if few items have most events."""
     top_1_percent: float
-    """Share of all events that the most popular hundredth of the items has (rounded up, so one item at least)."""
+    """Share of all events on the most popular 1 % of the items (rounded up, so at least one item)."""
     top_10_percent: float
     bins: tuple[Bin, ...]
-    """Items by their number of events, in powers of two."""
+    """Numbers of items by their number of events, in powers of two."""
 
 
 class Repeats(NamedTuple):
-    """Events that are not new to their user."""
+    """Statistics of repeated items."""
 
     share: float
-    """Share of events whose item the same user had before."""
+    """Share of events whose item occurs earlier in the same history."""
     share_consecutive: float
-    """Share of events whose item is that of the user's event right before."""
+    """Share of events whose item equals that of the user's preceding event."""
     num_duplicates: int | None
-    """Events that equal an earlier one in user, item and time; None without times."""
+    """Events with the user, item and time of an earlier event; None without times."""
 
 
 class Times(NamedTuple):
-    """When the events happened, in `unit` since 1970-01-01 UTC."""
+    """Times of the events, in `unit` since 1970-01-01 UTC."""
 
     unit: Unit
-    """Guessed by `time_unit`."""
+    """The result of `time_unit`."""
     first: int
     last: int
     share_tied: float
-    """Share of events at the same time as the user's event right before or right after."""
+    """Share of events at the same time as the user's preceding or following event."""
     bins: tuple[Bin, ...]
-    """Events by time, in parts of equal width."""
+    """Numbers of events in periods of equal length."""
 
 
 class Description(NamedTuple):
-    """A data set in figures."""
+    """Statistics of a data set."""
 
     num_users: int
     num_items: int
     num_events: int
     density: float
-    """Share of the user x item matrix that has an event."""
+    """Share of user-item pairs with an event."""
     num_titled_items: int | None
-    """None if no titles were given."""
+    """None if the data set has no titles."""
     histories: Histories
     repeats: Repeats
     times: Times | None
@@ -102,13 +102,13 @@ class Description(NamedTuple):
 
 
 def describe(folder: Path) -> Description:
-    """The figures of a data set.
+    """Compute the statistics of a data set.
 
     Args:
-        folder: of a data set, or of a run.
+        folder: the folder of a data set or of a run.
 
     Raises:
-        DataError: the folder is no data set.
+        DataError: the folder is not a data set.
     """
     with _opened(folder) as (engine, split):
         num_users, num_items = _row(engine, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM items)")
@@ -132,59 +132,36 @@ def describe(folder: Path) -> Description:
 
 
 def split_facts(folder: Path) -> dict[str, float]:
-    """How large the parts of the split are, what of them is cold, and how many test events training has overtaken.
+    """Compute the sizes of the parts of the split, the numbers of cold targets, and the leakage.
 
-    An item without a training event is untrained, a target of such an item cold. `num_test_before_last_train` counts
-    the test targets that are older than the newest training event of anybody; it is absent when there are no times.
+    An item without a training event is untrained; a target is cold if its item is untrained.
+    `num_test_before_last_train` counts the test targets that are older than the newest training event of any user; it
+    is absent if there are no times.
 
     Args:
-        folder: of a data set, or of a run.
+        folder: the folder of a data set or of a run.
 
     Raises:
-        DataError: the folder is no data set.
+        DataError: the folder is not a data set.
     """
     with _opened(folder) as (engine, _):
         return _split_facts(engine)
 
 
-def time_unit(largest: int) -> Unit:
-    """The unit in which times are most likely counted, by their magnitude.
-
-    Seconds reach the year 5138 before they are taken for milliseconds; of finer units, times before March 1973 are
-    taken for coarser ones.
-
-    Args:
-        largest: the largest absolute value, of 64 bits.
-
-    >>> time_unit(1_700_000_000), time_unit(1_700_000_000_000)
-    ('s', 'ms')
-    """
-    return next(unit for unit, per_second in PER_SECOND.items() if largest < 10**11 * per_second)
-
-
-def date(time: int, unit: Unit, resolution: Literal["D", "s"] = "D") -> str:
-    """A time in UTC, down to the day or the second.
-
-    >>> date(1_405_296_000, "s"), date(-1_500, "ms", "s")
-    ('2014-07-14', '1969-12-31 23:59:58')
-    """
-    return str(np.datetime64(time, unit).astype(f"datetime64[{resolution}]")).replace("T", " ")
-
-
 @contextmanager
 def _opened(folder: Path) -> Iterator[tuple[Any, str]]:
-    """The engine, with `log`, `users`, `items` and the tables of `_tabulate`; and the split's name."""
+    """Open an engine with `log`, `users`, `items` and the tables of `_tabulate`, and the name of the split."""
     folder = _data_folder(folder)
     with TemporaryDirectory() as spill, _connect(spill) as engine:
         try:
             rules = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["rules"]
             for name, columns in COLUMNS.items():
                 _open_table(engine, folder / f"{name}.parquet", columns)
-            places = _places(rules, folder)
+            positions = _target_positions(rules, folder)
         except (duckdb.Error, ValueError, KeyError, TypeError) as error:
-            found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            raise DataError(f"{folder}: damaged data set ({found}); run prepare again") from None
-        _tabulate(engine, places)
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise DataError(f"{folder}: damaged data set ({reason}); run prepare again") from None
+        _tabulate(engine, positions)
         yield engine, rules["split"]
 
 
@@ -194,8 +171,8 @@ def _data_folder(folder: Path) -> Path:
     for name in ("dataset.json", *(f"{table}.parquet" for table in COLUMNS)):
         if not (folder / name).is_file():
             raise DataError(
-                f"{folder}: not a prepared data set ({name} is missing); expected the folder that prepare wrote, or "
-                "that of a run; run prepare"
+                f"{folder}: not a prepared data set ({name} is missing); expected the output folder of "
+                "prepare or of a run; run prepare"
             )
     return folder
 
@@ -203,7 +180,7 @@ def _data_folder(folder: Path) -> Path:
 def _connect(spill: str) -> Any:
     engine = duckdb.connect(config={"memory_limit": MEMORY, "threads": THREADS, "temp_directory": spill})
     engine.execute("SET preserve_insertion_order = true")  # windows over the whole file rely on its order
-    engine.execute("SET enable_progress_bar = false")
+    disable_progress_bar(engine)
     return engine
 
 
@@ -215,8 +192,8 @@ def _open_table(engine: Any, path: Path, columns: tuple[str, ...]) -> None:
     table.create_view("log" if path.stem == "interactions" else path.stem)
 
 
-def _places(rules: dict[str, Any], folder: Path) -> str:
-    """Where in a history the valid and the test target stand, in SQL; all before the former is for training."""
+def _target_positions(rules: dict[str, Any], folder: Path) -> str:
+    """Return SQL expressions for the positions of the validation and the test target in a history."""
     if rules["split"] == "leave_one_out":
         return "greatest(count(*) - 2, 0) AS valid_at, greatest(count(*) - 1, 0) AS test_at"
     if rules["split"] == "temporal":
@@ -227,9 +204,11 @@ def _places(rules: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _tabulate(engine: Any, places: str) -> None:
-    """Makes `histories`, a row a user, and `catalogue`, a row an item."""
-    engine.execute(f'CREATE TEMP TABLE histories AS SELECT "user", count(*) AS num, {places} FROM log GROUP BY "user"')
+def _tabulate(engine: Any, positions: str) -> None:
+    """Create the tables `histories`, with one row per user, and `catalogue`, with one row per item."""
+    engine.execute(
+        f'CREATE TEMP TABLE histories AS SELECT "user", count(*) AS num, {positions} FROM log GROUP BY "user"'
+    )
     engine.execute("""
         CREATE TEMP TABLE catalogue AS
         SELECT item, coalesce(num, 0) AS num, coalesce(num_trained, 0) AS num_trained, last_trained
@@ -255,7 +234,7 @@ def _histories(engine: Any) -> Histories:
 
 
 def _power_bins(engine: Any, table: str) -> tuple[Bin, ...]:
-    """0, 1, 2-3, 4-7, ...: from the smallest to the largest `num` of the table, none left out."""
+    """Count the values of `num` in the bins 0, 1, 2-3, 4-7, ..., from the smallest to the largest value."""
     power = "CASE num WHEN 0 THEN -1 ELSE floor(log2(num))::BIGINT END"
     counts = dict(engine.execute(f"SELECT {power}, count(*) FROM {table} GROUP BY 1").fetchall())
     powers = range(min(counts), max(counts) + 1)
@@ -263,7 +242,7 @@ def _power_bins(engine: Any, table: str) -> tuple[Bin, ...]:
 
 
 def _repeats(engine: Any, num_events: int, num_pairs: int) -> Repeats:
-    # The file is in the order of users and positions: a window over all of it needs no sorting and no memory.
+    # The file is sorted by user and position, so a window over all of it needs no sorting and no memory.
     (consecutive,) = _row(
         engine,
         """
@@ -309,7 +288,7 @@ def _times(engine: Any, num_events: int) -> Times | None:
 
 def _time_bins(engine: Any, first: int, last: int) -> tuple[Bin, ...]:
     width = (last - first) // MAX_TIME_BINS + 1
-    # A difference of 64-bit numbers needs 65 bits, but is not negative here; division is slow beyond 64.
+    # The difference of 64-bit numbers needs 65 bits; it is not negative, and division is slow beyond 64 bits.
     nth = 'SELECT ("timestamp"::HUGEINT - ?)::UBIGINT // ?::UBIGINT, count(*) FROM log GROUP BY 1'
     counts = dict(engine.execute(nth, [first, width]).fetchall())
     lows = (first + number * width for number in range((last - first) // width + 1))

@@ -1,9 +1,8 @@
-"""Where tables are computed: DuckDB, embedded, or another engine that Ibis speaks to. The only place that chooses."""
+"""Engines that compute tables: embedded DuckDB, Spark, or another Ibis backend. Only this module chooses one."""
 
 import errno
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +15,23 @@ from ibis.expr import operations
 from ibis.expr.types import Table
 
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import one_line
 
 _EMBEDDED = "slmrec_embedded"
-"""The name of the embedded engine's database, which tells it from a DuckDB of the caller's."""
-_NEEDED = (operations.WindowFunction, operations.TryCast)
-_ADVICE = " Possible solutions"
-"""Where DuckDB begins to name settings of its own."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Name of the embedded engine's database; it distinguishes our DuckDB from one of the user."""
+_REQUIRED = (operations.WindowFunction, operations.TryCast)
+_DUCKDB_HINT = " Possible solutions"
+"""Start of the part of DuckDB's messages that recommends DuckDB's own settings."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MAX_MESSAGE = 2000
 
 
 @contextmanager
 def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
-    """The engine of `connect`, and an end of the connection; but a Spark session may be the caller's, and goes on."""
+    """Connect to an engine and disconnect at the end; a Spark session stays open, since it may belong to the caller.
+
+    The arguments and errors are those of `connect`.
+    """
     engine = connect(name, spill, memory_limit)
     try:
         yield engine
@@ -38,16 +41,16 @@ def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
 
 
 def connect(name: str, spill: Path, memory_limit: str) -> Any:
-    """The engine of a name.
+    """Connect to an engine by its name.
 
     Args:
-        name: `duckdb`; `spark` (the running session, or a new local one); or a connection URL of another Ibis backend,
-            such as `bigquery://project/dataset`.
-        spill: the folder for what does not fit in memory.
-        memory_limit: how much memory DuckDB may take, for example `4GB`; of a new local Spark, its driver's.
+        name: `duckdb`; `spark` (the running session, or a new local one); or the connection URL of another Ibis
+            backend, such as `bigquery://project/dataset`.
+        spill: the folder for intermediate results that do not fit in memory.
+        memory_limit: the memory that DuckDB may use, for example `4GB`; for a new local Spark, that of its driver.
 
     Raises:
-        ConfigError: there is no such engine, or it cannot be reached, or cannot do what is needed.
+        ConfigError: the engine does not exist, cannot be reached, or lacks a required operation.
         DataError: the disk is full.
     """
     if name == "duckdb":
@@ -55,22 +58,32 @@ def connect(name: str, spill: Path, memory_limit: str) -> Any:
     try:
         engine = _spark(memory_limit) if name == "spark" else ibis.connect(name)
     except ImportError as error:
-        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install what the Ibis backend needs"
+        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install the packages of the Ibis backend"
         raise ConfigError(f"prepare.engine is {name!r}: {one_line(error)}; {extra}") from None
-    except Exception as error:  # drivers of databases have no error in common
+    except Exception as error:  # database drivers have no common base class of errors
         raise ConfigError(
             f"prepare.engine is {name!r}: {one_line(error)}; expected duckdb, spark, or the connection URL of an Ibis "
             "backend"
         ) from None
-    absent = [operation.__name__ for operation in _NEEDED if not engine.has_operation(operation)]
+    absent = [operation.__name__ for operation in _REQUIRED if not engine.has_operation(operation)]
     if absent:
-        raise cannot(name, f"Ibis' backend {engine.name} has no {absent[0]}")
+        raise unsupported(name, f"the Ibis backend {engine.name} has no {absent[0]}")
     return engine
 
 
-def cannot(name: str, what: str) -> ConfigError:
-    """The error of an engine that cannot do something."""
-    return ConfigError(f"prepare.engine is {name!r}, which cannot do this ({what}); use duckdb or spark")
+def unsupported(name: str, reason: str) -> ConfigError:
+    """Return the error of an engine that lacks a required operation."""
+    return ConfigError(f"prepare.engine is {name!r}, which cannot run this query ({reason}); use duckdb or spark")
+
+
+def disable_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """Turn off DuckDB's own progress bar.
+
+    In a notebook without ipywidgets, DuckDB refuses every change of this setting, even turning the bar off; there it
+    is off already.
+    """
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall()[0][0]:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def _duckdb(spill: Path, memory_limit: str) -> Any:
@@ -81,7 +94,7 @@ def _duckdb(spill: Path, memory_limit: str) -> Any:
         raise explain(error, str(spill)) from None
     except duckdb.Error as error:
         raise ConfigError(f"prepare.memory_limit is {memory_limit!r}: {one_line(error)}; give it as 4GB") from None
-    engine.raw_sql(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # of what takes more than two seconds
+    disable_progress_bar(engine.con)
     return engine
 
 
@@ -94,7 +107,7 @@ def _spark(memory_limit: str) -> Any:
         settings = {
             "spark.driver.memory": amount,
             "spark.ui.enabled": "false",
-            "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),  # 200 by default, for a cluster
+            "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),  # the default of 200 suits a cluster
         }
         session = SparkSession.builder.config(map=settings).getOrCreate()
     session.conf.set("spark.sql.session.timeZone", "UTC")
@@ -102,14 +115,14 @@ def _spark(memory_limit: str) -> Any:
 
 
 def is_embedded(engine: Any) -> bool:
-    """Whether the engine is the embedded one, which reads any file and knows the order of its rows."""
+    """Return whether an engine is the embedded one, which reads all file formats and preserves the order of rows."""
     return bool(engine.name == "duckdb" and engine.current_catalog == _EMBEDDED)
 
 
 def keep(engine: Any, table: Table) -> Table:
-    """The table, computed once and kept in the engine, in the order of its rows where the engine has one.
+    """Compute a table once and keep it in the engine; the embedded engine preserves the order of rows.
 
-    Nothing is written into a database of the caller's: its tables of a connection end with it.
+    Nothing is written to a database of the user: there the table is temporary and ends with the connection.
     """
     if engine.name == "pyspark":
         return table.cache()
@@ -117,48 +130,48 @@ def keep(engine: Any, table: Table) -> Table:
 
 
 def drop(engine: Any, table: Table) -> None:
-    """Frees the room that a table from `keep` takes on the disk of the embedded engine; others see to it themselves."""
+    """Free the disk space of a table from `keep` in the embedded engine; other engines free it themselves."""
     if is_embedded(engine):
         engine.raw_sql(f'DROP TABLE "{table.op().name}"')
 
 
 def value(scalar: Any) -> Any:
-    """What an expression of one value comes to."""
+    """Compute an expression of one value."""
     return scalar.to_pyarrow().as_py()
 
 
 def first_row(table: Table) -> dict[str, Any]:
-    """The first row; empty if there is none."""
-    found = table.limit(1).to_pyarrow().to_pylist()
-    return dict(found[0]) if found else {}
+    """Return the first row of a table, or an empty dictionary if it has no rows."""
+    rows = table.limit(1).to_pyarrow().to_pylist()
+    return dict(rows[0]) if rows else {}
 
 
 def batches(engine: Any, table: Table, rows: int) -> Iterator[pa.Table]:
-    """A table as it comes out of the engine, in parts of exactly `rows` rows; the last one may be shorter, or empty."""
+    """Yield a table in parts of exactly `rows` rows; the last part may be shorter, or empty."""
     schema = pa.schema([(field.name, field.type) for field in table.schema().to_pyarrow()])
-    if engine.name == "duckdb":  # Ibis' own way is for DuckDB 1
+    if engine.name == "duckdb":  # to_pyarrow_batches of Ibis supports only DuckDB 1
         reader = engine.con.sql(ibis.to_sql(table, dialect="duckdb")).to_arrow_reader(rows)
     else:
         reader = table.to_pyarrow_batches(chunk_size=rows)
-    waiting = schema.empty_table()
+    pending = schema.empty_table()
     for batch in reader:
-        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).cast(schema)])
-        while waiting.num_rows >= rows:
-            yield waiting.slice(0, rows).combine_chunks()
-            waiting = waiting.slice(rows)
-    yield waiting.combine_chunks()
+        pending = pa.concat_tables([pending, pa.Table.from_batches([batch]).cast(schema)])
+        while pending.num_rows >= rows:
+            yield pending.slice(0, rows).combine_chunks()
+            pending = pending.slice(rows)
+    yield pending.combine_chunks()
 
 
-def explain(error: Exception, what: str) -> DataError:
-    """An engine's error, in one line."""
-    text = one_line(error).partition(_ADVICE)[0]
-    if any(os.strerror(number) in text for number in _FULL):
-        return DataError(f"{what}: {text}; free space there, or choose another --output")
+def explain(error: Exception, subject: str) -> DataError:
+    """Convert an engine's error to a `DataError` of one line with a remedy.
+
+    Args:
+        error: the engine's error.
+        subject: what was read or written, for example a path.
+    """
+    text = one_line(error, _MAX_MESSAGE).partition(_DUCKDB_HINT)[0]
+    if any(os.strerror(number) in text for number in _DISK_FULL):
+        return DataError(f"{subject}: {text}; free space there, or choose another --output")
     if isinstance(error, duckdb.OutOfMemoryException):
-        return DataError(f"{what}: {text}; raise prepare.memory_limit, or free space on the disk of the output")
-    return DataError(f"{what}: cannot be read ({text[:200]})")
-
-
-def one_line(error: Exception) -> str:
-    """The text of an error."""
-    return " ".join(str(error).split())
+        return DataError(f"{subject}: {text}; raise prepare.memory_limit, or free space on the disk of the output")
+    return DataError(f"{subject}: cannot be read ({text[:200]})")

@@ -1,8 +1,7 @@
-"""The histories of a prepared folder as flat arrays on disk, which are mapped, not read: loading costs nothing."""
+"""Histories of a prepared folder as flat arrays on disk, which are memory-mapped."""
 
 import json
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,79 +13,81 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from slmrec.errors import DataError
+from slmrec.files import write_atomically
 
 FLAT, OFFSETS, CUTS = "histories.npy", "offsets.npy", "cuts.npy"
-OF = "histories.txt"
-"""Says which data set and cuts the arrays were made from."""
+FINGERPRINT = "histories.txt"
+"""The file with the fingerprint of the data set and the cuts that the arrays were made from."""
 BATCH_EVENTS = 2**18
-_REMEDY = "run prepare anew"
-_DELETE = f"delete {FLAT}, {OFFSETS} and {CUTS}; they are written anew"
+_REMEDY = "run prepare again"
+_DELETE = f"delete {FLAT}, {OFFSETS} and {CUTS}; they are written again"
 
 
 class Histories(NamedTuple):
-    """All users' histories, mapped."""
+    """The histories of all users, memory-mapped."""
 
     flat: NDArray[np.int32]
     """Items 1..V, user after user, oldest first."""
     offsets: NDArray[np.int64]
     """(U+1,): user u (from 0) owns `flat[offsets[u]:offsets[u+1]]`."""
     cuts: NDArray[np.int32] | None
-    """(U, 2): how many events of a user lie before validation and before test; None for leave-one-out."""
+    """(U, 2): the number of events of each user before validation and before test; None for leave-one-out."""
 
 
 def write_histories(folder: Path) -> None:
-    """Writes `histories.npy`, `offsets.npy` and, for a split by time, `cuts.npy` into a prepared folder.
+    """Write `histories.npy`, `offsets.npy` and, for a temporal split, `cuts.npy` into a prepared folder.
 
-    Reads `interactions.parquet` in batches, so that memory does not grow with it. A file appears when it is complete.
+    `interactions.parquet` is read in batches, so the memory does not grow with its size. Files appear once they are
+    complete.
 
     Raises:
-        DataError: the events are not those of a prepared data set, or the folder cannot be written to.
+        DataError: the events are not those of a prepared data set, or the folder is not writable.
     """
     times = _cut_times(folder)
     num_users = pq.read_metadata(folder / "users.parquet").num_rows
     with _log(folder) as log, ExitStack() as files:
-        # Closed in the opposite order: the offsets appear last.
-        offsets = files.enter_context(_written_whole(folder / OFFSETS, "<i8", (num_users + 1,)))
-        cuts = files.enter_context(_written_whole(folder / CUTS, "<i4", (num_users, 2))) if times else None
-        flat = files.enter_context(_written_whole(folder / FLAT, "<i4", (log.metadata.num_rows,)))
-        before = np.empty((0, 1 + len(times)), np.int64)
+        # Files are closed in the opposite order, so the offsets appear last.
+        offsets = files.enter_context(_npy_writer(folder / OFFSETS, "<i8", (num_users + 1,)))
+        cuts = files.enter_context(_npy_writer(folder / CUTS, "<i4", (num_users, 2))) if times else None
+        flat = files.enter_context(_npy_writer(folder / FLAT, "<i4", (log.metadata.num_rows,)))
+        pending = np.empty((0, 1 + len(times)), np.int64)
         for items, starts in _blocks(log, folder, times, num_users):
             flat.write(items.astype("<i4").data)
             offsets.write(starts[:, 0].astype("<i8").data)
-            before = np.concatenate([before[-1:], starts])
+            pending = np.concatenate([pending[-1:], starts])
             if cuts:
-                cuts.write(np.diff(before[:, 1:], axis=0).astype("<i4").data)
+                cuts.write(np.diff(pending[:, 1:], axis=0).astype("<i4").data)
     if not times:
         (folder / CUTS).unlink(missing_ok=True)
-    (folder / OF).write_text(_fingerprint(folder), encoding="utf-8")
+    (folder / FINGERPRINT).write_text(_fingerprint(folder), encoding="utf-8")
 
 
 def open_histories(folder: Path) -> Histories:
-    """The histories of a prepared folder, mapped; they are written first if they are not there.
+    """Map the histories of a prepared folder; they are written first if they are missing or outdated.
 
     Raises:
-        DataError: they cannot be written, or do not belong to the folder's events.
+        DataError: the histories cannot be written, or do not match the folder's events.
     """
     names = (FLAT, OFFSETS, CUTS) if _cut_times(folder) else (FLAT, OFFSETS)
-    whole = all((folder / name).is_file() for name in (*names, OF))
-    if not whole or (folder / OF).read_text(encoding="utf-8") != _fingerprint(folder):
+    complete = all((folder / name).is_file() for name in (*names, FINGERPRINT))
+    if not complete or (folder / FINGERPRINT).read_text(encoding="utf-8") != _fingerprint(folder):
         write_histories(folder)
     flat, offsets, *rest = (_mapped(folder / name) for name in names)
-    found = len(flat), len(offsets) - 1
+    shape = len(flat), len(offsets) - 1
     expected = tuple(pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("interactions", "users"))
-    if found != expected:
-        raise DataError(f"{folder}: {FLAT} has (events, users) {found}, expected {expected}; {_DELETE}")
+    if shape != expected:
+        raise DataError(f"{folder}: {FLAT} has (events, users) {shape}, expected {expected}; {_DELETE}")
     return Histories(flat, offsets, rest[0] if rest else None)
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the data set and its cuts."""
+    """Return the fingerprint of the data set and the times of its cuts."""
     facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     return " ".join(map(str, (facts.get("fingerprint", ""), *_cut_times(folder))))
 
 
 def give_back_pages(*arrays: NDArray[Any] | None) -> None:
-    """Those of mapped arrays that were read leave the memory of the process; the next reader gets them again."""
+    """Release the resident pages of mapped arrays; they are read from disk again when needed."""
     for array in arrays:
         mapped = None if array is None or array.base is None else array.base.base
         if isinstance(mapped, mmap.mmap):
@@ -94,12 +95,12 @@ def give_back_pages(*arrays: NDArray[Any] | None) -> None:
 
 
 def _log(folder: Path) -> Any:
-    # Buffered ahead, all that was read would stay in memory until the file is closed.
+    # Pre-buffering keeps all data in memory until the file is closed.
     return pq.ParquetFile(folder / "interactions.parquet", pre_buffer=False, buffer_size=2**20)
 
 
 def _cut_times(folder: Path) -> tuple[int, ...]:
-    """When validation and test begin, if the data are split by time; else nothing."""
+    """Return the start times of validation and test of a temporal split; empty for leave-one-out."""
     rules = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("rules", {})
     split = rules.get("split", "leave_one_out")
     if split not in {"leave_one_out", "temporal"}:
@@ -112,9 +113,10 @@ def _cut_times(folder: Path) -> tuple[int, ...]:
 def _blocks(
     log: Any, folder: Path, times: tuple[int, ...], num_users: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-    """The items of each batch of events; for each user who begins in it, how many events and early events precede.
+    """Yield the items of each batch of events, and the numbers of preceding events for each user who starts in it.
 
-    Early are those before each of the times. The last block has no items, but users without events and the total.
+    The numbers count all preceding events, and those before each of the times. The last block has no items; it covers
+    users without events, and the total.
     """
     num_items = pq.read_metadata(folder / "items.parquet").num_rows
     seen, newest = np.zeros(1 + len(times), np.int64), 0
@@ -154,27 +156,22 @@ def _check_range(folder: Path, name: str, values: NDArray[Any], least: int, most
 
 
 @contextmanager
-def _written_whole(path: Path, dtype: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """Takes the bytes of an array, which appears as a .npy file when all of them are written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _npy_writer(path: Path, dtype: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    """Open a stream for the content of a .npy file, which appears once all of it is written."""
     try:
-        with partial.open("wb") as stream:
+        with write_atomically(path) as temporary, temporary.open("wb") as stream:
             header = {"descr": dtype, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             yield stream
-        partial.replace(path)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}), expected a folder that takes new files; make room or give "
+            f"{path}: cannot be written ({error.strerror}), expected a writable folder; make room or give "
             "write permission, or copy the data set elsewhere"
         ) from None
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
         return np.asarray(np.load(path, mmap_mode="r"))
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: no whole array ({error}); {_DELETE}") from None
+        raise DataError(f"{path}: not a complete array ({error}); {_DELETE}") from None

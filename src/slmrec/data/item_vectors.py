@@ -1,4 +1,4 @@
-"""Item vectors that a user brings: .npy, .safetensors, or a pickled tensor read without running anything in it."""
+"""Item vectors in files: .npy, .safetensors, or a pickled tensor, read without executing code in it."""
 
 import collections
 import io
@@ -15,19 +15,27 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slmrec.errors import DataError
+from slmrec.files import one_line
 
 _BROKEN_PICKLE = (
     pickle.UnpicklingError,
     *(EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError),
-    RuntimeError,  # from a damaged storage
+    RuntimeError,  # raised for a damaged storage
 )
 
 
 def read_item_vectors(path: Path, num_items: int) -> Tensor:
-    """(V+1, D) float32 with row 0 zero, from a file of V rows (item 1 first) or V+1 rows (padding first).
+    """Read a matrix of item vectors.
+
+    Args:
+        path: a file with V rows (item 1 first) or V+1 rows (padding item first).
+        num_items: V.
+
+    Returns:
+        (V+1, D) float32; row 0, of the padding item, is zero.
 
     Raises:
-        DataError: the file is missing, of another kind, or has another number of rows, or a value is not finite.
+        DataError: the file is missing, of an unknown format, or has another number of rows, or a value is not finite.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file of item vectors")
@@ -42,7 +50,7 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
         )
     if not torch.isfinite(vectors).all():
         row = int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])
-        raise DataError(f"{path}: row {row} holds a value that is not finite; mend the vectors")
+        raise DataError(f"{path}: row {row} contains a value that is not finite; correct the vectors")
     rows = vectors[-num_items:]
     return torch.cat([torch.zeros(1, rows.shape[1]), rows])
 
@@ -51,7 +59,7 @@ def _npy(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: not an array of numbers ({error})") from None
+        raise DataError(f"{path}: not an array of numbers ({one_line(error)})") from None
     return _tensor(path, array)
 
 
@@ -59,9 +67,9 @@ def _safetensors(path: Path) -> Tensor:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error})") from None
+        raise DataError(f"{path}: not a safetensors file ({one_line(error)})") from None
     if len(tensors) != 1:
-        raise DataError(f"{path}: holds {len(tensors)} tensors ({', '.join(tensors)}); expected one")
+        raise DataError(f"{path}: contains {len(tensors)} tensors ({', '.join(tensors)}); expected one")
     return next(iter(tensors.values()))
 
 
@@ -69,31 +77,29 @@ def _pickled(path: Path) -> Tensor:
     try:
         value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
     except _BROKEN_PICKLE as error:
-        raise DataError(
-            f"{path}: only a pickled tensor or array is read, and nothing else is built ({error})"
-        ) from None
-    if isinstance(value, dict) and len(value) == 1:  # the reference's file: one name, one table
+        raise DataError(f"{path}: only a pickled tensor or array is loaded ({one_line(error)})") from None
+    if isinstance(value, dict) and len(value) == 1:  # the reference's file has one named table
         (value,) = value.values()
     if isinstance(value, np.ndarray):
         value = _tensor(path, value)
     if not isinstance(value, Tensor):
-        raise DataError(f"{path}: holds a {type(value).__name__}; expected a tensor or array")
+        raise DataError(f"{path}: contains a {type(value).__name__}; expected a tensor or array")
     return value.detach().cpu()
 
 
 def _tensor(path: Path, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: holds an array of {array.dtype}; expected numbers")
+        raise DataError(f"{path}: contains an array of {array.dtype}; expected numbers")
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, as protocols 0 to 2 write them."""
+    """Rebuild bytes as written by pickle protocols 0 to 2."""
     return text.encode(encoding)
 
 
 def _from_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
-    """An array, as protocol 5 writes it."""
+    """Rebuild an array as written by pickle protocol 5."""
     return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
 
 
@@ -102,7 +108,7 @@ def _load_storage(raw: bytes) -> Any:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors and arrays; any other name in the file is refused before it is looked up."""
+    """Unpickler that builds only tensors and arrays; other names are rejected before they are imported."""
 
     _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,

@@ -1,4 +1,4 @@
-"""What is known of items: a table with their titles and whatever else it has."""
+"""Tables of items with titles and other columns."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,97 +6,93 @@ from typing import Any, NamedTuple
 import ibis
 from ibis.expr.types import Table
 
-from slmrec.data.logs.columns import KNOWN, missing, place
+from slmrec.config.prepare import PrepareConfig
+from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
 from slmrec.data.logs.files import inspect
 from slmrec.data.logs.formats import plain_name
-from slmrec.data.logs.row_errors import OnBadRow, Reject
-from slmrec.data.logs.tables import Fault, Opened, good_rows, id_column, is_empty, with_table
+from slmrec.data.logs.row_errors import RowError
+from slmrec.data.logs.tables import Check, OpenTable, id_column, is_empty, valid_rows, with_table
 from slmrec.errors import DataError
 
-_OWN = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
-"""Columns of another meaning: those of the table get an underscore."""
+_RESERVED = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
+"""Column names with a meaning of our own; columns of the table with such a name get an underscore."""
 _MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
-"""Titles that are scraped pieces of a page."""
+"""Titles that are scraped pieces of a web page."""
 
 
-class ItemsReading(NamedTuple):
-    """Which table of items, and how it is read; the settings of `prepare`."""
-
-    path: Path
-    item_col: str | None
-    """The log's column of items: the table may have one of this name."""
-    items_id_col: str | None
-    title_col: str | None
-    on_bad_row: OnBadRow
-
-
-class KnownItems(NamedTuple):
-    """What is known of items, as it was read."""
+class ItemRows(NamedTuple):
+    """The rows of a table of items."""
 
     rows: Table
-    """`text` (the id), `row`, perhaps `title`, and all other columns."""
-    rejects: list[Reject]
+    """`text` (the id), `row`, optionally `title`, and all other columns."""
+    errors: list[RowError]
+    """The invalid rows, which the table does not contain."""
 
 
-def read_items(engine: Any, spill: Path, reading: ItemsReading) -> KnownItems:
-    """The rows of a table of items.
+def read_items(engine: Any, spill: Path, path: Path, settings: PrepareConfig) -> ItemRows:
+    """Read a table of items.
 
     Args:
-        engine: the embedded one.
+        engine: the embedded engine.
         spill: a folder for temporary files.
-        reading: the table.
+        path: the table.
+        settings: the columns, and how to treat invalid rows; a column with the name of the log's column of items holds
+            the ids, unless `items_id_col` is set.
 
     Raises:
-        DataError: the file cannot be read, or has no such columns, or an id is missing and `on_bad_row` is `error`.
+        DataError: the file cannot be read or lacks a column, or an id is missing and `on_bad_row` is `error`.
     """
-    path = reading.path
-    names = {name for name in (reading.items_id_col, reading.title_col) if name}
-    source = inspect(path, "auto", KNOWN | names)
-    if source.kind in {"sequences", "reference"}:
-        raise DataError(f"{path}: is no table; expected one of items (.csv, .tsv, .dat, .parquet or .jsonl)")
-    return with_table(engine, spill, source, None, reading.on_bad_row, lambda opened: _rows_of_items(opened, reading))
+    names = {name for name in (settings.items_id_col, settings.title_col) if name}
+    files = inspect(path, "auto", ALL_USUAL_NAMES | names)
+    if files.format in {"sequences", "reference"}:
+        raise DataError(f"{path}: is not a table of items; expected .csv, .tsv, .dat, .parquet or .jsonl")
+    return with_table(engine, spill, files, None, settings.on_bad_row, lambda table: _item_rows(table, path, settings))
 
 
-def _rows_of_items(opened: Opened, reading: ItemsReading) -> KnownItems:
-    path = reading.path
+def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRows:
     names = opened.names()
-    as_in_log = reading.item_col if reading.item_col in names else None
-    id_at = place(path, names, "items_id_col", reading.items_id_col or as_in_log)
-    title_at = place(path, names, "title_col", reading.title_col)
-    if id_at is None:
-        raise missing(path, names, ["items_id_col"])
-    columns = {"text": id_column(path, names[id_at], opened.column(names[id_at])).cast("string")}
-    if title_at is not None:
-        columns["title"] = opened.column(names[title_at]).cast("string").nullif("")
-    others = [name for at, name in enumerate(names) if at not in (id_at, title_at)]
-    columns |= {new: opened.column(name) for name, new in zip(others, _new_names(others), strict=True)}
-    fault = Fault(is_empty(columns["text"]), names[id_at], columns["text"], lambda _: "expected an id")
-    return KnownItems(*good_rows(opened, columns, [fault]))
+    name_in_log = settings.item_col if settings.item_col in names else None
+    id_index = find_column(path, names, "items_id_col", settings.items_id_col or name_in_log)
+    title_index = find_column(path, names, "title_col", settings.title_col)
+    if id_index is None:
+        raise missing_columns(path, names, ["items_id_col"])
+    id_name = names[id_index]
+    columns = {"text": id_column(path, id_name, opened.column(id_name)).cast("string")}
+    if title_index is not None:
+        columns["title"] = opened.column(names[title_index]).cast("string").nullif("")
+    rest = [name for index, name in enumerate(names) if index not in (id_index, title_index)]
+    columns |= {new: opened.column(name) for name, new in zip(rest, _unique_names(rest), strict=True)}
+    check = Check(is_empty(columns["text"]), id_name, columns["text"], lambda _: "expected an id")
+    return ItemRows(*valid_rows(opened, columns, [check]))
 
 
-def _new_names(names: list[str]) -> list[str]:
-    """Names that differ from one another, whatever their case, and from those of another meaning."""
-    taken, new = set(_OWN), []
+def _unique_names(names: list[str]) -> list[str]:
+    """Append underscores until the names differ from each other and from reserved names, ignoring case."""
+    taken, unique = set(_RESERVED), []
     for name in names:
-        free = plain_name(name) or "unnamed"
-        while free.lower() in taken:
-            free += "_"
-        taken.add(free.lower())
-        new.append(free)
-    return new
+        candidate = plain_name(name) or "unnamed"
+        while candidate.lower() in taken:
+            candidate += "_"
+        taken.add(candidate.lower())
+        unique.append(candidate)
+    return unique
 
 
-def one_row_an_item(rows: Table, catalogue: Table) -> Table:
-    """The rows of the items of a catalogue (`text`), the first one of each; and `num_titles`, different ones.
+def one_row_per_item(rows: Table, catalogue: Table) -> Table:
+    """Return the first row of each item of a catalogue, and `num_titles`, the number of its distinct titles.
 
-    Of the titles the first one counts that is there, and that is no scraped markup.
+    The title of an item is its first one that is not empty and not scraped markup.
+
+    Args:
+        rows: a table of items, as in `ItemRows`.
+        catalogue: the ids of the items as text, in the column `text`.
     """
-    wanted = rows.semi_join(catalogue, "text")
-    first = wanted.mutate(nth=ibis.row_number().over(group_by="text", order_by="row"))
-    firsts = first.filter(first.nth == 0).drop("nth", "row")
+    known = rows.semi_join(catalogue, "text")
+    numbered = known.mutate(nth=ibis.row_number().over(group_by="text", order_by="row"))
+    firsts = numbered.filter(numbered.nth == 0).drop("nth", "row")
     if "title" not in rows.columns:
         return firsts.mutate(num_titles=0)
-    usable = wanted.filter(wanted.title.notnull() & ~wanted.title.re_search(_MARKUP))
+    usable = known.filter(known.title.notnull() & ~known.title.re_search(_MARKUP))
     titles = usable.group_by("text").aggregate(
         title=usable.title.first(order_by=usable.row), num_titles=usable.title.nunique()
     )

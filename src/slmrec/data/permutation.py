@@ -1,4 +1,4 @@
-"""A pseudo-random permutation that is computed where it is asked for, and never stored."""
+"""A pseudo-random permutation whose values are computed on demand and never stored."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_ROUNDS = 6
-"""Four make a Feistel network a strong permutation if its rounds are random functions; two more cost little."""
+"""Four rounds of random functions make a Feistel network a strong pseudo-random permutation; two more cost little."""
 
 Words = NDArray[np.uint64]
 _30, _27, _31 = np.array([30, 27, 31], np.uint64)
@@ -15,15 +15,15 @@ _FIRST, _SECOND = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 def permuted(positions: NDArray[np.int64], num: int, keys: Words) -> NDArray[np.int64]:
-    """What stands at some positions of a permutation of range(num).
+    """Return the values of a permutation of range(num) at some positions.
 
-    A Feistel network over a rectangle that holds `num` cells and hardly more; what falls outside walks on until it
-    is inside.
+    The permutation is a Feistel network over a rectangle with slightly more than `num` cells; values outside the range
+    are permuted again until they are inside (cycle walking).
 
     Args:
-        positions: any of 0..num-1.
-        num: at least 1.
-        keys: (NUM_ROUNDS,) random words; they decide which permutation it is.
+        positions: positions in 0..num-1.
+        num: the size of the permutation, at least 1.
+        keys: (NUM_ROUNDS,) random words that determine the permutation.
 
     Example:
         >>> keys = np.random.default_rng(0).integers(0, 2**64, NUM_ROUNDS, np.uint64)
@@ -32,10 +32,10 @@ def permuted(positions: NDArray[np.int64], num: int, keys: Words) -> NDArray[np.
     """
     width = math.isqrt(num - 1) + 1
     height = -(-num // width)
-    found = _rounds(positions.astype(np.uint64), width, height, keys)
-    while len(outside := np.flatnonzero(found >= num)):
-        found[outside] = _rounds(found[outside], width, height, keys)
-    return found.astype(np.int64)
+    values = _rounds(positions.astype(np.uint64), width, height, keys)
+    while len(outside := np.flatnonzero(values >= num)):
+        values[outside] = _rounds(values[outside], width, height, keys)
+    return values.astype(np.int64)
 
 
 def _rounds(cells: Words, width: int, height: int, keys: Words) -> Words:
@@ -49,7 +49,7 @@ def _rounds(cells: Words, width: int, height: int, keys: Words) -> Words:
 
 
 def _hash(values: Words, key: Any) -> Words:
-    """The finaliser of SplitMix64."""
+    """Apply the finaliser of SplitMix64."""
     values = values + key
     values = (values ^ (values >> _30)) * _FIRST
     values = (values ^ (values >> _27)) * _SECOND

@@ -1,12 +1,12 @@
-"""From a log to the data-set folder: dense ids, histories in order, and what was counted."""
+"""Preparing a data set: a log becomes dense ids, ordered histories, and statistics."""
 
 import hashlib
 import html
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,84 +21,81 @@ import pyarrow.parquet as pq
 from ibis.common.exceptions import OperationNotDefinedError
 from ibis.expr.types import Table
 
+from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, cannot, connected, explain, first_row, keep, one_line, value
-from slmrec.data.filters import Rules, apply_rules, cut_times
+from slmrec.data.engine import batches, connected, explain, first_row, keep, unsupported, value
+from slmrec.data.filters import apply_rules, cut_times
 from slmrec.data.histories import write_histories
-from slmrec.data.items import ItemsReading, KnownItems, one_row_an_item, read_items
-from slmrec.data.logs import row_errors as rejects
+from slmrec.data.items import ItemRows, one_row_per_item, read_items
+from slmrec.data.logs import row_errors
 from slmrec.data.logs.files import parts
-from slmrec.data.logs.read import Events, Reading, read_events
-from slmrec.data.logs.row_errors import Reject
+from slmrec.data.logs.read import Events, read_events
+from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import DataError
+from slmrec.files import one_line, printable, sha256, write_atomically
 
-ROWS_AT_ONCE = 2**20
-"""Of a part of a table, and of a row group of the files."""
-_DIGESTED = {"interactions": ("user", "item", "timestamp"), "items": ("item_id", "title"), "users": ("user_id",)}
+ROWS_PER_PART = 2**20
+"""Rows that are read at a time, and rows of a row group of the written files."""
+_FINGERPRINTED = {"interactions": ("user", "item", "timestamp"), "items": ("item_id", "title"), "users": ("user_id",)}
+_RULES = (
+    *("min_rating", "min_user_events", "min_item_events", "core", "order", "repeats", "max_history"),
+    *("split", "valid_share", "test_share"),
+)
+"""The settings that decide which events are kept and how they are split; `dataset.json` records them."""
+_LOG = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 
+def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str, float]:
+    """Write `interactions`, `items` and `users` (Parquet), the histories and `dataset.json` into a folder.
 
-def prepare_dataset(
-    input: str,
-    output: Path,
-    *,
-    reading: Reading,
-    rules: Rules,
-    items: ItemsReading | None,
-    engine: str,
-    memory_limit: str,
-    say: Say = lambda text: None,
-) -> dict[str, float]:
-    """Writes `interactions`, `items` and `users` (parquet) and `dataset.json` into a folder; the counts.
-
-    Ids are dense from 1 in the order of the caller's ids: if all of a column are whole numbers, written as such (no
-    leading zeros), they are stored as numbers and ordered by value, else as text, by code point. So the order of the
-    input's rows decides nothing but ties of time.
+    Ids are dense from 1, in the order of the original ids. If all ids of a column are whole numbers without leading
+    zeros, they are stored as numbers and ordered by value; otherwise they are text and ordered by code point. The order
+    of the input's rows therefore affects only events of the same time.
 
     Args:
-        input: the log: a file, a folder of parts, or, for another engine than DuckDB, Parquet or the name of a table.
+        settings: how the log is read, and which events are kept; `settings.input` is not used.
         output: an existing folder.
-        reading: how the log is read.
-        rules: which events stay.
-        items: the table of items.
-        engine: of `engine.connect`.
-        memory_limit: of `engine.connect`.
-        say: is told how it goes.
+        log: a file, a folder of parts, or, for engines other than DuckDB, Parquet or the name of a table.
+
+    Returns:
+        The counts of `dataset.json`.
 
     Raises:
-        ConfigError: the engine is not there, or cannot do what the settings ask for.
+        ConfigError: the engine does not exist, or does not support the settings.
         DataError: the input cannot be read, or no event is left.
     """
-    if output.resolve().is_relative_to(Path(input).resolve()):
-        raise DataError(f"{input}: holds the output folder, whose files would be read too; choose another --output")
+    if output.resolve().is_relative_to(Path(log).resolve()):
+        raise DataError(f"{log}: contains the output folder, whose files would be read too; choose another --output")
+    items = Path(settings.items) if settings.items else None
     with TemporaryDirectory(dir=output.absolute(), prefix=".spill-") as folder, ExitStack() as engines:
         spill = Path(folder)
-        embedded = engines.enter_context(connected("duckdb", spill, memory_limit))
-        other = None if engine == "duckdb" else engines.enter_context(connected(engine, spill, memory_limit))
-        say(f"reading {input}")
+        embedded = engines.enter_context(connected("duckdb", spill, settings.memory_limit))
+        engine = embedded
+        if settings.engine != "duckdb":
+            engine = engines.enter_context(connected(settings.engine, spill, settings.memory_limit))
+        _LOG.info("prepare: reading %s", printable(log))
         try:
-            known = read_items(embedded, spill, items) if items else None  # first: it is small, and may be faulty
-            log = read_events(other or embedded, spill, input, reading)
-            facts = _write_events(other or embedded, input, output, log, rules, say)
-            if known is None and log.titles is not None:
-                known = KnownItems(log.titles.rename(text="item_id"), [])
+            known = read_items(embedded, spill, items, settings) if items else None  # small: errors appear early
+            events = read_events(engine, spill, log, settings)
+            facts = _write_events(engine, log, output, events, settings)
+            if known is None and events.titles is not None:
+                known = ItemRows(events.titles.rename(text="item_id"), [])
             if known is not None:
                 facts["counts"] |= _write_items(embedded, output / "items.parquet", known.rows, items)
         except OperationNotDefinedError as error:
-            raise cannot(engine, one_line(error)) from None
+            raise unsupported(settings.engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            raise explain(error, input) from None
-    facts["sources"] = [_source(Path(path)) for path in (input, items and items.path) if path]
-    return _complete(output, facts, [*log.rejects, *(known.rejects if known else [])])
+            raise explain(error, log) from None
+    facts["sources"] = [_source(path) for path in (Path(log), items) if path]
+    return _complete(output, facts, [*events.errors, *(known.errors if known else [])])
 
 
-def _complete(output: Path, facts: dict[str, Any], rejected: list[Reject]) -> dict[str, float]:
-    """Writes what is made of the tables; the counts."""
-    if rejected:
-        pq.write_table(rejects.table(rejected), output / "rejected.parquet")
-    facts |= {"rejected": rejects.counts(rejected), "fingerprint": _fingerprint(output)}
+def _complete(output: Path, facts: dict[str, Any], errors: list[RowError]) -> dict[str, float]:
+    """Write the files that are derived from the tables, and return the counts."""
+    if errors:
+        pq.write_table(row_errors.table(errors), output / "rejected.parquet")
+    facts |= {"rejected": row_errors.counts(errors), "fingerprint": _fingerprint(output)}
     _write_json(output / "dataset.json", facts)  # the histories are cut by its rules
     write_histories(output)
     facts["counts"] |= _counts(Dataset.load(output)) | split_facts(output)
@@ -106,33 +103,34 @@ def _complete(output: Path, facts: dict[str, Any], rejected: list[Reject]) -> di
     return dict(facts["counts"])
 
 
-def _write_events(engine: Any, input: str, output: Path, log: Events, rules: Rules, say: Say) -> dict[str, Any]:
-    """Writes `interactions`, `users`, and `items` without what is known of them; facts of dataset.json."""
-    num_read = value(log.table.count())
-    say(f"{num_read:,} events read, {len(log.rejects):,} rows rejected")
-    order = [*(["timestamp", "nanosecond"] if rules.order == "time" else []), *log.ties]
-    events, removed = apply_rules(engine, input, log.table, order, rules)
-    periods = cut_times(engine, input, events, rules) if rules.split == "temporal" else {}
+def _write_events(engine: Any, log: str, output: Path, read: Events, settings: PrepareConfig) -> dict[str, Any]:
+    """Write `interactions`, `users`, and `items` with ids only; return facts for `dataset.json`."""
+    num_read = value(read.table.count())
+    _LOG.info("prepare: %s events read, %s invalid rows", f"{num_read:,}", f"{len(read.errors):,}")
+    order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *read.ties]
+    events, num_removed = apply_rules(engine, log, read.table, order, settings)
+    periods = cut_times(engine, log, events, settings) if settings.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
-    say(f"{value(events.count()):,} events stay; writing them in order")
-    _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_AT_ONCE))
-    _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_AT_ONCE))
+    _LOG.info("prepare: %s events remain; writing them in order", f"{value(events.count()):,}")
+    _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_PER_PART))
+    _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_PER_PART))
     ordered = _ordered(events, users, items, order)
-    _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_AT_ONCE)))
+    _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_PER_PART)))
     dropped = {
-        f"num_dropped_{name}s": value(log.table[f"{name}_id"].nunique()) - value(index.count())
+        f"num_dropped_{name}s": value(read.table[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))
     }
-    counts = {"num_read_events": num_read, "num_rejected_rows": len(log.rejects)} | dropped
+    counts = {"num_read_events": num_read, "num_rejected_rows": len(read.errors)} | dropped
+    rules = {name: getattr(settings, name) for name in _RULES}
     return {
-        "counts": counts | {f"num_removed_by_{rule}": number for rule, number in removed.items()},
-        "rules": asdict(rules) | periods | {"ties": [column for column in log.ties if column != "tie_as_is"]},
-        "layout": log.layout,
+        "counts": counts | {f"num_removed_by_{rule}": number for rule, number in num_removed.items()},
+        "rules": rules | periods | {"ties": [column for column in read.ties if column != "tie_as_is"]},
+        "columns": read.columns,
     }
 
 
 def _index(engine: Any, events: Table, name: str) -> Table:
-    """The distinct ids of users or items, as they came (`key`) and as the caller's, numbered from 1 in their order."""
+    """Number the distinct ids of users or items from 1; `key` is an id as read, `caller_id` as it is written."""
     ids = events.select(key=events[f"{name}_id"]).distinct()
     caller_id = ids.key
     if ids.key.type().is_string():
@@ -150,12 +148,12 @@ def _ids(index: Table, name: str) -> Table:
 def _ordered(events: Table, users: Table, items: Table, order: list[str]) -> Table:
     joined = events.join(users.select("user", user_id="key"), "user_id")
     joined = joined.join(items.select("item", item_id="key"), "item_id")
-    numbers = {name: joined[name].cast("int64") for name in ("user", "item")}  # an engine may number in 32 bits
+    numbers = {name: joined[name].cast("int64") for name in ("user", "item")}  # some engines number rows in 32 bits
     return joined.order_by(["user", *order]).select(**numbers, timestamp=joined.timestamp)
 
 
 def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Events, sorted by user, with their place in the user's history."""
+    """Add the position of each event in its user's history to events sorted by user."""
     last_user, next_position = 0, 0
     for part in parts:
         users = part["user"].to_numpy()
@@ -169,22 +167,21 @@ def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield part.append_column("position", pa.array(positions))
 
 
-def _write_items(engine: Any, path: Path, rows: Table, reading: ItemsReading | None) -> dict[str, float]:
-    """Adds what is known of the items to their table; counts."""
+def _write_items(engine: Any, path: Path, rows: Table, table: Path | None) -> dict[str, float]:
+    """Add titles and other columns to the written table of items, and return counts."""
     items = engine.read_parquet(str(path))
     items = keep(engine, items.mutate(text=items.item_id.cast("string")))
-    known = keep(engine, one_row_an_item(rows, items))
+    known = keep(engine, one_row_per_item(rows, items))
     if not value(known.count()):
         raise DataError(
-            f"{reading.path if reading else path}: none of its items is in the log, whose ids look like "
-            f"{first_row(items)['text']!r} and its own like {first_row(rows).get('text')!r}; set prepare.items_id_col "
-            "to the column of the log's ids"
+            f"{table or path}: none of its items is in the log; ids of the log look like {first_row(items)['text']!r}, "
+            f"ids of the table like {first_row(rows).get('text')!r}; set prepare.items_id_col to the column of the "
+            "log's ids"
         )
     joined = items.left_join(known, "text").order_by("item").drop("text", "text_right", "num_titles")
     joined = joined.relocate(*(name for name in ("item", "item_id", "title") if name in joined.columns))
-    partial = path.with_suffix(".partial")
-    _write_table(partial, map(_with_readable_titles, batches(engine, joined, ROWS_AT_ONCE)))
-    partial.replace(path)
+    with write_atomically(path) as temporary:
+        _write_table(temporary, map(_with_unescaped_titles, batches(engine, joined, ROWS_PER_PART)))
     counts = {"num_known_items": value(known.count())}
     if "title" in known.columns:
         counts["num_titled_items"] = value(known.title.count())
@@ -192,8 +189,8 @@ def _write_items(engine: Any, path: Path, rows: Table, reading: ItemsReading | N
     return counts
 
 
-def _with_readable_titles(part: pa.Table) -> pa.Table:
-    """HTML's entities (`&amp;`) as the characters they stand for."""
+def _with_unescaped_titles(part: pa.Table) -> pa.Table:
+    """Replace HTML entities in titles (`&amp;`) by their characters."""
     if "title" not in part.column_names:
         return part
     titles = part["title"]
@@ -206,7 +203,7 @@ def _write_table(path: Path, parts: Iterator[pa.Table]) -> None:
     first = next(parts)
     with pq.ParquetWriter(path, first.schema) as writer:
         for part in chain([first], parts):
-            writer.write_table(part, row_group_size=ROWS_AT_ONCE)
+            writer.write_table(part, row_group_size=ROWS_PER_PART)
 
 
 def _counts(dataset: Dataset) -> dict[str, float]:
@@ -222,15 +219,17 @@ def _counts(dataset: Dataset) -> dict[str, float]:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the contents alone: the same data, wherever and whenever prepared, has the same one."""
-    digests = [f"{name}.{digest}" for name in _DIGESTED for digest in _column_digests(folder, name)]
+    """Return a digest of the contents; it does not depend on where and when the data were prepared."""
+    digests = [f"{name}.{digest}" for name in _FINGERPRINTED for digest in _column_digests(folder, name)]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _column_digests(folder: Path, name: str) -> list[str]:
     parts: dict[str, Any] = defaultdict(hashlib.sha256)
-    with pq.ParquetFile(folder / f"{name}.parquet", pre_buffer=False) as file:  # buffered ahead, all of it would stay
-        columns = [column for column in _DIGESTED[name] if column in file.schema_arrow.names]
+    with pq.ParquetFile(
+        folder / f"{name}.parquet", pre_buffer=False
+    ) as file:  # pre-buffering keeps the whole file in memory
+        columns = [column for column in _FINGERPRINTED[name] if column in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             for column_name, column in zip(batch.schema.names, batch.columns, strict=True):
                 for part, content in _contents(column).items():
@@ -239,7 +238,7 @@ def _column_digests(folder: Path, name: str) -> list[str]:
 
 
 def _contents(column: pa.Array) -> dict[str, bytes]:
-    """Bytes that, one batch after the other, tell all values of a column; batches may be cut anywhere."""
+    """Return bytes whose concatenation over batches identifies the values, independent of the sizes of batches."""
     known = column.is_valid().to_numpy(zero_copy_only=False).tobytes()
     if pa.types.is_integer(column.type):
         numbers = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
@@ -250,14 +249,12 @@ def _contents(column: pa.Array) -> dict[str, bytes]:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """What was read; of a folder, its parts; of a table of an engine, its name alone."""
+    """Describe an input: name, size and checksum of each file, or the name of an engine's table."""
     if path.is_dir():
         return {"folder": path.name, "files": [_source(file) for file in parts(path)]}
     if not path.is_file():
         return {"table": str(path)}
-    with path.open("rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": checksum}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write_json(path: Path, facts: dict[str, Any]) -> None:

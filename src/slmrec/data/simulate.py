@@ -1,15 +1,15 @@
-"""A made-up shop of which one thing is known that no real log tells: the best possible next-item recommender.
+"""A simulated shop whose best possible next-item recommender is known.
 
-Items come in families with an order, such as the steps of a course. The shop is defined by the probability of every
-item to be bought next, given all that was bought before; nothing else about a user exists. Nobody can
-rank better, on average, than by that probability: what the `Oracle` reaches is the ceiling for every model. The rule:
+Items come in ordered families, such as the steps of a course. The shop is defined by the probability of each item to
+be bought next, given all earlier purchases of a user. No ranking is better on average than that by this probability,
+so the quality of the `Oracle` is an upper bound for all models. The rule:
 
-1. The next item's family is, with probability `alternate`, that of the item before the newest one. Otherwise it is
+1. The next item's family is, with probability `alternate`, that of the second newest item. Otherwise it is
    drawn with weights `base[f]` + the number of family f's items bought so far (a Pólya urn: purchases show tastes).
 2. Within the family it is, with probability `follow`, the item after the family's newest bought one, if there is such
    an item and it is unseen; otherwise an unseen item, drawn by popularity.
 
-Nothing is bought twice; a family of which everything was bought has no part in step 1.
+No item is bought twice; a family without unseen items is excluded from step 1.
 """
 
 import csv
@@ -24,30 +24,31 @@ from numpy.typing import NDArray
 
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import write_atomically
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 NUM_FAMILIES = 36
 FAMILY_SIZES = (31, 37)
-"""Smallest and largest family: at least 36 x 31 = 1,116 items, enough for 999 negatives outside any history."""
+"""Minimum and maximum family size: at least 36 x 31 = 1,116 items, enough for 999 negatives outside any history."""
 CONCENTRATION = 2.5
-"""Sum of the urn's `base`; the smaller, the fewer families a user takes to."""
+"""Sum of the urn's `base`; smaller values concentrate each user on fewer families."""
 FAMILY_SKEW = 0.6
-"""The n-th most liked family has a base weight of n to the power of minus this."""
+"""Zipf exponent of the base weights of families."""
 ITEM_SKEW = 0.8
-"""The n-th most popular item of a family has a popularity of n to the power of minus this."""
+"""Zipf exponent of the popularities of items within a family."""
 FOLLOW = 0.7
-"""Probability that a family goes on with the item after its newest bought one."""
+"""Probability that a family continues with the item after its newest bought one."""
 ALTERNATE = 0.5
-"""Probability that the family is that of the item before the newest one: order matters beyond the newest item."""
+"""Probability that the next family is that of the second newest item, so order matters beyond the newest item."""
 MIN_EVENTS, MAX_EVENTS = 5, 25
 MEAN_EXTRA_EVENTS = 7.0
-"""Mean of the geometric number of events above the minimum, before it is cut off at the maximum."""
+"""Mean of the geometric number of events above the minimum, before truncation at the maximum."""
 OPENING = 1_700_000_000
-"""First second in which a user may come."""
+"""The earliest first purchase, in seconds since 1970-01-01 UTC."""
 YEAR_S = 31_536_000
-"""Users come for the first time during one year."""
+"""The period of the users' first purchases, in seconds."""
 
 FAMILIES = """
 Trail running, Sea kayaking, Bread baking, Watercolour painting, Bird watching, Chess openings, Film photography,
@@ -64,40 +65,40 @@ map, cushion, basket, clip, knife, workbook
 
 
 class Purchases(NamedTuple):
-    """What users bought, oldest first; users are rows, and items (the shop's 1..V) are padded with 0 on the right."""
+    """Purchases of users, oldest first: one row per user, the shop's items 1..V, padded with 0 on the right."""
 
     items: Ints
-    """(U, L)."""
+    """(U, L): items."""
     lengths: Ints
-    """(U,)."""
+    """(U,): numbers of purchases."""
     timestamps: Ints
-    """(U, L) seconds, rising within a user; 0 where `items` is padded."""
+    """(U, L) seconds, increasing for each user; 0 where `items` is padded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """The catalogue and the parameters of the rule; items are numbered 1..V, family by family, each in its order."""
+    """The catalogue and the parameters of the rule; items are numbered 1..V, family by family, in family order."""
 
     item_ids: tuple[str, ...]
-    """Item i has the id at place i-1."""
+    """Item i has the id at index i-1."""
     titles: tuple[str, ...]
     sizes: Ints
-    """(F,): items in each family."""
+    """(F,): the number of items in each family."""
     base: Floats
-    """(F,): weights of the families before anything is bought."""
+    """(F,): the weights of the families before the first purchase."""
     popularity: Floats
-    """(V+1,): weights of the items within their family; 0 for the padding item."""
+    """(V+1,): the weights of the items within their family; 0 for the padding item."""
     follow: float
-    """Probability that a family goes on in its order."""
+    """Probability that a family continues in its order."""
     alternate: float
-    """Probability that the family is that of the item before the newest one."""
+    """Probability that the next family is that of the second newest item."""
 
     @classmethod
     def generate(cls, seed: int = 0, num_families: int = NUM_FAMILIES) -> "Shop":
-        """The shop of this seed, always the same one.
+        """Generate a shop; equal seeds give equal shops.
 
         Raises:
-            ConfigError: there are no names for so many families.
+            ConfigError: `num_families` is out of range.
         """
         known = _words(FAMILIES)
         if not 1 <= num_families <= len(known):
@@ -118,30 +119,32 @@ class Shop:
 
     @property
     def num_items(self) -> int:
-        """V."""
+        """The number of items V."""
         return len(self.item_ids)
 
     @cached_property
     def family_of(self) -> Ints:
-        """(V+1,): the family of each item, from 0; F, which is none, for the padding item."""
+        """(V+1,): the family of each item, from 0; F for the padding item."""
         num_families = len(self.sizes)
         return np.concatenate([[num_families], np.repeat(np.arange(num_families), self.sizes)])
 
     @cached_property
     def successor(self) -> Ints:
-        """(V+1,): the next item in the family's order, 0 for the family's last item and for the padding item."""
+        """(V+1,): the next item in the family's order; 0 for the last item of a family and for the padding item."""
         following = np.arange(1, self.num_items + 2)
         following[np.concatenate([[0], np.cumsum(self.sizes)])] = 0
         return following
 
     def predict(self, items: Ints, lengths: Ints) -> Floats:
-        """The exact probability of each item to be bought next: (B, V+1), 0 for seen items and padding.
-
-        Rows sum to 1, but for users who bought everything, whose rows are 0.
+        """Return the exact probability of each item to be bought next.
 
         Args:
             items: (B, L) histories, oldest first, padded with 0 on the right; L may be 0.
-            lengths: (B,); 0 is a user who comes for the first time.
+            lengths: (B,) the lengths of the histories; 0 for a new user.
+
+        Returns:
+            (B, V+1): 0 for seen items and padding. Rows sum to 1, except those of users who bought all items, which
+            are 0.
         """
         rows = np.arange(len(items))[:, None]
         items = np.where(np.arange(items.shape[1]) < lengths[:, None], items, 0)
@@ -162,7 +165,7 @@ class Shop:
         return np.concatenate([[0], np.cumsum(self.sizes)[:-1]]) + 1
 
     def _predict_families(self, items: Ints, lengths: Ints, seen: Bools) -> Floats:
-        """(B, F): the probability of each family to be the next item's."""
+        """Return (B, F) the probability of each family to contain the next item."""
         bought = np.add.reduceat(seen.astype(np.int64), self._firsts, axis=1)
         urn = self.base + bought
         weights = (1 - self.alternate) * urn / urn.sum(axis=1, keepdims=True)
@@ -172,7 +175,7 @@ class Shop:
         return _ratio(weights, weights.sum(axis=1, keepdims=True))
 
     def _following(self, items: Ints, seen: Bools) -> Ints:
-        """(B, F): the item after the newest bought one of each family; 0 if there is none or it is seen."""
+        """Return (B, F) the item after the newest bought one of each family; 0 if there is none or it is seen."""
         newest = np.zeros((len(items), len(self.sizes) + 1), dtype=np.int64)
         rows = np.arange(len(items))
         for column in items.T:
@@ -181,7 +184,7 @@ class Shop:
         return np.where(seen[rows[:, None], following], 0, following)
 
     def simulate(self, num_users: int, seed: int = 0) -> Purchases:
-        """What users buy who follow the rule; the same seed gives the same purchases.
+        """Simulate the purchases of users; equal seeds give equal purchases.
 
         Raises:
             ConfigError: the shop has too few items for the longest histories.
@@ -200,17 +203,17 @@ class Shop:
 
 
 class Oracle:
-    """The best possible recommender of a shop, in the numbering of a data set made from the shop's log."""
+    """The best possible recommender of a shop, with the item numbers of a data set prepared from the shop's log."""
 
     def __init__(self, shop: Shop, item_ids: Iterable[str]) -> None:
-        """The oracle for a catalogue.
+        """Create the oracle for a catalogue.
 
         Args:
-            shop: the shop that the data were simulated with.
-            item_ids: the ids of the data set's items 1, 2, ...; some of the shop's may be missing (nobody bought them).
+            shop: the shop that generated the data.
+            item_ids: the ids of the data set's items 1, 2, ...; items that nobody bought may be missing.
 
         Raises:
-            DataError: an item is not of this shop.
+            DataError: an item does not belong to the shop.
         """
         self.shop = shop
         numbers = {item_id: number for number, item_id in enumerate(shop.item_ids, start=1)}
@@ -221,19 +224,23 @@ class Oracle:
         self._shop_items = np.array([0, *(numbers[item_id] for item_id in item_ids)])
 
     def scores(self, items: Ints, lengths: Ints) -> Floats:
-        """(B, V+1): the exact probability of each item to come next; 0 for seen items and padding.
+        """Return the exact probability of each item to come next.
 
         Args:
-            items: (B, L) whole histories in the data set's numbering, oldest first, padded with 0 on the right.
-            lengths: (B,).
+            items: (B, L) complete histories with the data set's item numbers, oldest first, padded with 0 on the right.
+            lengths: (B,) the lengths of the histories.
+
+        Returns:
+            (B, V+1): 0 for seen items and padding.
         """
         return self.shop.predict(self._shop_items[items], lengths)[:, self._shop_items]
 
 
 def write_shop(folder: Path, seed: int = 0, num_users: int = 2500) -> Shop:
-    """Simulates a shop and writes its raw log: `interactions.csv` (by time) and `items.csv`, as any shop has them.
+    """Simulate a shop and write its raw log: `interactions.csv`, ordered by time, and `items.csv`.
 
-    The shop that is returned is `Shop.generate(seed)`.
+    Returns:
+        The shop, equal to `Shop.generate(seed)`.
     """
     shop = Shop.generate(seed)
     items, _, timestamps = shop.simulate(num_users, seed)
@@ -252,16 +259,14 @@ def write_shop(folder: Path, seed: int = 0, num_users: int = 2500) -> Shop:
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    unfinished = path.with_suffix(".csv.tmp")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    unfinished.replace(path)
 
 
 def _zipf(random: np.random.Generator, size: int, exponent: float) -> Floats:
-    """Weights of `size` things, the ranks shuffled."""
+    """Return `size` weights that follow Zipf's law, with shuffled ranks."""
     return random.permutation(np.arange(1, size + 1) ** -exponent)
 
 
@@ -284,12 +289,12 @@ def _words(text: str) -> list[str]:
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """`part / whole`, and 0 where there is no whole."""
+    """Return `part / whole`, and 0 where `whole` is 0."""
     return part * np.divide(1.0, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def _draw(random: np.random.Generator, probabilities: Floats) -> Ints:
-    """One column a row; a column of probability 0 is never drawn."""
+    """Draw one column per row; a column of probability 0 is never drawn."""
     below = np.cumsum(probabilities, axis=1)
     points = random.random((len(below), 1)) * below[:, -1:]
     drawn: Ints = (below <= points).sum(axis=1)
@@ -297,7 +302,7 @@ def _draw(random: np.random.Generator, probabilities: Floats) -> Ints:
 
 
 def _times(random: np.random.Generator, shape: tuple[int, ...]) -> Ints:
-    """Each user comes at some second of a year, then again after days, at the earliest a minute later."""
+    """Draw increasing times: a first purchase within one year, then waits of some days, at least one minute."""
     waits = 60 + random.exponential(3 * 86_400, size=shape).astype(np.int64)
     waits[:, 0] = random.integers(YEAR_S, size=shape[0])
     return OPENING + np.cumsum(waits, axis=1)

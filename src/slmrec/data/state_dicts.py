@@ -1,4 +1,4 @@
-"""State dicts that a user brings: safetensors, or torch's own files read so that nothing but tensors comes of them."""
+"""State dicts in safetensors files, or in PyTorch files from which only tensors are loaded."""
 
 import pickle
 from pathlib import Path
@@ -9,44 +9,53 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slmrec.errors import DataError
+from slmrec.files import one_line
 
 _SAFETENSORS, _TORCH = ".safetensors", (".bin", ".pt", ".pth")
-_BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU.
+    """Read named tensors onto the CPU.
 
     Raises:
-        DataError: the file is missing, of another kind, damaged, or would build anything but named tensors.
+        DataError: the file is missing, damaged, of an unknown format, or contains objects other than named tensors.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file of weights")
     if path.suffix == _SAFETENSORS:
         return _safetensors(path)
     if path.suffix not in _TORCH:
-        kinds = ", ".join((_SAFETENSORS, *_TORCH))
-        raise DataError(f"{path}: weights are read from {kinds}; got {path.suffix or 'no suffix'!r}")
+        suffixes = ", ".join((_SAFETENSORS, *_TORCH))
+        raise DataError(f"{path}: weights are read from {suffixes}; got {path.suffix or 'no suffix'!r}")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())
-        named = reason.partition("WeightsUnpickler error: ")[2] or reason
+    except _LOAD_ERRORS as error:
+        message = str(error)
+        reason = message.partition("WeightsUnpickler error: ")[2] or message
         raise DataError(
-            f"{path}: only named tensors are read, and nothing else is built ({named[:200]}); save the model's "
-            "state_dict() alone"
+            f"{path}: only named tensors are loaded ({one_line(reason, 200)}); save the model's state_dict() alone"
         ) from None
-    return _tensors_of(path, value)
+    return _checked(path, value)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error}); copy it anew") from None
+        raise DataError(f"{path}: not a safetensors file ({error}); copy it again") from None
 
 
-def _tensors_of(path: Path, value: object) -> dict[str, Tensor]:
+def _checked(path: Path, value: object) -> dict[str, Tensor]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, expected tensors by name; save the state_dict()")
     for name, tensor in value.items():

@@ -1,7 +1,7 @@
-"""Raw logs to the data-set folder."""
+"""The stage `prepare`: raw logs to a data set."""
 
 import json
-from dataclasses import fields
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,49 +12,60 @@ import yaml
 
 from slmrec.config import PrepareConfig
 from slmrec.config.load import load_config
-from slmrec.data.engine import one_line
-from slmrec.data.filters import Rules
-from slmrec.data.items import ItemsReading
-from slmrec.data.logs.read import Reading
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import one_line
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import stage_named
 
+_LOG = logging.getLogger(__name__)
+_REMOVED_BY = "num_removed_by_"
+
 
 def build(task: Task) -> dict[str, float]:
-    """Writes the data set; its counts."""
+    """Write the data set into the task's folder, and return its counts."""
     settings = task.config.prepare
     if settings.input is None:
-        raise ConfigError(f"prepare.input is not set; give --input FILE{_before(task.output)}, or prepare.input=FILE")
-    counts = prepare_dataset(settings.input, task.folder, **arguments(settings), say=_say)
-    _tell(settings, counts)
+        raise ConfigError(
+            f"prepare.input is not set; give --input FILE{_former_input(task.output)}, or prepare.input=FILE"
+        )
+    counts = prepare_dataset(settings, task.folder, settings.input)
+    _log_summary(settings, counts)
     return counts
 
 
 def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:
-    """Prepares a data set from Python; its folder.
+    """Prepare a data set from a log of events.
 
     Args:
-        log: the path of a file or folder, or a table of events (pandas, polars, Arrow, whatever exports Arrow data).
-        output: the data set's folder; one that is there is replaced when the new one is whole.
-        items: likewise, what is known of items.
-        settings: those of `prepare`, such as `min_user_events=5`.
+        log: the path of a file or folder, or a table of events (pandas, polars, Arrow, or any object that exports
+            Arrow data).
+        output: the folder of the data set; an existing one is replaced once the new one is complete.
+        items: a path or table of items with titles and other columns, optional.
+        settings: settings of the section `prepare`, such as `min_user_events=5`.
+
+    Returns:
+        The folder of the data set.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
         DataError: the log cannot be read, or no event is left.
 
     Example:
-        prepare(events, "data/shop", items=products, item_col="sku", min_item_events=5)
+        >>> from slmrec.data.dataset import Dataset
+        >>> events = pa.table({"user_id": ["u"] * 3, "sku": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+        >>> with TemporaryDirectory() as folder:
+        ...     shop = Dataset.load(prepare(events, f"{folder}/shop", item_col="sku"))
+        >>> shop.num_users, shop.num_items
+        (1, 3)
     """
     with TemporaryDirectory(prefix="slmrec-") as folder:
-        given = {"input": _as_file(log, Path(folder) / "log")}
+        inputs = {"input": _as_file(log, Path(folder) / "log")}
         if items is not None:
-            given["items"] = _as_file(items, Path(folder) / "items")
+            inputs["items"] = _as_file(items, Path(folder) / "items")
         overrides = [
             f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=str)}"
-            for name, value in (settings | given).items()
+            for name, value in (settings | inputs).items()
         ]
         try:
             config = load_config(None, overrides)
@@ -73,62 +84,54 @@ def _as_file(table: Any, path: Path) -> str:
         pq.write_table(arrow, path)
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
-            f"{type(table).__name__}: no table ({one_line(error)}); expected a path, or a table of pandas, polars or "
-            "Arrow whose columns each have one type"
+            f"{type(table).__name__}: not a table ({one_line(error)}); expected a path, or a table of pandas, polars "
+            "or Arrow whose columns each have one type"
         ) from None
     return str(path)
 
 
-def arguments(settings: PrepareConfig) -> dict[str, Any]:
-    """What `prepare_dataset` is to be given for settings of `prepare`."""
-    chosen = settings.model_dump()
-    reading = {field.name: chosen[field.name] for field in fields(Reading) if field.name in chosen}
-    rules = {field.name: chosen[field.name] for field in fields(Rules)}
-    items = {name: chosen[name] for name in ItemsReading._fields if name in chosen}
-    return {
-        "reading": Reading(**reading, needs_rating=settings.min_rating is not None),
-        "rules": Rules(**rules),
-        "items": ItemsReading(path=Path(settings.items), **items) if settings.items else None,
-        "engine": settings.engine,
-        "memory_limit": settings.memory_limit,
-    }
-
-
-def _say(text: str) -> None:
-    print(f"prepare: {text}", flush=True)
-
-
-def _tell(settings: PrepareConfig, counts: dict[str, float]) -> None:
-    """What a user has to know of what was left out, and of the split."""
-    removed = {name: counts.get(f"num_removed_by_{name}") for name in (field.name for field in fields(Rules))}
-    by_rule = ", ".join(f"{name} ({getattr(settings, name)}) {number:,}" for name, number in removed.items() if number)
+def _log_summary(settings: PrepareConfig, counts: dict[str, float]) -> None:
+    """Log the removed events and invalid rows, the coverage of the table of items, and the split."""
+    removed = {name.removeprefix(_REMOVED_BY): num for name, num in counts.items() if name.startswith(_REMOVED_BY)}
+    by_rule = ", ".join(f"{name} ({getattr(settings, name)}) {num:,}" for name, num in removed.items() if num)
     if by_rule:
         users, items = counts["num_dropped_users"], counts["num_dropped_items"]
-        _say(f"events left out by {by_rule}; no event is left of {users:,} users and {items:,} items")
+        _LOG.info(
+            "prepare: events removed by %s; %s users and %s items have no events left",
+            *(by_rule, f"{users:,}", f"{items:,}"),
+        )
     if counts["num_rejected_rows"]:
-        _say(f"rows that were no events: {counts['num_rejected_rows']:,}; see rejected.parquet and dataset.json")
+        _LOG.info(
+            "prepare: %s invalid rows skipped; see rejected.parquet and dataset.json",
+            f"{counts['num_rejected_rows']:,}",
+        )
     if "num_known_items" in counts:
         known, titled = counts["num_known_items"], counts.get("num_titled_items", 0)
-        _say(f"of {counts['num_items']:,} items {known:,} are in the table of items, {titled:,} with a title")
-    _tell_split(settings, counts)
+        _LOG.info(
+            "prepare: %s of %s items are in the table of items, %s with a title",
+            *(f"{known:,}", f"{counts['num_items']:,}", f"{titled:,}"),
+        )
+    _log_split(settings, counts)
 
 
-def _tell_split(settings: PrepareConfig, counts: dict[str, float]) -> None:
+def _log_split(settings: PrepareConfig, counts: dict[str, float]) -> None:
     train, valid, test = (counts[f"num_{name}"] for name in ("train_events", "valid_targets", "test_targets"))
-    idle, cold = counts["num_users_without_training"], counts["num_cold_test_targets"]
-    _say(
-        f"{settings.split}: {train:,} events to train on, {valid:,} users to validate, {test:,} to test; {idle:,} "
-        f"users without a training sample, {cold:,} test items that training never sees"
+    untrained, cold = counts["num_users_without_training"], counts["num_cold_test_targets"]
+    _LOG.info(
+        "prepare: %s: %s training events, %s validation users, %s test users; %s users without a training sample, %s "
+        "test items without a training event",
+        *(settings.split, f"{train:,}", f"{valid:,}", f"{test:,}", f"{untrained:,}", f"{cold:,}"),
     )
     leaked = counts.get("num_test_before_last_train")
     if settings.split == "leave_one_out" and leaked:
-        _say(
-            f"leave_one_out looks into the future: {leaked:,} of {counts['num_test_targets']:,} test events precede "
-            "the last training event; prepare.split=temporal does not"
+        _LOG.info(
+            "prepare: leave_one_out looks into the future: %s of %s test events precede the last training event; "
+            "prepare.split=temporal avoids this",
+            *(f"{leaked:,}", f"{counts['num_test_targets']:,}"),
         )
 
 
-def _before(output: Path) -> str:
+def _former_input(output: Path) -> str:
     path = output / "prepare" / "config.yaml"
     if not path.is_file():
         return ""

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 from log_files import write
 
-from slmrec.data.logs.columns import KNOWN, Header, header, missing, place
+from slmrec.data.logs.columns import ALL_USUAL_NAMES, Header, find_column, header, missing_columns
 from slmrec.data.logs.files import inspect
 from slmrec.errors import DataError
 
 
 def head(path: Path, *columns: str) -> Header:
-    return header(inspect(path, "auto", KNOWN | set(columns)), columns or None)
+    return header(inspect(path, "auto", ALL_USUAL_NAMES | set(columns)), columns or None)
 
 
 EVENTS = ["user_id", "item_id", "rating", "timestamp"]
@@ -96,39 +96,39 @@ def test_parts_may_all_have_the_header(tmp_path: Path) -> None:
 
 
 def test_an_empty_line_above_the_header_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log\.csv: line 1 is '', expected the names of the columns; remove it"):
+    with pytest.raises(DataError, match=r"log\.csv: line 1 is '', expected the column names; remove it"):
         head(write(tmp_path / "log.csv", f"\n{HEADER}1,2,3\n"))
 
 
 def test_a_file_without_rows_of_a_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log\.csv: its first lines are no rows of a table \(csv\)"):
+    with pytest.raises(DataError, match=r"log\.csv: its first lines are not rows of a table \(csv\)"):
         head(write(tmp_path / "log.csv", '"' + "x" * 200_000))
 
 
 def test_places_of_columns() -> None:
     names = ["asin", "parent_asin", "time:float", "b", "asin:token"]
-    assert place("log", names, "item_col", None) == 1, "a product counts before its variants"
-    assert place("log", names, "item_col", "asin") == 0, "the exact name counts"
-    assert place("log", names, "time_col", "time") == 2
-    assert place("log", names, "rating_col", None) is None
+    assert find_column("log", names, "item_col", None) == 1, "a product counts before its variants"
+    assert find_column("log", names, "item_col", "asin") == 0, "the exact name counts"
+    assert find_column("log", names, "time_col", "time") == 2
+    assert find_column("log", names, "rating_col", None) is None
     with pytest.raises(DataError, match=r"log: 2 columns are named 'b', expected one; rename the others"):
-        place("log", [*names, "b"], "time_col", "b")
+        find_column("log", [*names, "b"], "time_col", "b")
     with pytest.raises(DataError, match=r"log: no column 'c'; it has asin, .*; set prepare\.user_col to one of them$"):
-        place("log", names, "user_col", "c")
+        find_column("log", names, "user_col", "c")
 
 
 def test_all_missing_columns_are_told_together() -> None:
-    told = str(missing("log", ["who", "what"], ["user_col", "item_col"]))
+    told = str(missing_columns("log", ["who", "what"], ["user_col", "item_col"]))
     assert "no column 'user_id' or" in told and "no column 'item_id' or" in told
     assert "set prepare.user_col, prepare.item_col to one of them" in told
 
 
 def test_missing_columns_come_with_a_remedy() -> None:
-    assert str(missing("log", ["a"], ["time_col"])) == (
+    assert str(missing_columns("log", ["a"], ["time_col"])) == (
         "log: no column 'timestamp' or 'unixReviewTime'; it has a; set prepare.time_col to one of them; without times, "
         "set prepare.order=file to take the order of the file"
     )
-    assert str(missing("log", ["a", "b"], ["user_col"])) == (
+    assert str(missing_columns("log", ["a", "b"], ["user_col"])) == (
         "log: no column 'user_id' or 'reviewerID' or 'userId'; it has a, b; set prepare.user_col to one of them, or, "
         "if these are values of a file without header, prepare.columns to the names"
     )

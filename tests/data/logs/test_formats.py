@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.data.logs.formats import json_fault, kind_of_lines, kind_of_name, looks_like_events, plain_name, shown
+from slmrec.data.logs.formats import excerpt, format_of_lines, format_of_name, json_error, looks_like_events, plain_name
 
 COLUMNS = {"user_id", "item_id", "movieId", "asin"}
 KINDS_BY_NAME = {
@@ -21,7 +21,7 @@ KINDS_BY_NAME = {
 
 @pytest.mark.parametrize(("name", "kind"), KINDS_BY_NAME.items())
 def test_names_tell_a_format(name: str, kind: str | None) -> None:
-    assert kind_of_name(Path(name)) == kind
+    assert format_of_name(Path(name)) == kind
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_names_tell_a_format(name: str, kind: str | None) -> None:
     ],
 )
 def test_lines_tell_a_format(text: list[str], kind: str | None) -> None:
-    assert kind_of_lines(text, COLUMNS, None) == kind
+    assert format_of_lines(text, COLUMNS, None) == kind
 
 
 def test_a_name_decides_where_lines_may_be_several_things() -> None:
-    assert kind_of_lines(["a,b", "c,d"], COLUMNS, "csv") == "csv"
-    assert kind_of_lines(["a\tb", "c\td"], COLUMNS, "csv") == "tsv"
-    assert kind_of_lines(["1::2::3::978300760"], COLUMNS, "csv") == "dat"
-    assert kind_of_lines(['{"a": 1}'], COLUMNS, "csv") == "jsonl"
+    assert format_of_lines(["a,b", "c,d"], COLUMNS, "csv") == "csv"
+    assert format_of_lines(["a\tb", "c\td"], COLUMNS, "csv") == "tsv"
+    assert format_of_lines(["1::2::3::978300760"], COLUMNS, "csv") == "dat"
+    assert format_of_lines(['{"a": 1}'], COLUMNS, "csv") == "jsonl"
 
 
 def test_some_broken_rows_do_not_hide_a_table() -> None:
@@ -72,13 +72,13 @@ def test_typed_headers_have_plain_names() -> None:
 
 
 def test_json_faults_show_the_line() -> None:
-    assert json_fault('{"a": 1}') is None
-    assert json_fault(" \n") is None
-    assert json_fault("[1]\n") == "'[1]' is not a JSON object"
-    assert json_fault("{'a'}") == "\"{'a'}\" is not JSON (Expecting property name enclosed in double quotes)"
-    assert str(json_fault("[" * 99_999)).startswith(f"'{'[' * 57}...' is not JSON (")
+    assert json_error('{"a": 1}') is None
+    assert json_error(" \n") is None
+    assert json_error("[1]\n") == "'[1]' is not a JSON object"
+    assert json_error("{'a'}") == "\"{'a'}\" is not JSON (Expecting property name enclosed in double quotes)"
+    assert str(json_error("[" * 99_999)).startswith(f"'{'[' * 57}...' is not JSON (")
 
 
-def test_lines_are_shown_short() -> None:
-    assert shown(" a\n") == "'a'"
-    assert shown("x" * 61) == f"'{'x' * 57}...'"
+def test_lines_are_excerpt_short() -> None:
+    assert excerpt(" a\n") == "'a'"
+    assert excerpt("x" * 61) == f"'{'x' * 57}...'"

@@ -27,7 +27,7 @@ def test_users_with_items(tmp_path: Path, content: str | bytes) -> None:
         ("v,w", 1, "007"),
     ]
     assert {event["timestamp"] for event in log.rows} == {None}
-    assert (log.layout, log.titles) == ({"format": "sequences"}, None)
+    assert (log.columns, log.titles) == ({"format": "sequences"}, None)
 
 
 def test_a_very_long_line_is_read(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_very_long_line_is_read(tmp_path: Path) -> None:
     [
         ("u a b\nv\nw a\n", r"log\.txt: line 2: user is 'v': no items, expected `user item item \.\.\.` \(set prepare"),
         ("u a b\n\nw a\n", r"log\.txt: line 2: user is '': no items"),
-        ("u a b\nv a\nu b c d\n", r"log\.txt: line 3: user is 'u': the user has line 1 already, .*prepare\.format"),
+        ("u a b\nv a\nu b c d\n", r"log\.txt: line 3: user is 'u': the user already has line 1, .*prepare\.format"),
         ("u " + "a " * 2**24, r"log\.txt: a line is too long; split it, or set prepare\.format"),
     ],
 )
@@ -59,10 +59,10 @@ def test_a_user_alone_is_refused(tmp_path: Path) -> None:
 def test_parts_are_told_by_file_and_line(tmp_path: Path) -> None:
     parts = {"a.txt": "u a b c\nv a b\n\n\n", "b.txt": "w a b\r\nu c\r\nx\r\n\r\ny z\r\n", "c.txt": "w b\n"}
     path = write(tmp_path / "log", parts)
-    with pytest.raises(DataError, match=r"log/b\.txt: line 2: user is 'u': the user has line 1 of a\.txt already"):
+    with pytest.raises(DataError, match=r"log/b\.txt: line 2: user is 'u': the user already has line 1 of a\.txt"):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert log.told() == [
+    assert log.places() == [
         ("b.txt", 2, "user", "u"),
         ("b.txt", 3, "user", "x"),
         ("b.txt", 4, "user", ""),
@@ -73,7 +73,7 @@ def test_parts_are_told_by_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["user_col", "item_col", "time_col", "rating_col", "tie_col"])
 def test_columns_of_a_file_without_any_are_refused(tmp_path: Path, setting: str) -> None:
-    message = rf"log\.txt: prepare\.{setting} is 'asin', but one user a line .*; leave it out"
+    message = rf"log\.txt: prepare\.{setting} is 'asin', but a log with one user a line .*; leave it out"
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "log.txt", "u a b\n"), **{setting: "asin"})
 
@@ -85,7 +85,7 @@ LISTS = 'reviewerID,asin,title\nA,"[\'x\', \'y\', 5]","[\'t, t\', ""it\'s""]"\n\
 def test_lists_of_the_reference(tmp_path: Path, packed: bool) -> None:
     log = read(write(tmp_path / "log", gzip.compress(LISTS.encode()) if packed else LISTS))
     assert [(user, item) for user, item, _ in log.events()] == [("A", "x"), ("A", "y"), ("A", "5"), ("B,\n", "x")]
-    assert log.layout == {"format": "reference", "user_col": "reviewerID", "item_col": "asin", "title_col": "title"}
+    assert log.columns == {"format": "reference", "user_col": "reviewerID", "item_col": "asin", "title_col": "title"}
     assert log.titles is not None
     assert [(row["item_id"], row["title"]) for row in log.titles] == [
         ("x", "t, t"),
@@ -123,8 +123,8 @@ def test_rows_of_lists_that_are_refused(
     with pytest.raises(DataError, match=rf"log\.csv: line {line}: "):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert log.told() == [("log.csv", line, column, value)]
-    assert log.rejects[0].reason.startswith(reason)
+    assert log.places() == [("log.csv", line, column, value)]
+    assert log.errors[0].reason.startswith(reason)
     assert log.events()[-1] == ("C", "z", None)
 
 

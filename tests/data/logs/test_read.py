@@ -103,7 +103,7 @@ def test_formats_are_known_by_their_content(tmp_path: Path, name: str, packing: 
     file = {"none": "data", "gz": "data.txt", "zst": "part-00000.bin"}[packing]
     log = read(write(tmp_path / file, PACKINGS[packing](as_bytes(content))))
     assert log.events()[: len(expected)] == expected
-    assert (log.layout["format"], log.rejects) == (kind, [])
+    assert (log.columns["format"], log.errors) == (kind, [])
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "one line a user"])
@@ -136,7 +136,7 @@ def test_columns_name_those_of_a_file_without_header(tmp_path: Path) -> None:
     settings = {"columns": ("note", "at", "who", "what"), "user_col": "who", "item_col": "what", "time_col": "at"}
     log = read(path, **settings)
     assert log.events() == [("u", "a", 5), ("u", "b", 6)]
-    assert log.layout == {"format": "csv", "user_col": "who", "item_col": "what", "time_col": "at"}
+    assert log.columns == {"format": "csv", "user_col": "who", "item_col": "what", "time_col": "at"}
 
 
 def test_columns_are_renamed_and_typed_headers_understood(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_columns_are_renamed_and_typed_headers_understood(tmp_path: Path) -> Non
 
 def test_ratings_and_ties_are_read_if_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,rating,n\nu,a,1,4.5,2\nu,b,1,3,1\n")
-    log = read(path, needs_rating=True, tie_col="n")
+    log = read(path, min_rating=0, tie_col="n")
     assert [(row["item_id"], row["rating"], row["tie"]) for row in log.rows] == [("b", 3, 1), ("a", 4.5, 2)]
     assert "rating" not in read(path).rows[0]
 
@@ -168,7 +168,7 @@ def test_relative_folders_tell_their_faults(tmp_path: Path, monkeypatch: pytest.
     write(folder / "b.csv", "user_id,item_id,timestamp\n,b,2\nu,c,soon\n")
     with pytest.raises(DataError, match=rf"{name}/b\.csv: line 2: user_id is None: expected an id"):
         read(folder)
-    assert [(reject.file.name, reject.line) for reject in read(folder, on_bad_row="skip").rejects] == [
+    assert [(reject.file.name, reject.line) for reject in read(folder, on_bad_row="skip").errors] == [
         ("b.csv", 2),
         ("b.csv", 3),
     ]
@@ -177,8 +177,8 @@ def test_relative_folders_tell_their_faults(tmp_path: Path, monkeypatch: pytest.
 def test_relative_files_tell_lines_behind_bad_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(Path("log.csv"), "user_id,item_id,timestamp\nu,a,1\nu,b\nu,c,soon\nu,d,4\n")
-    rejects = read(path, on_bad_row="skip").rejects
-    assert [(reject.file, reject.line) for reject in rejects] == [(path, 3), (path, 4)]
+    errors = read(path, on_bad_row="skip").errors
+    assert [(reject.file, reject.line) for reject in errors] == [(path, 3), (path, 4)]
 
 
 def test_semicolons_part_fields_too(tmp_path: Path) -> None:
@@ -192,8 +192,10 @@ def test_quotes_of_recbole_are_characters(tmp_path: Path) -> None:
 
 
 def test_ratings_are_asked_of_a_log_that_has_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"log\.txt: prepare\.min_rating is set, but one user a line has no ratings"):
-        read(write(tmp_path / "log.txt", "u a b c\nv a b\n"), needs_rating=True)
+    with pytest.raises(
+        DataError, match=r"log\.txt: prepare\.min_rating is set, but a log with one user a line has no ratings"
+    ):
+        read(write(tmp_path / "log.txt", "u a b c\nv a b\n"), min_rating=0)
 
 
 def test_named_columns_make_a_table_of_lines(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_named_columns_make_a_table_of_lines(tmp_path: Path) -> None:
 def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> None:
     path = write(tmp_path / "log.csv", f"user_id,item_id,timestamp,rating\nu,a,1,5\nu,b,1,{rating}\n")
     with pytest.raises(DataError, match=rf"log\.csv: line 3: rating is {repr(rating) if rating else None}: expected a"):
-        read(path, needs_rating=True)
+        read(path, min_rating=0)
     assert len(read(path).rows) == 2, "without a rule on ratings nobody looks"
 
 
@@ -221,7 +223,7 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
         ),
         ("log.csv", "user_id,item_id,time\n1,2,3\n", r"no column 'timestamp' .*item_id, time; set prepare\.time_col"),
         ("log.csv", "user,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has user, .*set prepare\.user_col"),
-        ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, 'a\\nb'; set prepare\.time_col"),
+        ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, a\\nb; set prepare\.time_col"),
         ("log.jsonl", '{"a": 1}\n', r"log\.jsonl: no column 'user_id' .*; it has a; set prepare\.user_col"),
         ("log.parquet", pa.table({"a": [1]}), r"log\.parquet: no column 'user_id' .*; it has a; set prepare\.user_col"),
         ("log.csv", "196,242,3,9\n", r"log\.csv: line 1 is '196,242,3,9': no header, .*; set prepare\.columns"),
@@ -286,7 +288,7 @@ def test_real_files_have_their_known_counts(shared: Path, name: str) -> None:
     path = shared / "data" / name
     log = read(path)
     found = (len({row["user_id"] for row in log.rows}), len({row["item_id"] for row in log.rows}), len(log.rows))
-    assert (found, log.rejects) == ((num_users, num_items, num_events), [])
+    assert (found, log.errors) == ((num_users, num_items, num_events), [])
     if surplus_events is not None:
         assert num_events - len(set(log.events())) == surplus_events
     if surplus_lines is not None:
@@ -306,7 +308,7 @@ def test_real_times(shared: Path) -> None:
 
 def test_real_file_that_is_cut_off(shared: Path) -> None:
     with pytest.raises(
-        DataError, match=r"reviews_Digital_Music_5\.truncated\.json\.gz: the compressed file is cut off"
+        DataError, match=r"reviews_Digital_Music_5\.truncated\.json\.gz: the compressed file is truncated"
     ):
         read(shared / "data/amazon2014/reviews_Digital_Music_5.truncated.json.gz")
 
@@ -319,8 +321,8 @@ def test_python_literals_are_read_and_never_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log: line 4: .*__import__.*: not JSON"):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert (len(log.rows), [reject.line for reject in log.rejects]) == (3, [4, 5])
-    assert log.rejects[0].value == bad
+    assert (len(log.rows), [reject.line for reject in log.errors]) == (3, [4, 5])
+    assert log.errors[0].value == bad
     assert not trap.exists()
 
 
@@ -378,8 +380,8 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, name: str
             except SlmrecError as error:
                 assert len(str(error).splitlines()) == 1
                 continue
-            assert all(reject.line >= 1 and reject.file == path for reject in log.rejects)
-            assert on_bad_row == "skip" or not log.rejects
+            assert all(reject.line >= 1 and reject.file == path for reject in log.errors)
+            assert on_bad_row == "skip" or not log.errors
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

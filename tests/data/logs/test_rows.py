@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_files import PACKINGS, write
 
-from slmrec.data.logs.files import Source
-from slmrec.data.logs.formats import Kind
-from slmrec.data.logs.rows import Record, records
+from slmrec.data.logs.files import InputFiles
+from slmrec.data.logs.formats import Format
+from slmrec.data.logs.rows import Row, read_rows
 
 
-def found(path: Path, kind: Kind, encoding: str = "utf-8") -> list[Record]:
-    return list(records(Source(path, kind, (path,), (path,), "none", encoding), path))
+def found(path: Path, kind: Format, encoding: str = "utf-8") -> list[Row]:
+    return list(read_rows(InputFiles(path, kind, (path,), (path,), "none", encoding), path))
 
 
-def lines_and_cells(path: Path, kind: Kind) -> list[tuple[int, list[str]]]:
+def lines_and_cells(path: Path, kind: Format) -> list[tuple[int, list[str]]]:
     return [(record.line, record.cells) for record in found(path, kind)]
 
 
@@ -44,7 +44,7 @@ def test_rows_have_the_numbers_of_their_first_lines(tmp_path: Path, packing: str
         ("reference", "1,\"['a', 'b']\"", ["1", "['a', 'b']"]),
     ],
 )
-def test_fields_stand_between_delimiters(tmp_path: Path, kind: Kind, line: str, cells: list[str]) -> None:
+def test_fields_stand_between_delimiters(tmp_path: Path, kind: Format, line: str, cells: list[str]) -> None:
     assert lines_and_cells(write(tmp_path / "log", f"{line}\n\n{line}"), kind) == [(1, cells), (2, []), (3, cells)]
 
 
@@ -60,14 +60,14 @@ def test_latin_1_is_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rest", ["3,4\n5,6", '3,"4"\n5,6'])
 def test_only_the_first_line_of_a_bad_row_is_lost(tmp_path: Path, bad: str, rest: str) -> None:
     rows = found(write(tmp_path / "log", f"a,b\n{bad}\n{rest}"), "csv")
-    assert [(row.line, row.cells) for row in rows if not row.fault] == [
+    assert [(row.line, row.cells) for row in rows if not row.error] == [
         (1, ["a", "b"]),
         (3, ["3", "4"]),
         (4, ["5", "6"]),
     ]
-    (fault,) = [row for row in rows if row.fault]
+    (fault,) = [row for row in rows if row.error]
     assert (fault.line, fault.text, fault.cells) == (2, bad, [])
-    assert str(fault.fault).startswith("quotes are not closed, or text follows a closing one (")
+    assert str(fault.error).startswith("quotes are not closed, or text follows a closing one (")
 
 
 cells = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=6)

@@ -33,18 +33,18 @@ def test_bad_rows_are_told_by_line_column_and_value(
         read(path)
     what = f"{column} is {value!r}" if column else repr(value)
     assert str(caught.value).startswith(f"{path}: line {line}: {what}: {reason}")
-    assert str(caught.value).endswith("; mend it or remove the row, or set prepare.on_bad_row=skip")
+    assert str(caught.value).endswith("; correct or remove the row, or set prepare.on_bad_row=skip")
     log = read(path, on_bad_row="skip")
     assert [(user, item.strip(), time) for user, item, time in log.events()][1:] == [("9", "9", 9)]
-    assert log.told() == [(path.name, line, column, value)]
-    assert log.rejects[0].reason.startswith(reason)
+    assert log.places() == [(path.name, line, column, value)]
+    assert log.errors[0].reason.startswith(reason)
 
 
 def test_empty_fields_behind_the_last_column_do_no_harm(tmp_path: Path) -> None:
     rows = HEADER + '1,2,3,\n4,5,6,,""\n'
     assert read(write(tmp_path / "log.csv", rows)).events() == [("1", "2", 3), ("4", "5", 6)]
     log = read(write(tmp_path / "log.csv", rows + "7\n"), on_bad_row="skip")
-    assert (log.events(), log.told()) == ([("1", "2", 3), ("4", "5", 6)], [("log.csv", 4, None, "7")])
+    assert (log.events(), log.places()) == ([("1", "2", 3), ("4", "5", 6)], [("log.csv", 4, None, "7")])
 
 
 def test_all_bad_rows_of_parts_are_told_in_order(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_all_bad_rows_of_parts_are_told_in_order(tmp_path: Path) -> None:
         read(path)
     log = read(path, on_bad_row="skip")
     assert log.events() == [("1", "2", 3), ("1", "2\n", 3), ("5", "6", 7)]
-    assert log.told() == [
+    assert log.places() == [
         ("a.csv", 3, None, "1,2"),
         ("a.csv", 4, "timestamp", "x"),
         ("b.csv", 5, None, '1,"2'),
@@ -83,7 +83,7 @@ def test_lines_that_end_in_different_ways_are_read(tmp_path: Path) -> None:
         ("[1, 2]", None, "[1, 2]", "not a JSON object"),
         ('"text"', None, '"text"', "not a JSON object"),
         ("5", None, "5", "not a JSON object"),
-        ('{"user_id": 1, "item_id": "\\ud800"}', None, '{"user_id": 1, "item_id": "\\ud800"}', "not JSON (it holds"),
+        ('{"user_id": 1, "item_id": "\\ud800"}', None, '{"user_id": 1, "item_id": "\\ud800"}', "not JSON (it contains"),
         ('{"user_id": 1, "timestamp": 3}', "item_id", None, "expected an id"),
         ('{"user_id": "", "item_id": 1, "timestamp": 3}', "user_id", "", "expected an id"),
         ('{"user_id": null, "item_id": 1, "timestamp": 3}', "user_id", None, "expected an id"),
@@ -98,7 +98,7 @@ def test_bad_json_lines_are_told(tmp_path: Path, line: str, column: str | None, 
         read(path)
     assert str(caught.value).startswith(f"{path / 'b'}: line 4: {what}: {reason}")
     log = read(path, on_bad_row="skip")
-    assert (log.events(), log.told()) == ([("1", "2", 3)] * 3, [("b", 4, column, value)])
+    assert (log.events(), log.places()) == ([("1", "2", 3)] * 3, [("b", 4, column, value)])
 
 
 def parquet(**columns: Any) -> pa.Table:
@@ -120,7 +120,7 @@ def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log\.parquet: row 2: item_id is None: expected an id"):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert (log.events(), log.told()) == ([(1, 1, 1), (2, 3, 3)], [("log.parquet", 2, "item_id", None)])
+    assert (log.events(), log.places()) == ([(1, 1, 1), (2, 3, 3)], [("log.parquet", 2, "item_id", None)])
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,13 @@ def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
         (
             "log.parquet",
             parquet(user_id=[1.0, None], item_id=[1, 2], timestamp=[1, 2]),
-            r"column 'user_id' holds float64, expected ids that are text or whole numbers; convert",
+            r"column 'user_id' has the type float64, expected ids that are text or whole numbers; convert",
         ),
-        ("log.parquet", parquet(user_id=[b"a"], item_id=[1], timestamp=[1]), r"column 'user_id' holds binary, expec"),
+        (
+            "log.parquet",
+            parquet(user_id=[b"a"], item_id=[1], timestamp=[1]),
+            r"column 'user_id' has the type binary, expec",
+        ),
         (
             "log.parquet",
             parquet(user_id=pa.array([2**64 - 1], pa.uint64()), item_id=[1], timestamp=[1]),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_files import HEADER, read, write
 
-from slmrec.data.logs.times import Times, why_no_time
+from slmrec.data.logs.times import ParsedTimes, invalid_time_reason
 from slmrec.errors import DataError
 
 UTC = datetime.UTC
@@ -96,7 +96,7 @@ def test_times_that_are_refused(tmp_path: Path, text: str) -> None:
         times(tmp_path, "5", text)
     value = repr(text) if text else "None"
     assert f"log.csv: line 3: timestamp is {value}: " in str(caught.value)
-    assert str(caught.value).endswith("; mend it or remove the row, or set prepare.on_bad_row=skip")
+    assert str(caught.value).endswith("; correct or remove the row, or set prepare.on_bad_row=skip")
 
 
 @pytest.mark.parametrize("array", [[5.0, float("nan")], [5, None], [5.0, 5.5], [5.0, 1e17], [True, True]])
@@ -115,7 +115,7 @@ def test_unsigned_times_that_are_too_large_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ("9", "2014-07-23", "is '2014-07-23': a date, but the first time of the log is a number; write all of them in"),
+        ("9", "2014-07-23", "is '2014-07-23': a date, but the first time of the log is a number; write all times in"),
         ("2014-07-23", "9", "is '9': a number, but the first time of the log is a date; write all"),
     ],
 )
@@ -123,7 +123,7 @@ def test_dates_mixed_with_numbers_are_refused(tmp_path: Path, first: str, second
     with pytest.raises(DataError, match=f"line 4: timestamp {message}"):
         times(tmp_path, first, first, second)
     log = read(tmp_path / "log.csv", on_bad_row="skip")
-    assert (len(log.rows), log.told()) == (2, [("log.csv", 4, "timestamp", second)])
+    assert (len(log.rows), log.places()) == (2, [("log.csv", 4, "timestamp", second)])
 
 
 def test_a_bad_first_time_does_not_decide_the_kind(tmp_path: Path) -> None:
@@ -132,12 +132,12 @@ def test_a_bad_first_time_does_not_decide_the_kind(tmp_path: Path) -> None:
     assert [(row["item_id"], row["timestamp"]) for row in log.rows] == [("b", TEN - 36_000)]
 
 
-def test_why_no_time() -> None:
-    numbers, dates = (Times(None, None, kind, first) for kind, first in (("number", "5"), ("date", "2014-07-23")))
-    assert why_no_time("2014-07-23", numbers).startswith("a date, but")
-    assert why_no_time(" 5 ", dates).startswith("a number, but")
+def test_invalid_time_reason() -> None:
+    numbers, dates = (ParsedTimes(None, None, kind, first) for kind, first in (("number", "5"), ("date", "2014-07-23")))
+    assert invalid_time_reason("2014-07-23", numbers).startswith("a date, but")
+    assert invalid_time_reason(" 5 ", dates).startswith("a number, but")
     assert (
-        why_no_time(None, numbers)
-        == why_no_time("x", dates)
+        invalid_time_reason(None, numbers)
+        == invalid_time_reason("x", dates)
         == ("expected a whole number or a date such as 2014-07-23T10:00:00Z")
     )

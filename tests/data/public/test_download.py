@@ -367,7 +367,7 @@ def test_an_output_that_is_a_file_is_named(shelf: Shelf, tmp_path: Path) -> None
 
 def test_a_damaged_record_is_named(shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text("[1")
-    with pytest.raises(DataError, match=rf"{RECORD}: is no table of checksums"):
+    with pytest.raises(DataError, match=rf"{RECORD}: is not a table of checksums"):
         download(shelf.file(), tmp_path)
 
 
@@ -430,7 +430,7 @@ def test_the_command_shows_terms_first_and_what_comes_next(
     )
     assert (output / "mine" / "log.csv").read_text() == "u,i,1"
     stage.fetch("mine", output)
-    assert "was there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     assert len(shelf.ranges) == 1
 
 
@@ -442,7 +442,7 @@ def test_the_command_says_that_nothing_could_be_compared(
     stage.fetch("mine", tmp_path)
     assert f"{sha256(shelf.content)}: no checksum is published, so nothing could be" in capsys.readouterr().out
     stage.fetch("mine", tmp_path)
-    assert f"was there already, {sha256(shelf.content)}: as {RECORD} says" in capsys.readouterr().out
+    assert f"exists already, {sha256(shelf.content)}: matches the checksum of {RECORD}" in capsys.readouterr().out
 
 
 def test_terms_are_shown_even_if_nothing_can_be_fetched(

@@ -1,4 +1,4 @@
-"""What the columns of known logs are called, and what they are where a file has no header."""
+"""Names of the columns of known logs, and the columns of files without a header."""
 
 import re
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from slmrec.data.logs.files import Source, keys
+from slmrec.data.logs.files import InputFiles, json_keys
 from slmrec.data.logs.formats import (
     delimiter_of,
+    excerpt,
     is_time,
     looks_like_events,
-    most,
-    most_alike,
+    majority,
     number,
     plain_name,
-    printable,
-    shown,
+    regular_rows,
 )
-from slmrec.data.logs.rows import records
+from slmrec.data.logs.rows import read_rows
 from slmrec.errors import DataError
+from slmrec.files import printable
 
-NAMES = {
+USUAL_NAMES = {
     "user_col": ("user_id", "reviewerID", "userId"),
     "item_col": ("item_id", "parent_asin", "asin", "movieId"),
     "time_col": ("timestamp", "unixReviewTime"),
@@ -29,12 +29,12 @@ NAMES = {
     "items_id_col": ("item_id", "parent_asin", "asin", "movieId"),
     "title_col": ("title", "movie_title", "item_name", "name"),
 }
-"""By setting of `prepare`: the names that are looked for, the first one that is there counts.
+"""Usual column names by setting of `prepare`; the first name that a table has is used.
 
-Amazon 2014 and 2018 say reviewerID, asin, unixReviewTime and overall; Amazon 2023 user_id, parent_asin, timestamp and
-rating (its `asin` tells variants of a product apart); MovieLens userId, movieId, timestamp and rating.
+Amazon 2014 and 2018 use reviewerID, asin, unixReviewTime and overall; Amazon 2023 uses user_id, parent_asin, timestamp
+and rating (its `asin` distinguishes variants of a product); MovieLens uses userId, movieId, timestamp and rating.
 """
-KNOWN = frozenset(name for names in NAMES.values() for name in names)
+ALL_USUAL_NAMES = frozenset(name for names in USUAL_NAMES.values() for name in names)
 _GENRES = (
     *("unknown", "action", "adventure", "animation", "children", "comedy", "crime", "documentary", "drama", "fantasy"),
     *("film_noir", "horror", "musical", "mystery", "romance", "sci_fi", "thriller", "war", "western"),
@@ -42,156 +42,163 @@ _GENRES = (
 _MOVIELENS_100K = ["item_id", "title", "release_date", "video_release_date", "imdb_url", *_GENRES]
 _ASIN = re.compile(r"(B0[0-9A-Z]{8}|[0-9]{9}[0-9X])")
 _REVIEWER = re.compile(r"A[0-9A-Z]{8,}")
-_HIGHEST_RATING = 100
-_ROWS_TO_LOOK_AT = 200
+_MAX_RATING = 100
+_NUM_SAMPLE_ROWS = 200
 
 
 class Header(NamedTuple):
-    """The names of a table's columns."""
+    """The column names of a table."""
 
     names: list[str]
     in_file: bool
-    """Whether the file's first line is a header."""
+    """Whether the first line of the file is a header."""
 
 
-def header(source: Source, columns: Sequence[str] | None) -> Header:
-    """The names of the columns of a table that is text, or of the keys of json lines.
+def header(files: InputFiles, columns: Sequence[str] | None) -> Header:
+    """Determine the column names of a text table, or the keys of JSON lines.
 
     Args:
-        source: of any kind but parquet and one user a line.
-        columns: names for a file without header.
+        files: files of any format except `parquet` and `sequences`.
+        columns: names for a file without a header.
 
     Raises:
-        DataError: there is no header and the columns cannot be told, or are more or fewer than the names given.
+        DataError: there is no header and the columns cannot be detected, or their number differs from that of
+            `columns`.
     """
-    if source.kind == "jsonl":
-        return Header(keys(source), in_file=False)
-    parts = [_first_rows(source, file) for file in source.names]
+    if files.format == "jsonl":
+        return Header(json_keys(files), in_file=False)
+    parts = [_first_rows(files, file) for file in files.names]
     rows = parts[0]
     if columns is not None:
-        return Header(_checked(source, columns, len(rows[0])), in_file=False)
+        return Header(_checked(files, columns, len(rows[0])), in_file=False)
     if _is_header(rows[0]):
-        _check_headers(source, parts)
+        _check_headers(files, parts)
         return Header(rows[0], in_file=True)
-    names, *others = (_names(source, rows) for rows in parts)
-    for file, other in zip(source.names[1:], others, strict=True):
-        if other != names:
+    names, *names_of_parts = (_detect_names(files, rows) for rows in parts)
+    for file, names_of_part in zip(files.names[1:], names_of_parts, strict=True):
+        if names_of_part != names:
             raise DataError(
-                f"{file}: its columns are not those of {source.names[0].name}; give the file of the log alone, or "
+                f"{file}: its columns differ from those of {files.names[0].name}; give the file of the log alone, or "
                 "name the columns of all parts: prepare.columns"
             )
     if names is None:
         raise DataError(
-            f"{source.path}: line 1 is {_line(source, rows[0])}: no header, and what the columns "
-            "are cannot be told; set prepare.columns, for example to [user_id, item_id, rating, timestamp]"
+            f"{files.path}: line 1 is {_line(files, rows[0])}: no header, and the columns cannot be detected; set "
+            "prepare.columns, for example to [user_id, item_id, rating, timestamp]"
         )
     return Header(names, in_file=False)
 
 
-def _checked(source: Source, columns: Sequence[str], width: int) -> list[str]:
+def _checked(files: InputFiles, columns: Sequence[str], width: int) -> list[str]:
     if len(columns) != width:
         raise DataError(
-            f"{source.names[0]}: line 1 has {width} columns, but prepare.columns names {len(columns)}; name all of "
+            f"{files.names[0]}: line 1 has {width} columns, but prepare.columns names {len(columns)}; name all of "
             "them, in order"
         )
     return list(columns)
 
 
-def _first_rows(source: Source, file: Path) -> list[list[str]]:
-    rows = [record.cells for record in islice(records(source, file), _ROWS_TO_LOOK_AT) if not record.fault]
+def _first_rows(files: InputFiles, file: Path) -> list[list[str]]:
+    rows = [row.cells for row in islice(read_rows(files, file), _NUM_SAMPLE_ROWS) if not row.error]
     if not any(rows):
         raise DataError(
-            f"{file}: its first lines are no rows of a table ({source.kind}); mend it, or set prepare.format"
+            f"{file}: its first lines are not rows of a table ({files.format}); correct it, or set prepare.format"
         )
     return list(filter(None, rows))
 
 
-def _check_headers(source: Source, parts: Sequence[Sequence[Sequence[str]]]) -> None:
-    for file, rows in zip(source.names, parts, strict=True):
+def _check_headers(files: InputFiles, parts: Sequence[Sequence[Sequence[str]]]) -> None:
+    for file, rows in zip(files.names, parts, strict=True):
         if rows[0] != parts[0][0]:
             raise DataError(
-                f"{file}: line 1 is {_line(source, rows[0])}, but that of {source.names[0].name} is "
-                f"{_line(source, parts[0][0])}; give all parts the same header"
+                f"{file}: line 1 is {_line(files, rows[0])}, but that of {files.names[0].name} is "
+                f"{_line(files, parts[0][0])}; give all parts the same header"
             )
-        first = next(records(source, file))
+        first = next(read_rows(files, file))
         if first.cells != rows[0]:
-            raise DataError(f"{file}: line 1 is {shown(first.text)}, expected the names of the columns; remove it")
+            raise DataError(f"{file}: line 1 is {excerpt(first.text)}, expected the column names; remove it")
 
 
 def _is_header(row: Sequence[str]) -> bool:
-    return any(plain_name(cell) in KNOWN for cell in row) or all(number(cell) is None for cell in row)
+    return any(plain_name(cell) in ALL_USUAL_NAMES for cell in row) or all(number(cell) is None for cell in row)
 
 
-def _line(source: Source, row: Sequence[str]) -> str:
-    return shown(delimiter_of(source.kind).join(row))
+def _line(files: InputFiles, row: Sequence[str]) -> str:
+    return excerpt(delimiter_of(files.format).join(row))
 
 
-def _names(source: Source, rows: Sequence[list[str]]) -> list[str] | None:
-    alike = most_alike(rows)
-    width = len(alike[0])
-    if source.kind == "psv" and width == len(_MOVIELENS_100K):
+def _detect_names(files: InputFiles, rows: Sequence[list[str]]) -> list[str] | None:
+    regular = regular_rows(rows)
+    width = len(regular[0])
+    if files.format == "psv" and width == len(_MOVIELENS_100K):
         return _MOVIELENS_100K
-    if source.kind == "dat" and width == 3:
+    if files.format == "dat" and width == 3:
         return ["item_id", "title", "genres"]
-    delimiter = delimiter_of(source.kind)
+    delimiter = delimiter_of(files.format)
     if not looks_like_events([delimiter.join(row) for row in rows], delimiter):
         return None
-    return _event_names(alike)
+    return _event_names(regular)
 
 
 def _event_names(rows: Sequence[Sequence[str]]) -> list[str] | None:
-    """Of MovieLens' u.data and ratings.dat, check-ins, Amazon's files of ratings alone, and pairs of user and item."""
+    """Detect the columns of MovieLens' ratings, check-ins, Amazon's files of ratings alone, and user-item pairs."""
     pair = _pair(rows)
     if pair is None or len(rows[0]) == 2:
         return pair
-    if not most(is_time(row[-1]) for row in rows):
+    if not majority(is_time(row[-1]) for row in rows):
         return None
     if len(rows[0]) == 3:
         return [*pair, "timestamp"]
-    return [*pair, "rating", "timestamp"] if most(_is_rating(row[2]) for row in rows) else None
+    return [*pair, "rating", "timestamp"] if majority(_is_rating(row[2]) for row in rows) else None
 
 
 def _is_rating(cell: str) -> bool:
     rating = number(cell)
-    return rating is not None and abs(rating) <= _HIGHEST_RATING
+    return rating is not None and abs(rating) <= _MAX_RATING
 
 
 def _pair(rows: Sequence[Sequence[str]]) -> list[str] | None:
-    """Which of the first two columns is the user's; Amazon has it both ways."""
+    """Detect which of the first two columns holds the users; Amazon has files with either order."""
     for names, user, item in ((["user_id", "item_id"], 0, 1), (["item_id", "user_id"], 1, 0)):
-        if most(bool(_REVIEWER.fullmatch(row[user]) and _ASIN.fullmatch(row[item])) for row in rows):
+        if majority(bool(_REVIEWER.fullmatch(row[user]) and _ASIN.fullmatch(row[item])) for row in rows):
             return names
-    return ["user_id", "item_id"] if most(number(row[0]) is not None for row in rows) else None
+    return ["user_id", "item_id"] if majority(number(row[0]) is not None for row in rows) else None
 
 
-def place(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> int | None:
-    """Where the column of a setting is among the names: that of this name, or the first one of `NAMES`.
+def find_column(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> int | None:
+    """Return the index of the column of a setting, or None if no usual name is present.
+
+    Args:
+        path: the table, for messages.
+        names: the column names of the table.
+        setting: the setting of `prepare`, a key of `USUAL_NAMES`.
+        column: the name that the user set, or None for the usual names.
 
     Raises:
-        DataError: there is no column of the name, or more than one.
+        DataError: the table does not have the column that the user set, or has several columns of that name.
     """
-    for wanted in (column,) if column else NAMES[setting]:
-        exact = [place for place, name in enumerate(names) if name.strip() == wanted]
-        places = exact or [place for place, name in enumerate(names) if plain_name(name.strip()) == wanted]
-        if len(places) > 1:
-            raise DataError(f"{path}: {len(places)} columns are named {wanted!r}, expected one; rename the others")
-        if places:
-            return places[0]
+    for name in (column,) if column else USUAL_NAMES[setting]:
+        exact = [index for index, candidate in enumerate(names) if candidate.strip() == name]
+        matches = exact or [index for index, candidate in enumerate(names) if plain_name(candidate.strip()) == name]
+        if len(matches) > 1:
+            raise DataError(f"{path}: {len(matches)} columns are named {name!r}, expected one; rename the others")
+        if matches:
+            return matches[0]
     if column:
-        raise DataError(f"{path}: no column {column!r}; {_it_has(names)}; set prepare.{setting} to one of them")
+        raise DataError(f"{path}: no column {column!r}; {_available(names)}; set prepare.{setting} to one of them")
     return None
 
 
-def missing(path: Path | str, names: Sequence[str], settings: Sequence[str]) -> DataError:
-    """The error of columns that are needed and not there, by the settings that name them."""
-    wanted = "; ".join(f"no column {' or '.join(map(repr, NAMES[setting]))}" for setting in settings)
+def missing_columns(path: Path | str, names: Sequence[str], settings: Sequence[str]) -> DataError:
+    """Return the error for required columns that a table lacks, given the settings that name them."""
+    missing = "; ".join(f"no column {' or '.join(map(repr, USUAL_NAMES[setting]))}" for setting in settings)
     remedy = f"set {', '.join(f'prepare.{setting}' for setting in settings)} to one of them"
     if "user_col" in settings:
         remedy += ", or, if these are values of a file without header, prepare.columns to the names"
     if "time_col" in settings:
         remedy += "; without times, set prepare.order=file to take the order of the file"
-    return DataError(f"{path}: {wanted}; {_it_has(names)}; {remedy}")
+    return DataError(f"{path}: {missing}; {_available(names)}; {remedy}")
 
 
-def _it_has(names: Sequence[str]) -> str:
+def _available(names: Sequence[str]) -> str:
     return f"it has {', '.join(map(printable, names)) or 'none'}"

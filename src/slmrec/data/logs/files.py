@@ -1,4 +1,4 @@
-"""Files before they are tables: which parts, which format, compressed or not, and whether they are whole, readable."""
+"""Input files before they are parsed: their parts, format, compression and encoding, and whether they are complete."""
 
 import codecs
 import collections
@@ -15,7 +15,8 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 
-from slmrec.data.logs.formats import FORMATS, Format, Kind, json_fault, kind_of_lines, kind_of_name, shown
+from slmrec.config.prepare import LogFormat
+from slmrec.data.logs.formats import FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
 from slmrec.data.logs.literals import as_json
 from slmrec.errors import DataError
 
@@ -23,205 +24,208 @@ Compression = Literal["none", "gzip", "zstd"]
 
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK_BYTES = 2**20
-_LINES_TO_LOOK_AT = 200
-_LINES_FOR_KEYS = 1000
-"""The keys of json lines are those of the first lines; a key may be missing from some of them."""
-_NO_UNICODE = re.compile("[\ud800-\udfff]")
-"""Halves of characters, which JSON can hold and the engine cannot."""
+_NUM_SAMPLE_LINES = 200
+_NUM_LINES_FOR_KEYS = 1000
+"""The first lines determine the keys of JSON lines; some of them may lack a key."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Lone surrogates, which JSON can represent and the engine cannot."""
 
 
-class Source(NamedTuple):
-    """A file, or a folder of parts, that was looked at: the format is known, and its text can be read to the end."""
+class InputFiles(NamedTuple):
+    """A file, or a folder of parts, whose format is known and which can be read completely."""
 
     path: Path
-    """As it was given."""
-    kind: Kind
+    """The path that the user gave."""
+    format: Format
     files: tuple[Path, ...]
-    """The parts to read, in the order of their names; one, for a file."""
+    """The files to read, in the order of their names."""
     names: tuple[Path, ...]
-    """What to call them: `files` may be copies, unpacked or rewritten."""
+    """The user's files for messages; `files` may be unpacked or converted copies."""
     compression: Compression
     encoding: str = "utf-8"
 
 
-def inspect(path: Path, format: Format, columns: Collection[str]) -> Source:
-    """The file or folder as a source, after it was read once, in blocks, to see that it is whole.
+def inspect(path: Path, format: LogFormat | Format, columns: Collection[str]) -> InputFiles:
+    """Detect the format of a file or folder, and read all of it once in blocks to check that it is complete.
 
     Args:
-        path: the file, or a folder of parts of one format; names that begin with `.` or `_` are no parts.
-        format: `auto` goes by the content, and where that may be several things, by the name.
-        columns: names that columns may have; a first line that has one of them is a header.
+        path: the file, or a folder of parts in one format; names that begin with `.` or `_` are ignored.
+        format: the format; `auto` detects it from the content, or from the name where the content is ambiguous.
+        columns: usual names of columns; a first line that contains one of them is a header.
 
     Raises:
-        DataError: there is no such file, its format cannot be told, or it is empty, cut off or no text.
+        DataError: the file does not exist, its format cannot be detected, or it is empty, truncated or not text.
     """
     files = parts(path)
-    kinds = [cast(Kind, format) if format != "auto" else _kind_of(file, columns) for file in files]
-    packed = [compression_of(file) for file in files]
-    for file, kind, compression in zip(files, kinds, packed, strict=True):
-        if (kind, compression) != (kinds[0], packed[0]):
+    formats = [_detect_format(file, columns) if format == "auto" else format for file in files]
+    compressions = [compression_of(file) for file in files]
+    kinds = [_describe(*pair) for pair in zip(formats, compressions, strict=True)]
+    for file, kind in zip(files, kinds, strict=True):
+        if kind != kinds[0]:
             raise DataError(
-                f"{path}: its files differ: {files[0].name} is {_called(kinds[0], packed[0])}, {file.name} is "
-                f"{_called(kind, compression)}; give the file of the log alone, or a folder of parts of one kind"
+                f"{path}: its files differ: {files[0].name} is {kinds[0]}, {file.name} is {kind}; give the file of the "
+                "log alone, or a folder of parts of one format"
             )
-    absolute = tuple(file.resolve() for file in files)  # as the engine names them
-    source = Source(path, kinds[0], absolute, files, packed[0])
-    return _checked(source)
+    absolute = tuple(file.resolve() for file in files)  # the engine reports absolute paths
+    return _checked(InputFiles(path, formats[0], absolute, files, compressions[0]))
 
 
-def _called(kind: Kind, compression: Compression) -> str:
-    return kind if compression == "none" else f"{kind} ({compression})"
+def _describe(format: Format, compression: Compression) -> str:
+    return format if compression == "none" else f"{format} ({compression})"
 
 
 def parts(path: Path) -> tuple[Path, ...]:
-    """The file itself, or the parts in a folder, in the order of their names.
+    """Return the file itself, or the files in a folder in the order of their names.
 
     Raises:
-        DataError: there are none.
+        DataError: there is no such file, or the folder is empty.
     """
     if path.is_file():
         return (path,)
     if not path.is_dir():
         raise DataError(f"{path}: no such file; set prepare.input (or prepare.items) to the path of one: {FORMATS}")
-    inside = (file for file in path.rglob("*") if file.is_file())
-    found = tuple(sorted(file for file in inside if not _hidden(file.relative_to(path))))
-    if not found:
+    files = (file for file in path.rglob("*") if file.is_file())
+    visible = tuple(sorted(file for file in files if not _is_hidden(file.relative_to(path))))
+    if not visible:
         raise DataError(f"{path}: the folder is empty; give a file, or a folder of parts: {FORMATS}")
-    return found
+    return visible
 
 
-def _hidden(path: Path) -> bool:
+def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def lines(file: Path) -> Iterator[str]:
-    """The lines of a text file, without a byte-order mark."""
+    """Yield the lines of a text file, without a byte-order mark."""
     with open_file(file) as stream:
         yield from io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=None)
 
 
-def keys(source: Source) -> list[str]:
-    """The keys of the objects of json lines.
+def json_keys(files: InputFiles) -> list[str]:
+    """Return the keys of the objects in the first JSON lines.
 
     Raises:
-        DataError: none of the first lines is an object.
+        DataError: none of the first lines is an object with keys.
     """
     names: dict[str, None] = {}
-    starts = (itertools.islice(lines(file), _LINES_FOR_KEYS) for file in source.files)
+    starts = (itertools.islice(lines(file), _NUM_LINES_FOR_KEYS) for file in files.files)
     first = list(itertools.chain.from_iterable(starts))
     for line in first:
-        if line.strip() and not json_fault(line):
-            names |= dict.fromkeys(name for name in json.loads(line) if not _NO_UNICODE.search(name))
+        if line.strip() and not json_error(line):
+            names |= dict.fromkeys(name for name in json.loads(line) if not _SURROGATE.search(name))
     if not names:
-        told = ((number, fault) for number, line in enumerate(first, 1) if (fault := json_fault(line)))
-        number, fault = next(told, (1, "the objects have no keys"))
-        raise DataError(f"{source.names[0]}: line {number}: {fault}; write one JSON object a line")
+        errors = ((number, error) for number, line in enumerate(first, 1) if (error := json_error(line)))
+        number, error = next(errors, (1, "the objects have no keys"))
+        raise DataError(f"{files.names[0]}: line {number}: {error}; write one JSON object per line")
     return list(names)
 
 
-def unpacked(source: Source, folder: Path) -> Source:
-    """The same, unpacked into a folder if it is compressed."""
-    if source.compression == "none":
-        return source
-    copies = copies_of(source, folder)
-    for file, copy in zip(source.files, copies, strict=True):
+def unpacked(files: InputFiles, folder: Path) -> InputFiles:
+    """Decompress the files into a folder; return uncompressed files unchanged."""
+    if files.compression == "none":
+        return files
+    copies = copy_paths(files, folder)
+    for file, copy in zip(files.files, copies, strict=True):
         with copy.open("wb") as stream:
             stream.writelines(_blocks(file))
-    return source._replace(files=copies, compression="none")
+    return files._replace(files=copies, compression="none")
 
 
-def rewritten(source: Source, folder: Path) -> Source:
-    """The same as json lines, if the lines are Python literals (Amazon 2014); read, never run.
+def literals_as_json(files: InputFiles, folder: Path) -> InputFiles:
+    """Convert lines of Python literals (Amazon 2014) to JSON lines in a folder; return other formats unchanged.
 
-    A line that is no literal stays as it is, and so is told as a line that is not JSON.
+    A line that is not a literal is copied unchanged, and so is reported later as a line that is not JSON.
     """
-    if source.kind != "literal":
-        return source
-    copies = copies_of(source, folder)
-    for file, copy in zip(source.files, copies, strict=True):
+    if files.format != "literal":
+        return files
+    copies = copy_paths(files, folder)
+    for file, copy in zip(files.files, copies, strict=True):
         with copy.open("w", encoding="utf-8") as stream:
             stream.writelines(map(as_json, lines(file)))
-    return source._replace(kind="jsonl", files=copies, compression="none")
+    return files._replace(format="jsonl", files=copies, compression="none")
 
 
-def copies_of(source: Source, folder: Path) -> tuple[Path, ...]:
-    """Where to write what is made of the files."""
-    below = Path(tempfile.mkdtemp(dir=folder))
-    return tuple(below / f"{number:06d}" for number in range(len(source.files)))
+def copy_paths(files: InputFiles, folder: Path) -> tuple[Path, ...]:
+    """Return paths for converted copies of the files, in a new folder within `folder`."""
+    new = Path(tempfile.mkdtemp(dir=folder))
+    return tuple(new / f"{number:06d}" for number in range(len(files.files)))
 
 
 def compression_of(file: Path) -> Compression:
-    """How a file is compressed, by its first bytes."""
+    """Detect the compression of a file from its first bytes."""
     with file.open("rb") as stream:
         first = stream.read(4)
     return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "none")
 
 
-def _kind_of(file: Path, columns: Collection[str]) -> Kind:
+def _detect_format(file: Path, columns: Collection[str]) -> Format:
     head = next(_blocks(file), b"")
     if head.startswith(b"PAR1"):
         return "parquet"
     text = head.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if len(head) == _BLOCK_BYTES and len(text) > 1:
-        text.pop()  # it may be cut off
-    filled = [line for line in text[:_LINES_TO_LOOK_AT] if line.strip()]
-    return kind_of_lines(filled, columns, kind_of_name(file)) or _unknown_kind(file, filled)
+        text.pop()  # the last line may be incomplete
+    sample = [line for line in text[:_NUM_SAMPLE_LINES] if line.strip()]
+    format = format_of_lines(sample, columns, format_of_name(file))
+    if format is None:
+        raise _unknown_format(file, sample)
+    return format
 
 
-def _unknown_kind(file: Path, text: Sequence[str]) -> Kind:
+def _unknown_format(file: Path, text: Sequence[str]) -> DataError:
     if not text:
-        raise DataError(f"{file}: the file is empty; expected {FORMATS}")
+        return DataError(f"{file}: the file is empty; expected {FORMATS}")
     if any("\0" in line for line in text):
-        raise _unreadable(file, 1, b"\0", "text")
-    raise DataError(
-        f"{file}: neither the name nor the first line, {shown(text[0])}, tells the format; set prepare.format "
-        f"({FORMATS})"
+        return _unreadable(file, 1, b"\0", "text")
+    return DataError(
+        f"{file}: the format cannot be detected from the name or the first line, {excerpt(text[0])}; set "
+        f"prepare.format ({FORMATS})"
     )
 
 
-def _checked(source: Source) -> Source:
-    if source.kind == "parquet":
-        for file in source.files:
-            _check_parquet(source, file)
-        return source
-    encodings = {file: _check_text(source, file) for file in source.files}
-    found = set(encodings.values()) - {"ascii"}
-    if len(found) > 1:
+def _checked(files: InputFiles) -> InputFiles:
+    if files.format == "parquet":
+        for file in files.files:
+            _check_parquet(files, file)
+        return files
+    encodings = {file: _check_text(files, file) for file in files.files}
+    distinct = set(encodings.values()) - {"ascii"}
+    if len(distinct) > 1:
         differ = ", ".join(f"{file.name} is {encoding}" for file, encoding in encodings.items() if encoding != "ascii")
-        raise DataError(f"{source.path}: its parts differ: {differ[:200]}; save all of them as UTF-8")
-    return source._replace(encoding=found.pop()) if found else source
+        raise DataError(f"{files.path}: its parts differ: {differ[:200]}; save all of them as UTF-8")
+    return files._replace(encoding=distinct.pop()) if distinct else files
 
 
-def _check_parquet(source: Source, file: Path) -> None:
-    size = file.stat().st_size if source.compression == "none" else sum(map(len, _blocks(file)))
+def _check_parquet(files: InputFiles, file: Path) -> None:
+    size = file.stat().st_size if files.compression == "none" else sum(map(len, _blocks(file)))
     if not size:
         raise DataError(f"{file}: the file is empty; expected a parquet file with events")
 
 
-def _check_text(source: Source, file: Path) -> str:
-    """Reads a file to its end; its encoding."""
+def _check_text(files: InputFiles, file: Path) -> str:
+    """Read a text file to its end and return its encoding."""
     line, has_text, encoding = 1, False, "ascii"
-    ends = io.IncrementalNewlineDecoder(None, translate=False)
+    line_ends = io.IncrementalNewlineDecoder(None, translate=False)
     try:
         for text in _decoded(file):
             if "\0" in text:
                 raise _unreadable(file, line + text[: text.index("\0")].count("\n"), b"\0", "text")
-            if source.kind == "sequences":
-                ends.decode(text)
+            if files.format == "sequences":
+                line_ends.decode(text)
             line += text.count("\n")
             encoding = encoding if text.isascii() else "utf-8"
             has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
     except UnicodeDecodeError as error:
-        if source.kind in ("dat", "psv"):
-            collections.deque(_blocks(file), maxlen=0)  # it may be cut off
-            return "latin-1"  # as MovieLens, whose fields stand between :: or |
+        if files.format in ("dat", "psv"):  # MovieLens, with :: or | between its fields, is Latin-1
+            collections.deque(_blocks(file), maxlen=0)  # the file may be truncated
+            return "latin-1"
         line += error.object[: error.start].count(b"\n")
         raise _unreadable(file, line, error.object[error.start : error.start + 1], "UTF-8") from None
     if not has_text:
         raise DataError(f"{file}: the file is empty; expected {FORMATS}")
-    if isinstance(ends.newlines, tuple):
-        kinds = " and ".join(map(repr, ends.newlines))
-        raise DataError(f"{file}: lines end in {kinds}; expected one kind of line end; convert it with dos2unix")
+    if isinstance(line_ends.newlines, tuple):
+        ends = " and ".join(map(repr, line_ends.newlines))
+        raise DataError(f"{file}: lines end in {ends}; expected one kind of line end; convert it with dos2unix")
     return encoding
 
 
@@ -234,12 +238,12 @@ def _decoded(file: Path) -> Iterator[str]:
 def _unreadable(file: Path, line: int, byte: bytes, expected: str) -> DataError:
     return DataError(
         f"{file}: line {line}: byte {byte!r} is not {expected}; save the file as UTF-8 text, or set "
-        "prepare.format if it is no text"
+        "prepare.format if the file is not text"
     )
 
 
 def open_file(file: Path) -> IO[bytes]:
-    """A file's content, unpacked as it is read."""
+    """Open a file for reading; compressed content is decompressed on the fly."""
     compression = compression_of(file)
     if compression == "gzip":
         return cast(IO[bytes], gzip.open(file))
@@ -274,5 +278,5 @@ def _blocks(file: Path) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.errno:
             raise
         raise DataError(
-            f"{file}: the compressed file is cut off or damaged ({error}); copy or download the whole file again"
+            f"{file}: the compressed file is truncated or damaged ({error}); copy or download the whole file again"
         ) from None

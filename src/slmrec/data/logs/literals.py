@@ -1,4 +1,4 @@
-"""Python literals in files of others: read, never run, and bounded so that reading them always ends well."""
+"""Python literals in data files: parsed, never executed, and bounded in nesting so that parsing always terminates."""
 
 import ast
 import json
@@ -9,29 +9,30 @@ from typing import Any
 _STRING = r"""u?(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")"""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![^\s,:\])}])"
 _TOKENS = re.compile(rf"(?:{_STRING}|{_NUMBER}|True|False|None|[\s,:\[\](){{}}]++)*+", re.DOTALL)
-"""All that literals are made of: no names, no calls, no arithmetic, so that only brackets nest."""
+"""The tokens of literals; without names, calls and arithmetic, only brackets can nest."""
 _BRACKETS = re.compile(rf"{_STRING}|[^\[\](){{}}'\"]++", re.DOTALL)
 _STEP = {"[": 1, "(": 1, "{": 1, "]": -1, ")": -1, "}": -1}
-_DEEPEST = 50
-_BROKEN = (ValueError, SyntaxError, TypeError)
+_MAX_DEPTH = 50
+_PARSE_ERRORS = (ValueError, SyntaxError, TypeError)
 
 
 def literal(text: str) -> Any:
-    """The value of a Python literal.
+    """Return the value of a Python literal.
 
     Raises:
-        ValueError: it is none, or brackets nest too deep.
+        ValueError: the text is not a literal, or its brackets nest too deeply.
 
-    >>> literal("{'asin': 'B00', 'price': 9.49}")
-    {'asin': 'B00', 'price': 9.49}
+    Example:
+        >>> literal("{'asin': 'B00', 'price': 9.49}")
+        {'asin': 'B00', 'price': 9.49}
     """
     if not _TOKENS.fullmatch(text):
-        raise ValueError("no Python literal")
-    if sum(map(text.count, "[({")) > _DEEPEST and _depth(text) > _DEEPEST:
-        raise ValueError(f"brackets nest deeper than {_DEEPEST}")
+        raise ValueError("not a Python literal")
+    if sum(map(text.count, "[({")) > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
+        raise ValueError(f"brackets nest deeper than {_MAX_DEPTH}")
     try:
         return ast.literal_eval(text.strip())
-    except _BROKEN as error:
+    except _PARSE_ERRORS as error:
         raise ValueError(str(error)) from None
 
 
@@ -40,17 +41,17 @@ def _depth(text: str) -> int:
 
 
 def as_json(line: str) -> str:
-    """A line that is a Python literal as JSON; any other one as it is."""
+    """Convert a line with a Python literal to JSON; return any other line unchanged."""
     if not line.strip():
         return "\n"
     try:
         return json.dumps(literal(line)) + "\n"
-    except (ValueError, TypeError):  # sets, bytes and keys that are tuples are no JSON
+    except (ValueError, TypeError):  # JSON has no sets, bytes, or tuples as keys
         return line
 
 
 def list_cell(text: str) -> list[Any] | None:
-    """The list that a cell of the reference's table holds; nothing if it is none."""
+    """Return the list in a cell of the reference's table, or None if the cell is not a list."""
     try:
         value = literal(text)
     except ValueError:

@@ -1,87 +1,84 @@
-"""Rows that are no events: where they are, what is wrong with them, and how they are told."""
+"""Errors of single rows: their place, value and reason, as messages and as a table."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from slmrec.data.logs.files import Source
-from slmrec.data.logs.formats import printable, shown
-from slmrec.data.logs.rows import records
+from slmrec.config.prepare import OnBadRow
+from slmrec.data.logs.files import InputFiles
+from slmrec.data.logs.formats import excerpt
+from slmrec.data.logs.rows import read_rows
 from slmrec.errors import DataError
+from slmrec.files import printable
 
-OnBadRow = Literal["error", "skip"]
 _TEXT = pa.string()
 _SCHEMA = pa.schema([("file", _TEXT), ("line", pa.int64()), ("column", _TEXT), ("value", _TEXT), ("reason", _TEXT)])
 
 
-class Reject(NamedTuple):
-    """A row that is no event."""
+class RowError(NamedTuple):
+    """An invalid row: it is not an event, or not an item."""
 
     file: Path
     line: int
-    """From 1; of Parquet, the row; 0 of an engine's table, whose rows have no order."""
+    """The line, from 1; in Parquet, the row; 0 for tables of engines, whose rows have no order."""
     column: str | None
-    """The name of the faulty column; none if it is the line as a whole."""
+    """The name of the column with the invalid value; None if the whole line is invalid."""
     value: str | None
     reason: str
-    """What was expected, or why the line cannot be read; the same words for the same fault."""
+    """The expected value, or why the line cannot be parsed; equal errors have equal reasons."""
     unit: str = "line"
 
-    def what(self) -> str:
-        """Where it is, and what is wrong, on one line."""
-        value = shown(self.value or "") if self.column is None else f"{printable(self.column)} is {self.value!r}"
+    def message(self) -> str:
+        """Return the place, the value and the reason on one line."""
+        value = excerpt(self.value or "") if self.column is None else f"{printable(self.column)} is {self.value!r}"
         where = f"{self.unit} {self.line}" if self.line else f"a {self.unit}"
-        return f"{self.file}: {where}: {value}: {self.reason}"
-
-    def error(self) -> DataError:
-        """As the one line that ends the run."""
-        return DataError(f"{self.what()}; mend it or remove the row, or set prepare.on_bad_row=skip")
+        return f"{printable(str(self.file))}: {where}: {value}: {self.reason}"
 
 
-def settled(rejects: Sequence[Reject], on_bad_row: OnBadRow) -> list[Reject]:
-    """The rejects, if they are to be skipped.
+def check_skippable(errors: Sequence[RowError], on_bad_row: OnBadRow) -> list[RowError]:
+    """Return the errors if invalid rows are to be skipped.
 
     Raises:
-        DataError: there is one, and `on_bad_row` is `error`.
+        DataError: there is an error, and `on_bad_row` is `error`.
     """
-    if rejects and on_bad_row == "error":
-        raise rejects[0].error()
-    return list(rejects)
+    if errors and on_bad_row == "error":
+        raise DataError(f"{errors[0].message()}; correct or remove the row, or set prepare.on_bad_row=skip")
+    return list(errors)
 
 
-def counts(rejects: Iterable[Reject]) -> dict[str, int]:
-    """How many rows were rejected, by reason."""
-    return dict(Counter(f"{reject.column}: {reject.reason}" if reject.column else reject.reason for reject in rejects))
+def counts(errors: Iterable[RowError]) -> dict[str, int]:
+    """Return the number of errors by column and reason."""
+    return dict(Counter(f"{error.column}: {error.reason}" if error.column else error.reason for error in errors))
 
 
-def table(rejects: Sequence[Reject]) -> pa.Table:
-    """`file, line, column, value, reason`."""
-    rows = [reject._asdict() | {"file": str(reject.file)} for reject in rejects]
+def table(errors: Sequence[RowError]) -> pa.Table:
+    """Return the errors as a table with the columns `file`, `line`, `column`, `value` and `reason`."""
+    rows = [error._asdict() | {"file": str(error.file)} for error in errors]
     return pa.Table.from_pylist([{name: row[name] for name in _SCHEMA.names} for row in rows], _SCHEMA)
 
 
 def line_numbers(
-    source: Source, file: Path, rows: Collection[int], has_header: bool, left_out: Collection[int]
+    files: InputFiles, file: Path, rows: Collection[int], has_header: bool, skipped_lines: Collection[int]
 ) -> dict[int, int]:
-    """The lines of some rows of a table that is text.
+    """Return the line numbers of some rows of a text table.
 
     Args:
-        source: the table.
+        files: the table.
         file: one of its files.
-        rows: counted from 0 among the rows that the engine read.
-        has_header: whether the first line is no row.
-        left_out: first lines of the rows that the engine did not read.
+        rows: row numbers, from 0, among the rows that the engine read.
+        has_header: whether the first line is a header.
+        skipped_lines: the first lines of the rows that the engine did not read.
     """
-    wanted, found, row = set(rows), {}, -has_header
-    for record in records(source, file):
-        if record.line in left_out or not record.cells:
+    pending, lines, number = set(rows), {}, -has_header
+    for row in read_rows(files, file):
+        if row.line in skipped_lines or not row.cells:
             continue
-        if row in wanted:
-            found[row] = record.line
-        if len(found) == len(wanted):
+        if number in pending:
+            lines[number] = row.line
+        if len(lines) == len(pending):
             break
-        row += 1
-    return found
+        number += 1
+    return lines

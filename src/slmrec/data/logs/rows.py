@@ -1,4 +1,9 @@
-"""The rows of tables that are text, as they are in the file, with the numbers of their lines."""
+"""Rows of text tables with their line numbers.
+
+DuckDB's `read_csv(store_rejects=true)` does not replace this module: its `line` counts rows, so a quoted field with a
+line break shifts all later line numbers (after 200,000 such rows it reports line 200,002 instead of 400,002), and an
+unclosed quote rejects all following rows together with its own line.
+"""
 
 import csv
 import io
@@ -7,74 +12,73 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from slmrec.data.logs.files import Source, open_file
+from slmrec.data.logs.files import InputFiles, open_file
 from slmrec.data.logs.formats import QUOTED, delimiter_of
 
 _MAX_FIELD_CHARACTERS = 2_000_000
 csv.field_size_limit(_MAX_FIELD_CHARACTERS)
 
 
-class Record(NamedTuple):
-    """A row of a table that is text, as it is in the file."""
+class Row(NamedTuple):
+    """A row of a text table as it is in the file."""
 
     line: int
-    """Of its first line, from 1."""
+    """The number of its first line, from 1."""
     cells: list[str]
-    """None at all for an empty line."""
+    """Empty for an empty line."""
     text: str
     """Its first line."""
-    fault: str | None = None
-    """Why it is no row; then it ends with its first line."""
+    error: str | None = None
+    """Why the line cannot be parsed; such a row ends with its first line."""
 
 
-def records(source: Source, file: Path) -> Iterator[Record]:
-    """The rows of a table that is text, and the lines that are none."""
+def read_rows(files: InputFiles, file: Path) -> Iterator[Row]:
+    """Yield the rows of one file of a text table, including the lines that cannot be parsed."""
+    encoding = "utf-8-sig" if files.encoding == "utf-8" else files.encoding
     with open_file(file) as stream:
-        text = io.TextIOWrapper(stream, encoding=_with_mark(source.encoding), newline="")
-        yield from (_quoted_records if source.kind in QUOTED else _plain_records)(text, delimiter_of(source.kind))
+        text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+        yield from (_quoted_rows if files.format in QUOTED else _plain_rows)(text, delimiter_of(files.format))
 
 
-def _plain_records(text: Iterable[str], delimiter: str) -> Iterator[Record]:
+def _plain_rows(text: Iterable[str], delimiter: str) -> Iterator[Row]:
     for number, line in enumerate(text, 1):
-        bare = line.rstrip("\r\n")
-        yield Record(number, bare.split(delimiter) if bare else [], bare)
+        stripped = line.rstrip("\r\n")
+        yield Row(number, stripped.split(delimiter) if stripped else [], stripped)
 
 
-def _quoted_records(text: Iterable[str], delimiter: str) -> Iterator[Record]:
+def _quoted_rows(text: Iterable[str], delimiter: str) -> Iterator[Row]:
     lines, number = _Lines(text), 1
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        lines.taken.clear()
+        lines.current.clear()
         try:
-            cells, fault = next(reader), None
+            cells, message = next(reader), None
         except StopIteration:
             return
         except csv.Error as error:
-            cells, fault = [], f"quotes are not closed, or text follows a closing one ({error})"
-            lines.give_back()
-        yield Record(number, cells, lines.taken[0].rstrip("\r\n"), fault)
-        number += len(lines.taken)
+            cells, message = [], f"quotes are not closed, or text follows a closing one ({error})"
+            lines.push_back()
+        yield Row(number, cells, lines.current[0].rstrip("\r\n"), message)
+        number += len(lines.current)
 
 
 class _Lines:
-    """Lines, of which those after the first one of a row that is none can be read again."""
+    """Iterator over lines that can be rewound to the second line of the current row."""
 
     def __init__(self, text: Iterable[str]) -> None:
         self._text = iter(text)
-        self._again: deque[str] = deque()
-        self.taken: list[str] = []
+        self._pending: deque[str] = deque()
+        self.current: list[str] = []
+        """The lines of the current row."""
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        self.taken.append(self._again.popleft() if self._again else next(self._text))
-        return self.taken[-1]
+        self.current.append(self._pending.popleft() if self._pending else next(self._text))
+        return self.current[-1]
 
-    def give_back(self) -> None:
-        self._again.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
-
-
-def _with_mark(encoding: str) -> str:
-    return "utf-8-sig" if encoding == "utf-8" else encoding
+    def push_back(self) -> None:
+        """Return all lines of the current row but the first, so that the next row begins there."""
+        self._pending.extendleft(reversed(self.current[1:]))
+        del self.current[1:]

@@ -1,4 +1,4 @@
-"""Files that are tables, opened in the embedded engine, and their rows that are no good."""
+"""Tables in files, opened in the embedded engine, and checks of their rows."""
 
 import csv
 import glob
@@ -11,12 +11,13 @@ import duckdb
 import ibis
 from ibis.expr.types import Column, Table
 
+from slmrec.config.prepare import OnBadRow
 from slmrec.data.engine import explain, keep
 from slmrec.data.logs.columns import Header, header
-from slmrec.data.logs.files import Source, copies_of, rewritten, unpacked
-from slmrec.data.logs.formats import DELIMITERS, QUOTED, object_fault
-from slmrec.data.logs.row_errors import OnBadRow, Reject, line_numbers, settled
-from slmrec.data.logs.rows import records
+from slmrec.data.logs.files import InputFiles, copy_paths, literals_as_json, unpacked
+from slmrec.data.logs.formats import DELIMITERS, QUOTED, json_object_error
+from slmrec.data.logs.row_errors import RowError, check_skippable, line_numbers
+from slmrec.data.logs.rows import read_rows
 from slmrec.errors import DataError
 
 _MAX_LINE_BYTES = 2**25
@@ -24,112 +25,116 @@ _FILE = "slmrec_file"
 Result = TypeVar("Result")
 
 
-class Opened(NamedTuple):
-    """A table in the engine, not yet read."""
+class OpenTable(NamedTuple):
+    """A table in the engine whose rows are not read yet."""
 
     engine: Any
-    source: Source
-    read: Source
-    """What the engine reads: the source itself, or copies without the lines that are no rows."""
+    source: InputFiles
+    """The files of the user."""
+    read: InputFiles
+    """The files that the engine reads: the source, or copies without the lines that cannot be parsed."""
     head: Header
     table: Table
     on_bad_row: OnBadRow
-    left_out: list[Reject]
+    line_errors: list[RowError]
     """The lines that the copies lack."""
 
     def column(self, name: str) -> Column:
-        """Text, but for parquet, which has types."""
-        if self.source.kind == "jsonl":
+        """Return a column, as text except for Parquet, which has types."""
+        if self.source.format == "jsonl":
             return ibis.ifelse(self.table.is_object, _json_text(self.table.line, _json_path(name)), None)
-        if self.source.kind == "parquet":
+        if self.source.format == "parquet":
             return self.table[name]
         return self.table[f"column{self.head.names.index(name)}"]
 
     def names(self) -> list[str]:
-        """The names of all columns; of json lines, those of the first lines, then those that only later ones have."""
-        found = list(self.head.names)
-        if self.source.kind == "jsonl":
+        """Return all column names; for JSON lines, also keys that occur only after the first lines."""
+        names = list(self.head.names)
+        if self.source.format == "jsonl":
             objects = self.table.filter(self.table.is_object).line
             keys = _json_keys(objects).unnest().name("key").as_table().distinct()
-            found += sorted(set(keys.to_pyarrow()["key"].to_pylist()) - set(found))
-        return found
+            names += sorted(set(keys.to_pyarrow()["key"].to_pylist()) - set(names))
+        return names
 
 
-class Fault(NamedTuple):
-    """A way in which a row may be no good."""
+class Check(NamedTuple):
+    """A condition under which a row is invalid."""
 
     condition: Any
     column: str | None
-    """Its name in the file; none for the line as a whole."""
+    """The name of the checked column in the file; None for the whole line."""
     value: Column
+    """The value to report."""
     expected: Callable[[str | None], str] | None
-    """What was expected, for a faulty value; none: the row is skipped without a word."""
+    """Maps an invalid value to what was expected; None: the row is skipped without an error."""
 
 
 def with_table(
     engine: Any,
     spill: Path,
-    source: Source,
+    source: InputFiles,
     columns: Sequence[str] | None,
     on_bad_row: OnBadRow,
-    use: Callable[[Opened], Result],
+    build: Callable[[OpenTable], Result],
 ) -> Result:
-    """What is made of a table whose columns have names.
+    """Open a table and return what `build` makes of it.
 
-    Where the engine stumbles over a line of a table that is text, `use` is called again, for copies without such lines.
+    Where the engine fails to parse a line of a text table, `build` is called again with copies of the files that lack
+    such lines.
 
     Args:
-        engine: the embedded one.
+        engine: the embedded engine.
         spill: a folder for temporary files.
-        source: of any kind but one user a line or lists.
-        columns: names for a file without header.
-        on_bad_row: what to do with lines that are no rows.
-        use: reads the table.
+        source: files of any format except `sequences` and `reference`.
+        columns: names for a file without a header.
+        on_bad_row: how to treat lines that cannot be parsed.
+        build: reads the table.
 
     Raises:
-        DataError: it cannot be read, its columns cannot be told, or it has a bad line and `on_bad_row` is `error`.
+        DataError: the table cannot be read, its columns cannot be detected, or it has an invalid line and
+            `on_bad_row` is `error`.
     """
-    source = unpacked(source, spill) if source.kind == "parquet" else rewritten(source, spill)
-    with faults_told(source):
-        opened = _open_table(engine, source, columns, on_bad_row)
+    source = unpacked(source, spill) if source.format == "parquet" else literals_as_json(source, spill)
+    with engine_errors_as_data_errors(source):
+        table = _open_table(engine, source, columns, on_bad_row)
         try:
-            return use(opened)
+            return build(table)
         except duckdb.InvalidInputException:
-            if source.kind not in DELIMITERS:
+            if source.format not in DELIMITERS:
                 raise
-        return use(_without_bad_lines(opened, spill))
+        return build(_without_bad_lines(table, spill))
 
 
-def _open_table(engine: Any, source: Source, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> Opened:
-    if source.kind == "parquet":
+def _open_table(engine: Any, source: InputFiles, columns: Sequence[str] | None, on_bad_row: OnBadRow) -> OpenTable:
+    if source.format == "parquet":
         table = _open_parquet(engine, source)
         head = Header([name for name in table.columns if name != _FILE], in_file=True)
     else:
         head = header(source, columns)
-        table = _open_objects(engine, source) if source.kind == "jsonl" else _open_text(engine, source, head)
-    return Opened(engine, source, source, head, table, on_bad_row, [])
+        table = _open_json(engine, source) if source.format == "jsonl" else _open_text(engine, source, head)
+    return OpenTable(engine, source, source, head, table, on_bad_row, [])
 
 
-def _without_bad_lines(opened: Opened, spill: Path) -> Opened:
-    source, left_out = opened.source, []
-    copies = copies_of(source, spill)
+def _without_bad_lines(opened: OpenTable, spill: Path) -> OpenTable:
+    source, errors, width = opened.source, [], len(opened.head.names)
+    copies = copy_paths(source, spill)
     for file, copy in zip(source.names, copies, strict=True):
         with copy.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
-            for record in records(source, file):
-                cells = _cells(record.cells, len(opened.head.names))
-                fault = record.fault or _wrong_width(cells, len(opened.head.names))
-                if fault:
-                    left_out.append(Reject(file, record.line, None, record.text, fault))
+            for row in read_rows(source, file):
+                cells = _without_empty_tail(row.cells, width)
+                reason = row.error or _wrong_width(cells, width)
+                if reason:
+                    errors.append(RowError(file, row.line, None, row.text, reason))
                 elif cells:
                     writer.writerow(cells)
-    settled(left_out, opened.on_bad_row)
-    read = source._replace(kind="csv", files=copies, compression="none", encoding="utf-8")
-    return opened._replace(read=read, table=_open_text(opened.engine, read, opened.head), left_out=left_out)
+    check_skippable(errors, opened.on_bad_row)
+    read = source._replace(format="csv", files=copies, compression="none", encoding="utf-8")
+    return opened._replace(read=read, table=_open_text(opened.engine, read, opened.head), line_errors=errors)
 
 
-def _cells(cells: list[str], expected: int) -> list[str]:
-    """Without empty ones behind the last column, as the engine has it."""
+def _without_empty_tail(cells: list[str], expected: int) -> list[str]:
+    """Remove empty cells after the last column, as the engine does."""
     return cells if any(cells[expected:]) else cells[:expected]
 
 
@@ -137,71 +142,74 @@ def _wrong_width(cells: Sequence[str], expected: int) -> str | None:
     return f"{len(cells)} columns, expected {expected}" if cells and len(cells) != expected else None
 
 
-def good_rows(opened: Opened, columns: dict[str, Any], faults: Sequence[Fault]) -> tuple[Table, list[Reject]]:
-    """The rows, read and kept, with their place in the input (`row`, from 0); and those that have a fault.
+def valid_rows(opened: OpenTable, columns: dict[str, Any], checks: Sequence[Check]) -> tuple[Table, list[RowError]]:
+    """Read the rows of a table into the engine and separate the invalid ones.
 
     Args:
         opened: the table.
-        columns: what to keep of a row.
-        faults: the first one that applies counts.
+        columns: the columns to keep, by their new name.
+        checks: the checks of each row; the first one that applies is reported.
+
+    Returns:
+        The valid rows, with their place in the input (`row`, from 0), and the errors of the invalid ones.
 
     Raises:
-        DataError: a row has a fault, and `on_bad_row` is `error`.
+        DataError: a row is invalid, and `on_bad_row` is `error`.
     """
-    if opened.source.kind == "jsonl":
+    if opened.source.format == "jsonl":
         line = opened.table.line
-        blank = Fault(is_empty(line.strip()), None, line, None)
-        faults = [blank, Fault(~opened.table.is_object, None, line, _why_no_object), *faults]
-    marked = opened.table.select(**columns, file=file_of(opened.table), **faults_of(faults))
+        blank = Check(is_empty(line.strip()), None, line, None)
+        checks = [blank, Check(~opened.table.is_object, None, line, _not_an_object), *checks]
+    marked = opened.table.select(**columns, file=file_column(opened.table), **check_columns(checks))
     stored = keep(opened.engine, marked)
     rows = stored.mutate(row=stored.rowid())
-    rejects = settled(_rejects(opened, rows, faults), opened.on_bad_row)
-    return rows.filter(rows.fault.isnull()).drop("fault", "value", "file"), rejects
+    errors = check_skippable(_row_errors(opened, rows, checks), opened.on_bad_row)
+    return rows.filter(rows.fault.isnull()).drop("fault", "value", "file"), errors
 
 
-def _why_no_object(line: str | None) -> str:
-    return object_fault(line or "") or "not JSON (it holds characters that are no Unicode)"
+def _not_an_object(line: str | None) -> str:
+    return json_object_error(line or "") or "not JSON (it contains characters that are not Unicode)"
 
 
-def faults_of(faults: Sequence[Fault]) -> dict[str, Any]:
-    """Columns `fault`, the number of a row's first fault, and `value`, what it is about."""
+def check_columns(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the columns `fault`, the number of the first check that applies to a row, and `value`, its value."""
     return {
-        "fault": ibis.cases(*((fault.condition, number) for number, fault in enumerate(faults))),
-        "value": ibis.cases(*((fault.condition, fault.value.cast("string")) for fault in faults)),
+        "fault": ibis.cases(*((check.condition, number) for number, check in enumerate(checks))),
+        "value": ibis.cases(*((check.condition, check.value.cast("string")) for check in checks)),
     }
 
 
-def file_of(table: Table) -> Any:
-    """The file that each row is from, if there are several."""
+def file_column(table: Table) -> Any:
+    """Return the column with the file of each row; null if there is only one file."""
     return table[_FILE] if _FILE in table.columns else ibis.literal(None, "string")
 
 
 def id_column(path: Path | str, name: str, ids: Column) -> Column:
-    """A column of ids: whole numbers or text.
+    """Return a column of ids as whole numbers or text.
 
     Raises:
-        DataError: it holds something else.
+        DataError: the column has another type.
     """
-    kind = ids.type()
-    if kind.is_integer():
+    dtype = ids.type()
+    if dtype.is_integer():
         return ids.try_cast("int64")
-    if not kind.is_string():
+    if not dtype.is_string():
         raise DataError(
-            f"{path}: column {name!r} holds {kind}, expected ids that are text or whole numbers; convert the "
+            f"{path}: column {name!r} has the type {dtype}, expected ids that are text or whole numbers; convert the "
             "column (missing ids turn whole numbers into float64)"
         )
     return ids
 
 
 def is_empty(column: Column) -> Any:
-    """Where a column has no value."""
+    """Return a condition that holds where a column has no value."""
     return column.isnull() | (column == "") if column.type().is_string() else column.isnull()
 
 
-def read_lines(engine: Any, source: Source) -> Table:
-    """Each line as it is, `line`; null if it is empty."""
+def read_lines(engine: Any, files: InputFiles) -> Table:
+    """Open text files as a table with one column, `line`; empty lines are null."""
     lines: Table = engine.read_csv(
-        _paths(source.files),
+        _paths(files.files),
         header=False,
         auto_detect=False,
         columns={"line": "VARCHAR"},
@@ -212,58 +220,58 @@ def read_lines(engine: Any, source: Source) -> Table:
         strict_mode=False,
         null_padding=True,
         max_line_size=_MAX_LINE_BYTES,
-        compression=source.compression,
-        **_file_names(source),
+        compression=files.compression,
+        **_file_name_options(files),
     )
     return lines
 
 
 @contextmanager
-def faults_told(source: Source) -> Iterator[None]:
-    """The engine's errors about a file as one line."""
+def engine_errors_as_data_errors(files: InputFiles) -> Iterator[None]:
+    """Convert the engine's errors about files to a `DataError` of one line."""
     try:
         yield
     except duckdb.Error as error:
         if "Maximum line size" in str(error):
-            raise DataError(f"{source.path}: a line is too long; split it, or set prepare.format") from None
-        raise explain(error, str(source.path)) from None
+            raise DataError(f"{files.path}: a line is too long; split it, or set prepare.format") from None
+        raise explain(error, str(files.path)) from None
 
 
-def _open_parquet(engine: Any, source: Source) -> Table:
-    table: Table = engine.read_parquet(_paths(source.files), union_by_name=True, **_file_names(source))
+def _open_parquet(engine: Any, files: InputFiles) -> Table:
+    table: Table = engine.read_parquet(_paths(files.files), union_by_name=True, **_file_name_options(files))
     return table
 
 
-def _open_objects(engine: Any, source: Source) -> Table:
-    lines = read_lines(engine, source)
-    kind = ibis.ifelse(_json_valid(lines.line), _json_type(lines.line), None)
-    return lines.mutate(is_object=(kind == "OBJECT").fill_null(False))
+def _open_json(engine: Any, files: InputFiles) -> Table:
+    lines = read_lines(engine, files)
+    json_type = ibis.ifelse(_json_valid(lines.line), _json_type(lines.line), None)
+    return lines.mutate(is_object=(json_type == "OBJECT").fill_null(False))
 
 
-def _open_text(engine: Any, source: Source, head: Header) -> Table:
-    quote = '"' if source.kind in QUOTED else ""
+def _open_text(engine: Any, files: InputFiles, head: Header) -> Table:
+    quote = '"' if files.format in QUOTED else ""
     table: Table = engine.read_csv(
-        _paths(source.files),
+        _paths(files.files),
         header=head.in_file,
         auto_detect=False,
-        columns={f"column{place}": "VARCHAR" for place in range(len(head.names))},
-        delim=DELIMITERS[source.kind],
+        columns={f"column{index}": "VARCHAR" for index in range(len(head.names))},
+        delim=DELIMITERS[files.format],
         quote=quote,
         escape=quote,
         comment="",
-        encoding=source.encoding,
-        compression=source.compression,
-        **_file_names(source),
+        encoding=files.encoding,
+        compression=files.compression,
+        **_file_name_options(files),
     )
     return table
 
 
-def _file_names(source: Source) -> dict[str, Any]:
-    return {"filename": _FILE} if len(source.files) > 1 else {}
+def _file_name_options(files: InputFiles) -> dict[str, Any]:
+    return {"filename": _FILE} if len(files.files) > 1 else {}
 
 
 def _paths(files: Sequence[Path]) -> list[str]:
-    """The paths, in which the engine finds no wildcards."""
+    """Return the paths with the engine's wildcards escaped."""
     return [glob.escape(str(file)) for file in files]
 
 
@@ -274,62 +282,64 @@ def _json_path(name: str) -> str:
 
 @ibis.udf.scalar.builtin(name="json_extract_string")
 def _json_text(line: str, path: str) -> str:
-    """The engine's own function: text as it is, anything else as it is written."""
+    """DuckDB's function: text without quotes, other values as JSON."""
     raise NotImplementedError
 
 
 @ibis.udf.scalar.builtin(name="json_keys", signature=(("string",), "array<string>"))
 def _json_keys(line):  # type: ignore[no-untyped-def]
-    """The engine's own function."""
+    """DuckDB's function."""
     raise NotImplementedError
 
 
 @ibis.udf.scalar.builtin(name="json_type")
 def _json_type(line: str) -> str:
-    """The engine's own function; it fails for what is not JSON."""
+    """DuckDB's function; it fails for text that is not JSON."""
     raise NotImplementedError
 
 
 @ibis.udf.scalar.builtin(name="json_valid")
 def _json_valid(line: str) -> bool:
-    """The engine's own function."""
+    """DuckDB's function."""
     raise NotImplementedError
 
 
-def _rejects(opened: Opened, rows: Table, faults: Sequence[Fault]) -> list[Reject]:
-    """All of them, or, where one is an error, the first."""
-    told = [number for number, fault in enumerate(faults) if fault.expected]
-    faulty = rows.filter(rows.fault.isin(told)).select("file", "row", "fault", "value").order_by("row")
-    found = (faulty if opened.on_bad_row == "skip" else faulty.limit(1)).to_pyarrow().to_pylist()
-    if not found:
-        return opened.left_out
+def _row_errors(opened: OpenTable, rows: Table, checks: Sequence[Check]) -> list[RowError]:
+    """Return the errors of all invalid rows, or only the first one if invalid rows are not skipped."""
+    reported = [number for number, check in enumerate(checks) if check.expected]
+    invalid = rows.filter(rows.fault.isin(reported)).select("file", "row", "fault", "value").order_by("row")
+    invalid_rows = (invalid if opened.on_bad_row == "skip" else invalid.limit(1)).to_pyarrow().to_pylist()
+    if not invalid_rows:
+        return opened.line_errors
     firsts = first_rows(rows)
-    rejects = list(opened.left_out)
+    errors = []
     for file, name in zip(opened.read.files, opened.source.names, strict=True):
         key = str(file) if len(opened.source.files) > 1 else None
-        of_file = {row["row"] - firsts[key]: row for row in found if row["file"] == key}
-        lines = _lines_of(opened, name, of_file)
-        unit = "row" if opened.source.kind == "parquet" else "line"
-        rejects += [reject(name, lines[at], faults[row["fault"]], row["value"], unit) for at, row in of_file.items()]
-    if len(rejects) - len(opened.left_out) != len(found):
-        raise RuntimeError(f"{opened.source.path}: {len(found)} faulty rows, but their files cannot be told")
-    return sorted(rejects, key=lambda reject: (reject.file, reject.line))
+        by_row = {row["row"] - firsts[key]: row for row in invalid_rows if row["file"] == key}
+        lines = _lines_of(opened, name, by_row)
+        unit = "row" if opened.source.format == "parquet" else "line"
+        errors += [
+            row_error(name, lines[number], checks[row["fault"]], row["value"], unit) for number, row in by_row.items()
+        ]
+    if len(errors) != len(invalid_rows):
+        raise RuntimeError(f"{opened.source.path}: {len(invalid_rows)} invalid rows, but their files are unknown")
+    return sorted(opened.line_errors + errors, key=lambda error: (error.file, error.line))
 
 
 def first_rows(rows: Table) -> dict[str | None, int]:
-    """The number (`row`) of the first row of each file."""
-    found = rows.group_by("file").aggregate(first=rows.row.min()).to_pyarrow().to_pylist()
-    return {row["file"]: row["first"] for row in found}
+    """Return the number (`row`) of the first row of each file."""
+    firsts = rows.group_by("file").aggregate(first=rows.row.min()).to_pyarrow().to_pylist()
+    return {row["file"]: row["first"] for row in firsts}
 
 
-def reject(file: Path, line: int, fault: Fault, value: str | None, unit: str) -> Reject:
-    """A row with a fault."""
-    assert fault.expected is not None
-    return Reject(file, line, fault.column, value, fault.expected(value), unit)
+def row_error(file: Path, line: int, check: Check, value: str | None, unit: str) -> RowError:
+    """Return the error of a row to which a check applies."""
+    assert check.expected is not None
+    return RowError(file, line, check.column, value, check.expected(value), unit)
 
 
-def _lines_of(opened: Opened, file: Path, rows: Collection[int]) -> dict[int, int]:
-    if opened.source.kind in DELIMITERS and rows:
-        left_out = {reject.line for reject in opened.left_out if reject.file == file}
-        return line_numbers(opened.source, file, rows, opened.head.in_file, left_out)
+def _lines_of(opened: OpenTable, file: Path, rows: Collection[int]) -> dict[int, int]:
+    if opened.source.format in DELIMITERS and rows:
+        skipped = {error.line for error in opened.line_errors if error.file == file}
+        return line_numbers(opened.source, file, rows, opened.head.in_file, skipped)
     return {row: row + 1 for row in rows}

@@ -1,4 +1,4 @@
-"""Downloads of public files: gone on with where they stopped, and checked."""
+"""Downloads of public files: resumed after interruptions, and verified."""
 
 import hashlib
 import json
@@ -18,41 +18,42 @@ from urllib.request import Request, urlopen
 from slmrec.data.public.archive import unpack
 from slmrec.data.public.registry import Algorithm, Checksum, RemoteFile
 from slmrec.errors import DataError
+from slmrec.files import one_line, write_atomically
 
 RECORD = "checksums.json"
-"""Beside the files: SHA-256 of those whose publisher gives no checksum."""
+"""A file in the download folder with the SHA-256 of files without a published checksum."""
 
 OnBytes = Callable[[int, int | None], None]
-"""Told how many bytes are there, and how many there will be, if that is known."""
+"""Callback that receives the number of downloaded bytes, and the total number if it is known."""
 
 _TIMEOUT_SECONDS = 30.0
-"""For the connection, and for every wait for bytes."""
+"""Limit for the connection and for each wait for data."""
 _PAUSES_SECONDS = (1.0, 2.0, 4.0)
-"""Before the second, third and fourth attempt; each starts where the one before stopped."""
+"""Pauses before the second, third and fourth attempt; each attempt resumes the previous one."""
 _BLOCK_BYTES = 2**18
 _BUSY = (408, 429)
-"""Answers worth another attempt, besides 5xx."""
+"""Status codes that justify another attempt, in addition to 5xx."""
 _NO_SUCH_RANGE = 416
 
 
 class Download(NamedTuple):
-    """A file that is there, whole and as it should be as far as that is known."""
+    """A complete and verified file."""
 
     path: Path
     checksum: Checksum
     compared_with: str | None
-    """Whose checksum it agrees with; None: there was none to compare with."""
+    """The origin of the checksum that matches; None if there was no checksum to compare with."""
     fetched: bool
-    """False: it was there already."""
+    """False if the file existed already."""
 
 
 class _DroppedError(Exception):
-    """An attempt failed in a way that the next one may not."""
+    """An attempt failed, and another one may succeed."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A file that is not complete, and beside it a note: of which version of which length it is a part."""
+    """An incomplete file, and beside it a note with the version and the length of the complete file."""
 
     path: Path
 
@@ -64,11 +65,11 @@ class _Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def version(self) -> tuple[str, int] | None:
-        """The server's name of the version, and its length; None: this cannot be gone on with."""
+        """Return the server's version of the file and its length; None if the download cannot be resumed."""
         if not self.note.exists():
             return None
-        found = re.fullmatch(r"(\d+) (.+)\n", self.note.read_text(encoding="utf-8"))
-        return (found[2], int(found[1])) if found and 0 < self.size() <= int(found[1]) else None
+        note = re.fullmatch(r"(\d+) (.+)\n", self.note.read_text(encoding="utf-8"))
+        return (note[2], int(note[1])) if note and 0 < self.size() <= int(note[1]) else None
 
     def start(self, version: str | None, total: int | None) -> None:
         self.path.write_bytes(b"")
@@ -85,19 +86,19 @@ def _ignore(done: int, total: int | None) -> None:
 
 
 def download(file: RemoteFile, folder: Path, on_bytes: OnBytes = _ignore) -> Download:
-    """Puts a file into a folder, unless it is there already, compares its checksum, and unpacks a zip archive.
+    """Download a file unless it exists, verify its checksum, and unpack a zip archive.
 
-    While bytes come they are in `FILE.part`; called again after an interruption, only the rest is asked for. Where no
-    checksum is published, the first call records the SHA-256 in `checksums.json`, and later ones compare with that.
+    The file is named `FILE.part` until it is complete; a call after an interruption requests only the rest. If the
+    publisher states no checksum, the first call records the SHA-256 in `checksums.json`, and later calls compare with
+    it.
 
     Args:
-        file: what to download.
-        folder: where to; made if it is not there.
-        on_bytes: for a progress bar.
+        file: the file to download.
+        folder: the destination; it is created if necessary.
+        on_bytes: called with the progress.
 
     Raises:
-        DataError: the file cannot be reached or written, or is not what it should be; a file that was there before is
-            never changed.
+        DataError: the file cannot be downloaded or written, or its checksum differs; existing files are never changed.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,19 +117,19 @@ def download(file: RemoteFile, folder: Path, on_bytes: OnBytes = _ignore) -> Dow
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """A full disk and the like as one line; what the network does is told apart before."""
+    """Convert errors of the disk to a `DataError`; network errors are handled before."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
             f"{error.filename or folder}: cannot be written or read ({reason}); make room or give another --output, "
-            "and run the same command again: it goes on from here"
+            "and run the same command again to resume"
         ) from None
 
 
 def _retrieve(file: RemoteFile, part: _Part, on_bytes: OnBytes) -> None:
-    """Attempts until the part is whole."""
+    """Repeat attempts until the file is complete."""
     for pause in (*_PAUSES_SECONDS, None):
         try:
             _attempt(file, part, on_bytes)
@@ -136,21 +137,21 @@ def _retrieve(file: RemoteFile, part: _Part, on_bytes: OnBytes) -> None:
         except _DroppedError as error:
             if pause is None:
                 raise DataError(
-                    f"{file.address}: {error}, at the last of {len(_PAUSES_SECONDS) + 1} attempts; see to the network "
-                    "or try later: the same command goes on from here"
+                    f"{file.address}: {error}, at the last of {len(_PAUSES_SECONDS) + 1} attempts; check the network "
+                    "or try later: the same command resumes the download"
                 ) from None
             time.sleep(pause)
 
 
 def _attempt(file: RemoteFile, part: _Part, on_bytes: OnBytes) -> None:
-    """One request for what is missing."""
+    """Request the missing part of the file once."""
     known = part.version()
     if known and part.size() == known[1]:
         return
     with _open(file.address, _range(part.size(), known[0]) if known else {}) as response:
         if known and response.status in {206, _NO_SUCH_RANGE}:
             total: int | None = known[1]
-            _refuse_other_range(response.headers, part, known)
+            _check_range(response.headers, part, known)
         else:
             total = _length(file, response.headers)
             part.start(_version(response.headers), total)
@@ -160,20 +161,20 @@ def _attempt(file: RemoteFile, part: _Part, on_bytes: OnBytes) -> None:
 
 
 def _range(start: int, version: str) -> dict[str, str]:
-    """Asks for the rest of the same version, or for all of another one."""
+    """Return headers that request the rest of the same version, or all of another one."""
     return {"Range": f"bytes={start}-", "If-Range": version}
 
 
-def _refuse_other_range(headers: Mapping[str, str], part: _Part, known: tuple[str, int]) -> None:
+def _check_range(headers: Mapping[str, str], part: _Part, known: tuple[str, int]) -> None:
     version, total = known
     given = headers.get("Content-Range", "")
     if _version(headers) not in (None, version) or not re.fullmatch(rf"bytes {part.size()}-\d+/({total}|\*)", given):
         part.remove()
-        raise _DroppedError(f"the server sent {given or 'bytes of another place'!r}, not the rest of the same file")
+        raise _DroppedError(f"the server sent {given or 'another range of bytes'!r}, not the rest of the same file")
 
 
 def _version(headers: Mapping[str, str]) -> str | None:
-    """What may be given to If-Range: a strong ETag, else the date."""
+    """Return the value for If-Range: a strong ETag, or else the modification date."""
     tag = headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
@@ -182,8 +183,8 @@ def _length(file: RemoteFile, headers: Mapping[str, str]) -> int | None:
     given = headers.get("Content-Length")
     if given and file.num_bytes and int(given) != file.num_bytes:
         raise DataError(
-            f"{file.address}: has {int(given):,} bytes, expected {file.num_bytes:,}: it is not the file that was "
-            "published; download it by hand if you trust it"
+            f"{file.address}: has {int(given):,} bytes, expected {file.num_bytes:,}: it differs from the published "
+            "file; download it by hand if you trust it"
         )
     return int(given) if given else file.num_bytes
 
@@ -212,18 +213,18 @@ def _open(address: str, headers: dict[str, str]) -> Any:
         response = urlopen(request, timeout=_TIMEOUT_SECONDS)
     except HTTPError as error:
         if error.code == _NO_SUCH_RANGE and "Range" in headers:
-            return error  # an answer as well: the file has become shorter
+            return error  # the file on the server has become shorter
         raise _refused(address, error) from None
     except URLError as error:
         raise _unreachable(address, error.reason) from None
     except (OSError, HTTPException) as error:
         raise _unreachable(address, error) from None
-    _refuse_another_place(address, response)
+    _check_address(address, response)
     return response
 
 
-def _refuse_another_place(address: str, response: Any) -> None:
-    """Where a publisher moves, an address may lead to a page that says so."""
+def _check_address(address: str, response: Any) -> None:
+    """Reject web pages, to which the addresses of moved files often lead, and insecure redirects."""
     kind = response.headers.get_content_type()
     if kind == "text/html":
         fault = f"leads to a web page, {response.url}, expected the file"
@@ -232,7 +233,7 @@ def _refuse_another_place(address: str, response: Any) -> None:
     else:
         return
     response.close()
-    raise DataError(f"{address}: {fault}; nothing was fetched: see the page of the terms above")
+    raise DataError(f"{address}: {fault}; nothing was downloaded: see the page of the terms above")
 
 
 def _refused(address: str, error: HTTPError) -> Exception:
@@ -247,36 +248,38 @@ def _refused(address: str, error: HTTPError) -> Exception:
 def _unreachable(address: str, reason: object) -> Exception:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return DataError(
-            f"{address}: the server's certificate cannot be trusted ({reason.verify_message}); nothing was fetched, "
+            f"{address}: the server's certificate cannot be trusted ({reason.verify_message}); nothing was downloaded, "
             "try again when its publisher has renewed it"
         )
     if isinstance(reason, ConnectionError | TimeoutError | HTTPException):
         return _DroppedError(f"no connection ({reason or type(reason).__name__})")
-    return DataError(f"{address}: cannot be reached ({reason}); is there a network? the same command goes on from here")
+    return DataError(
+        f"{address}: cannot be reached ({one_line(reason)}); check the network: the same command resumes the download"
+    )
 
 
 def _checked(file: RemoteFile, folder: Path, path: Path, fetched: bool) -> tuple[Checksum, str | None]:
-    """The checksum, and whose it was compared with; a difference removes what was fetched, not what was there."""
+    """Return the checksum and the origin of the expected one; a mismatch removes a new file, not an existing one."""
     record = _read_record(folder)
     recorded = Checksum("sha256", record[file.name]) if file.name in record else None
     expected = file.checksum or recorded
-    found = _checksum(path, expected.algorithm if expected else "sha256")
+    checksum = _checksum(path, expected.algorithm if expected else "sha256")
     compared_with = "its publisher" if file.checksum else RECORD if recorded else None
-    if expected and found != expected:
-        _refuse_checksum(file, path, f"{found}, expected {expected} of {compared_with}", fetched)
+    if expected and checksum != expected:
+        _raise_checksum_error(file, path, f"{checksum}, expected {expected} of {compared_with}", fetched)
     if not expected:
-        _write_record(folder, {**record, file.name: found.digest})
-    return found, compared_with
+        _write_record(folder, {**record, file.name: checksum.digest})
+    return checksum, compared_with
 
 
-def _refuse_checksum(file: RemoteFile, path: Path, difference: str, fetched: bool) -> None:
+def _raise_checksum_error(file: RemoteFile, path: Path, difference: str, fetched: bool) -> None:
     if fetched:
         _Part(path).remove()
-        advice = "what came was removed; try again"
+        advice = "the downloaded file was removed; try again"
         if not file.checksum:
-            advice += f", or take the entry out of {RECORD} if the publisher has a new version"
+            advice += f", or remove the entry from {RECORD} if the publisher has a new version"
         raise DataError(f"{file.address}: its checksum is {difference}; {advice}")
-    raise DataError(f"{path}: its checksum is {difference}; move it away, and the same command fetches it again")
+    raise DataError(f"{path}: its checksum is {difference}; move it away, and the same command downloads it again")
 
 
 def _checksum(path: Path, algorithm: Algorithm) -> Checksum:
@@ -292,10 +295,9 @@ def _read_record(folder: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: is no table of checksums ({error}); mend it or remove it") from None
+        raise DataError(f"{path}: is not a table of checksums ({error}); correct or remove it") from None
 
 
 def _write_record(folder: Path, record: dict[str, str]) -> None:
-    part = folder / f"{RECORD}.part"
-    part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    part.replace(folder / RECORD)
+    with write_atomically(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Public data sets: where their files lie, what is known about them, and the terms they come under."""
+"""Public data sets: addresses and checksums of their files, descriptions, and terms of use."""
 
 import difflib
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ Algorithm = Literal["md5", "sha256"]
 
 @dataclass(frozen=True)
 class Checksum:
-    """What the bytes of a file come to."""
+    """The checksum of a file."""
 
     algorithm: Algorithm
     digest: str
-    """Hexadecimal, lower case."""
+    """Hexadecimal, in lower case."""
 
     def __str__(self) -> str:
         return f"{self.algorithm} {self.digest}"
@@ -27,9 +27,9 @@ class RemoteFile:
 
     address: str
     checksum: Checksum | None = None
-    """As its publisher gives it; None: there is none."""
+    """The checksum that the publisher states; None if there is none."""
     num_bytes: int | None = None
-    """None: not known."""
+    """The size; None if it is unknown."""
 
     @property
     def name(self) -> str:
@@ -39,24 +39,24 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A data set that can be fetched by name."""
+    """A data set that can be downloaded by name."""
 
     name: str
     about: str
     files: tuple[RemoteFile, ...]
     events: str
-    """The file of interactions, relative to the folder, after archives are unpacked."""
+    """The file of interactions, relative to the download folder after unpacking."""
     items: str
-    """The file with the items' titles, likewise."""
+    """The file with the titles of items, relative to the download folder after unpacking."""
     terms: str
     citation: str
 
 
 def find_dataset(name: str) -> PublicDataset:
-    """The data set of that name.
+    """Return the data set with a name.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such data set.
     """
     names = [dataset.name for dataset in DATASETS]
     if name in names:
@@ -64,9 +64,9 @@ def find_dataset(name: str) -> PublicDataset:
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         raise DataError(
-            f"data set {name!r} is not known; did you mean {' or '.join(close)}? `slmrec data fetch` shows all"
+            f"data set {name!r} is unknown; did you mean {' or '.join(close)}? `slmrec data fetch` lists all"
         )
-    raise DataError(f"data set {name!r} is not known; expected one of {', '.join(names)}")
+    raise DataError(f"data set {name!r} is unknown; expected one of {', '.join(names)}")
 
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -88,9 +88,9 @@ def _movielens(size: str, about: str, md5: str, num_bytes: int, events: str, ite
         events=f"{folder}/{events}",
         items=f"{folder}/{items}",
         terms=(
-            "For research, named in what is published; commercial use only with the permission of GroupLens, which "
-            "also limits passing the data on, and without a claim that GroupLens or the University of Minnesota "
-            f"endorse the use. See {_GROUPLENS}/{folder}-{readme}"
+            "For research, with acknowledgement in publications; commercial use only with the permission of GroupLens, "
+            "which also restricts redistribution, and without implying endorsement by GroupLens or the University of "
+            f"Minnesota. See {_GROUPLENS}/{folder}-{readme}"
         ),
         citation=(
             "F. Maxwell Harper and Joseph A. Konstan. The MovieLens Datasets: History and Context. ACM Transactions "

@@ -9,14 +9,14 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from slmrec.data.logs.files import Source, inspect, lines, unpacked
-from slmrec.data.logs.formats import DELIMITERS, Format, json_fault, kind_of_name
+from slmrec.data.logs.files import InputFiles, inspect, lines, unpacked
+from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error
 from slmrec.errors import ConfigError, DataError
 from slmrec.inference.histories import COLUMNS, Sequences, sequences_of
 
@@ -35,7 +35,7 @@ class _Json(NamedTuple):
 class HistoryFile:
     """A file of histories: one user a line, or a table of one row a user or of one row an event."""
 
-    source: Source
+    source: InputFiles
 
     @classmethod
     def open(cls, path: Path) -> "HistoryFile":
@@ -55,11 +55,11 @@ class HistoryFile:
     @cached_property
     def num_users(self) -> int | None:
         """Users in the file, if that is known before all is read."""
-        if self.source.kind == "sequences":
+        if self.source.format == "sequences":
             return sum(1 for line in lines(self.path) if line.strip())
-        if self.source.kind == "jsonl" and set(_ROW_A_USER) <= set(self._json.columns):
+        if self.source.format == "jsonl" and set(_ROW_A_USER) <= set(self._json.columns):
             return self._json.num_rows
-        if self.source.kind == "parquet" and self.source.compression == "none":
+        if self.source.format == "parquet" and self.source.compression == "none":
             with _told(self.path):
                 file = pq.ParquetFile(self.path)
                 return int(file.metadata.num_rows) if set(_ROW_A_USER) <= set(file.schema_arrow.names) else None
@@ -78,22 +78,22 @@ class HistoryFile:
             DataError: the file has other columns, or something in it cannot be read.
         """
         with _told(self.path):
-            if self.source.kind == "sequences":
+            if self.source.format == "sequences":
                 yield from _of_lines(lines(self.path), size)
                 return
             for table in self._tables(size):
                 yield from _cut(sequences_of(table, id_pattern, str(self.path)), size)
 
     def _tables(self, size: int) -> Iterator[pa.Table]:
-        if self.source.kind == "jsonl":
+        if self.source.format == "jsonl":
             yield from self._json_tables(size)
             return
         with TemporaryDirectory() as folder:
             (file,) = unpacked(self.source, Path(folder)).files
-            if self.source.kind == "parquet":
+            if self.source.format == "parquet":
                 yield from _parquet_tables(file, size)
             else:
-                yield from _csv_tables(file, DELIMITERS[self.source.kind])
+                yield from _csv_tables(file, DELIMITERS[self.source.format])
 
     @cached_property
     def _json(self) -> _Json:
@@ -101,7 +101,7 @@ class HistoryFile:
         names: dict[str, None] = {}
         num_rows = 0
         for number, line in enumerate(lines(self.path), 1):
-            fault = json_fault(line)
+            fault = json_error(line)
             if fault:
                 raise DataError(f"{self.path}: line {number}: {fault}; write one JSON object a line")
             if line.strip():
@@ -126,7 +126,7 @@ def read_item_ids(path: Path) -> list[Any]:
         DataError: it cannot be read, or has no such column.
     """
     file = HistoryFile(_source(path, "item ids are read from .txt (one a line), .parquet, .csv, .tsv or .jsonl"))
-    if file.source.kind == "sequences":
+    if file.source.format == "sequences":
         return [line.strip() for line in lines(path) if line.strip()]
     with _told(path):
         tables = list(file._tables(2**20))
@@ -136,13 +136,13 @@ def read_item_ids(path: Path) -> list[Any]:
     return [item_id for table in tables for item_id in table["item_id"].to_pylist()]
 
 
-def _source(path: Path, expected: str) -> Source:
-    kind = kind_of_name(path)
+def _source(path: Path, expected: str) -> InputFiles:
+    kind = format_of_name(path)
     if kind is None:
         raise ConfigError(f"{path}: {expected}; name the file so, or convert it")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    return inspect(path, cast(Format, kind), ())
+    return inspect(path, kind, ())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from log_files import PACKINGS, write
 
-from slmrec.data.logs.files import Source, inspect, keys, lines, rewritten, unpacked
+from slmrec.data.logs.files import InputFiles, inspect, json_keys, lines, literals_as_json, unpacked
 from slmrec.data.logs.formats import Format
 from slmrec.errors import DataError
 
@@ -15,7 +15,7 @@ TABLE = "user_id,item_id,timestamp\nu,a,1\n"
 ZST = PACKINGS["zst"]
 
 
-def inspected(path: Path) -> Source:
+def inspected(path: Path) -> InputFiles:
     return inspect(path, "auto", COLUMNS)
 
 
@@ -41,11 +41,11 @@ def inspected(path: Path) -> Source:
 def test_auto_goes_by_the_content_then_by_the_name(
     tmp_path: Path, name: str, content: str | bytes, kind: Format
 ) -> None:
-    assert inspected(write(tmp_path / name, content)).kind == kind
+    assert inspected(write(tmp_path / name, content)).format == kind
 
 
 def test_a_format_that_was_set_wins(tmp_path: Path) -> None:
-    assert inspect(write(tmp_path / "log.csv", TABLE), "sequences", COLUMNS).kind == "sequences"
+    assert inspect(write(tmp_path / "log.csv", TABLE), "sequences", COLUMNS).format == "sequences"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
@@ -64,18 +64,18 @@ def test_compression_is_known_by_the_content(tmp_path: Path, packing: str, compr
 def test_compressed_pieces_one_after_the_other_are_one_file(tmp_path: Path, packing: str) -> None:
     pack = PACKINGS[packing]
     path = write(tmp_path / "log", pack(b"u a b c\n") + pack(b"v a b\n"))
-    assert inspected(path).kind == "sequences"
+    assert inspected(path).format == "sequences"
     assert list(lines(path)) == ["u a b c\n", "v a b\n"]
 
 
 def test_a_character_cut_by_the_edge_of_a_block_is_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "log.txt", "u" * (2**20 - 1) + "ü a\r\n" + "v" * (2**20 - 6) + " a b c\r\n")
-    assert inspected(path).kind == "sequences"
+    assert inspected(path).format == "sequences"
 
 
 def test_a_line_cut_by_the_edge_of_the_first_block_does_not_count(tmp_path: Path) -> None:
     long = "".join(f"{'u' * 20_000}{user} a {'b ' * (user % 3)}\n" for user in range(80))
-    assert inspected(write(tmp_path / "log", long)).kind == "sequences"
+    assert inspected(write(tmp_path / "log", long)).format == "sequences"
 
 
 @pytest.mark.parametrize("kind", ["movies.dat", "u.item"])
@@ -97,7 +97,7 @@ def test_parts_of_several_encodings_are_refused(tmp_path: Path) -> None:
 def test_latin_1_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     rows = b"1::Mis\xe9rables::a\n" + bytes(range(32, 127)) * 99_999
     path = write(tmp_path / "movies.dat.gz", gzip.compress(rows)[:-20])
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="truncated"):
         inspected(path)
 
 
@@ -119,13 +119,13 @@ def test_latin_1_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         ("log.txt", b"u a\nv b\0c\n", r"log\.txt: line 2: byte b'\\x00' is not text"),
         ("log.csv", TABLE + "u,\0,1\n", r"log\.csv: line 3: byte b'\\x00' is not text"),
         ("log.txt", "u a b\nv b\r\n", r"log\.txt: lines end in '\\n' and '\\r\\n'; .* dos2unix"),
-        ("log.txt.gz", gzip.compress(b"u a\n" * 999)[:-20], r"log\.txt\.gz: the compressed file is cut off .*copy"),
-        ("log.txt.zst", ZST(b"u a\n" * 999)[:-3], r"log\.txt\.zst: the compressed file is cut off .*copy"),
-        ("log.txt.gz", gzip.compress(b"u a\n" * 999) + b"rest", r"the compressed file is cut off or damaged"),
-        ("log.txt.zst", ZST(b"u a\n" * 999) + b"rest", r"the compressed file is cut off or damaged"),
-        ("log", b"\x1f\x8b", r"log: the compressed file is cut off or damaged"),
-        ("log", b"\x28\xb5\x2f\xfd", r"log: the compressed file is cut off or damaged"),
-        ("log", "a,b c\n" + "x" * 99, r"log: .*'a,b c', tells the format; set prepare\.format .*\.parquet"),
+        ("log.txt.gz", gzip.compress(b"u a\n" * 999)[:-20], r"log\.txt\.gz: the compressed file is truncated .*copy"),
+        ("log.txt.zst", ZST(b"u a\n" * 999)[:-3], r"log\.txt\.zst: the compressed file is truncated .*copy"),
+        ("log.txt.gz", gzip.compress(b"u a\n" * 999) + b"rest", r"the compressed file is truncated or damaged"),
+        ("log.txt.zst", ZST(b"u a\n" * 999) + b"rest", r"the compressed file is truncated or damaged"),
+        ("log", b"\x1f\x8b", r"log: the compressed file is truncated or damaged"),
+        ("log", b"\x28\xb5\x2f\xfd", r"log: the compressed file is truncated or damaged"),
+        ("log", "a,b c\n" + "x" * 99, r"log: the format cannot be detected .*'a,b c'; set prepare\.format .*\.parquet"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -168,13 +168,13 @@ def test_parts_of_several_kinds_are_refused(tmp_path: Path, other: Any, message:
 
 def test_keys_are_those_of_all_first_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "log.jsonl", '{"a": 1}\n\nbroken\n["c"]\n"d"\n{"b": 2, "a": 3}\n')
-    assert keys(inspected(path)) == ["a", "b"]
+    assert json_keys(inspected(path)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{}]", r"line 1: '\[\{\}\]' is not a JSON object; write one JSON object a line"),
+        ("[{}]", r"line 1: '\[\{\}\]' is not a JSON object; write one JSON object per line"),
         ('"abc"\n', r"line 1: '\"abc\"' is not a JSON object"),
         ("\n\n{'a': b}", r'line 3: "\{\'a\': b\}" is not JSON \(Expecting property name'),
         ("[" * 99_999, r"line 1: '\[\[.*\.\.\.' is not JSON"),
@@ -183,13 +183,13 @@ def test_keys_are_those_of_all_first_lines(tmp_path: Path) -> None:
 )
 def test_files_without_json_objects_are_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        keys(inspected(write(tmp_path / "log.json", content)))
+        json_keys(inspected(write(tmp_path / "log.json", content)))
 
 
 def test_python_literals_become_json_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "log", {"a": "{'user_id': 'ü'}\n\nbad\n", "b": "{'user_id': \"it's\"}"})
-    source = rewritten(inspected(path), tmp_path)
-    assert source.kind == "jsonl"
+    source = literals_as_json(inspected(path), tmp_path)
+    assert source.format == "jsonl"
     assert [list(lines(file)) for file in source.files] == [
         ['{"user_id": "\\u00fc"}\n', "\n", "bad\n"],
         ['{"user_id": "it\'s"}\n'],
@@ -199,4 +199,4 @@ def test_python_literals_become_json_lines(tmp_path: Path) -> None:
 
 def test_other_formats_are_not_rewritten(tmp_path: Path) -> None:
     source = inspected(write(tmp_path / "log", TABLE))
-    assert rewritten(source, tmp_path) is source
+    assert literals_as_json(source, tmp_path) is source
