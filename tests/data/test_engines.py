@@ -139,8 +139,8 @@ def test_engines_that_cannot_do_what_is_needed(tmp_path: Path, engine: str, abse
     backend = engine.removesuffix("://")
     with pytest.raises(
         ConfigError,
-        match=rf"prepare\.engine is '{name}', which cannot run this query \(the Ibis backend {backend} has no {absent}\); "
-        "use duckdb or spark",
+        match=rf"prepare\.engine is '{name}', which cannot run this query \(the Ibis backend {backend} has no "
+        rf"{absent}\); use duckdb or spark",
     ):
         connect(name, tmp_path, "1GB")
 
@@ -200,6 +200,7 @@ import sys, types
 ipython = types.ModuleType("IPython")
 ipython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
 sys.modules["IPython"], sys.modules["ipywidgets"] = ipython, None  # a notebook without ipywidgets
+sys.modules["__main__"].__dict__.pop("__file__", None)  # DuckDB takes processes with a main file for scripts
 """
 
 

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from slmrec.report.describe import describe
+    from slmrec.commands.describe import describe
 
     describe(options.folder, options.output)
 
