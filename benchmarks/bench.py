@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.version import __version__
+from slmrec.config import DecoderSettings
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
+from slmrec.inference.freeze import freeze
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
@@ -32,6 +33,7 @@ from slmrec.training.memory import growth_mb
 from slmrec.training.teacher_cache import StoredTeacher, fingerprint, store_teacher_states
 from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch, LossTerms
+from slmrec.version import __version__
 
 PROMPT = (47, 6)
 """Tokens before and after the items: those of the reference's instruction."""
@@ -222,9 +224,9 @@ def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
 
 def read_all(model: DecoderRecommender, samples: Samples) -> None:
     """Every sample's user vector, as inference does."""
-    with torch.inference_mode():
-        for _, batch in by_length(samples, 256, MAX_HISTORY):
-            model.encode(batch.histories)
+    frozen = freeze(model, fused=False)
+    for _, batch in by_length(samples, 256, MAX_HISTORY):
+        frozen.encode(batch.histories)
 
 
 def _times(step: Step, number: int) -> Step:
@@ -237,14 +239,14 @@ def _times(step: Step, number: int) -> Step:
 
 def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
     """Milliseconds to append one event to histories of 10, 100 and 400 items, and to read those whole."""
-    model = random_model(max_history_items=512).eval()
+    model = random_model(max_history_items=512)
+    frozen = freeze(model, fused=False)
     results = {}
     for length in (10, 100, 400):
         batch = next(iter(random_batches(np.full(1, length), 1)))
-        state = model.new_state()
-        for item in batch.histories.items[0].tolist():
-            model.append(state, item)
-        times = [timed(lambda state=state: model.append(state, 1)) for _ in range(4 * rounds)]  # type: ignore[misc]
+        states = [frozen.new_state()]
+        frozen.append(states, batch.histories.items.tolist())
+        times = [timed(lambda states=states: frozen.append(states, [[1]])) for _ in range(4 * rounds)]  # type: ignore[misc]
         whole = [timed(inference_step(model, [batch], bf16=False)) for _ in range(rounds)]
         results[f"append_ms_{length}"], results[f"recompute_ms_{length}"] = median(times) * 1e3, median(whole) * 1e3
     return results
@@ -279,17 +281,9 @@ def smollm2_model(num_layers: int | None) -> DecoderRecommender:
 def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_history_items: int) -> DecoderRecommender:
     width = decoder.config.hidden_size
     prefix, response = (0.1 * torch.randn(length, width) for length in PROMPT)
-    return build_decoder(
-        Backbone(decoder, prefix, response),
-        tuple(range(num_layers)),
-        torch.randn(NUM_ITEMS + 1, ITEM_DIM),
-        source=SMOLLM2,
-        lora=lora,
-        positions="contiguous",
-        max_history_items=max_history_items,
-        item_dropout=0.0,
-        train_items=lora is None,
-    )
+    settings = DecoderSettings(num_layers=num_layers, lora=lora, max_history_items=max_history_items)
+    backbone, vectors = Backbone(decoder, prefix, response), torch.randn(NUM_ITEMS + 1, ITEM_DIM)
+    return build_decoder(settings, backbone, vectors, None, section="bench", train_items=lora is None)
 
 
 def samples_of(lengths: Ints) -> Samples:
@@ -327,12 +321,12 @@ def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16:
 def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
     """User vectors and scores of the next batch."""
     following, device = _in_turn(batches), batches[0].targets.device.type
+    frozen = freeze(encoder, fused=False)
 
     def step() -> None:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            (encoder.encode(next(following).histories).users @ encoder.item_vectors().T).topk(10)
+            (frozen.encode(next(following).histories).users @ frozen.item_vectors().T).topk(10)
 
-    encoder.eval()
     return step
 
 
@@ -411,12 +405,8 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         if module.weight.requires_grad:
             found.append(Product(module.out_features, rows, module.in_features))
 
-    def read() -> None:
-        with eval_mode(model), torch.inference_mode():
-            model.encode(batch.histories)
-
-    if not backward:
-        read()  # The prompt is computed once, and not counted.
+    with eval_mode(model):
+        frozen = freeze(model, fused=False)  # the prompt is computed here, and not counted
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -425,7 +415,8 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         NextItemLoss(model)(batch).total.backward()
         model.zero_grad(set_to_none=True)
     else:
-        read()
+        with eval_mode(model):
+            frozen.encode(batch.histories)
     for hook in hooks:
         hook.remove()
     num_users = len(batch.targets)

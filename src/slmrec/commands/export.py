@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.folders import folder_in_place
-from slmrec.inference.exportable import INPUTS, OUTPUTS, as_program
+from slmrec.inference.exportable import INPUTS, OUTPUTS, as_program, check_exportable
 from slmrec.inference.faiss_index import RECALL_AT, ItemIndex
 from slmrec.models.folder import (
     fingerprint_of,
@@ -87,13 +87,14 @@ def _merge(folder: Path, output: Path) -> None:
 @torch.inference_mode()
 def _export_index(folder: Path, output: Path, recall: float) -> None:
     model, vocabulary = load_recommender(folder)
+    check_exportable(model)
     allowed, vectors = may_recommend(vocabulary), model.item_vectors().float()
     counts = torch.tensor([0, *vocabulary.counts.to_pylist()]) + (torch.arange(model.num_items + 1) > 0)
     queries = model.encode(_random_histories(model, counts.double(), _QUERIES, _QUERY_ITEMS)).users
     index = ItemIndex.build(vectors, allowed, queries, recall, fingerprint_of(folder))
     output.parent.mkdir(parents=True, exist_ok=True)
     index.save(output)
-    found = index.built
+    found = index.facts
     print(
         f"export: recall@{RECALL_AT} {found.recall:.3f} against exact search, {found.num_probed} of {found.num_lists} "
         f"lists searched; index written to {output}",

@@ -16,6 +16,7 @@ from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets, tie_draws
+from slmrec.inference.freeze import freeze
 from slmrec.topk import best_columns
 from slmrec.types import Batch, Encoded, SequenceEncoder
 
@@ -56,13 +57,15 @@ class Scorer(Protocol):
 class EncoderScorer:
     """A model as a scorer: user vectors times item vectors plus the bonus, in eval mode, without gradients.
 
-    The item vectors are computed here, once; after more training make a new one.
+    The item vectors and the keys and values of a decoder's prompt are computed here, once; after more training, make a
+    new scorer. Fused layers are not used, so that metrics do not depend on them.
     """
 
     def __init__(self, model: SequenceEncoder) -> None:
         self._model = model
         with eval_mode(model), torch.inference_mode():
-            self._item_vectors = model.item_vectors().float()
+            self._frozen = freeze(model, fused=False)
+            self._item_vectors = self._frozen.item_vectors()
 
     @property
     def num_items(self) -> int:
@@ -77,7 +80,7 @@ class EncoderScorer:
     def read(self, batch: Batch) -> Encoded:
         """User vectors (B, D) and bonus on the model's device."""
         with eval_mode(self._model), torch.inference_mode():
-            encoded = self._model.encode(batch.histories.to(self._item_vectors.device))
+            encoded = self._frozen.encode(batch.histories)
             return Encoded(encoded.users.float(), bonus=encoded.bonus)
 
     def score(self, encoded: Encoded) -> Tensor:
@@ -125,7 +128,7 @@ def eval_mode(model: SequenceEncoder) -> Iterator[None]:
     """Puts a model into eval mode, and each of its parts back into its own mode afterwards."""
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     if not any(training for _, training in modes):
-        yield  # As it is: a model may keep what it has computed for inference as long as its mode stays.
+        yield
         return
     modes[0][0].eval()
     try:

@@ -29,7 +29,6 @@ class Popularity(PreTrainedModel):
     base_model_prefix = "popularity"
     config: PopularityConfig
     max_history_items = 1
-    is_incremental = False
 
     counts: Tensor
     """(V+1, 1) float32."""
@@ -80,7 +79,6 @@ class Cooccurrence(PreTrainedModel):
     base_model_prefix = "cooccurrence"
     config: CooccurrenceConfig
     max_history_items = 1
-    is_incremental = False
 
     popularity: Tensor
     """(V+1, 1) float32, at most 1/2, so that float32 cannot round a count with it up to the next count."""

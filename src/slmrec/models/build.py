@@ -258,10 +258,9 @@ def layer_influence(model: DecoderRecommender, histories: Histories) -> Tensor:
     # At every position, so that the last layer runs for all tokens, as the others do.
     histories = histories.to(model.device)
     with torch.inference_mode():
-        # After this the prefix is known and runs through the layers no more.
-        model.encode(histories, every_position=True)
+        prefix = model.prefill()  # computed before the hooks are set, since only the users' tokens count
         hooks = [layer.register_forward_hook(note) for layer in model.decoder.layers]
-        model.encode(histories, every_position=True)
+        model.encode(histories, every_position=True, prefix=prefix)
     for hook in hooks:
         hook.remove()
     return torch.stack(found)

@@ -1,17 +1,15 @@
 """Several recommenders as one: the scores of a decoder and of smaller models, mixed."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.data.batching import pad_histories
-from slmrec.models.decoder import DecoderRecommender, UserState
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.sasrec import SasRec
-from slmrec.types import Encoded, Histories
+from slmrec.types import Encoded, Histories, SequenceEncoder
 
 Member = DecoderRecommender | SasRec
 PREFIXES = 1024
@@ -104,8 +102,21 @@ class Ensemble(PreTrainedModel):
         """(V+1, D) item vectors of all members, concatenated; row 0 is padding."""
         return torch.cat([member.item_vectors() for member in self.members.values()], dim=1)
 
-    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+    def encode(
+        self,
+        histories: Histories,
+        *,
+        every_position: bool = False,
+        num_blocks: int = 0,
+        encoders: Mapping[str, SequenceEncoder] | None = None,
+    ) -> Encoded:
         """Return user vectors (N, D) and, with `num_blocks` > 0, the decoder's hidden states at the end of each block.
+
+        Args:
+            histories: Histories on the device of the models.
+            every_position: Encode every item position instead of only the newest one.
+            num_blocks: Number of blocks of equal depth whose final hidden states are returned.
+            encoders: Encoders that stand in for the members, by name, such as frozen members; None: the members.
 
         Raises:
             ValueError: Hidden states are requested, but there is no decoder.
@@ -114,13 +125,14 @@ class Ensemble(PreTrainedModel):
             raise ValueError("the ensemble has no decoder, so it has no hidden states")
         users, states = [], ()
         for name, member in self.members.items():
+            encoder = member if encoders is None else encoders[name]
             if name == "decoder":
-                encoded = member.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                encoded = encoder.encode(histories, every_position=every_position, num_blocks=num_blocks)
                 users.append(encoded.users)
                 states = encoded.hidden_states
             else:
-                users.append(_users(member, histories, every_position))
-        return Encoded(self._weighted(users), states)
+                users.append(_users(member, encoder, histories, every_position))
+        return Encoded(self.weighted(users), states)
 
     def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """Call `encode`, for wrappers that call the model as a function."""
@@ -134,58 +146,10 @@ class Ensemble(PreTrainedModel):
                 member.eval()
         return self
 
-    @property
-    def is_incremental(self) -> bool:
-        """Whether `append` can be used; SASRec is no hindrance, it is small enough to read a history again."""
-        return all(one.is_incremental for one in self.members.values() if isinstance(one, DecoderRecommender))
-
-    def new_state(self) -> "EnsembleState":
-        """The state of a user without history, for `append`."""
-        members = self.members.items()
-        return EnsembleState([], {n: one.new_state() for n, one in members if isinstance(one, DecoderRecommender)})
-
-    def append(self, state: "EnsembleState", item: int) -> Tensor:
-        """The user vector (D,) after one more item; updates the state."""
-        return self.append_all([state], [[item]])[0]
-
-    def append_all(self, states: list["EnsembleState"], items: list[list[int]]) -> Tensor:
-        """The user vectors (B, D) after some more items each; updates the states, which must be distinct.
-
-        Decoders go on from what they know; SASRec, whose positions all move, reads the histories again.
-
-        Raises:
-            ConfigError: a decoder's positions are right-aligned, so that every new item moves all others.
-        """
-        for state, more in zip(states, items, strict=True):
-            state.items = [*state.items, *more][-self.max_history_items :]
-        users = []
-        for number, member in self.members.items():
-            if isinstance(member, DecoderRecommender):
-                known = [state.decoders[number] for state in states]
-                users.append(member.append_all(known, items))
-            else:
-                users.append(_read_again(member, [state.items for state in states]))
-        return self._weighted(users)
-
-    def make_room(self, states: list["EnsembleState"]) -> None:
-        """Prepares full states for their next event, as `DecoderRecommender.make_room`."""
-        for number, member in self.members.items():
-            if isinstance(member, DecoderRecommender):
-                member.make_room([state.decoders[number] for state in states])
-
-    def _weighted(self, users: list[Tensor]) -> Tensor:
+    def weighted(self, users: list[Tensor]) -> Tensor:
+        """Return (N, D) the user vectors of the members, in their order, times their weights and concatenated."""
         weighted = [weight * vectors for weight, vectors in zip(self.config.weights.values(), users, strict=True)]
         return torch.cat(weighted, dim=-1)
-
-
-@dataclass
-class EnsembleState:
-    """What `Ensemble.append` keeps of a user."""
-
-    items: list[int]
-    """The newest items, oldest first."""
-    decoders: dict[str, UserState]
-    """What the decoders among the members keep, by their places."""
 
 
 def _member(settings: dict[str, Any]) -> PreTrainedModel:
@@ -194,11 +158,11 @@ def _member(settings: dict[str, Any]) -> PreTrainedModel:
     return member
 
 
-def _users(member: Member, histories: Histories, every_position: bool) -> Tensor:
+def _users(member: Member, encoder: SequenceEncoder, histories: Histories, every_position: bool) -> Tensor:
     """(N, D) user vectors of one member."""
     if isinstance(member, DecoderRecommender) or not every_position:
-        return member.encode(histories, every_position=every_position).users
-    return torch.cat([member.encode(piece).users for piece in _prefixes(histories)])
+        return encoder.encode(histories, every_position=every_position).users
+    return torch.cat([encoder.encode(piece).users for piece in _prefixes(histories)])
 
 
 def _prefixes(histories: Histories) -> Iterator[Histories]:
@@ -209,12 +173,6 @@ def _prefixes(histories: Histories) -> Iterator[Histories]:
     for start in range(0, len(rows), PREFIXES):
         some = slice(start, start + PREFIXES)
         yield Histories(histories.items[rows[some]], lengths[some])
-
-
-def _read_again(member: Member, histories: list[list[int]]) -> Tensor:
-    """(B, D) the user vectors of whole histories."""
-    with torch.inference_mode():
-        return member.encode(pad_histories(histories, member.max_history_items).to(member.device)).users
 
 
 AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)

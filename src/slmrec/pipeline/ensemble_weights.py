@@ -10,6 +10,7 @@ from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import VectorScorer, eval_mode, evaluate_scorer, validate
+from slmrec.inference.freeze import freeze
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
 from slmrec.models.loader import Model
@@ -80,8 +81,9 @@ def fit_weights(models: Sequence[Model], samples: Samples) -> list[float]:
 def _vectors(model: Model, samples: Samples) -> tuple[Tensor, Tensor]:
     """Return (num_samples, D) user vectors and (V+1, D) item vectors."""
     with eval_mode(model):
-        items = model.item_vectors().float()
+        frozen = freeze(model, fused=False)
+        items = frozen.item_vectors()
         users = items.new_empty(len(samples), items.shape[1])
         for rows, batch in by_length(samples, EVAL_BATCH, model.max_history_items):
-            users[rows] = model.encode(batch.histories.to(items.device)).users.float()
+            users[rows] = frozen.encode(batch.histories).users.float()
     return users, items

@@ -44,15 +44,19 @@ class Loaded:
         }
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path, device: str | None = None) -> Loaded:
     """The model of a folder, tried out once.
+
+    Args:
+        folder: the model folder.
+        device: as in `Recommender.from_pretrained`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the model cannot be built or used; the message names it.
     """
     try:
         fingerprint = fingerprint_of(folder)
-        recommender = Recommender.from_pretrained(folder)
+        recommender = Recommender.from_pretrained(folder, device=device)
         _try_out(recommender, folder)
     except SlmrecError:
         raise

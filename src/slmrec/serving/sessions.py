@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from slmrec.serving.ranking import Ranker
+from slmrec.inference.ranking import Ranker
+from slmrec.types import Encoded
 
 
 @dataclass(eq=False)
@@ -19,9 +18,9 @@ class Session:
     unread: list[int]
     """The newest of these, which the state has not seen."""
     state: Any = None
-    """Of the model's incremental path; None if it has none."""
-    vector: Tensor | None = None
-    """(D,) after the items read; None before the first."""
+    """Of the model's incremental encoding; None before the first item."""
+    encoded: Encoded | None = None
+    """Output of the model (N = 1) after the items read; None before the first."""
 
     def add(self, items: list[int], max_history: int) -> None:
         """More events; beyond `max_history`, the oldest go."""
@@ -74,7 +73,7 @@ class Sessions:
         """Turns the items into those of another model, which then reads all of them anew."""
         for session in self._kept.values():
             session.history = known(session.history)
-            session.unread, session.state, session.vector = session.history, None, None
+            session.unread, session.state, session.encoded = session.history, None, None
 
 
 def read(ranker: Ranker, sessions: list[Session]) -> None:
@@ -82,29 +81,23 @@ def read(ranker: Ranker, sessions: list[Session]) -> None:
     behind = [session for session in sessions if session.unread]
     if not behind:
         return
-    model: Any = ranker.model
-    if _is_incremental(model):
-        for session in behind:
-            session.state = session.state or model.new_state()
-        vectors = model.append_all([each.state for each in behind], [each.unread for each in behind]).float()
-    else:
-        vectors = ranker.encode([session.history for session in behind])
-    for session, vector in zip(behind, vectors.clone().unbind(), strict=True):
-        session.vector, session.unread = vector, []
+    for session in behind:
+        session.state = session.state or ranker.model.new_state()
+    encoded = ranker.append([each.state for each in behind], [each.unread for each in behind])
+    for row, session in enumerate(behind):
+        session.encoded, session.unread = encoded.select([row]), []
 
 
 def is_full(ranker: Ranker, session: Session) -> bool:
     """Whether the state holds as many items as the model reads, so that one more would have them all read again."""
-    return session.state is not None and len(session.history) >= ranker.model.max_history_items
+    return (
+        ranker.model.is_incremental
+        and session.state is not None
+        and len(session.history) >= ranker.model.max_history_items
+    )
 
 
 def make_room(ranker: Ranker, session: Session) -> None:
     """Lets a full state read its items again without the oldest one, which the next event would push out."""
-    model: Any = ranker.model
     if is_full(ranker, session):  # not if another model has taken over
-        model.make_room([session.state])
-
-
-def _is_incremental(model: Any) -> bool:
-    """Whether the model can go on from a kept state; others read a session's history as a whole."""
-    return bool(getattr(model, "is_incremental", False))
+        ranker.model.slide_window([session.state])

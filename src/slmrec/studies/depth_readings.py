@@ -100,7 +100,7 @@ def _states(model: DecoderRecommender, samples: Samples) -> tuple[Tensor, Tensor
     """States (layers + 1, U, H), first what the first layer reads, and the users (layers, U, D) read off them."""
     states = users = torch.empty(0)
     for rows, found in _encoded(model, samples, every_position=False, title="the states after every layer"):
-        early = torch.stack([model.read_early(of_layer) for of_layer in found[1:]])
+        early = torch.stack([model.early_exit(of_layer) for of_layer in found[1:]])
         if not len(states):
             states = torch.empty(len(found), len(samples), found.shape[-1])
             users = torch.empty(len(early), len(samples), early.shape[-1])
@@ -119,7 +119,7 @@ def _fitted_heads(task: Task, opened: _Opened) -> Tensor:
     chosen = data.samples.take(np.random.default_rng(settings.seed).choice(len(data.samples), size, replace=False))
     heads = LinearHeads(model.num_layers, model.hidden_size, model.score.out_features)
     for _, states in _encoded(model, chosen, data.every_position, title="a head for every layer"):
-        heads.add(model.final_norm(states[1:]), model.read_early(states[-1]))
+        heads.add(model.final_norm(states[1:]), model.early_exit(states[-1]))
     return heads.solve().to(opened.model.device)
 
 
@@ -129,8 +129,10 @@ def _encoded(
     """Rows of the samples and their states (layers + 1, N, H), batch by batch."""
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"depth: {title}", total=len(samples))
+        prefix = model.prefill()
         for rows, batch in by_length(samples, EVAL_BATCH, model.max_history_items, every_position):
-            yield rows, model.layer_states(batch.histories.to(model.device), every_position=every_position)
+            histories = batch.histories.to(model.device)
+            yield rows, model.hidden_states_of_layers(histories, every_position=every_position, prefix=prefix)
             progress.advance(bar, len(rows))
 
 

@@ -23,6 +23,7 @@ from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import CHUNK, Ints, Items, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
+from slmrec.inference.freeze import freeze
 from slmrec.types import Batch, Encoded, SequenceEncoder
 from slmrec.version import __version__
 
@@ -101,14 +102,15 @@ def store_teacher_states(
     device = teacher.item_vectors().device
     places = _Places(samples, max_history_items, every_position)
     with eval_mode(teacher), torch.inference_mode():
+        frozen = freeze(teacher, fused=False)
         first = collate(samples, np.zeros(1, np.int64), max_history_items).histories.to(device)
-        shapes = _shapes_of(teacher.encode(first, num_blocks=num_blocks), places.total)
+        shapes = _shapes_of(frozen.encode(first, num_blocks=num_blocks), places.total)
         with _written_whole(path, shapes, fingerprint) as stored:
             if stored is None:
                 return
             for rows, batch in by_length(samples, batch_size, max_history_items, every_position):
                 histories, at = batch.histories.to(device), places.of(rows)
-                encoded = teacher.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                encoded = frozen.encode(histories, every_position=every_position, num_blocks=num_blocks)
                 for target, values in zip(stored, (*encoded.hidden_states, encoded.users), strict=True):
                     target[at] = values.float().cpu().numpy()
                 if progress:
