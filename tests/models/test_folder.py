@@ -25,7 +25,6 @@ from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.models import folder as checkpoint
-from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.folder import save_recommender
 
@@ -78,7 +77,7 @@ def test_a_student_needs_neither_its_data_nor_its_backbones_package(shop_file: P
     teacher: Any = decoder(lora=True)
     teacher.config.backbone = "smollm2-135m"
     (tmp_path / "elsewhere").mkdir()
-    for name, model in (("teacher", teacher), ("student", standalone(teacher))):
+    for name, model in (("teacher", teacher), ("student", teacher.merged())):
         save_recommender(model, Dataset.load(tmp_path / "data"), tmp_path / "elsewhere" / name, "tiny", {})
     expected = Recommender.from_pretrained(tmp_path / "elsewhere" / "student").recommend(HISTORIES, 4).table.to_pylist()
     shutil.rmtree(tmp_path / "data")

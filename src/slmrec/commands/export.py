@@ -28,7 +28,8 @@ from slmrec.models.folder import (
     save_folder,
     write_vocabulary,
 )
-from slmrec.models.loader import Model, alone
+from slmrec.models.loader import merge_adapters
+from slmrec.models.model import Model
 from slmrec.topk import top_k
 from slmrec.types import Histories
 
@@ -78,7 +79,7 @@ def export(model: Path, format: Format, output: Path, recall: float | None = Non
 
 def _merge(folder: Path, output: Path) -> None:
     model, vocabulary = load_recommender(folder)
-    merged = alone(model)
+    merged = merge_adapters(model)
     with folder_in_place(output) as target:
         save_folder(target, merged, vocabulary, read_about(folder))
     print(f"export: a model that opens without its backbone written to {output}", flush=True)

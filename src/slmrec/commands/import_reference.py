@@ -9,7 +9,6 @@ import pyarrow as pa
 from slmrec.data.state_dicts import read_state_dict
 from slmrec.errors import ConfigError, DataError
 from slmrec.folders import folder_in_place
-from slmrec.models.build import standalone
 from slmrec.models.card import About
 from slmrec.models.folder import Vocabulary, save_folder
 from slmrec.models.reference import decoder_of_reference
@@ -46,16 +45,14 @@ def import_reference(
     if not isinstance(architecture, dict):
         raise DataError(f"{backbone_config}: holds no JSON object; give the config.json of the backbone")
     prompt, response = _ids(prompt_ids), _ids(response_ids)
-    model = standalone(
-        decoder_of_reference(
-            read_state_dict(weights),
-            architecture,
-            prompt_ids=prompt,
-            response_ids=response,
-            max_history_items=max_history_items,
-            lora_alpha=lora_alpha,
-        )
-    )
+    model = decoder_of_reference(
+        read_state_dict(weights),
+        architecture,
+        prompt_ids=prompt,
+        response_ids=response,
+        max_history_items=max_history_items,
+        lora_alpha=lora_alpha,
+    ).merged()
     item_ids = pa.array(range(1, model.num_items + 1), pa.int64())
     vocabulary = Vocabulary(item_ids, None, pa.array([0] * model.num_items, pa.int64()))
     with folder_in_place(output) as folder:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from slmrec.errors import ConfigError
-from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 INPUTS = ("items", "lengths", "excluded", "allowed", "k")
@@ -154,16 +153,8 @@ def check_exportable(model: Model) -> None:
 
 def exportable(model: Model) -> SequenceEncoder:
     """Return a copy in eval mode whose decoders, itself or its members, run transformers' own attention."""
-    copied: Any = copy.deepcopy(model).eval()
-    if isinstance(copied, DecoderRecommender):
-        return _exportable(copied)
-    for name, member in list(copied.named_modules()):
-        if isinstance(member, DecoderRecommender):
-            parent, _, own = name.rpartition(".")
-            setattr(copied.get_submodule(parent), own, _exportable(member))
-    encoder: SequenceEncoder = copied
-    return encoder
+    return copy.deepcopy(model).eval().map_decoders(_exportable)
 
 
 def _exportable(model: DecoderRecommender) -> ExportableDecoder:
-    return ExportableDecoder(standalone(model) if model.config.lora else model)
+    return ExportableDecoder(model.merged() if model.has_adapters else model)

@@ -36,7 +36,7 @@ from slmrec.models.folder import (
     read_about,
     save_folder,
 )
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.types import Encoded
 
 HistoriesLike = Any

@@ -4,22 +4,27 @@ Teacher and student belong to this class and differ in depth only. The class tra
 `slmrec.inference.freeze` prepares it for answers.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from slmrec.config import DecoderTraining
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import drop_token_table, random_decoder
+from slmrec.models.backbone import load_decoder, random_decoder
 from slmrec.models.layer_dropout import add_branch_dropout
+from slmrec.models.layers import compile_layers, drop_token_table, keep_layers
+from slmrec.models.model import ItemTable, Model, embedding_table, register
 from slmrec.models.packed.attention import KeysValues
 from slmrec.models.packed.batch import PackedBatch, pack
 from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
 from slmrec.models.titles import TitleMap, TitleSide
-from slmrec.types import Encoded, Histories
+from slmrec.models.weights import lora_config, own_state_dict, with_layers
+from slmrec.types import Encoded, Histories, SequenceEncoder
 
 Positions = Literal["contiguous", "right_aligned"]
 Prefix = list[KeysValues]
@@ -66,7 +71,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class DecoderRecommender(PreTrainedModel):
+class DecoderRecommender(Model):
     """User vectors of width D from histories, through a decoder of width H; a `SequenceEncoder`.
 
     The model reads [prefix; items; response]. The user vector is computed at the last token, or, when every position
@@ -107,22 +112,11 @@ class DecoderRecommender(PreTrainedModel):
         self.score = nn.Linear(width, score_width, bias=False)
         self.register_buffer("prefix", torch.zeros(config.num_prefix_tokens, width))
         self.register_buffer("response", torch.zeros(config.num_response_tokens, width))
-        self.all_tied_weights_keys: dict[str, str] = {}
         self.is_loaded_in_4bit = getattr(self.decoder, "is_loaded_in_4bit", False)  # read by num_parameters
         use_packed_attention(self.decoder)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep all weights: they come from a backbone, a teacher or a file, or have PyTorch's initialisation."""
-
-    @property
-    def num_items(self) -> int:
-        """V."""
-        return self.config.num_items
-
-    @property
-    def max_history_items(self) -> int:
-        """Number of newest items of a history that the model reads."""
-        return self.config.max_history_items
 
     @property
     def max_tokens(self) -> int:
@@ -199,10 +193,6 @@ class DecoderRecommender(PreTrainedModel):
         inner = [states.inputs[per_block * k][batch.supervised] for k in range(1, num_blocks)]
         return Encoded(self.score(last), (*inner, last))
 
-    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """Call `encode`, for wrappers that call the model as a function."""
-        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
-
     def hidden_states_of_layers(
         self, histories: Histories, *, every_position: bool = False, prefix: Prefix | None = None
     ) -> Tensor:
@@ -268,6 +258,60 @@ class DecoderRecommender(PreTrainedModel):
         layer_inputs = output.hidden_states[:-1] if all_states else ()
         return LayerStates(output.last_hidden_state[0], tuple(states[0] for states in layer_inputs))
 
+    @classmethod
+    def without_weights(cls, config: DecoderRecommenderConfig) -> "DecoderRecommender":
+        """Return the model of an architecture; below adapters are the frozen layers of the backbone."""
+        if config.lora is None:
+            return cls(config)
+        decoder = load_decoder(str(config.backbone), config.quantization)
+        keep_layers(decoder, tuple(config.layers))
+        model = cls(config, decoder)
+        model.set_trainable(train_items=False)
+        return model
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the layers are frozen and have adapters."""
+        return bool(self.config.lora)
+
+    def merged(self) -> "DecoderRecommender":
+        """Return a copy with its adapters merged and nothing quantised, which opens without the backbone."""
+        dropouts = {name: getattr(self.config, name) for name in ("item_dropout", "layer_dropout")}
+        copy = with_layers(self, range(self.num_layers), **dropouts)
+        copy.set_trainable(train_items=False)
+        return copy.eval()
+
+    def own_state_dict(self) -> dict[str, Tensor]:
+        """Return all weights, or with adapters only the heads and the item vectors."""
+        return own_state_dict(self)
+
+    def text_maps(self) -> dict[str, TitleMap]:
+        """Return the module that reads item texts, if there is one."""
+        return {} if self.titles is None else {"titles": self.titles}
+
+    def map_decoders(self, convert: "Callable[[DecoderRecommender], nn.Module]") -> SequenceEncoder:
+        """Return the converted model."""
+        converted: Any = convert(self)
+        return converted  # type: ignore[no-any-return]
+
+    def apply_training_options(self, settings: DecoderTraining) -> None:
+        """Turn on gradient checkpointing and compilation of the layers."""
+        if settings.gradient_checkpointing:
+            self.decoder.gradient_checkpointing_enable()
+        if settings.torch_compile:
+            compile_layers(self.decoder)
+
+    def set_trainable(self, train_items: bool) -> None:
+        """Let the adapters and heads train, the layers unless they have adapters, and the item vectors if requested."""
+        for name, parameter in self.named_parameters():
+            frozen = self.has_adapters and name.startswith("decoder.") and "lora_" not in name
+            parameter.requires_grad_(not frozen)
+        self.item_embeddings.requires_grad_(train_items)
+
+    def item_tables(self) -> list[ItemTable]:
+        """Return the item embeddings, and the text vectors if there are any."""
+        return [embedding_table(self), *([] if self.titles is None else [self.titles.table()])]
+
     def _encode_packed(
         self, histories: Histories, every_position: bool, all_states: bool, prefix: Prefix | None
     ) -> "tuple[PackedBatch, LayerStates]":
@@ -304,10 +348,4 @@ def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
     return decoder
 
 
-def lora_config(settings: dict[str, Any]) -> LoraConfig:
-    """Return PEFT's configuration of the adapters."""
-    return LoraConfig(**(settings | {"target_modules": list(settings["target_modules"])}))
-
-
-AutoConfig.register(DecoderRecommenderConfig.model_type, DecoderRecommenderConfig)
-AutoModel.register(DecoderRecommenderConfig, DecoderRecommender)
+register(DecoderRecommender)

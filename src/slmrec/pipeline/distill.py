@@ -13,10 +13,9 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.build import apply_training_options, set_trainable
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
     cross_entropy_settings,
@@ -124,10 +123,10 @@ def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ens
 def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dataset: Dataset) -> DistillationLoss:
     settings = task.config.distill
     is_online = settings.mode == "online"
-    apply_training_options(student, settings.train)
+    student.apply_training_options(settings.train)
     if is_online:
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings == "train")
+        teacher.decoder_part.set_trainable(train_items=task.config.finetune.item_embeddings == "train")
     return DistillationLoss(
         student,
         LiveTeacher(teacher) if is_online else _cached_teacher(task, teacher, data),

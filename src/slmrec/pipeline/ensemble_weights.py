@@ -13,7 +13,7 @@ from slmrec.evaluation.rank import VectorScorer, eval_mode, evaluate_scorer, val
 from slmrec.inference.freeze import freeze
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.fitting import EVAL_BATCH, validation_users
 from slmrec.pipeline.stage import Task
 from slmrec.training.trainer import MONITORED

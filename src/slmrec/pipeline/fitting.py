@@ -11,7 +11,7 @@ from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation.rank import validate
 from slmrec.models.folder import save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
 from slmrec.training.full_softmax import ItemSampler
 from slmrec.training.trackers import Trackers
