@@ -264,7 +264,7 @@ class DecoderRecommender(Model):
         if config.lora is None:
             return cls(config)
         decoder = load_decoder(str(config.backbone), config.quantization)
-        keep_layers(decoder, tuple(config.layers))
+        keep_layers(decoder, config.layers)
         model = cls(config, decoder)
         model.set_trainable(train_items=False)
         return model
@@ -310,7 +310,7 @@ class DecoderRecommender(Model):
 
     def item_tables(self) -> list[ItemTable]:
         """Return the item embeddings, and the text vectors if there are any."""
-        return [embedding_table(self), *([] if self.titles is None else [self.titles.table()])]
+        return [embedding_table(self), *(text.table() for text in self.text_maps().values())]
 
     def _encode_packed(
         self, histories: Histories, every_position: bool, all_states: bool, prefix: Prefix | None

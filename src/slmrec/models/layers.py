@@ -1,5 +1,7 @@
 """Layers of transformers' decoders: which are kept, and their compilation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,7 +10,7 @@ from slmrec.errors import ConfigError
 from slmrec.files import one_line
 
 
-def keep_layers(decoder: PreTrainedModel, layers: tuple[int, ...]) -> None:
+def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:
     """Drop all decoder layers but some, which then stand in the given order, and drop the token embeddings.
 
     Raises:

@@ -4,7 +4,7 @@ A new architecture derives from both, implements `encode` and `item_vectors`, an
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,11 @@ class Model(PreTrainedModel):
         """Call `encode`, for wrappers that call the model as a function."""
         return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
 
+    def eval(self) -> Self:
+        """Set eval mode."""
+        super().eval()
+        return self
+
     @property
     def num_items(self) -> int:
         """V."""
@@ -138,7 +143,8 @@ class Model(PreTrainedModel):
 
     def own_state_dict(self) -> dict[str, Tensor]:
         """Return the weights that its folder holds by name, without those of a backbone and of adapters."""
-        return self.state_dict()
+        state: dict[str, Tensor] = self.state_dict()
+        return state
 
     def text_maps(self) -> dict[str, "TitleMap"]:
         """Return the modules that read item texts, by their names as submodules."""
@@ -171,7 +177,7 @@ def embedding_table(model: Any) -> ItemTable:
     """Return the item embeddings of a model as a table."""
 
     def replace(values: Tensor) -> None:
-        model.item_embeddings = nn.Embedding(*values.shape, padding_idx=0, _weight=values)
+        model.item_embeddings = nn.Embedding.from_pretrained(values, freeze=False, padding_idx=0)
 
     return ItemTable(model.item_embeddings.weight.detach(), replace)
 
@@ -206,4 +212,5 @@ def model_without_weights(config: Any) -> Model:
     model = MODEL_MAPPING.get(type(config), PreTrainedModel)
     if not issubclass(model, Model):
         raise CheckpointError(f"a {config.model_type} model; expected a model that slmrec trained")
-    return model.without_weights(config)
+    built: Model = model.without_weights(config)
+    return built

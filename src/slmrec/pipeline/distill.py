@@ -13,6 +13,7 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model
@@ -43,7 +44,7 @@ def build(task: Task) -> dict[str, float]:
     teacher = load_teacher(folder, dataset)
     ensemble = _kept_ensemble(settings, teacher, folder)
     if ensemble is not None:
-        teacher = ensemble.members["decoder"]
+        teacher = ensemble.models["decoder"]
     torch.manual_seed(task.config.seed)
     student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher))
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
@@ -126,7 +127,7 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     student.apply_training_options(settings.train)
     if is_online:
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        teacher.decoder_part.set_trainable(train_items=task.config.finetune.item_embeddings == "train")
+        _trainable_decoder(teacher).set_trainable(train_items=task.config.finetune.item_embeddings == "train")
     return DistillationLoss(
         student,
         LiveTeacher(teacher) if is_online else _cached_teacher(task, teacher, data),
@@ -138,6 +139,19 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
         online=is_online,
         **cross_entropy_settings(dataset, settings.train),
     )
+
+
+def _trainable_decoder(teacher: Model) -> DecoderRecommender:
+    """Return the decoder of a teacher that keeps learning.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if teacher.decoder_part is None:
+        raise ConfigError(
+            "distill.mode is online, but the teacher has no decoder that could keep learning; set distill.mode=offline"
+        )
+    return teacher.decoder_part
 
 
 def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> StoredTeacher:
