@@ -18,7 +18,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
 from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_titles, text_columns
 from slmrec.models.model import Model
-from slmrec.models.titles import TitleMap, TitleReader, whitened
+from slmrec.models.titles import TitleReader, whitened
 
 TITLES = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(NUM_ITEMS)]
 READERS = "title_readers.safetensors"
@@ -34,10 +34,9 @@ def read(source: str, titles: list[str], layer: int) -> torch.Tensor:
 def titled(name: str) -> Model:
     model = MODELS[name]()
     found = whitened(read("smollm2-135m", TITLES, 2), 5)
-    for part in model.modules():
-        if isinstance(part, TitleMap):
-            part.vectors.copy_(found.vectors)
-            part.reader = TitleReader("smollm2-135m", 2, found.mean, found.axes)
+    for text in model.text_maps().values():
+        text.vectors.copy_(found.vectors)
+        text.reader = TitleReader("smollm2-135m", 2, found.mean, found.axes)
     return model
 
 
@@ -110,7 +109,7 @@ def test_folders_that_do_not_say_how_are_refused(
 ) -> None:
     save_recommender(MODELS["titles"](), tiny_dataset, tmp_path / "earlier", "tiny", {})
     assert not (tmp_path / "earlier" / READERS).exists()
-    assert "the folder, of an earlier version, does not say" in refused(tmp_path / "earlier", tmp_path, capsys)
+    assert "the folder does not say how its titles were read" in refused(tmp_path / "earlier", tmp_path, capsys)
     save_recommender(MODELS["sasrec"](), tiny_dataset, tmp_path / "sasrec", "tiny", {})
     assert "the model reads no titles" in refused(tmp_path / "sasrec", tmp_path, capsys)
 

@@ -199,6 +199,29 @@ def test_a_damaged_folder_is_refused_by_name(
     assert capsys.readouterr().err == f"slmrec: {caught.value}\n"
 
 
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [("finetune", "finetune"), ("pretrain/text", "pretrain"), ("distill", "distill"), ("mine", "run")],
+)
+def test_a_folder_of_version_0_1_is_refused(place: str, stage: str, folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder, tmp_path / place))
+    edited("about.json", lambda content: content.update(slmrec="0.1.3"))(old)
+    with pytest.raises(CheckpointError) as caught:
+        Recommender.from_pretrained(old)
+    assert str(caught.value) == (
+        f"{old}: trained by version 0.1.3, whose folders this version does not read; train it again with "
+        f"`slmrec {stage} --force`"
+    )
+
+
+def test_the_layout_of_version_0_1_is_refused_without_about(folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder, tmp_path / "teacher"))
+    (old / "about.json").unlink()
+    edited("config.json", lambda content: content.update(members=[{}], model_type="slmrec_ensemble"))(old)
+    with pytest.raises(CheckpointError, match=r"teacher: trained by version 0\.1, .*with `slmrec run --force`"):
+        Recommender.from_pretrained(old)
+
+
 def test_a_folder_without_checksums_is_opened(folder: Path, recommender: Recommender, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     (bare / "about.json").unlink()

@@ -276,8 +276,8 @@ class DecoderRecommender(Model):
 
     def merged(self) -> "DecoderRecommender":
         """Return a copy with its adapters merged and nothing quantised, which opens without the backbone."""
-        dropouts = {name: getattr(self.config, name) for name in ("item_dropout", "layer_dropout")}
-        copy = with_layers(self, range(self.num_layers), **dropouts)
+        kept, config = range(self.num_layers), self.config
+        copy = with_layers(self, kept, item_dropout=config.item_dropout, layer_dropout=config.layer_dropout)
         copy.set_trainable(train_items=False)
         return copy.eval()
 
@@ -309,7 +309,7 @@ class DecoderRecommender(Model):
         self.item_embeddings.requires_grad_(train_items)
 
     def item_tables(self) -> list[ItemTable]:
-        """Return the item embeddings, and the text vectors if there are any."""
+        """Return the item embeddings and the text vectors."""
         return [embedding_table(self), *(text.table() for text in self.text_maps().values())]
 
     def _encode_packed(

@@ -177,7 +177,7 @@ def embedding_table(model: Any) -> ItemTable:
     """Return the item embeddings of a model as a table."""
 
     def replace(values: Tensor) -> None:
-        model.item_embeddings = nn.Embedding.from_pretrained(values, freeze=False, padding_idx=0)
+        model.item_embeddings = nn.Embedding(len(values), values.shape[1], padding_idx=0, _weight=values)
 
     return ItemTable(model.item_embeddings.weight.detach(), replace)
 

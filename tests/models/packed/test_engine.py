@@ -14,8 +14,8 @@ from torch import Tensor
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
-from slmrec.models.layers import compile_layers
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.layers import compile_layers
 from slmrec.models.packed import attention as segments
 from slmrec.models.packed import flex
 from slmrec.models.packed.attention import PADDED_SHARE, KeysValues, ScoreRule, groups_of
