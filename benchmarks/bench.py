@@ -25,6 +25,7 @@ from slmrec.config import DecoderSettings, DistillConfig
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
+from slmrec.inference.freeze import freeze
 from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
@@ -222,10 +223,10 @@ def measure_distillation(lengths: Ints, rounds: int) -> dict[str, float]:
 
 
 def read_all(model: DecoderRecommender, samples: Samples) -> None:
-    """Compute the user vector of every sample, as inference does."""
-    with torch.inference_mode():
-        for _, batch in by_length(samples, 256, MAX_HISTORY):
-            model.encode(batch.histories)
+    """Every sample's user vector, as inference does."""
+    frozen = freeze(model, fused=False)
+    for _, batch in by_length(samples, 256, MAX_HISTORY):
+        frozen.encode(batch.histories)
 
 
 def _times(step: Step, number: int) -> Step:
@@ -237,15 +238,15 @@ def _times(step: Step, number: int) -> Step:
 
 
 def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
-    """Return the milliseconds to append one event to histories of 10, 100 and 400 items, and to encode them whole."""
-    model = random_model(max_history_items=512).eval()
+    """Milliseconds to append one event to histories of 10, 100 and 400 items, and to read those whole."""
+    model = random_model(max_history_items=512)
+    frozen = freeze(model, fused=False)
     results = {}
     for length in (10, 100, 400):
         batch = next(iter(random_batches(np.full(1, length), 1)))
-        state = model.new_state()
-        for item in batch.histories.items[0].tolist():
-            model.append(state, item)
-        times = [timed(lambda state=state: model.append(state, 1)) for _ in range(4 * rounds)]  # type: ignore[misc]
+        states = [frozen.new_state()]
+        frozen.append(states, batch.histories.items.tolist())
+        times = [timed(lambda states=states: frozen.append(states, [[1]])) for _ in range(4 * rounds)]  # type: ignore[misc]
         whole = [timed(inference_step(model, [batch], bf16=False)) for _ in range(rounds)]
         results[f"append_ms_{length}"], results[f"recompute_ms_{length}"] = median(times) * 1e3, median(whole) * 1e3
     return results
@@ -280,12 +281,9 @@ def smollm2_model(num_layers: int | None) -> DecoderRecommender:
 def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_history_items: int) -> DecoderRecommender:
     width = decoder.config.hidden_size
     prefix, response = (0.1 * torch.randn(length, width) for length in PROMPT)
-    settings = DecoderSettings.model_validate(
-        {"backbone": SMOLLM2, "num_layers": num_layers, "lora": lora, "max_history_items": max_history_items}
-    )
-    vectors = torch.randn(NUM_ITEMS + 1, ITEM_DIM)
-    backbone = Backbone(decoder, prefix, response)
-    return build_decoder(settings, backbone, vectors, None, section="finetune", train_items=lora is None)
+    settings = DecoderSettings(num_layers=num_layers, lora=lora, max_history_items=max_history_items)
+    backbone, vectors = Backbone(decoder, prefix, response), torch.randn(NUM_ITEMS + 1, ITEM_DIM)
+    return build_decoder(settings, backbone, vectors, None, section="bench", train_items=lora is None)
 
 
 def samples_of(lengths: Ints) -> Samples:
@@ -323,12 +321,12 @@ def training_step(model: nn.Module, loss: nn.Module, batches: list[Batch], bf16:
 def inference_step(encoder: Any, batches: list[Batch], bf16: bool) -> Step:
     """Return a function that computes the user vectors and scores of the next batch."""
     following, device = _in_turn(batches), batches[0].targets.device.type
+    frozen = freeze(encoder, fused=False)
 
     def step() -> None:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            (encoder.encode(next(following).histories).users @ encoder.item_vectors().T).topk(10)
+            (frozen.encode(next(following).histories).users @ frozen.item_vectors().T).topk(10)
 
-    encoder.eval()
     return step
 
 
@@ -407,12 +405,8 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         if module.weight.requires_grad:
             found.append(Product(module.out_features, rows, module.in_features))
 
-    def read() -> None:
-        with eval_mode(model), torch.inference_mode():
-            model.encode(batch.histories)
-
-    if not backward:
-        read()  # the prompt is computed once, and not counted
+    with eval_mode(model):
+        frozen = freeze(model, fused=False)  # the prompt is computed here, and not counted
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -421,7 +415,8 @@ def products_of(model: DecoderRecommender, batch: Batch, backward: bool = True) 
         NextItemLoss(model)(batch).total.backward()
         model.zero_grad(set_to_none=True)
     else:
-        read()
+        with eval_mode(model):
+            frozen.encode(batch.histories)
     for hook in hooks:
         hook.remove()
     num_users = len(batch.targets)

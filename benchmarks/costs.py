@@ -19,7 +19,7 @@ import torch
 import torch._inductor.config
 from torch.profiler import ProfilerActivity, profile
 
-from slmrec.models.build import compile_layers
+from slmrec.models.layers import compile_layers
 from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch
 
@@ -81,7 +81,7 @@ def tried(batches: list[Batch], rounds: int) -> dict[str, float]:
         bare = bench.bare(products, torch.bfloat16 if bf16 else torch.float32)
         results[f"gflop_per_s_{name}"] = bench.flop(products) / bench.paired({"": bare}, rounds)[""] / 1e9
         plain, compiled = bench.random_model(), bench.random_model()
-        compile_layers(compiled)
+        compile_layers(compiled.decoder)
         models = {"plain": plain, "compiled": compiled}
         training = {
             kind: bench.training_step(model, NextItemLoss(model), batches, bf16) for kind, model in models.items()

@@ -24,7 +24,7 @@ from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset
 from slmrec.inference.onnx_graph import Run, open_graph, quantize, write_graph
 from slmrec.models.folder import load_recommender, may_recommend
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.topk import top_k
 from slmrec.types import Batch, Histories
 

@@ -27,8 +27,8 @@ from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
-from slmrec.models.item_tables import blended, most_alike
-from slmrec.models.loader import Model, decoder_of
+from slmrec.models.item_tables import blended, most_similar
+from slmrec.models.model import Model
 from slmrec.models.sasrec import SasRec
 
 SHARE, MAX_USERS = 10, 1000
@@ -87,10 +87,10 @@ def targets_of(samples: Samples) -> Any:
 def replaced(model: Model, new: Tensor, fill: Fill, num_alike: int) -> Model:
     """Return a copy of the model whose learned vectors of new items come from old items."""
     copied = copy.deepcopy(model)
-    decoder = decoder_of(copied)
+    decoder = copied.decoder_part
     assert decoder is not None and decoder.titles is not None, "the model reads no titles"
     titles = decoder.titles.vectors.index_fill(0, new, 0.0)
-    alike = most_alike(titles, decoder.titles.vectors[new], num_alike)
+    alike = most_similar(titles, decoder.titles.vectors[new], num_alike)
     with torch.no_grad():
         for member in copied.modules():
             if isinstance(member, SasRec | DecoderRecommender):

@@ -209,12 +209,11 @@ class _Naive:
         from slmrec.models.ensemble import Ensemble
 
         model, self._recommender = recommender.model, recommender
+        weights, members = {"model": 1.0}, {"model": model}
         if isinstance(model, Ensemble):
-            members = zip(model.config.weights, (model.decoder, *model.others), strict=True)
-        else:
-            members = zip([1.0], [model], strict=True)
-        self._encoders = [(weight, _padded(member)) for weight, member in members]
-        self._items, self._width = recommender.item_vectors.contiguous(), model.max_history_items
+            weights, members = model.config.weights, dict(model.members.items())
+        self._encoders = [(weights[name], _padded(member)) for name, member in members.items()]
+        self._items, self._width = recommender.ranker.model.item_vectors().contiguous(), model.max_history_items
 
     def __call__(self, histories: Histories) -> list[list[int]]:
         import torch
@@ -223,7 +222,7 @@ class _Naive:
         from slmrec.data.batching import pad_histories
         from slmrec.types import Histories as Padded
 
-        known = self._recommender._known(histories)
+        known = [self._recommender.catalogue.known(history) for history in histories]
         items, lengths = pad_histories(known, self._width)
         padded = Padded(F.pad(items, (0, self._width - items.shape[1])), lengths)
         with torch.inference_mode():
@@ -265,7 +264,7 @@ def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
     from slmrec.inference.recommender import BATCH_USERS
     from slmrec.types import Batch
 
-    known, found = recommender._known(histories), []
+    known, found = [recommender.catalogue.known(history) for history in histories], []
     num_items, width = recommender.model.item_vectors().shape
     for at in range(0, len(known), CHUNK_USERS):
         ordered = sorted(known[at : at + CHUNK_USERS], key=len)

@@ -53,7 +53,7 @@ class ItemBonus(NamedTuple):
     scores: "Tensor"
     """(N, E) float term added to the score of each item; an item that occurs twice receives both terms."""
 
-    def select(self, rows: slice) -> "ItemBonus":
+    def select(self, rows: slice | list[int]) -> "ItemBonus":
         """Return the bonus of some users."""
         return ItemBonus(self.items[rows], self.scores[rows])
 
@@ -71,7 +71,7 @@ class Encoded(NamedTuple):
     bonus: ItemBonus | None = None
     """Additive score term for a few items of each user; None: no such term."""
 
-    def select(self, rows: slice) -> "Encoded":
+    def select(self, rows: slice | list[int]) -> "Encoded":
         """Return the output for some users."""
         bonus = None if self.bonus is None else self.bonus.select(rows)
         return Encoded(self.users[rows], tuple(states[rows] for states in self.hidden_states), bonus)

@@ -24,7 +24,8 @@ from slmrec.inference.exportable import exportable
 from slmrec.inference.onnx_graph import GraphCheck, check_graph, open_graph
 from slmrec.models.backbone import random_decoder
 from slmrec.models.folder import load_recommender, may_recommend, save_recommender
-from slmrec.models.loader import Model, alone
+from slmrec.models.loader import merge_adapters
+from slmrec.models.model import Model
 from slmrec.types import Histories
 
 ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
@@ -205,7 +206,7 @@ def test_a_merged_folder_opens_without_the_backbone(
         torch.testing.assert_close(merged.model.encode(batch).users, model.encode(batch).users, rtol=1e-4, atol=1e-5)
     assert not list((tmp_path / "m").glob("adapter*"))
     with pytest.raises(CheckpointError, match="the model has no adapters"):
-        alone(merged.model)
+        merge_adapters(merged.model)
 
 
 def test_wrong_exports_are_refused(

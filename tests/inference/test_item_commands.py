@@ -17,7 +17,7 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
-from slmrec.models.item_tables import item_rows, title_columns
+from slmrec.models.item_tables import item_rows, text_columns
 
 ITEMS = [f"i{n:02d}" for n in range(40)]
 
@@ -74,7 +74,7 @@ def test_an_item_with_the_vector_of_another_is_scored_and_read_alike(folder: Pat
 
 def test_without_the_columns_of_titles_an_item_has_no_title(plain: Path, tmp_path: Path) -> None:
     old = Recommender.from_pretrained(plain)
-    titles = title_columns(old.model)
+    titles = text_columns(old.model)
     row = item_rows(old.model)[8]
     items = write(tmp_path, [{"item_id": "new", "vector": row[~titles].tolist()}])
     assert changed("add", plain, items, "--output", str(tmp_path / "more")) == 0

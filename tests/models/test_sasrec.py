@@ -15,6 +15,7 @@ from transformers import AutoModel
 from slmrec.config import Config
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset, Samples
+from slmrec.errors import CheckpointError
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
 from slmrec.pipeline import pretrain
@@ -145,7 +146,7 @@ def test_a_filter_adds_its_own_weights_alone_and_betas_start_apart() -> None:
 
 
 @torch.no_grad()
-def test_a_folder_keeps_the_filter_and_an_old_folder_has_none(tmp_path: Path) -> None:
+def test_a_folder_keeps_the_filter(tmp_path: Path) -> None:
     histories = batch([1, 2, 3], [4])
     for name, own in (("filtered", model()), ("plain", model(low_pass=False))):
         folder = tmp_path / name
@@ -155,13 +156,18 @@ def test_a_folder_keeps_the_filter_and_an_old_folder_has_none(tmp_path: Path) ->
         automatic = AutoModel.from_pretrained(folder).eval()
         torch.testing.assert_close(encode(automatic, histories).users, encode(own, histories).users)
     assert load_model(tmp_path / "filtered").config.low_pass == {"weight": 0.7, "frequencies": FREQUENCIES}
-    path = tmp_path / "plain" / "config.json"
+
+
+def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
+    save_model(model(low_pass=False), tmp_path)
+    path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("low_pass", None)  # as before there was a filter
-    path.write_text(json.dumps(config), encoding="utf-8")
-    old = load_model(tmp_path / "plain")
-    assert old.config.low_pass is None
-    torch.testing.assert_close(encode(old, histories).users, encode(model(low_pass=False), histories).users)
+    assert config["hidden_size"] == WIDTH and config["num_items"] == 20
+    path.write_text(json.dumps(config | {"max_history_items": -1}), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: makes no model .*max_history_items.*greater than"
+    ):
+        load_model(tmp_path)
 
 
 def test_pretrain_builds_the_filter_that_is_asked_for(
@@ -169,8 +175,10 @@ def test_pretrain_builds_the_filter_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr(Dataset, "load", lambda folder: tiny_dataset)
     section = {"hidden_size": 8, "low_pass": {"frequencies": 3}, "train": {"max_steps": 1, "num_train_epochs": 1}}
-    (tmp_path / "pretrain").mkdir()
-    pretrain.build(Task(Config.model_validate({"pretrain": section}), tmp_path, tmp_path / "pretrain"))
-    trained = load_model(tmp_path / "pretrain")
+    folder = tmp_path / "pretrain" / "sasrec"
+    folder.mkdir(parents=True)
+    config = Config.model_validate({"pretrain": {"sasrec": section}})
+    pretrain.build(Task(config, tmp_path, folder, model="sasrec"))
+    trained = load_model(folder)
     assert trained.config.low_pass == {"weight": 0.7, "frequencies": 3}
     assert all("low_pass" not in name or value.isfinite().all() for name, value in trained.state_dict().items())

@@ -1,12 +1,13 @@
 """Title vectors: what a pretrained decoder makes of titles, whatever they are read beside."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from slmrec.errors import ConfigError
+from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import load_decoder, resolve
 from slmrec.models.titles import MAX_TITLE_TOKENS, TitleMap, TitleReader, read_titles, whitened
 
@@ -33,8 +34,8 @@ def test_title_vectors_are_means_of_hidden_states_read_alone() -> None:
 @pytest.mark.heavy
 @needs_smollm2
 def test_a_layer_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"titles.layer is 31 but there are 30 layers; choose 1-30"):
-        read_titles("smollm2-135m", ["a"], 31)
+    with pytest.raises(ConfigError, match=r"item_text.llm.layer is 31 but there are 30 layers; choose 1-30"):
+        read_titles("smollm2-135m", ["a"], 31, section="item_text.llm")
 
 
 def vectors() -> torch.Tensor:
@@ -70,3 +71,8 @@ def test_an_item_without_title_is_mapped_to_nothing() -> None:
     titles.vectors[2] = 1
     assert titles().shape == (4, 2)
     assert not titles(torch.tensor([0, 1, 3])).any() and titles(torch.tensor([2])).any()
+
+
+def test_a_source_that_does_not_exist_is_refused_by_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^item_text\.llm\.source is .*no\.gguf': no such file"):
+        read_titles(str(tmp_path / "no.gguf"), ["a"], 1, section="item_text.llm")

@@ -17,10 +17,9 @@ from servers import ITEMS, LIMITS, Client, serving
 from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
-from slmrec.models.build import standalone
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 
 pytestmark = pytest.mark.heavy
 
@@ -60,7 +59,7 @@ def student() -> Model:
     """As `distill` begins it: adapters merged."""
     teacher = decoder(lora=True, titles=True)
     assert isinstance(teacher, DecoderRecommender)
-    return standalone(teacher)
+    return teacher.merged()
 
 
 MODELS: dict[str, Callable[[], Model]] = {"student": student, "ensemble": ensemble}

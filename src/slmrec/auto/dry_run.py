@@ -27,7 +27,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import Backbone, count_tokens, random_decoder, read_architecture
 from slmrec.models.build import build_decoder, prompt_of
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.models.titles import ItemText
 from slmrec.pipeline.distill import build_student
 from slmrec.pipeline.stage import pending_steps, read_record

@@ -11,7 +11,7 @@ from torch import nn
 
 from slmrec.config import TrainConfig
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.training.full_softmax import MAX_CHUNK_SCORES, catalogue_cross_entropy
 from slmrec.training.memory import peak_rss_mb
 

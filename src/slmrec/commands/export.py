@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> None:
 def _merge(source: Path, output: Path) -> None:
     from slmrec.folders import folder_in_place
     from slmrec.models.folder import load_recommender, read_about, save_folder
-    from slmrec.models.loader import alone
+    from slmrec.models.loader import merge_adapters
 
     model, vocabulary = load_recommender(source)
-    merged = alone(model)
+    merged = merge_adapters(model)
     with folder_in_place(output) as folder:
         save_folder(folder, merged, vocabulary, read_about(source))
     _LOG.info(f"export: a model that opens without its backbone written to {output}")

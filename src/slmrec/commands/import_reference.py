@@ -48,7 +48,6 @@ def run(options: argparse.Namespace) -> None:
         raise DataError(f"{options.backbone_config}: is not a JSON object; give the config.json of the backbone")
     prompt, response = _read_token_ids(options.prompt_ids), _read_token_ids(options.response_ids)
     from slmrec.data.state_dicts import read_state_dict
-    from slmrec.models.build import standalone
     from slmrec.models.reference import decoder_of_reference
 
     decoder = decoder_of_reference(
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         max_history_items=options.max_history_items,
         lora_alpha=options.lora_alpha,
     )
-    model = standalone(decoder)
+    model = decoder.merged()
     _save(model, options.output)
     _LOG.info(
         f"import-reference: {model.num_items} items, {model.num_layers} layers of width {model.hidden_size}, prompt of "

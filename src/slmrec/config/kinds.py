@@ -50,31 +50,29 @@ def load_object(path: str) -> Any:
 
 
 @cache
-def base_model_section(kind: str) -> type[BaseModelSettings]:
+def base_model_section(kind: Kind) -> type[BaseModelSettings]:
     """Return the section class of base models of an architecture."""
-    row = KINDS[kind]
-    if row.base_model is not None:
-        section: type[BaseModelSettings] = load_object(row.base_model)
+    if kind.base_model is not None:
+        section: type[BaseModelSettings] = load_object(kind.base_model)
         return section
-    settings = load_object(row.settings)
+    settings = load_object(kind.settings)
     return create_model(f"{settings.__name__}BaseModel", __base__=(settings, BaseModelSettings))
 
 
-@cache
-def student_section(kind: str) -> type[Section]:
+def student_section(kind: Kind) -> type[Section]:
     """Return the section class of students of an architecture."""
-    section: type[Section] = load_object(KINDS[kind].settings)
+    section: type[Section] = load_object(kind.settings)
     return section
 
 
-def _parser(default: str, section_of: Callable[[str], type[Section]]) -> Callable[[Any], Any]:
+def _parser(default: str, section_of: Callable[[Kind], type[Section]]) -> Callable[[Any], Any]:
     def parse(values: Any) -> Any:
         if isinstance(values, Section):
             return values
         check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {default}}}")
         kind = values.get("kind", default)
         check(kind in KINDS, f"kind is {kind!r}; choose from {', '.join(KINDS)}")
-        return section_of(kind).model_validate(values)
+        return section_of(KINDS[kind]).model_validate(values)
 
     return parse
 

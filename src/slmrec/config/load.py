@@ -136,7 +136,7 @@ def _sections_at(section: type[Section], name: str) -> list[type[Section]]:
     if section is Config and name in ("pretrain", "item_text"):
         return [_BaseModels if name == "pretrain" else _ItemTexts]
     if name == "student":
-        return [student_section(kind) for kind in KINDS]
+        return [student_section(kind) for kind in KINDS.values()]
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 
@@ -150,6 +150,6 @@ class _ItemTexts(Section):
 
 
 _NAMED: dict[type[Section], list[type[Section]]] = {
-    _BaseModels: [base_model_section(kind) for kind in KINDS],
+    _BaseModels: [base_model_section(kind) for kind in KINDS.values()],
     _ItemTexts: [Config.model_fields["item_text"].annotation.__args__[1]],  # type: ignore[union-attr]
 }

@@ -16,6 +16,7 @@ from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import DataError
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets, tie_draws
+from slmrec.inference.freeze import freeze
 from slmrec.topk import best_columns
 from slmrec.types import Batch, Encoded, SequenceEncoder
 
@@ -56,7 +57,8 @@ class Scorer(Protocol):
 class EncoderScorer:
     """Scorer of a model: user vectors times item vectors plus the bonus, in eval mode, without gradients.
 
-    The item vectors are computed once, by the constructor; create a new scorer after further training.
+    The item vectors, and the keys and values of a decoder's prompt, are computed once, by the constructor; create a new
+    scorer after further training. Fused layers are not used, so that metrics do not depend on them.
 
     Args:
         model: The model; its mode is restored after each call.
@@ -65,7 +67,8 @@ class EncoderScorer:
     def __init__(self, model: SequenceEncoder) -> None:
         self._model = model
         with eval_mode(model), torch.inference_mode():
-            self._item_vectors = model.item_vectors().float()
+            self._frozen = freeze(model, fused=False)
+            self._item_vectors = self._frozen.item_vectors()
 
     @property
     def num_items(self) -> int:
@@ -80,7 +83,7 @@ class EncoderScorer:
     def read(self, batch: Batch) -> Encoded:
         """Return user vectors (B, D) and the bonus, on the device of the model."""
         with eval_mode(self._model), torch.inference_mode():
-            encoded = self._model.encode(batch.histories.to(self._item_vectors.device))
+            encoded = self._frozen.encode(batch.histories)
             return Encoded(encoded.users.float(), bonus=encoded.bonus)
 
     def score(self, encoded: Encoded) -> Tensor:
@@ -128,7 +131,7 @@ def eval_mode(model: SequenceEncoder) -> Iterator[None]:
     """Put a model into eval mode; each of its modules returns to its previous mode afterwards."""
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     if not any(training for _, training in modes):
-        yield  # the mode is not set again, so that values that a model caches for inference stay valid
+        yield
         return
     modes[0][0].eval()
     try:

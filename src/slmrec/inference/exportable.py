@@ -1,4 +1,4 @@
-"""Recommenders as graphs for other runtimes: fixed operations on dynamic shapes, the best items chosen inside."""
+"""Recommenders as computation graphs for other runtimes: fixed operations, dynamic shapes, top-k inside the graph."""
 
 import copy
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from slmrec.models.build import standalone
+from slmrec.errors import ConfigError
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 INPUTS = ("items", "lengths", "excluded", "allowed", "k")
@@ -17,16 +17,17 @@ OUTPUTS = ("best", "scores")
 
 
 class ExportableDecoder(nn.Module):
-    """The user vectors of a decoder at the newest position, by the stock transformers model on a padded batch.
+    """User vectors of a decoder at the newest position, computed by transformers' own model on a padded batch.
 
-    A row is [prefix; pads; items; response], as long as the longest history of the batch needs; pads are masked, and
-    positions are those of the model, so that the vectors are the model's own. Takes the model's weights over.
+    Each user is a row [prefix; padding; items; response], as long as the longest history of the batch requires. The
+    padding is masked and the positions are those of the model, so the user vectors are the same. Shares the weights of
+    the model and changes its attention.
     """
 
     def __init__(self, model: DecoderRecommender) -> None:
         super().__init__()
         self.model = model
-        model.decoder.set_attn_implementation("eager")  # fused attention has no place in a graph for other runtimes
+        model.decoder.set_attn_implementation("eager")  # other runtimes have no fused attention
 
     @property
     def num_items(self) -> int:
@@ -35,45 +36,45 @@ class ExportableDecoder(nn.Module):
 
     @property
     def max_history_items(self) -> int:
-        """The longest history."""
+        """Number of newest items of a history that the model reads."""
         return self.model.max_history_items
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D)."""
+        """Return (V+1, D) item vectors."""
         return self.model.item_vectors()
 
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """User vectors (B, D).
+        """Return user vectors (B, D).
 
         Raises:
-            ValueError: block states or every position are asked for.
+            ValueError: Hidden states or every position are requested.
         """
         if num_blocks or every_position:
-            raise ValueError("an exported decoder gives the vector of the newest position alone")
+            raise ValueError("an exported decoder returns the user vector of the newest position only")
         model, (num_users, width) = self.model, histories.items.shape
         pads = width - histories.lengths[:, None]
         items = histories.items.gather(1, (torch.arange(width) - pads).clamp(min=0))
         prefix, response = (part.expand(num_users, -1, -1) for part in (model.prefix, model.response))
         inputs = torch.cat([prefix, model.item_inputs(items), response], dim=1)
-        at = torch.arange(inputs.shape[1])
-        after = at >= len(model.prefix)
-        # Contiguous: the items follow the prefix. Right-aligned: they end at the longest history's last place.
-        moved = pads if model.config.positions == "contiguous" else pads * 0 + width - model.max_history_items
-        positions = (at - after * moved).clamp(min=0)
-        real = ~after | (at >= len(model.prefix) + pads)
-        visible = real[:, None, None, :] & (at[None, :] <= at[:, None])
+        tokens = torch.arange(inputs.shape[1])
+        is_after_prefix = tokens >= len(model.prefix)
+        # Contiguous: the items follow the prefix. Right-aligned: they end where the longest possible history ends.
+        shift = pads if model.config.positions == "contiguous" else pads * 0 + width - model.max_history_items
+        positions = (tokens - is_after_prefix * shift).clamp(min=0)
+        is_token = ~is_after_prefix | (tokens >= len(model.prefix) + pads)
+        visible = is_token[:, None, None, :] & (tokens[None, :] <= tokens[:, None])
         mask = torch.zeros_like(visible, dtype=inputs.dtype).masked_fill(~visible, torch.finfo(inputs.dtype).min)
         output = model.decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=False)
         return Encoded(model.score(output.last_hidden_state[:, -1]))
 
 
 class TopItems(nn.Module):
-    """From histories to their best items, as `slmrec.training.full_softmax.top_k` chooses them.
+    """Best items of histories, as `slmrec.topk.top_k` chooses them.
 
     Args:
-        model: what encodes histories.
-        item_vectors: (V+1, D).
-        allowed: (V+1,) bool, the items that may be recommended at all.
+        model: Encoder of histories.
+        item_vectors: (V+1, D) item vectors.
+        allowed: (V+1,) bool, items that may be recommended at all.
     """
 
     table: Tensor
@@ -89,32 +90,36 @@ class TopItems(nn.Module):
     def forward(
         self, items: Tensor, lengths: Tensor, excluded: Tensor, allowed: Tensor, k: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Items (B, k) and scores (B, k), best first; where fewer are left, the item 0 with the score -inf.
+        """Return items (B, k) and scores (B, k), best first; where fewer are left, the item is 0 and the score -inf.
 
         Args:
-            items: (B, L) the newest items of each history, oldest first, padded with 0 on the right.
-            lengths: (B,) how many there are, at least 1.
+            items: (B, L) newest items of each history, oldest first, padded with 0 on the right.
+            lengths: (B,) number of items of each history, at least 1.
             excluded: (B, E) items that a user must not get, padded with 0.
-            allowed: (V+1,) bool, the items that anyone may get.
-            k: scalar; at most V are given.
+            allowed: (V+1,) bool, items that may be recommended in this request.
+            k: Scalar number of items; at most V are returned.
         """
         users = self.model.encode(Histories(items, lengths)).users
         scores = (users @ self.table.T).masked_fill(~(allowed & self.may_rank), -torch.inf)
         scores = scores.scatter(1, excluded, -torch.inf)
-        wanted: Any = k.clamp(1, len(self.may_rank) - 1).item()  # traced: a symbol, no number
-        torch._check(wanted >= 1)  # type: ignore[no-untyped-call]
-        torch._check(wanted < len(self.may_rank))  # type: ignore[no-untyped-call]
-        best, places = torch.topk(scores, wanted, dim=1)
+        size: Any = k.clamp(1, len(self.may_rank) - 1).item()  # a symbol while the graph is traced
+        torch._check(size >= 1)  # type: ignore[no-untyped-call]
+        torch._check(size < len(self.may_rank))  # type: ignore[no-untyped-call]
+        best, places = torch.topk(scores, size, dim=1)
         return places.masked_fill(best == -torch.inf, 0), best
 
 
 def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
-    """The graph of `TopItems` with any number of users, items and exclusions; adapters are merged.
+    """Return the graph of `TopItems` for any number of users, items and exclusions; adapters are merged.
 
     Args:
-        model: is not changed.
-        allowed: (V+1,) bool, the items that may be recommended at all.
+        model: The model; it is not changed.
+        allowed: (V+1,) bool, items that may be recommended at all.
+
+    Raises:
+        ConfigError: Scores of the model are more than products of user and item vectors.
     """
+    check_exportable(model)
     graph = TopItems(exportable(model), model.item_vectors(), allowed).eval()
     width = min(2, model.max_history_items)
     example = (
@@ -130,18 +135,26 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
         return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
 
 
+def check_exportable(model: Model) -> None:
+    """Refuse models whose scores have a term besides the product of user and item vectors.
+
+    Raises:
+        ConfigError: The model has such a term.
+    """
+    first = Histories(torch.ones(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    with torch.inference_mode():
+        has_bonus = model.encode(first).bonus is not None
+    if has_bonus:
+        raise ConfigError(
+            f"export: {type(model).__name__} adds scores to single items, which neither a graph nor an index holds; "
+            "use its model folder"
+        )
+
+
 def exportable(model: Model) -> SequenceEncoder:
-    """A copy whose decoders, itself or its members, run as the stock transformers model does."""
-    model.train(False)  # forgets the prefix that is kept for inference, which cannot be copied
-    copied = copy.deepcopy(model)
-    if isinstance(copied, DecoderRecommender):
-        return _exportable(copied)
-    for name, member in list(copied.named_modules()):
-        if isinstance(member, DecoderRecommender):
-            parent, _, own = name.rpartition(".")
-            setattr(copied.get_submodule(parent), own, _exportable(member))
-    return copied
+    """Return a copy in eval mode whose decoders, itself or its members, run transformers' own attention."""
+    return copy.deepcopy(model).eval().map_decoders(_exportable)
 
 
 def _exportable(model: DecoderRecommender) -> ExportableDecoder:
-    return ExportableDecoder(standalone(model) if model.config.lora else model)
+    return ExportableDecoder(model.merged() if model.has_adapters else model)

@@ -1,4 +1,4 @@
-"""Histories of users out of tables, of one row a user or of one row an event."""
+"""Histories of users from tables with one row per user or one row per event."""
 
 import json
 import re
@@ -13,33 +13,37 @@ from slmrec.errors import ConfigError, DataError
 
 COLUMNS = ("user_id", "history", "item_id", "timestamp")
 ITEM_IDS = r"[^\s,]+"
-"""What an item id looks like in a history that is written as text."""
+"""Pattern of an item id in a history written as text."""
 ITEM_IDS_WITH_COMMAS = r"\S+"
 _TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 
 
 class Sequences(NamedTuple):
-    """Histories of item ids, oldest first, and whose they are."""
+    """Users and their histories of item ids, oldest first."""
 
     users: list[Any]
     histories: Sequence[Sequence[Any]]
 
 
 def is_table(data: object) -> bool:
-    """Whether something is an Arrow, pandas or polars table."""
+    """Return whether an object is an Arrow, pandas or polars table."""
     return hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns")
 
 
 def sequences_of(data: Any, id_pattern: str = ITEM_IDS, where: str = "histories") -> Sequences:
-    """The histories of a table with the columns `user_id, history`, or `user_id, item_id, timestamp`.
+    """Return the histories of a table with the columns `user_id, history`, or `user_id, item_id, timestamp`.
 
     Args:
-        data: anything that `pyarrow.table` takes: an Arrow, pandas or polars table.
-        id_pattern: what an item id looks like where a history is text and no list.
-        where: what errors call the table.
+        data: Arrow, pandas or polars table.
+        id_pattern: Pattern of an item id in a history that is text instead of a list.
+        where: Name of the table in error messages.
 
     Raises:
-        DataError: it has neither these columns nor those, or a time or a history that cannot be read.
+        DataError: The table has other columns, or a timestamp or a history cannot be read.
+
+    Example:
+        >>> sequences_of(pa.table({"user_id": ["u"], "history": [["a", "b"]]})).histories
+        [['a', 'b']]
     """
     table = data if isinstance(data, pa.Table) else pa.table(data)
     columns = set(table.column_names)
@@ -49,16 +53,20 @@ def sequences_of(data: Any, id_pattern: str = ITEM_IDS, where: str = "histories"
     if {"user_id", "item_id", "timestamp"} <= columns:
         return _grouped(table, where)
     raise DataError(
-        f"{where}: columns {', '.join(table.column_names)}; expected user_id and history (a row a user), or user_id, "
-        "item_id and timestamp (a row an event); rename the columns"
+        f"{where}: columns {', '.join(table.column_names)}; expected user_id and history (one row per user), or "
+        "user_id, item_id and timestamp (one row per event); rename the columns"
     )
 
 
 def history_of_text(text: str, id_pattern: str, where: str) -> list[Any]:
-    """The item ids of a history that is written as a JSON list, or as ids between spaces or commas.
+    """Return the item ids of a history written as a JSON list, or as ids separated by spaces or commas.
 
     Raises:
-        DataError: it begins as a JSON list and is none.
+        DataError: The text begins like a JSON list but is none.
+
+    Example:
+        >>> history_of_text("a, b", ITEM_IDS, "history")
+        ['a', 'b']
     """
     try:
         return list(json.loads(text) if text.startswith("[") else re.findall(id_pattern, text))
@@ -67,10 +75,10 @@ def history_of_text(text: str, id_pattern: str, where: str) -> list[Any]:
 
 
 def check_histories(histories: Any) -> None:
-    """Refuses what is no list of lists, which would be read letter by letter.
+    """Refuse anything but a list of lists; a text would be read letter by letter.
 
     Raises:
-        ConfigError: a history is no list.
+        ConfigError: A history is no list.
     """
     for number, history in enumerate(histories):
         if isinstance(history, str):
@@ -83,7 +91,7 @@ def check_histories(histories: Any) -> None:
 def _history(value: Any, where: str, id_pattern: str) -> list[Any]:
     if isinstance(value, list):
         return value
-    if isinstance(value, str):  # a csv has no lists
+    if isinstance(value, str):  # CSV files have no lists
         return history_of_text(value, id_pattern, where)
     return [] if value is None else [value]
 
@@ -98,24 +106,24 @@ def _grouped(table: pa.Table, where: str) -> Sequences:
 
 
 def _times(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """Numbers or dates, also those that are written as text."""
+    """Return timestamps as numbers or dates; text is converted."""
     missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
     if missing >= 0:
         raise _bad_time(where, missing, column)
-    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):  # as polars and pandas have it
+    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):  # types of polars and pandas
         column = column.cast(pa.string())
     if not pa.types.is_string(column.type):
         return column
-    kind = next((kind for kind in _TIME_TYPES if _reads(column[:1], kind)), None)
-    if kind is None or not _reads(column, kind):
-        wrong = (row for row in range(len(column)) if kind is None or not _reads(column[row : row + 1], kind))
+    time_type = next((one for one in _TIME_TYPES if _can_cast(column[:1], one)), None)
+    if time_type is None or not _can_cast(column, time_type):
+        wrong = (row for row in range(len(column)) if not time_type or not _can_cast(column[row : row + 1], time_type))
         raise _bad_time(where, next(wrong), column)
-    return column.cast(kind)
+    return column.cast(time_type)
 
 
-def _reads(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
+def _can_cast(texts: pa.ChunkedArray, time_type: pa.DataType) -> bool:
     try:
-        texts.cast(kind)
+        texts.cast(time_type)
     except pa.ArrowInvalid:
         return False
     return True
@@ -123,6 +131,6 @@ def _reads(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
 
 def _bad_time(where: str, row: int, column: pa.ChunkedArray) -> DataError:
     return DataError(
-        f"{where}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in one way "
-        "throughout; mend it or remove the row"
+        f"{where}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in the same "
+        "format in all rows; correct it or remove the row"
     )

@@ -22,8 +22,8 @@ from slmrec.models.folder import (
     replace_vocabulary,
     save_folder,
 )
-from slmrec.models.item_tables import append_items, item_rows, rows_of_titles, title_columns
-from slmrec.models.loader import Model
+from slmrec.models.item_tables import item_rows, rows_of_titles, text_columns
+from slmrec.models.model import Model, append_items
 from slmrec.pipeline.stage import read_record
 
 _READ = (".parquet", ".jsonl", ".csv")
@@ -57,7 +57,7 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
     recommender, vocabulary = load_recommender(model)
     rows = _read(items)
     new_ids = _new_ids(items, rows, vocabulary)
-    known = _Known(item_rows(recommender), title_columns(recommender), _places(vocabulary))
+    known = _Known(item_rows(recommender), text_columns(recommender), _places(vocabulary))
     vectors = [None if _has_title_alone(row) else _vector(items, row, known) for row in rows]
     read = iter(_read_titles(items, [row for row in rows if _has_title_alone(row)], recommender))
     append_items(recommender, torch.stack([next(read) if vector is None else vector for vector in vectors]))

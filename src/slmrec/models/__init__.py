@@ -1,14 +1,20 @@
 """Models of several architectures. Importing this package lets `AutoModel` of transformers open their folders."""
 
 import logging
+from importlib import import_module
 
-# Where bitsandbytes is installed PEFT imports it, and it then warns of a kernel package that nobody here asked for.
+from slmrec.config.kinds import KINDS
+
+# PEFT imports bitsandbytes where it is installed, which then warns of an optional package of kernels.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from importlib import import_module  # noqa: E402
 
-from slmrec.config.kinds import KINDS  # noqa: E402
-from slmrec.models import baselines, ensemble  # noqa: E402, F401 - each registers its models with transformers
+def import_kinds() -> None:
+    """Import the modules of all architectures, which register their models with transformers."""
+    for kind in KINDS.values():
+        import_module(kind.build.partition(":")[0])
+    for name in ("baselines", "ensemble"):
+        import_module(f"slmrec.models.{name}")
 
-for kind in KINDS.values():
-    import_module(kind.build.partition(":")[0])
+
+import_kinds()

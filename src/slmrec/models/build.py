@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from slmrec.config import DecoderModel, DecoderSettings, DecoderStudent, DecoderTraining, PromptTemplate, TrainConfig
+from slmrec.config import DecoderModel, DecoderSettings, DecoderStudent, PromptTemplate
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, keep_layers, load_backbone, random_decoder
+from slmrec.models.backbone import Backbone, load_backbone, random_decoder
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
+from slmrec.models.layers import choose_layers, evenly_spaced, keep_layers, linear_names
 from slmrec.models.packed.interface import check_attention
 from slmrec.models.titles import ItemText
-from slmrec.models.weights import merged_state_dict
+from slmrec.models.weights import with_layers
 from slmrec.types import Histories, ModelParts
 
 _LOG = logging.getLogger(__name__)
@@ -32,10 +34,10 @@ INITIAL_STD = 0.02
 
 def build_decoder_model(settings: DecoderModel, parts: ModelParts) -> DecoderRecommender:
     """Return a decoder as base model: its item vectors are random and train."""
-    backbone = open_backbone(settings)
+    backbone = open_backbone(settings, parts.section)
     vectors = random_item_vectors(parts.num_items, settings.item_dim)
     model = build_decoder(settings, backbone, vectors, parts.item_text, section=parts.section, train_items=True)
-    apply_training_options(model, settings.train)
+    model.apply_training_options(settings.train)
     return model
 
 
@@ -71,14 +73,23 @@ def _student_layers(settings: DecoderStudent, teacher: DecoderRecommender, parts
     return first
 
 
-def open_backbone(settings: DecoderSettings) -> Backbone:
-    """Return the backbone of a decoder, with the vectors of its prompt."""
+def open_backbone(settings: DecoderSettings, section: str) -> Backbone:
+    """Return the backbone of a decoder, with the vectors of its prompt.
+
+    Args:
+        settings: Settings of the decoder.
+        section: Path of the settings in the YAML, for messages.
+
+    Raises:
+        CheckpointError: The backbone cannot be found, or is not a decoder.
+        ConfigError: Its architecture or its quantisation is not possible.
+    """
     if settings.backbone_config is not None:
-        decoder = random_decoder(settings.backbone_config)
+        decoder = random_decoder(settings.backbone_config, f"{section}.backbone_config")
         empty = torch.zeros(0, decoder.config.hidden_size)
         return Backbone(decoder, empty, empty)  # random weights have no tokenizer
-    prompt = prompt_of(settings)
-    return load_backbone(str(settings.backbone), prompt.prefix, prompt.response, settings.quantization_config)
+    prompt, source = prompt_of(settings), str(settings.backbone)
+    return load_backbone(source, prompt.prefix, prompt.response, settings.quantization_config, f"{section}.backbone")
 
 
 def prompt_of(settings: DecoderSettings) -> PromptTemplate:
@@ -115,12 +126,14 @@ def build_decoder(
         train_items: Whether the item vectors train.
 
     Raises:
-        ConfigError: The backbone has not these layers.
+        ConfigError: The backbone does not have the layers or the linear maps that the settings name.
     """
     depth = backbone.decoder.config.num_hidden_layers
     layers = choose_layers(depth, settings.num_layers, settings.layer_step, settings.layers, section)
     check_attention(backbone.decoder)
     keep_layers(backbone.decoder, layers)
+    if settings.lora is not None:
+        _check_targets(backbone.decoder, settings.lora.target_modules, section)
     architecture = backbone.decoder.config.to_diff_dict() | {"model_type": backbone.decoder.config.model_type}
     architecture.pop("quantization_config", None)  # kept apart, since a student is not quantised
     config = DecoderRecommenderConfig(
@@ -147,23 +160,29 @@ def build_decoder(
         if text is not None and model.titles is not None:
             model.titles.vectors.copy_(text.vectors)
             model.titles.reader = text.reader
-    set_trainable(model, train_items)
+    model.set_trainable(train_items)
     return model
+
+
+def _check_targets(decoder: PreTrainedModel, targets: tuple[str, ...], section: str) -> None:
+    """Refuse adapters of linear maps that do not exist, which PEFT would ignore.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+    known = linear_names(decoder)
+    unknown = [name for name in targets if name not in known]
+    if unknown:
+        choices = ", ".join(sorted(name for name in known if "." not in name))
+        raise ConfigError(
+            f"{section}.lora.target_modules has {', '.join(map(repr, unknown))}, which the layers of "
+            f"{type(decoder).__name__} do not have; choose from {choices}"
+        )
 
 
 def _text_settings(settings: DecoderSettings, text: ItemText) -> dict[str, Any]:
     width, side = settings.item_text_width, settings.item_text_side
     return {"num_components": text.vectors.shape[1], "width": width, "side": side}
-
-
-def apply_training_options(model: nn.Module, settings: TrainConfig) -> None:
-    """Turn on gradient checkpointing and compilation of a decoder; results stay the same up to rounding."""
-    if not isinstance(settings, DecoderTraining) or not isinstance(model, DecoderRecommender):
-        return
-    if settings.gradient_checkpointing:
-        model.decoder.gradient_checkpointing_enable()
-    if settings.torch_compile:
-        compile_layers(model)
 
 
 def student_from(
@@ -177,91 +196,41 @@ def student_from(
     """Return a student that starts from some of the teacher's layers and from all of its heads.
 
     The teacher's adapters are merged into the layers first, so that the student needs no backbone.
+
+    Args:
+        teacher: The teacher, which is not changed.
+        layers: Numbers of the teacher's layers, from 0, in the order of the student.
+        item_dropout: Dropout on the item vectors that the student reads.
+        layer_dropout: Dropout on the outputs of attention and MLP of each layer.
+        train_items: Whether the item vectors train.
     """
-    config = _config_without_backbone(teacher, len(layers), item_dropout, layer_dropout)
-    student = DecoderRecommender(config)
-    state = merged_state_dict(teacher)
-    own = {name: value for name, value in state.items() if not name.startswith("decoder.layers.")}
-    for index, layer in enumerate(layers):
-        prefix = f"decoder.layers.{layer}."
-        own |= {
-            f"decoder.layers.{index}.{name.removeprefix(prefix)}": value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-    student.load_state_dict(own, strict=True)
-    if student.titles is not None and teacher.titles is not None:
-        student.titles.reader = teacher.titles.reader
-    set_trainable(student, train_items)
+    student = with_layers(teacher, layers, item_dropout=item_dropout, layer_dropout=layer_dropout)
+    student.set_trainable(train_items)
     return student
 
 
-def standalone(model: DecoderRecommender) -> DecoderRecommender:
-    """The same model with its adapters merged and nothing quantised, which opens without the backbone."""
-    dropouts = {name: getattr(model.config, name) for name in ("item_dropout", "layer_dropout")}
-    alone = student_from(model, tuple(range(model.num_layers)), train_items=False, **dropouts)
-    alone.eval()
-    return alone
-
-
-def _config_without_backbone(
-    teacher: DecoderRecommender, num_layers: int, item_dropout: float, layer_dropout: float
-) -> DecoderRecommenderConfig:
-    values = teacher.config.to_dict()
-    decoder = values["decoder"] | {"num_hidden_layers": num_layers}
-    if decoder.get("layer_types"):
-        decoder["layer_types"] = decoder["layer_types"][:num_layers]
-    copied = ("num_items", "item_dim", "positions", "max_history_items", "titles")
-    tokens = ("num_prefix_tokens", "num_response_tokens")
-    kept = {key: values[key] for key in (*copied, *tokens)}
-    return DecoderRecommenderConfig(decoder=decoder, item_dropout=item_dropout, layer_dropout=layer_dropout, **kept)
-
-
-def set_trainable(model: DecoderRecommender, train_items: bool) -> None:
-    """Adapters and heads train; the layers too unless they have adapters; the item vectors if asked."""
-    for name, parameter in model.named_parameters():
-        frozen = model.config.lora is not None and name.startswith("decoder.") and "lora_" not in name
-        parameter.requires_grad_(not frozen)
-    model.item_embeddings.requires_grad_(train_items)
-
-
-def compile_layers(model: DecoderRecommender) -> None:
-    """Compiles the norms and the MLP of every layer; attention has a plan of its own for every row and stays as it is.
-
-    Raises:
-        ConfigError: this machine cannot compile.
-    """
-    try:
-        torch.compile(torch.neg)(torch.zeros(2, device=model.device))
-    except Exception as error:  # what is raised depends on what is missing
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"torch_compile is true, but torch cannot compile here ({reason}); install a C++ compiler or set it false"
-        ) from None
-    for layer in model.decoder.layers:
-        for part in layer.children():
-            if part is not layer.self_attn:
-                part.compile(dynamic=True)
-
-
 def layer_influence(model: DecoderRecommender, histories: Histories) -> Tensor:
-    """(layers,) how much each layer turns the states: the mean of 1 - cosine between its input and its output.
+    """Return the block influence (layers,) of each layer: the mean of 1 - cosine between its input and its output.
 
     Source: Men et al. 2024, ShortGPT, block influence.
+
+    Args:
+        model: The model.
+        histories: Histories on which the hidden states are compared, at every position.
     """
-    found: list[Tensor] = []
+    influences: list[Tensor] = []
 
-    def note(_: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
+    def measure(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         after = output if isinstance(output, Tensor) else output[0]
-        found.append((1 - nn.functional.cosine_similarity(given[0].float(), after.float(), dim=-1)).mean().cpu())
+        cosines = nn.functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
+        influences.append((1 - cosines).mean().cpu())
 
-    # At every position, so that the last layer runs for all tokens, as the others do.
+    # With every position, the last layer runs for all tokens, as the other layers do.
     histories = histories.to(model.device)
     with torch.inference_mode():
-        # After this the prefix is known and runs through the layers no more.
-        model.encode(histories, every_position=True)
-        hooks = [layer.register_forward_hook(note) for layer in model.decoder.layers]
-        model.encode(histories, every_position=True)
+        prefix = model.prefill()  # computed before the hooks are set, since only the tokens of users are compared
+        hooks = [layer.register_forward_hook(measure) for layer in model.decoder.layers]
+        model.encode(histories, every_position=True, prefix=prefix)
     for hook in hooks:
         hook.remove()
-    return torch.stack(found)
+    return torch.stack(influences)

@@ -1,4 +1,4 @@
-"""The card of a model folder: what people and hubs are told of a model."""
+"""Model cards: the description of a model for people and hubs, in README.md of its folder."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from slmrec.models.loader import Model, decoder_of
+from slmrec.models.model import Model
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -17,50 +17,50 @@ _TASK = {"type": "sequential-recommendation", "name": "Sequential recommendation
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation found of a model under one protocol."""
+    """Result of an evaluation of a model under one protocol."""
 
     protocol: str
     settings: Mapping[str, Any]
-    """Of the protocol: `split`, `eval_mode`, `exclude_history`, `num_negatives`, `ties`, `seed`."""
+    """Settings of the protocol: `split`, `eval_mode`, `exclude_history`, `num_negatives`, `ties`, `seed`."""
     metrics: Mapping[str, float]
     num_users: int
     num_items: int
-    """Of the catalogue at that time."""
+    """Size of the catalogue at the time of the evaluation."""
     command: str
-    """By which it was measured."""
+    """Command that ran the evaluation."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What the card of a model says, beyond what the model itself tells."""
+    """Metadata of a model, besides what its folder shows."""
 
     title: str = "SLMRec"
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the validation split, full ranking, history not excluded."""
+    """Metrics on the validation split, full ranking, history not excluded."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    """How the data was prepared: `rules`, and the `sources` with their checksums."""
+    """Preparation of the data: `rules`, and the `sources` with their checksums."""
     measured: tuple[Measured, ...] = ()
-    """What `evaluate` found, the primary protocol first."""
+    """Results of `evaluate`, the primary protocol first."""
 
 
 def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -> str:
-    """The text of a card, with the metadata that hubs read at its head.
+    """Return the text of a card, which begins with the metadata that hubs read.
 
     Args:
-        model: whose card it is.
-        about: what else is known of it.
-        item_id: an item, for the example.
-        vocabulary_file: where its items stand.
+        model: The model.
+        about: Its metadata.
+        item_id: An item, for the example.
+        vocabulary_file: Name of the file of its items.
     """
     use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
-    each_its_own = json.loads(json.dumps(_metadata(model, about)))  # else what is alike is written as a reference
-    metadata = yaml.safe_dump(each_its_own, sort_keys=False, allow_unicode=True)
+    copied = json.loads(json.dumps(_metadata(model, about)))  # YAML writes repeated objects as references
+    metadata = yaml.safe_dump(copied, sort_keys=False, allow_unicode=True)
     text = (
         f"---\n{metadata}---\n\n# {about.title}\n\n"
         f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
         f"```python\n{use}\n```\n\n"
         f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read; items "
-        f"that are not in `{vocabulary_file}` are left out. Without a known item the most popular items are given.\n"
+        f"that are not in `{vocabulary_file}` are ignored. Without a known item, the answer is the most popular items.\n"
     )
     for measured in about.measured:
         text += f"\n{_described(measured)}\n\n{_table(measured.metrics)}"
@@ -87,9 +87,8 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 
 def _metadata(model: Model, about: About) -> dict[str, Any]:
-    """The head of the card, as hubs read it."""
     metadata: dict[str, Any] = {"library_name": "slmrec", "pipeline_tag": "other"}
-    decoder = decoder_of(model)
+    decoder = model.decoder_part
     backbone = str(decoder and decoder.config.backbone)
     hub_id = _HUB_IDS.get(backbone, backbone)
     if HUB_ID.fullmatch(hub_id):
@@ -102,13 +101,15 @@ def _metadata(model: Model, about: About) -> dict[str, Any]:
 
 
 def _results(about: About) -> list[dict[str, Any]]:
-    """Of a model index: one of each protocol on the test split, and one of validation."""
+    """Return the entries of the model index: each protocol on the test split, and the validation split."""
     files = [str(source.get("file")) for source in about.preprocessing.get("sources", ())]
     data = {"name": files[0] if files else "unnamed", "type": files[0] if files else "unnamed"}
     results: list[dict[str, Any]] = []
     for measured in about.measured:
-        told = {"protocol": measured.protocol, **measured.settings}
-        results.append(_result(data | {"config": measured.protocol, "split": "test", "args": told}, measured.metrics))
+        settings = {"protocol": measured.protocol, **measured.settings}
+        results.append(
+            _result(data | {"config": measured.protocol, "split": "test", "args": settings}, measured.metrics)
+        )
     if about.metrics:
         results.append(_result(data | {"split": "validation"}, about.metrics))
     return results

@@ -1,25 +1,25 @@
-"""Several recommenders as one: the scores of a decoder and of smaller models, mixed."""
+"""Ensembles: the weighted sum of the scores of several models."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
-from slmrec.data.batching import pad_histories
-from slmrec.models.decoder import DecoderRecommender, UserState
-from slmrec.models.sasrec import SasRec
-from slmrec.types import Encoded, Histories
+from slmrec.models.model import ItemTable, Model, model_without_weights, register
+from slmrec.types import Encoded, Histories, SequenceEncoder
 
-Member = DecoderRecommender | SasRec
+if TYPE_CHECKING:
+    from slmrec.models.decoder import DecoderRecommender
+    from slmrec.models.titles import TitleMap
+
 PREFIXES = 1024
-"""Histories that SASRec reads at once, where every position of a batch is one."""
+"""Number of histories that SASRec encodes at once where every position is the end of a history of its own."""
 
 
 class EnsembleConfig(PretrainedConfig):
-    """Architecture of an `Ensemble`: the configurations of its members by name, and the weights of their scores."""
+    """Architecture of an `Ensemble`: the configurations of its models by name, and the weights of their scores."""
 
     model_type = "slmrec_ensemble"
 
@@ -33,48 +33,57 @@ class EnsembleConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class Ensemble(PreTrainedModel):
-    """Weighted sum of the scores of several models of the same items; a `SequenceEncoder`.
+class Ensemble(Model):
+    """Weighted sum of the scores of several models of the same items.
 
     A weighted sum of dot products is one dot product of the concatenated vectors, so everything that works with user
-    and item vectors works with it. In probabilities it is the weighted geometric mean of the members' distributions.
+    and item vectors works with an ensemble. In probabilities, it is the weighted geometric mean of the distributions.
 
-    A member named `decoder` gives its hidden states, and it alone trains.
+    The model named `decoder` provides the hidden states, and it alone trains.
+
+    Args:
+        config: Architecture.
+        models: The models by name; None: they are built from the configuration.
     """
 
     config_class = EnsembleConfig
     base_model_prefix = "ensemble"
     config: EnsembleConfig
 
-    def __init__(self, config: EnsembleConfig, members: Mapping[str, Member] | None = None) -> None:
+    def __init__(self, config: EnsembleConfig, models: Mapping[str, Model] | None = None) -> None:
         super().__init__(config)
-        built = members or {name: _member(settings) for name, settings in config.members.items()}
+        built = models or {
+            name: model_without_weights(AutoConfig.for_model(**values)) for name, values in config.members.items()
+        }
         self.members = nn.ModuleDict(built)
-        self.all_tied_weights_keys: dict[str, str] = {}
-        self.is_loaded_in_4bit = any(getattr(member, "is_loaded_in_4bit", False) for member in built.values())
+        self.is_loaded_in_4bit = any(getattr(model, "is_loaded_in_4bit", False) for model in built.values())
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave the weights of the members as they are."""
+        """Leave the weights of the models as they are."""
 
     @classmethod
-    def of(cls, members: Mapping[str, Member], weights: Mapping[str, float]) -> "Ensemble":
+    def of(cls, models: Mapping[str, Model], weights: Mapping[str, float]) -> "Ensemble":
         """Return the ensemble of some models.
 
         Args:
-            members: Models of the same items that read histories of the same length, by name.
+            models: Models of the same items that read histories of the same length, by name.
             weights: Weight of the scores of each model.
         """
-        configs = {name: member.config.to_dict() for name, member in members.items()}
-        return cls(EnsembleConfig(configs, weights), members)
-
-    def with_member(self, name: str, model: Member) -> "Ensemble":
-        """Return the ensemble with another model in the place of a member."""
-        return Ensemble.of({**self.members, name: model}, self.config.weights)
+        return cls(EnsembleConfig({name: model.config.to_dict() for name, model in models.items()}, weights), models)
 
     @property
-    def decoder_part(self) -> DecoderRecommender | None:
-        """Member named `decoder`; None if there is none."""
-        return self.members["decoder"] if "decoder" in self.members else None
+    def models(self) -> dict[str, Model]:
+        """The models by name."""
+        return {name: cast(Model, model) for name, model in self.members.items()}
+
+    def with_member(self, name: str, model: Model) -> "Ensemble":
+        """Return the ensemble with another model in the place of one of its models."""
+        return Ensemble.of({**self.models, name: model}, self.config.weights)
+
+    @property
+    def decoder_part(self) -> "DecoderRecommender | None":
+        """Model named `decoder`; None if there is none."""
+        return cast("DecoderRecommender", self.members["decoder"]) if "decoder" in self.members else None
 
     @property
     def num_items(self) -> int:
@@ -83,126 +92,120 @@ class Ensemble(PreTrainedModel):
 
     @property
     def max_history_items(self) -> int:
-        """Number of newest items of a history that the members read."""
+        """Number of newest items of a history that the models read."""
         return self._first.max_history_items
 
     @property
     def hidden_size(self) -> int:
-        """H, the width of the hidden states of the decoder, or else of the first member."""
+        """H, the width of the hidden states of the decoder, or else of the first model."""
         return (self.decoder_part or self._first).hidden_size
 
     @property
     def num_layers(self) -> int:
-        """Depth of the decoder, or else of the first member."""
+        """Depth of the decoder, or else of the first model."""
         return (self.decoder_part or self._first).num_layers
 
     @property
-    def _first(self) -> Any:
-        return next(iter(self.members.values()))
+    def _first(self) -> Model:
+        return next(iter(self.models.values()))
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D) item vectors of all members, concatenated; row 0 is padding."""
-        return torch.cat([member.item_vectors() for member in self.members.values()], dim=1)
+        """(V+1, D) item vectors of all models, concatenated; row 0 is padding."""
+        return torch.cat([model.item_vectors() for model in self.models.values()], dim=1)
 
-    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+    def encode(
+        self,
+        histories: Histories,
+        *,
+        every_position: bool = False,
+        num_blocks: int = 0,
+        encoders: Mapping[str, SequenceEncoder] | None = None,
+    ) -> Encoded:
         """Return user vectors (N, D) and, with `num_blocks` > 0, the decoder's hidden states at the end of each block.
+
+        Args:
+            histories: Histories on the device of the models.
+            every_position: Encode every item position instead of only the newest one.
+            num_blocks: Number of blocks of equal depth whose final hidden states are returned.
+            encoders: Encoders that stand in for the models, by name, such as frozen models; None: the models.
 
         Raises:
             ValueError: Hidden states are requested, but there is no decoder.
         """
         if num_blocks and self.decoder_part is None:
             raise ValueError("the ensemble has no decoder, so it has no hidden states")
-        users, states = [], ()
-        for name, member in self.members.items():
+        users: list[Tensor] = []
+        states: tuple[Tensor, ...] = ()
+        for name, model in self.models.items():
+            encoder = model if encoders is None else encoders[name]
             if name == "decoder":
-                encoded = member.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                encoded = encoder.encode(histories, every_position=every_position, num_blocks=num_blocks)
                 users.append(encoded.users)
                 states = encoded.hidden_states
             else:
-                users.append(_users(member, histories, every_position))
-        return Encoded(self._weighted(users), states)
-
-    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """Call `encode`, for wrappers that call the model as a function."""
-        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
+                users.append(_users(model, encoder, histories, every_position))
+        return Encoded(self.weighted(users), states)
 
     def train(self, mode: bool = True) -> "Ensemble":
-        """Set the mode of the decoder; the other members do not learn and stay in eval mode."""
+        """Set the mode of the decoder; the other models do not learn and stay in eval mode."""
         super().train(mode)
-        for name, member in self.members.items():
+        for name, model in self.models.items():
             if name != "decoder":
-                member.eval()
+                model.eval()
         return self
 
     @property
-    def is_incremental(self) -> bool:
-        """Whether `append` can be used; SASRec is no hindrance, it is small enough to read a history again."""
-        return all(one.is_incremental for one in self.members.values() if isinstance(one, DecoderRecommender))
+    def has_adapters(self) -> bool:
+        """Whether one of the models has adapters."""
+        return any(model.has_adapters for model in self.models.values())
 
-    def new_state(self) -> "EnsembleState":
-        """The state of a user without history, for `append`."""
-        members = self.members.items()
-        return EnsembleState([], {n: one.new_state() for n, one in members if isinstance(one, DecoderRecommender)})
+    def merged(self) -> "Ensemble":
+        """Return the ensemble of the models with their adapters merged, in eval mode."""
+        return Ensemble.of({name: model.merged() for name, model in self.models.items()}, self.config.weights).eval()
 
-    def append(self, state: "EnsembleState", item: int) -> Tensor:
-        """The user vector (D,) after one more item; updates the state."""
-        return self.append_all([state], [[item]])[0]
+    def own_state_dict(self) -> dict[str, Tensor]:
+        """Return the weights of all models that the folder of the ensemble holds."""
+        return self._by_submodule(lambda model: model.own_state_dict())
 
-    def append_all(self, states: list["EnsembleState"], items: list[list[int]]) -> Tensor:
-        """The user vectors (B, D) after some more items each; updates the states, which must be distinct.
+    def text_maps(self) -> "dict[str, TitleMap]":
+        """Return the modules of all models that read item texts."""
+        return self._by_submodule(lambda model: model.text_maps())
 
-        Decoders go on from what they know; SASRec, whose positions all move, reads the histories again.
+    def _by_submodule(self, read: Callable[[Model], dict[str, Any]]) -> dict[str, Any]:
+        models = self.models.items()
+        return {f"members.{key}.{name}": value for key, model in models for name, value in read(model).items()}
 
-        Raises:
-            ConfigError: a decoder's positions are right-aligned, so that every new item moves all others.
-        """
-        for state, more in zip(states, items, strict=True):
-            state.items = [*state.items, *more][-self.max_history_items :]
-        users = []
-        for number, member in self.members.items():
-            if isinstance(member, DecoderRecommender):
-                known = [state.decoders[number] for state in states]
-                users.append(member.append_all(known, items))
-            else:
-                users.append(_read_again(member, [state.items for state in states]))
-        return self._weighted(users)
+    def map_decoders(self, convert: "Callable[[DecoderRecommender], nn.Module]") -> SequenceEncoder:
+        """Replace every decoder among the models."""
+        for name, model in self.models.items():
+            self.members[name] = cast(nn.Module, model.map_decoders(convert))
+        return self
 
-    def make_room(self, states: list["EnsembleState"]) -> None:
-        """Prepares full states for their next event, as `DecoderRecommender.make_room`."""
-        for number, member in self.members.items():
-            if isinstance(member, DecoderRecommender):
-                member.make_room([state.decoders[number] for state in states])
+    def item_tables(self) -> list[ItemTable]:
+        """Return the tables of all models."""
+        return [table for model in self.models.values() for table in model.item_tables()]
 
-    def _weighted(self, users: list[Tensor]) -> Tensor:
+    def set_num_items(self, num_items: int) -> None:
+        """Change V of all models."""
+        for name, model in self.models.items():
+            model.set_num_items(num_items)
+            self.config.members[name] = model.config.to_dict()
+
+    def weighted(self, users: list[Tensor]) -> Tensor:
+        """Return the user vectors (N, D) of the models, in their order, times their weights and concatenated."""
         weighted = [weight * vectors for weight, vectors in zip(self.config.weights.values(), users, strict=True)]
         return torch.cat(weighted, dim=-1)
 
 
-@dataclass
-class EnsembleState:
-    """What `Ensemble.append` keeps of a user."""
-
-    items: list[int]
-    """The newest items, oldest first."""
-    decoders: dict[str, UserState]
-    """What the decoders among the members keep, by their places."""
-
-
-def _member(settings: dict[str, Any]) -> PreTrainedModel:
-    """A member of a configuration, with weights still to be read."""
-    member: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(**settings))
-    return member
-
-
-def _users(member: Member, histories: Histories, every_position: bool) -> Tensor:
-    """(N, D) user vectors of one member."""
-    if isinstance(member, DecoderRecommender) or not every_position:
-        return member.encode(histories, every_position=every_position).users
-    return torch.cat([member.encode(piece).users for piece in _prefixes(histories)])
+def _users(model: Model, encoder: SequenceEncoder, histories: Histories, every_position: bool) -> Tensor:
+    """Return the user vectors (N, D) of one model."""
+    if model.decoder_part is not None or not every_position:
+        return encoder.encode(histories, every_position=every_position).users
+    return torch.cat([encoder.encode(piece).users for piece in _prefixes(histories)])
 
 
 def _prefixes(histories: Histories) -> Iterator[Histories]:
-    """Each position as the newest of a history of its own: SASRec counts positions back from there."""
+    """Yield every prefix as a history of its own, since SASRec counts positions back from the newest item."""
     rows = torch.repeat_interleave(histories.lengths)
     firsts = histories.lengths.cumsum(0) - histories.lengths
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
@@ -211,11 +214,4 @@ def _prefixes(histories: Histories) -> Iterator[Histories]:
         yield Histories(histories.items[rows[some]], lengths[some])
 
 
-def _read_again(member: Member, histories: list[list[int]]) -> Tensor:
-    """(B, D) the user vectors of whole histories."""
-    with torch.inference_mode():
-        return member.encode(pad_histories(histories, member.max_history_items).to(member.device)).users
-
-
-AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig)
-AutoModel.register(EnsembleConfig, Ensemble)
+register(Ensemble)

@@ -1,8 +1,8 @@
-"""The layers of a small LLaMA at inference on a CPU: the sums of transformers' own layers, and little else.
+"""Fused inference layers: the layers of a small plain LLaMA on a CPU, with little overhead between the products.
 
-For a row of few tokens the products of a small decoder take less time than what lies between them: modules within
-modules, hooks, keywords, an attention interface, many small operations. Here the layers are one loop over copies of
-their weights, laid out for few tokens. Whatever is not exactly transformers' LLaMA, or is large, runs as ever.
+For few tokens the matrix products of a small decoder take less time than the code between them: nested modules, hooks,
+keywords, the attention interface and many small operations. Here the layers are one loop over copies of their weights,
+in a layout that is fast for few tokens. All other decoders run transformers' own layers.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama as llama
 
-from slmrec.models.packed.attention import KeysValues, ScoreRule
-from slmrec.models.packed.masks import NewestQueries, PackedRow, Packing
+from slmrec.models.packed.attention import AttentionSettings, KeysValues
+from slmrec.models.packed.masks import AttentionPattern, NewestTokenAttention, PackedAttention
 
 MAX_WEIGHTS = 2**25
-"""Of a decoder whose layers are copied, 128 MiB; what is larger is bound by its products."""
-_PLAIN = {
+"""Largest number of weights that are copied, 128 MiB; the time of larger decoders is that of their products."""
+_PLAIN_MODULES = {
     llama.LlamaModel,
     llama.LlamaDecoderLayer,
     llama.LlamaAttention,
@@ -29,86 +29,90 @@ _PLAIN = {
     nn.Linear,
     nn.Embedding,
 }
-_FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}
-"""Rotary positions whose angles do not depend on the longest position of a call."""
+_STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings whose angles do not depend on the longest position of a call."""
 
 
-def is_plain(decoder: PreTrainedModel) -> bool:
-    """Whether a decoder is a small LLaMA of transformers as it is: no adapter, quantised map or bias; on a CPU."""
-    if any(type(part) not in _PLAIN and not name.endswith(".mlp.act_fn") for name, part in decoder.named_modules()):
+def can_fuse(decoder: PreTrainedModel) -> bool:
+    """Return whether a decoder is a small float32 LLaMA on a CPU, without adapters, quantised layers or biases."""
+    modules = decoder.named_modules()
+    if any(type(module) not in _PLAIN_MODULES and not name.endswith(".mlp.act_fn") for name, module in modules):
         return False
     weights = dict(decoder.named_parameters())
     return (
-        decoder.rotary_emb.rope_type in _FIXED_ROTATIONS
+        decoder.rotary_emb.rope_type in _STATIC_ROPE_TYPES
         and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
         and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights.values())
         and not any(name.endswith(".bias") for name in weights)
     )
 
 
-class LeanLayers:
-    """The layers and the final norm of a decoder that `is_plain`, as they are now; made without gradients.
+class FusedLlama:
+    """Layers and final norm of a decoder for which `can_fuse` is true, with copies of its weights.
+
+    The outputs agree with those of the decoder up to rounding. Construct and run it without gradients.
 
     Args:
-        decoder: the LLaMA.
-        num_positions: positions are below this.
+        decoder: The LLaMA.
+        num_positions: Number of positions of the longest sequence.
     """
 
     def __init__(self, decoder: PreTrainedModel, num_positions: int) -> None:
-        self._layers = [_Layer.of(layer) for layer in decoder.layers]
-        self._final_norm, self._final_scale = _Norm.of(decoder.norm), _Norm.scale(decoder.norm)
+        self._layers = [_Layer.copy_of(layer) for layer in decoder.layers]
+        self._final_norm, self._final_scale = _UnscaledNorm.of(decoder.norm), _UnscaledNorm.scale(decoder.norm)
         self._rotations = _rotations(decoder, num_positions)
 
-    def run(self, states: Tensor, positions: Tensor, packing: Packing) -> Tensor:
-        """(tokens, H) what the decoder makes of a row (tokens, H), after its final norm.
+    def run(self, states: Tensor, position_ids: Tensor, pattern: AttentionPattern) -> Tensor:
+        """Return the output (tokens, H) of the decoder after its final norm.
 
         Args:
-            states: what the first layer reads.
-            positions: (tokens,).
-            packing: what sees what; if it names the newest tokens, the last layer runs for these alone: (B, H).
+            states: (tokens, H) input vectors of the first layer.
+            position_ids: (tokens,) positions.
+            pattern: Attention pattern of the sequence. If it names the newest tokens, the last layer runs for these
+                only, and the output is (B, H).
         """
-        rotation = _Rotation(*self._rotations.index_select(0, positions).unbind(1))
-        row = packing if isinstance(packing, PackedRow) else None
-        newest = None if row is None else row.newest
-        for number, layer in enumerate(self._layers):
+        rotation = _Rotation(*self._rotations.index_select(0, position_ids).unbind(1))
+        packed = pattern if isinstance(pattern, PackedAttention) else None
+        newest = None if packed is None else packed.newest_tokens
+        for index, layer in enumerate(self._layers):
             normed = layer.attention_norm(states)
-            if row is None or newest is None or layer is not self._layers[-1]:
-                query, own = layer.read(normed, rotation)
+            if packed is None or newest is None or layer is not self._layers[-1]:
+                query, own = layer.query_keys_values(normed, rotation)
             else:
-                own = layer.answers(normed, rotation)
-                states, packing = states[newest], NewestQueries(row, own)
-                query = layer.questions(normed[newest], _Rotation(*(part[newest] for part in rotation)))
-            attended = packing.attend(number, query, own, layer.rule)
+                own = layer.keys_values(normed, rotation)
+                states, pattern = states[newest], NewestTokenAttention(packed, own)
+                query = layer.query(normed[newest], _Rotation(*(part[newest] for part in rotation)))
+            attended = pattern.attend(index, query, own, layer.settings)
             states = torch.addmm(states, attended.flatten(1), layer.out)
             states = torch.addmm(states, layer.gated(layer.mlp_norm(states)), layer.down)
         return self._final_norm(states) * self._final_scale
 
 
 class _Rotation(NamedTuple):
-    """Rotary positions of some tokens."""
+    """Rotary embedding of some tokens."""
 
     cosine: Tensor
     """(tokens, 1, head width)."""
     sine: Tensor
     """(tokens, 1, head width), negative in the first half."""
 
-    def of(self, heads: Tensor) -> Tensor:
-        """The heads (tokens, heads, head width), turned to their positions."""
+    def apply(self, heads: Tensor) -> Tensor:
+        """Return heads (tokens, heads, head width) rotated to their positions."""
         swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
         return torch.addcmul(heads * self.cosine, swapped, self.sine)
 
 
-class _Norm(NamedTuple):
-    """A norm without its scale, which the product after it has taken over.
+class _UnscaledNorm(NamedTuple):
+    """RMS norm without its scale, which is folded into the following matrix.
 
-    x / sqrt(mean(x^2) + e) is sqrt(H) times x / sqrt(sum(x^2) + H e), which takes three operations.
+    x / sqrt(mean(x^2) + e) equals sqrt(H) times x / sqrt(sum(x^2) + H e), which takes three operations.
     """
 
     floor: Tensor
     """(1,) sqrt(H e)."""
 
     @classmethod
-    def of(cls, norm: Any) -> "_Norm":
+    def of(cls, norm: Any) -> "_UnscaledNorm":
         return cls(norm.weight.new_tensor([len(norm.weight) * norm.variance_epsilon]).sqrt())
 
     def __call__(self, states: Tensor) -> Tensor:
@@ -116,75 +120,75 @@ class _Norm(NamedTuple):
 
     @staticmethod
     def scale(norm: Any) -> Tensor:
-        """(H,) what is left to multiply with."""
+        """Return the scale (H,) to multiply the output with."""
         scale: Tensor = norm.weight * len(norm.weight) ** 0.5
         return scale
 
 
 class _Layer(NamedTuple):
-    """Copies of the weights of a layer, (in, out), so that one token reads them fast; maps of one input are one."""
+    """Copies of the weights of a layer as (in, out) matrices, which are fast for one token; maps of one input joined."""
 
-    attention_norm: _Norm
+    attention_norm: _UnscaledNorm
     query_key_value: Tensor
     out: Tensor
-    mlp_norm: _Norm
+    mlp_norm: _UnscaledNorm
     gate_up: Tensor
     down: Tensor
     activation: Callable[[Tensor], Tensor]
-    rule: ScoreRule
+    settings: AttentionSettings
     num_heads: int
     num_key_heads: int
     head_width: int
 
     @classmethod
-    def of(cls, layer: Any) -> "_Layer":
-        """Those of one of transformers' layers."""
+    def copy_of(cls, layer: Any) -> "_Layer":
+        """Copy the weights of one of transformers' layers."""
         attention, mlp, width = layer.self_attn, layer.mlp, layer.self_attn.head_dim
         return cls(
-            _Norm.of(layer.input_layernorm),
-            _scaled(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
-            attention.o_proj.weight.T.contiguous(),
-            _Norm.of(layer.post_attention_layernorm),
-            _scaled(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
-            mlp.down_proj.weight.T.contiguous(),
+            _UnscaledNorm.of(layer.input_layernorm),
+            _joined(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
+            attention.o_proj.weight.T.clone(memory_format=torch.contiguous_format),
+            _UnscaledNorm.of(layer.post_attention_layernorm),
+            _joined(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
+            mlp.down_proj.weight.T.clone(memory_format=torch.contiguous_format),
             mlp.act_fn,
-            ScoreRule(attention.scaling, None, 0.0, is_fused=True),
+            AttentionSettings(attention.scaling, None, 0.0, use_fused_kernel=True),
             attention.q_proj.out_features // width,
             attention.k_proj.out_features // width,
             width,
         )
 
-    def read(self, normed: Tensor, rotation: _Rotation) -> tuple[Tensor, KeysValues]:
-        """Queries (tokens, heads, head width), and keys and values."""
+    def query_keys_values(self, normed: Tensor, rotation: _Rotation) -> tuple[Tensor, KeysValues]:
+        """Return queries (tokens, heads, head width), and keys and values."""
         heads = torch.mm(normed, self.query_key_value).view(len(normed), -1, self.head_width)
-        turned = rotation.of(heads[:, : -self.num_key_heads])
-        keys, values = turned[:, self.num_heads :], heads[:, -self.num_key_heads :]
-        return turned[:, : self.num_heads], KeysValues(keys, values)
+        rotated = rotation.apply(heads[:, : -self.num_key_heads])
+        keys, values = rotated[:, self.num_heads :], heads[:, -self.num_key_heads :]
+        return rotated[:, : self.num_heads], KeysValues(keys, values)
 
-    def questions(self, normed: Tensor, rotation: _Rotation) -> Tensor:
-        """The queries alone."""
+    def query(self, normed: Tensor, rotation: _Rotation) -> Tensor:
+        """Return the queries only."""
         weights = self.query_key_value[:, : self.num_heads * self.head_width]
-        return rotation.of(torch.mm(normed, weights).view(len(normed), -1, self.head_width))
+        return rotation.apply(torch.mm(normed, weights).view(len(normed), -1, self.head_width))
 
-    def answers(self, normed: Tensor, rotation: _Rotation) -> KeysValues:
-        """The keys and values alone."""
+    def keys_values(self, normed: Tensor, rotation: _Rotation) -> KeysValues:
+        """Return the keys and values only."""
         weights = self.query_key_value[:, self.num_heads * self.head_width :]
         keys, values = torch.mm(normed, weights).view(len(normed), -1, self.head_width).chunk(2, dim=1)
-        return KeysValues(rotation.of(keys), values)
+        return KeysValues(rotation.apply(keys), values)
 
     def gated(self, normed: Tensor) -> Tensor:
-        """(tokens, width of the MLP)."""
+        """Return the input (tokens, MLP width) of the down projection."""
         gate, up = torch.mm(normed, self.gate_up).chunk(2, dim=1)
         return self.activation(gate) * up
 
 
-def _scaled(norm: Any, *maps: nn.Linear) -> Tensor:
-    """(H, out) the weights of maps side by side, times the scale of the norm before them."""
-    return (torch.cat([one.weight for one in maps]) * _Norm.scale(norm)).T.contiguous()
+def _joined(norm: Any, *maps: nn.Linear) -> Tensor:
+    """Return one (H, out) matrix of maps with the same input, multiplied with the scale of the norm before them."""
+    return (torch.cat([one.weight for one in maps]) * _UnscaledNorm.scale(norm)).T.contiguous()
 
 
 def _rotations(decoder: PreTrainedModel, num_positions: int) -> Tensor:
-    """(positions, 2, 1, head width): cosines, and sines that are negative in the first half."""
+    """Return (positions, 2, 1, head width): cosines, and sines that are negative in the first half."""
     cosine, sine = decoder.rotary_emb(torch.zeros(1, dtype=torch.float32), torch.arange(num_positions)[None])
     first, second = sine[0].chunk(2, dim=-1)
     return torch.stack([cosine[0], torch.cat([-first, second], dim=-1)], dim=1)[:, :, None]

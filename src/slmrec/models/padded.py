@@ -1,4 +1,6 @@
-"""The naive formulation, for comparison: every user padded to the longest history, the prompt in front of each."""
+"""Padded formulation of the decoder, for comparison: the prompt is repeated for every user."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +11,14 @@ from slmrec.types import Encoded, Histories
 
 
 class PaddedEncoder(nn.Module):
-    """The same user vectors as the model's own, by the stock transformers model with its fused attention.
+    """User vectors of a decoder, computed by transformers' own model with its fused attention on a padded batch.
 
-    A row is [prefix; pads; items; response] for each user, as in the reference, whose pads stand in the middle. Tests
-    and benchmarks measure the engine against this; nothing else uses it. Shares the model's weights.
+    Each user is a row [prefix; padding; items; response], as in the reference. Tests and benchmarks compare packed
+    batches with it; nothing else uses it. It shares the weights of the model.
 
     Args:
-        model: the recommender.
-        width: items a row has place for; shorter histories are padded to it.
+        model: The recommender.
+        width: Number of items of a row; shorter histories are padded to it.
     """
 
     def __init__(self, model: DecoderRecommender, width: int) -> None:
@@ -30,15 +32,15 @@ class PaddedEncoder(nn.Module):
 
     @property
     def max_history_items(self) -> int:
-        """The longest history."""
+        """Number of newest items of a history that the model reads."""
         return self.width
 
     def item_vectors(self) -> Tensor:
-        """(V+1, D)."""
+        """Return (V+1, D) item vectors."""
         return self.model.item_vectors()
 
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D) and block states (N, H), as `DecoderRecommender.encode`."""
+        """Return user vectors (N, D) and hidden states (N, H) of blocks, as `DecoderRecommender.encode` does."""
         model = self.model
         num_prefix = len(model.prefix)
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
@@ -47,33 +49,35 @@ class PaddedEncoder(nn.Module):
         items = histories.items.new_zeros(len(histories.items), self.width).index_put(
             (rows, columns + pads[rows]), histories.items[rows, columns]
         )
-        vectors = model.item_inputs(items)
         prompt = [part.expand(len(items), -1, -1) for part in (model.prefix, model.response)]
-        inputs = torch.cat([prompt[0], vectors, prompt[1]], dim=1)
-        at = torch.arange(inputs.shape[1], device=items.device)
-        is_pad = (at >= num_prefix) & (at < num_prefix + pads[:, None])
-        positions = at.expand(len(items), -1)
+        inputs = torch.cat([prompt[0], model.item_inputs(items), prompt[1]], dim=1)
+        tokens = torch.arange(inputs.shape[1], device=items.device)
+        is_pad = (tokens >= num_prefix) & (tokens < num_prefix + pads[:, None])
+        position_ids = tokens.expand(len(items), -1)
         if model.config.positions == "contiguous":
-            positions = positions - (at >= num_prefix) * pads[:, None]
-        output = self._stock(inputs, (~is_pad).long(), positions.clamp(min=0), num_blocks)
+            position_ids = position_ids - (tokens >= num_prefix) * pads[:, None]
+        output = self._run(inputs, (~is_pad).long(), position_ids.clamp(min=0), num_blocks)
         if every_position:
-            read = (rows, num_prefix + pads[rows] + columns)
+            supervised = (rows, num_prefix + pads[rows] + columns)
         else:
-            read = (torch.arange(len(items), device=items.device), torch.full_like(histories.lengths, len(at) - 1))
-        users = model.score(output.last_hidden_state[read])
+            users = torch.arange(len(items), device=items.device)
+            supervised = (users, torch.full_like(histories.lengths, len(tokens) - 1))
+        vectors = model.score(output.last_hidden_state[supervised])
         if not num_blocks:
-            return Encoded(users)
+            return Encoded(vectors)
         per_block = model.num_layers // num_blocks
-        return Encoded(users, tuple(output.hidden_states[per_block * k][read] for k in range(1, num_blocks + 1)))
+        states = (output.hidden_states[per_block * k][supervised] for k in range(1, num_blocks + 1))
+        return Encoded(vectors, tuple(states))
 
-    def _stock(self, inputs: Tensor, mask: Tensor, positions: Tensor, num_blocks: int):  # type: ignore[no-untyped-def]
+    def _run(self, inputs: Tensor, mask: Tensor, position_ids: Tensor, num_blocks: int) -> Any:
+        """Run transformers' decoder with its own attention."""
         decoder = self.model.decoder
         decoder.set_attn_implementation("sdpa" if decoder._supports_sdpa else "eager")
         try:
             return decoder(
                 inputs_embeds=inputs,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=position_ids,
                 use_cache=False,
                 output_hidden_states=num_blocks > 0,
             )

@@ -1,4 +1,4 @@
-"""Checkpoints of the original SLMRec code: what they call the weights, and the model that those make."""
+"""Checkpoints of the original SLMRec code: the names of their weights, and the model that they make."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,16 @@ _LLM = re.compile(r"^llama_model\.(base_model\.model\.)?")
 _LORA = re.compile(r"^decoder\.(layers\.\d+\.[\w.]+?\.(\w+)\.lora_[AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _UNUSED = re.compile(r"^down_layer_list\.|\.inv_freq$")
-"""Heads that train the student alone, and what newer versions of transformers compute."""
+"""Heads that only training uses, and buffers that newer versions of transformers compute."""
 _HEADS = ("input_embeds.weight", "input_proj.weight", "input_proj.bias", "score.weight")
-_NO_SIZES = ("architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
+_NOT_ARCHITECTURE = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "transformers_version",
+    "_name_or_path",
+)
 
 
 def decoder_of_reference(
@@ -31,22 +38,23 @@ def decoder_of_reference(
     max_history_items: int,
     lora_alpha: float | None = None,
 ) -> DecoderRecommender:
-    """The model of a state dict that the original code saved, in eval mode; with adapters if there are some.
+    """Return the model of a state dict that the original code saved, in eval mode; adapters stay adapters.
 
-    Positions are right-aligned, as there. The prompt is looked up in the checkpoint's own token table.
+    Positions are right-aligned, as in the original code. The prompt is looked up in the token embeddings of the
+    checkpoint.
 
     Args:
-        weights: by the original's names: `llama_model.base_model.model.*` (a LLaMA, adapted or not), `input_embeds`,
-            `input_proj`, `score`, and perhaps `down_layer_list`, which is for training alone and left out.
-        architecture: LLaMA's sizes in transformers' names; the depth is that of the checkpoint.
+        weights: Tensors by the original names: `llama_model.base_model.model.*` (a LLaMA, with adapters or without),
+            `input_embeds`, `input_proj`, `score`, and optionally `down_layer_list`, which only training uses.
+        architecture: Sizes of the LLaMA in transformers' names; the depth is taken from the checkpoint.
         prompt_ids: P tokens before the items.
-        response_ids: S tokens after them.
-        max_history_items: L, to which the original pads.
-        lora_alpha: the adapters are scaled by alpha / r; r unless given.
+        response_ids: S tokens after the items.
+        max_history_items: L, the length to which the original code pads histories.
+        lora_alpha: Scaling of the adapters, alpha / r; None: alpha is r.
 
     Raises:
-        CheckpointError: a weight is missing, unknown or of another shape.
-        ConfigError: the architecture makes no decoder, or a token id is outside the token table.
+        CheckpointError: A weight is missing, unknown or of another shape.
+        ConfigError: The architecture makes no decoder, or a token id is outside the token embeddings.
     """
     named = {_LLM.sub("decoder.", name): value.float() for name, value in weights.items() if not _UNUSED.search(name)}
     lora = {f"{match[1]}.default.weight": value for name, value in named.items() if (match := _LORA.match(name))}
@@ -75,34 +83,34 @@ def decoder_of_reference(
 
 
 def _depth(plain: Mapping[str, Tensor]) -> int:
-    found = sorted({int(match[1]) for name in plain if (match := _LAYER.match(name))})
-    if found != list(range(len(found))) or not found:
+    layers = sorted({int(match[1]) for name in plain if (match := _LAYER.match(name))})
+    if layers != list(range(len(layers))) or not layers:
         raise CheckpointError(
-            f"weights: layers {', '.join(map(str, found)) or 'none'}, expected 0, 1, ... without a gap; renumber"
+            f"weights: layers {', '.join(map(str, layers)) or 'none'}, expected 0, 1, ... without a gap; renumber"
         )
-    return len(found)
+    return len(layers)
 
 
 def _backbone(
     plain: Mapping[str, Tensor], architecture: Mapping[str, Any], prompt_ids: Sequence[int], response_ids: Sequence[int]
 ) -> Backbone:
-    """The LLaMA of a checkpoint, and the vectors of the prompt from its token table."""
+    """Return the LLaMA of a checkpoint, and the vectors of the prompt from its token embeddings."""
     table = plain["decoder.embed_tokens.weight"]
-    sizes = {key: value for key, value in architecture.items() if key not in _NO_SIZES}
+    sizes = {key: value for key, value in architecture.items() if key not in _NOT_ARCHITECTURE}
     decoder = random_decoder(
         {"model_type": "llama"} | sizes | {"num_hidden_layers": _depth(plain), "vocab_size": len(table)}
     )
     known = {name.removeprefix("decoder."): value for name, value in plain.items() if name not in _HEADS}
     _copy(dict(decoder.named_parameters()), known)
-    prompt = [_looked_up(table, ids, what) for ids, what in ((prompt_ids, "prompt"), (response_ids, "response"))]
+    prompt = [_token_vectors(table, ids, name) for ids, name in ((prompt_ids, "prompt"), (response_ids, "response"))]
     return Backbone(decoder, *prompt)
 
 
-def _looked_up(table: Tensor, ids: Sequence[int], what: str) -> Tensor:
+def _token_vectors(table: Tensor, ids: Sequence[int], name: str) -> Tensor:
     outside = [token for token in ids if not 0 <= token < len(table)]
     if outside:
         raise ConfigError(
-            f"{what} ids: {outside[0]} is outside the checkpoint's token table (0-{len(table) - 1}); take the ids of "
+            f"{name} ids: {outside[0]} is outside the checkpoint's token table (0-{len(table) - 1}); take the ids of "
             "its own tokenizer"
         )
     return table[torch.tensor(ids, dtype=torch.int64)]
@@ -119,16 +127,16 @@ def _lora_settings(lora: Mapping[str, Tensor], alpha: float | None) -> dict[str,
 
 @torch.no_grad()
 def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copies by name.
+    """Copy tensors by name.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: Names or shapes differ.
     """
     wrong = sorted(own.keys() ^ given.keys())
     if wrong:
-        where = "missing" if wrong[0] in own else "unknown"
+        fault = "missing" if wrong[0] in own else "unknown"
         raise CheckpointError(
-            f"weights: {wrong[0]} is {where} ({len(wrong)} names differ in all); give a checkpoint of the reference "
+            f"weights: {wrong[0]} is {fault} ({len(wrong)} names differ in all); give a checkpoint of the reference "
             "and the configuration of its own backbone"
         )
     for name, value in given.items():

@@ -1,53 +1,42 @@
 """SASRec: a small causal transformer over item vectors that are learned from scratch.
 
-Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). Ours differs in two ways that later
-work found to matter: positions are counted back from the newest item, and the loss is cross-entropy over the catalogue.
+Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). This implementation differs in two ways
+that later work found to matter: positions are counted back from the newest item, and the loss is cross-entropy over all
+items.
 
-Optionally each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An Attentive
+Optionally, each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An Attentive
 Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
 """
-
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.config import SasRecSettings
+from slmrec.config import LowPassSettings, SasRecSettings
+from slmrec.models.model import Model, ModelConfig, register
 from slmrec.types import Encoded, Histories, ModelParts
 
 
-class SasRecConfig(PretrainedConfig):
-    """Architecture of a `SasRec`; `low_pass` is None or holds the `weight` and the `frequencies` of the filter."""
+class SasRecConfig(ModelConfig):
+    """Architecture of a `SasRec`: the settings of `SasRecSettings`."""
 
     model_type = "slmrec_sasrec"
-
-    def __init__(
-        self,
-        num_items: int = 1,
-        hidden_size: int = 64,
-        num_hidden_layers: int = 2,
-        num_attention_heads: int = 2,
-        dropout: float = 0.5,
-        max_history_items: int = 50,
-        low_pass: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.num_items = num_items
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.dropout = dropout
-        self.max_history_items = max_history_items
-        self.low_pass = low_pass
-        super().__init__(**kwargs)
+    section = SasRecSettings
 
 
-class SasRec(PreTrainedModel):
-    """User vectors of width D from histories; a `SequenceEncoder`."""
+class SasRec(Model):
+    """SASRec: user vectors of width D from histories.
+
+    Args:
+        config: Architecture; the weights are random.
+
+    Example:
+        >>> model = SasRec(SasRecConfig(num_items=100, hidden_size=16)).eval()
+        >>> model.encode(Histories(torch.tensor([[3, 7, 0]]), torch.tensor([2]))).users.shape
+        torch.Size([1, 16])
+    """
 
     config_class = SasRecConfig
     base_model_prefix = "sasrec"
@@ -55,12 +44,13 @@ class SasRec(PreTrainedModel):
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
+        settings: SasRecSettings = config.settings
+        width = settings.hidden_size
         self.item_embeddings = nn.Embedding(config.num_items + 1, width, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_history_items, width)
+        self.position_embeddings = nn.Embedding(settings.max_history_items, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -71,100 +61,79 @@ class SasRec(PreTrainedModel):
         if isinstance(module, LowPass):
             nn.init.normal_(module.beta)
 
-    @property
-    def num_items(self) -> int:
-        """V."""
-        return self.config.num_items
-
-    @property
-    def max_history_items(self) -> int:
-        """The longest history the model reads."""
-        return self.config.max_history_items
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        return self.config.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        """Number of transformer blocks."""
-        return self.config.num_hidden_layers
-
-    @property
-    def decoder_part(self) -> None:
-        """Decoder whose layers a student may start from; SASRec has none."""
-        return None
-
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
         return self.item_embeddings.weight
 
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """User vectors (N, D) at the read-out positions; SASRec has no block states to teach with.
+        """Return user vectors (N, D) at the supervised positions; hidden states are not available.
 
         Raises:
-            ValueError: block states are asked for, or every position of a model whose filter looks ahead.
+            ValueError: Hidden states are requested, or every position of a model with a low-pass filter.
         """
         if num_blocks:
-            raise ValueError("SASRec gives no block states")
+            raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
         if every_position and self.config.low_pass:
-            raise ValueError("a low-pass filter sees later items, so only the newest position can be read out")
+            raise ValueError("a low-pass filter sees later items, so only the newest position can be encoded")
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
-        inside = columns < histories.lengths[:, None]
+        is_item = columns < histories.lengths[:, None]
         age = (histories.lengths[:, None] - 1 - columns).clamp(min=0)
         x = self.item_embeddings(histories.items) + self.position_embeddings(age)
         x = self.dropout(self.norm(x))
         for layer in self.layers[:-1]:
-            x = layer(x, x, None, columns[None], inside)
+            x = layer(x, x, None, columns[None], is_item)
         if every_position:
-            return Encoded(self.layers[-1](x, x, None, columns[None], inside)[inside])
+            return Encoded(self.layers[-1](x, x, None, columns[None], is_item)[is_item])
         last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
-        return Encoded(self.layers[-1](newest, x, inside[:, None, None, :], last[:, None], inside).squeeze(1))
-
-    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
-        """Call `encode`, for wrappers that call the model as a function."""
-        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
+        return Encoded(self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], is_item).squeeze(1))
 
 
 def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
     """Return a SASRec model with random weights."""
-    architecture = settings.model_dump(include=set(SasRecSettings.model_fields) - {"kind"})
-    return SasRec(SasRecConfig(num_items=parts.num_items, **architecture))
+    return SasRec(SasRecConfig.of(settings, parts.num_items))
 
 
 class LowPass(nn.Module):
-    """A smoothed sequence: its low frequencies, and of the others a share that is learned for each channel.
+    """Low-pass filter of a sequence, to which a learned share of the high frequencies is added in each channel.
 
     Source: BSARec: LayerNorm(x + Dropout(low + beta^2 * (x - low))). The frequencies are those of a window of
-    `max_history_items` positions that ends with the newest item and holds zeros before the oldest. Ours differs in
-    these zeros: there, pads are filtered along with the items. Here, what is no item counts for nothing.
-    Each beta starts at a draw from N(0, 1): its square is 1 on average, and channels differ from the start.
+    `max_history_items` positions that ends with the newest item and holds zeros before the oldest item. BSARec filters
+    the padding along with the items; here, positions without an item contribute nothing.
+    Each beta is initialised from N(0, 1): its square is 1 on average, and channels start with different values.
+
+    Args:
+        settings: Architecture of the model.
+        frequencies: Number of frequencies that pass.
     """
 
-    def __init__(self, config: SasRecConfig, frequencies: int) -> None:
+    def __init__(self, settings: SasRecSettings, frequencies: int) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.empty(config.hidden_size))
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self._matrix = low_pass_matrix(config.max_history_items, frequencies)
+        self.beta = nn.Parameter(torch.empty(settings.hidden_size))
+        self.norm = nn.LayerNorm(settings.hidden_size)
+        self.dropout = nn.Dropout(settings.dropout)
+        self._matrix = low_pass_matrix(settings.max_history_items, frequencies)
 
-    def forward(self, queries: Tensor, x: Tensor, columns: Tensor, inside: Tensor) -> Tensor:
-        """The filtered states (B, Q, D) of the queries, which stand at `columns` (B or 1, Q) of `x` (B, L, D).
+    def forward(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
+        """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).
 
-        The filter knows distances alone, so the window may begin with the oldest item as well as end with the newest.
+        The filter depends on distances alone, so the window may begin with the oldest item as well as end with the
+        newest.
         """
         matrix = torch.from_numpy(self._matrix).to(x)
-        low = (matrix[columns, : x.shape[1]] * inside[:, None, :]) @ x
+        low = (matrix[columns, : x.shape[1]] * is_item[:, None, :]) @ x
         output: Tensor = self.norm(queries + self.dropout(low + self.beta.square() * (queries - low)))
         return output
 
 
 def low_pass_matrix(window: int, frequencies: int) -> NDArray[np.float32]:
-    """(window, window) P, such that P x has the frequencies 0, 1, ... of x, as many as asked for, and no others.
+    """Return the matrix P (window, window) for which P x keeps the lowest frequencies of x and removes all higher ones.
 
-    P is symmetric and circulant: an entry depends on the distance of its positions alone.
+    P is symmetric and circulant: an entry depends only on the distance of its positions.
+
+    Args:
+        window: Number of positions.
+        frequencies: Number of frequencies that are kept: 0, 1, ...
 
     Example:
         >>> low_pass_matrix(4, 1)[0].tolist()
@@ -176,29 +145,36 @@ def low_pass_matrix(window: int, frequencies: int) -> NDArray[np.float32]:
 
 
 class Block(nn.Module):
-    """Attention, perhaps mixed with a filter, and feed-forward, each followed by dropout, residual and norm."""
+    """Transformer block: attention, optionally mixed with a low-pass filter, and a feed-forward network.
 
-    def __init__(self, config: SasRecConfig) -> None:
+    Each of the two is followed by dropout, a residual connection and a layer norm.
+
+    Args:
+        settings: Architecture of the model.
+    """
+
+    def __init__(self, settings: SasRecSettings) -> None:
         super().__init__()
-        width = config.hidden_size
-        self.num_heads = config.num_attention_heads
+        width = settings.hidden_size
+        self.num_heads = settings.num_attention_heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.output_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.filter_weight = config.low_pass["weight"] if config.low_pass else 0.0
-        self.low_pass = LowPass(config, config.low_pass["frequencies"]) if config.low_pass else None
+        self.dropout = nn.Dropout(settings.dropout)
+        low_pass: LowPassSettings | None = settings.low_pass
+        self.filter_weight = low_pass.weight if low_pass else 0.0
+        self.low_pass = LowPass(settings, low_pass.frequencies) if low_pass else None
 
-    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor, inside: Tensor) -> Tensor:
-        """States (B, Q, D) of the queries.
+    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor, is_item: Tensor) -> Tensor:
+        """Return the states (B, Q, D) of the queries.
 
         Args:
             queries: (B, Q, D) some positions of `x`.
-            x: (B, L, D) what they attend to.
-            visible: what of it, (B, 1, 1, L); None: causally.
-            columns: (B or 1, Q) where the queries stand in `x`.
-            inside: (B, L) which positions hold items.
+            x: (B, L, D) keys and values.
+            visible: (B, 1, 1, L) bool, the positions that are attended to; None: causal attention.
+            columns: (B or 1, Q) positions of the queries in `x`.
+            is_item: (B, L) bool, the positions that hold items.
         """
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(queries)),
@@ -211,8 +187,8 @@ class Block(nn.Module):
         attended = self.out(attended.transpose(1, 2).flatten(2))
         mixed = self.attention_norm(queries + self.dropout(attended))
         if self.low_pass is not None:
-            share = self.filter_weight
-            mixed = share * self.low_pass(queries, x, columns, inside) + (1 - share) * mixed
+            weight = self.filter_weight
+            mixed = weight * self.low_pass(queries, x, columns, is_item) + (1 - weight) * mixed
         output: Tensor = self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))
         return output
 
@@ -220,5 +196,4 @@ class Block(nn.Module):
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
-AutoConfig.register(SasRecConfig.model_type, SasRecConfig)
-AutoModel.register(SasRecConfig, SasRec)
+register(SasRec)

@@ -1,4 +1,4 @@
-"""What a language model knows of items: vectors of their titles, read once, and a learned map that joins them."""
+"""Item texts: vectors that a language model reads from titles once, and a learned map that adds them to a model."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -10,50 +10,51 @@ from transformers import AutoTokenizer
 
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import load_decoder, resolve
+from slmrec.models.model import ItemTable
 
 MAX_TITLE_TOKENS = 64
-"""Longer titles are cut."""
+"""Longer titles are truncated."""
 _BATCH = 64
 _TINY = 1e-12
 
 TitleSide = Literal["input", "score", "both"]
-"""Where titles count: where the history is read, in the scores, or in both."""
+"""Use of the text vectors: in the history that is read, in the scores, or in both."""
 
 
 class TitleReader(NamedTuple):
-    """How titles became vectors, so that those of new items can, too."""
+    """Recipe by which titles become text vectors, so that titles of new items can be read too."""
 
     source: str
-    """Of the language model, as in `load_backbone`."""
+    """Source of the language model, as in `load_backbone`."""
     layer: int
-    """After how many layers its states are read."""
+    """Layer after which its hidden states are read, from 1."""
     mean: Tensor
-    """(H,) of the states of the known titles."""
+    """(H,) mean hidden state of the titles of the data set."""
     axes: Tensor
-    """(H, C) from states without their mean to vectors."""
+    """(H, C) map from centred hidden states to text vectors."""
 
     def project(self, states: Tensor) -> Tensor:
-        """(n, C) of the states (n, H) of `read_titles`; rows that are 0 stay 0."""
+        """Return the text vectors (n, C) of hidden states (n, H) of `read_titles`; zero rows stay zero."""
         vectors = (states.double() - self.mean.double()) @ self.axes.double()
         return vectors.float() * (states.abs().sum(dim=1) > 0)[:, None]
 
 
 class ItemText(NamedTuple):
-    """Vectors of item texts, which a model joins to its item vectors."""
+    """Vectors of item texts, which a model uses beside its item vectors."""
 
     vectors: Tensor
-    """(V+1, C) reduced text vectors; row 0 and items without text are zero."""
+    """(V+1, C) text vectors; row 0 and the rows of items without text are zero."""
     reader: TitleReader | None = None
-    """How texts become vectors, so that those of new items can be read; None if it is not known."""
+    """Recipe of the vectors, for the texts of new items; None if it is not known."""
 
 
 class TitleMap(nn.Module):
-    """A learned linear map of fixed title vectors; items without a title have the vector 0.
+    """Learned linear map of fixed text vectors; items without text have the vector 0.
 
     Args:
         num_items: V.
-        num_components: C, the width of the title vectors.
-        width: T, what they are mapped to.
+        num_components: C, the width of the text vectors.
+        width: Output width.
     """
 
     vectors: Tensor
@@ -63,88 +64,101 @@ class TitleMap(nn.Module):
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_items + 1, num_components))
         self.reader: TitleReader | None = None
-        """How the vectors were made; folders of earlier versions do not tell."""
+        """Recipe of the vectors; None if it is not known."""
         self.map = nn.Linear(num_components, width, bias=False)
         nn.init.normal_(self.map.weight, std=0.02)
 
     def forward(self, items: Tensor | None = None) -> Tensor:
-        """(..., T) of some items, or (V+1, T) of all."""
+        """Return the mapped vectors (..., width) of some items, or (V+1, width) of all items."""
         mapped: Tensor = self.map(self.vectors if items is None else self.vectors[items])
         return mapped
 
+    def table(self) -> ItemTable:
+        """Return the text vectors as a table that grows with the items."""
+        return ItemTable(self.vectors, lambda values: setattr(self, "vectors", values), self)
+
 
 def read_titles(
-    source: str, titles: list[str | None], layer: int, progress: Callable[[int], None] | None = None
+    source: str,
+    titles: list[str | None],
+    layer: int,
+    progress: Callable[[int], None] | None = None,
+    section: str = "item_text",
 ) -> Tensor:
-    """(V+1, H) the mean of a pretrained decoder's hidden states over the tokens of each title, on the CPU.
+    """Return the mean hidden state (V+1, H) of a pretrained decoder over the tokens of each title, on the CPU.
 
-    Rows of items without a title, and row 0, are 0.
+    Row 0 and the rows of items without a title are zero.
 
     Args:
-        source: of the decoder, as in `load_backbone`.
-        titles: of the items 1..V.
-        layer: after how many layers the states are read.
-        progress: called after each batch with the number of titles in it.
+        source: Source of the decoder, as in `load_backbone`.
+        titles: Titles of the items 1..V.
+        layer: Layer after which hidden states are read, from 1.
+        progress: Called after each batch with the number of titles in it.
+        section: Path of the settings in the YAML, for messages.
 
     Raises:
-        CheckpointError: the source cannot be found, or is not a decoder.
-        ConfigError: it has fewer layers.
+        CheckpointError: The source cannot be found, or is not a decoder.
+        ConfigError: The decoder has fewer layers.
     """
-    decoder = load_decoder(source).eval()
+    decoder = load_decoder(source, setting=f"{section}.source").eval()
     depth = len(decoder.layers)
     if layer > depth:
-        raise ConfigError(f"titles.layer is {layer} but there are {depth} layers; choose 1-{depth}")
-    decoder.layers = decoder.layers[: layer + (layer < depth)]  # the state after the last one has been normalised
+        raise ConfigError(f"{section}.layer is {layer} but there are {depth} layers; choose 1-{depth}")
+    decoder.layers = decoder.layers[: layer + (layer < depth)]  # the last hidden state has passed the final norm
     decoder.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(resolve(source))
     named = [(item, title) for item, title in enumerate(titles, 1) if title and title.strip()]
-    tokens = tokenizer([title for _, title in named], add_special_tokens=False)["input_ids"] if named else []
-    rows = [torch.tensor(ids[:MAX_TITLE_TOKENS]) for ids in tokens]
+    encoded = tokenizer([title for _, title in named], add_special_tokens=False)["input_ids"] if named else []
+    tokens = [torch.tensor(ids[:MAX_TITLE_TOKENS]) for ids in encoded]
     vectors = torch.zeros(len(titles) + 1, decoder.config.hidden_size)
-    order = np.argsort([len(row) for row in rows], kind="stable")
-    for at in range(0, len(order), _BATCH):
-        chosen = order[at : at + _BATCH]
-        items = torch.tensor([named[row][0] for row in chosen])
-        vectors[items] = _pooled(decoder, [rows[row] for row in chosen], layer)
+    order = np.argsort([len(ids) for ids in tokens], kind="stable")
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
+        items = torch.tensor([named[index][0] for index in batch])
+        vectors[items] = _mean_states(decoder, [tokens[index] for index in batch], layer)
         if progress:
-            progress(len(chosen))
+            progress(len(batch))
     return vectors
 
 
-def _pooled(decoder: nn.Module, rows: list[Tensor], layer: int) -> Tensor:
-    """(B, H) means over tokens; pads stand on the right, where a causal decoder cannot see them."""
-    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    inside = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
+def _mean_states(decoder: nn.Module, titles: list[Tensor], layer: int) -> Tensor:
+    """Return means (B, H) over tokens; padding is on the right, where a causal decoder does not see it."""
+    tokens = nn.utils.rnn.pad_sequence(titles, batch_first=True)
+    lengths = torch.tensor([len(title) for title in titles])
+    is_token = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
     with torch.inference_mode():
         output = decoder(
             input_ids=tokens.to(next(decoder.parameters()).device), output_hidden_states=True, use_cache=False
         )
     states = output.hidden_states[layer].float().cpu()
-    means: Tensor = (states * inside[:, :, None]).sum(dim=1) / lengths[:, None]
+    means: Tensor = (states * is_token[:, :, None]).sum(dim=1) / lengths[:, None]
     return means
 
 
 class Whitened(NamedTuple):
-    """Title vectors, and the map that makes them."""
+    """Text vectors, and the map that computes them from hidden states."""
 
     vectors: Tensor
     """(V+1, C)."""
     mean: Tensor
     """(H,), as in `TitleReader`."""
     axes: Tensor
-    """(H, C), as there."""
+    """(H, C), as in `TitleReader`."""
 
 
 def whitened(vectors: Tensor, num_components: int) -> Whitened:
-    """The leading principal components of title vectors, half-way to all having the same scale.
+    """Return the leading principal components of title vectors, half-way to equal scales of all components.
 
-    A component of standard deviation s is divided by sqrt(s), and all by their root mean square, so that a title's
-    vector has a norm near sqrt(C). Rows that are 0 stay 0, and do not count for the mean.
+    A component of standard deviation s is divided by sqrt(s), and all components by their root mean square, so that
+    the vector of a title has a norm near sqrt(C). Zero rows stay zero and are ignored in the mean.
 
     Args:
-        vectors: (V+1, H) of `read_titles`.
+        vectors: (V+1, H) hidden states of `read_titles`.
         num_components: C, at most H.
+
+    Example:
+        >>> whitened(torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 1).vectors.abs().tolist()
+        [[0.0], [1.0], [1.0]]
     """
     known = vectors.abs().sum(dim=1) > 0
     centred = vectors[known].double()

@@ -13,10 +13,10 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.build import apply_training_options, set_trainable
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
     catalogue_loss,
@@ -46,7 +46,7 @@ def build(task: Task) -> dict[str, float]:
     _check_teacher(task, teacher, folder)
     ensemble = _kept_ensemble(settings, teacher, folder)
     if ensemble is not None:
-        teacher = ensemble.members["decoder"]
+        teacher = ensemble.models["decoder"]
     torch.manual_seed(task.config.seed)
     student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher))
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
@@ -152,13 +152,26 @@ def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ens
 
 def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dataset: Dataset) -> DistillationLoss:
     settings = task.config.distill
-    apply_training_options(student, settings.train)
+    student.apply_training_options(settings.train)
     if settings.mode == "online":
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        set_trainable(teacher.decoder_part, train_items=task.config.finetune.item_embeddings == "train")
+        _trainable_decoder(teacher).set_trainable(train_items=task.config.finetune.item_embeddings == "train")
     uses_cache = settings.mode == "offline" and needs_teacher(settings)
     outputs = _cached_teacher(task, teacher, data) if uses_cache else LiveTeacher(teacher)
     return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train))
+
+
+def _trainable_decoder(teacher: Model) -> DecoderRecommender:
+    """Return the decoder of a teacher that keeps learning.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if teacher.decoder_part is None:
+        raise ConfigError(
+            "distill.mode is online, but the teacher has no decoder that could keep learning; set distill.mode=offline"
+        )
+    return teacher.decoder_part
 
 
 def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> CachedTeacher:

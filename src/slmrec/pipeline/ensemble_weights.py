@@ -19,9 +19,10 @@ from torch import Tensor
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset
 from slmrec.evaluation.rank import eval_mode
+from slmrec.inference.freeze import freeze
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import EVAL_BATCH, Validation, validation
 from slmrec.progress import progress
@@ -95,10 +96,11 @@ def save_ensemble(
 def model_vectors(model: Model, users: Validation) -> Vectors:
     """Encode the validation users, and scale their vectors so that scores deviate by 1 within a user."""
     with eval_mode(model):
-        items = model.item_vectors().float()
+        frozen = freeze(model, fused=False)
+        items = frozen.item_vectors()
         vectors = items.new_empty(len(users.samples), items.shape[1])
         for rows, batch in by_length(users.samples, EVAL_BATCH, model.max_history_items):
-            vectors[rows] = model.encode(batch.histories.to(items.device)).users.float()
+            vectors[rows] = frozen.encode(batch.histories).users.float()
     deviation = score_deviation(vectors, items[1:])
     return Vectors(vectors / deviation, items, deviation)
 
@@ -218,7 +220,7 @@ def _walk(
         visit(scores, batch.targets, _candidates(users, rows, batch.histories.items, batch.targets, width))
 
 
-def _candidates(users: Validation, rows: np.ndarray, history: Tensor, targets: Tensor, width: int) -> Tensor:  # type: ignore[type-arg]
+def _candidates(users: Validation, rows: np.ndarray, history: Tensor, targets: Tensor, width: int) -> Tensor:
     """Return (b, V+1) whether an item competes with the target under the protocol."""
     if users.negatives is not None:
         drawn = torch.from_numpy(users.negatives[users.samples.spans(rows)[2]].astype(np.int64)).to(history.device)

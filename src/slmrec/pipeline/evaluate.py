@@ -22,7 +22,7 @@ from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import TOP_K, EncoderScorer, Scorer, draw_negatives, evaluate_scorer, throughput
 from slmrec.models.card import Measured
 from slmrec.models.folder import load_recommender, note_measured
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.evaluation_tables import show
 from slmrec.pipeline.finetune import teacher_item_vectors
 from slmrec.pipeline.stage import Task

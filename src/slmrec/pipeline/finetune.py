@@ -8,10 +8,10 @@ from torch import Tensor
 from slmrec.config import Config
 from slmrec.data.dataset import Dataset
 from slmrec.data.item_vectors import read_item_vectors
-from slmrec.models.build import apply_training_options, build_decoder, open_backbone, random_item_vectors
+from slmrec.models.build import build_decoder, open_backbone, random_item_vectors
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.ensemble_weights import mix
 from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
@@ -39,14 +39,14 @@ def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, di
     vectors = teacher_item_vectors(task.config, task.output, dataset)
     text = read_item_text(task.config, "finetune", settings.item_text, dataset)
     torch.manual_seed(task.config.seed)
-    backbone = open_backbone(settings)
+    backbone = open_backbone(settings, "finetune")
     if vectors is None or settings.item_embeddings == "reinitialise":
         width = settings.item_dim if vectors is None else vectors.shape[1]
         vectors = random_item_vectors(dataset.num_items, width)
     model = build_decoder(
         settings, backbone, vectors, text, section="finetune", train_items=settings.item_embeddings != "fixed"
     )
-    apply_training_options(model, settings.train)
+    model.apply_training_options(settings.train)
     loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model.max_history_items)
     metrics = fit_model(task, "finetune", model, loss, data, settings.train)

@@ -8,7 +8,7 @@ from slmrec.config import TrainConfig
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
 from slmrec.models.folder import save_recommender
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.training.full_softmax import CatalogueLoss

@@ -44,7 +44,7 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
             )
         _LOG.info("%s: the items have no titles (--items FILE gives them); training without text", section)
         return None
-    vectors = _title_vectors(section, settings, titles)
+    vectors = _title_vectors(section, name, settings, titles)
     if settings.num_components > vectors.shape[1]:
         raise ConfigError(
             f"item_text.{name}.num_components is {settings.num_components}, but the width of {settings.source} is "
@@ -54,7 +54,7 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
     return ItemText(white.vectors, TitleReader(settings.source, settings.layer, white.mean, white.axes))
 
 
-def _title_vectors(section: str, settings: ItemTextConfig, titles: list[str | None]) -> Tensor:
+def _title_vectors(section: str, name: str, settings: ItemTextConfig, titles: list[str | None]) -> Tensor:
     """Return (V+1, H) hidden states of all titles, from the cache if they were read before."""
     facts = [1, content_of(settings.source), settings.layer, MAX_TITLE_TOKENS, titles]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -64,7 +64,7 @@ def _title_vectors(section: str, settings: ItemTextConfig, titles: list[str | No
         return load_file(path)["vectors"]
     start = time.perf_counter()
     with progress(f"{section}: reading titles", total=len(titles)) as advance:
-        vectors = read_titles(settings.source, titles, settings.layer, advance)
+        vectors = read_titles(settings.source, titles, settings.layer, advance, f"item_text.{name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary:
         save_file({"vectors": vectors}, temporary)

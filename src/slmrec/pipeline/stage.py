@@ -21,7 +21,7 @@ from slmrec.files import sha256
 from slmrec.folders import disk_errors_reported, finish_replacement, is_empty_folder, partial_folder, put_in_place
 from slmrec.pipeline.table import Step
 from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
-from slmrec.version import __version__
+from slmrec.version import __version__, is_outdated
 
 _LOG = logging.getLogger(__name__)
 _PLACES = {"input", "items", "memory_limit"}
@@ -153,16 +153,6 @@ def finished(folder: Path, name: str) -> Path:
     if is_outdated(record.get("version")):
         raise _outdated(folder, stage, record)
     return folder
-
-
-def is_outdated(version: object) -> bool:
-    """Whether folders of a version cannot be read any more.
-
-    Example:
-        >>> is_outdated("0.1.0"), is_outdated("0.2.0")
-        (True, False)
-    """
-    return str(version).startswith("0.1.")
 
 
 def _outdated(folder: Path, stage: str, record: dict[str, Any]) -> CheckpointError:

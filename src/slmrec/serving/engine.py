@@ -7,10 +7,10 @@ from threading import Lock
 from typing import Any
 
 from slmrec.serving.http_errors import InvalidRequestError, RequestError
+from slmrec.inference.ranking import Ranked, RankRequest
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import ModelName, Query
-from slmrec.serving.ranking import Catalogue, Ranked, Ranker, Wish
 from slmrec.serving.sessions import Session, Sessions, is_full, slide_window, update_vectors
 from slmrec.serving.titles import TitleIndex
 
@@ -22,8 +22,8 @@ class ActiveModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
-        self.catalogue = Catalogue(loaded.recommender)
-        self.ranker = Ranker(loaded.recommender, self.catalogue)
+        self.catalogue = loaded.recommender.catalogue
+        self.ranker = loaded.recommender.ranker
         self.titles = TitleIndex(self.catalogue)
 
 
@@ -167,16 +167,17 @@ class Engine:
         self._full.extend(session_id for session_id, session in kept.items() if is_full(ranker, session))
         whole = [task.session for task in tasks if task.query.session_id is None and task.items]
         if whole:
-            for session, vector in zip(whole, ranker.encode([each.history for each in whole]).unbind(), strict=True):
-                session.vector = vector
-        lists = ranker.rank([_wish(task) for task in tasks], [task.session.vector for task in tasks])
+            encoded = ranker.encode([each.history for each in whole])
+            for row, session in enumerate(whole):
+                session.encoded = encoded.select([row])
+        lists = ranker.rank_users([_request(task) for task in tasks], [task.session.encoded for task in tasks])
         for task, ranked in zip(tasks, lists, strict=True):
-            task.result = Result(ranked, task.unknown, task.session.vector is None, _session_info(task), self.active)
+            task.result = Result(ranked, task.unknown, task.session.encoded is None, _session_info(task), self.active)
 
 
-def _wish(task: _Task) -> Wish:
+def _request(task: _Task) -> RankRequest:
     seen = task.session.history if task.query.filter_seen else []
-    return Wish(task.query.k, [*seen, *task.excluded], task.candidates)
+    return RankRequest(task.query.k, [*seen, *task.excluded], task.candidates)
 
 
 def _session_info(task: _Task) -> dict[str, Any] | None:

@@ -44,15 +44,19 @@ class LoadedModel:
         }
 
 
-def load(folder: Path) -> LoadedModel:
+def load(folder: Path, device: str | None = None) -> LoadedModel:
     """Load the model of a folder and run it once.
+
+    Args:
+        folder: Model folder.
+        device: Device, as in `Recommender.from_pretrained`.
 
     Raises:
         CheckpointError: A file is missing or damaged, or the model cannot be built or run; the message names the file.
     """
     try:
         fingerprint = fingerprint_of(folder)
-        recommender = Recommender.from_pretrained(folder)
+        recommender = Recommender.from_pretrained(folder, device=device)
         _check_outputs(recommender, folder)
     except SlmrecError:
         raise

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from slmrec.serving.ranking import Ranker
+from slmrec.inference.ranking import Ranker
+from slmrec.types import Encoded
 
 
 @dataclass(eq=False)
@@ -19,9 +18,9 @@ class Session:
     pending: list[int]
     """Newest items of the history that the model has not processed yet."""
     state: Any = None
-    """Key/value cache of the model's incremental decoding; None if the model has none."""
-    vector: Tensor | None = None
-    """(D,) user vector after the processed items; None before the first."""
+    """State of the model's incremental encoding; None before the first item."""
+    encoded: Encoded | None = None
+    """Output of the model (N = 1) after the processed items; None before the first."""
 
     def add(self, items: list[int], max_history: int) -> None:
         """Append events and drop the oldest items beyond `max_history`."""
@@ -74,7 +73,7 @@ class Sessions:
         """Convert all histories to the items of another model; all their items become pending."""
         for session in self._by_id.values():
             session.history = convert(session.history)
-            session.pending, session.state, session.vector = session.history, None, None
+            session.pending, session.state, session.encoded = session.history, None, None
 
 
 def update_vectors(ranker: Ranker, sessions: list[Session]) -> None:
@@ -82,29 +81,20 @@ def update_vectors(ranker: Ranker, sessions: list[Session]) -> None:
     outdated = [session for session in sessions if session.pending]
     if not outdated:
         return
-    model: Any = ranker.model
-    if _is_incremental(model):
-        for session in outdated:
-            session.state = session.state or model.new_state()
-        vectors = model.append_all([each.state for each in outdated], [each.pending for each in outdated]).float()
-    else:
-        vectors = ranker.encode([session.history for session in outdated])
-    for session, vector in zip(outdated, vectors.clone().unbind(), strict=True):
-        session.vector, session.pending = vector, []
+    for session in outdated:
+        session.state = session.state or ranker.model.new_state()
+    encoded = ranker.append([each.state for each in outdated], [each.pending for each in outdated])
+    for row, session in enumerate(outdated):
+        session.encoded, session.pending = encoded.select([row]), []
 
 
 def is_full(ranker: Ranker, session: Session) -> bool:
     """Return whether the cache holds `max_history_items` items, so that one more event slides the window."""
-    return session.state is not None and len(session.history) >= ranker.model.max_history_items
+    is_cached = ranker.model.is_incremental and session.state is not None
+    return is_cached and len(session.history) >= ranker.model.max_history_items
 
 
 def slide_window(ranker: Ranker, session: Session) -> None:
     """Recompute a full cache without its oldest item, which the next event would drop."""
-    model: Any = ranker.model
     if is_full(ranker, session):  # the model may have been replaced in the meantime
-        model.make_room([session.state])
-
-
-def _is_incremental(model: Any) -> bool:
-    """Return whether the model supports incremental decoding; other models encode the whole history."""
-    return bool(getattr(model, "is_incremental", False))
+        ranker.model.slide_window([session.state])

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from slmrec.serving.ranking import Catalogue
+from slmrec.inference.catalogue import Catalogue
 
 
 class TitleIndex:

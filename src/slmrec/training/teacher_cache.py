@@ -25,6 +25,7 @@ from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
 from slmrec.files import one_line
 from slmrec.training.samples import TrainingSamples
+from slmrec.inference.freeze import freeze
 from slmrec.types import Batch, Encoded, SequenceEncoder
 from slmrec.version import __version__
 
@@ -103,13 +104,14 @@ def write_teacher_cache(
     rows_of_samples = _Rows(data)
     with eval_mode(teacher), torch.inference_mode():
         first = data.collate(np.zeros(1, np.int64)).histories.to(device)
-        shapes = _output_shapes(teacher.encode(first, num_blocks=num_blocks), rows_of_samples.total)
+        frozen = freeze(teacher, fused=False)
+        shapes = _output_shapes(frozen.encode(first, num_blocks=num_blocks), rows_of_samples.total)
         with _locked_file(path, shapes, key) as parts:
             if parts is None:
                 return
             for sample_rows, batch in by_length(data.samples, batch_size, data.max_history_items, data.every_position):
                 histories, rows = batch.histories.to(device), rows_of_samples.of(sample_rows)
-                encoded = teacher.encode(histories, every_position=data.every_position, num_blocks=num_blocks)
+                encoded = frozen.encode(histories, every_position=data.every_position, num_blocks=num_blocks)
                 for part, values in zip(parts, (*encoded.hidden_states, encoded.users), strict=True):
                     part[rows] = values.float().cpu().numpy()
                 if progress:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.build import build_decoder, compile_layers
+from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.layers import compile_layers
 from slmrec.models.packed import attention as segments
 from slmrec.models.packed import flex
 from slmrec.models.packed.attention import PADDED_SHARE, KeysValues, ScoreRule, groups_of
@@ -354,7 +355,7 @@ def test_compiled_layers_give_the_same_numbers() -> None:
     model = random_model()
     batch = next(iter(random_batches(np.array([3, 5, 2]), 4)))
     expected = encode(model, batch).users
-    compile_layers(model)
+    compile_layers(model.decoder)
     compiled = model.decoder.layers[0].mlp._compiled_call_impl
     assert compiled is not None
     torch.testing.assert_close(encode(model, batch).users, expected, rtol=1e-4, atol=1e-5)
@@ -367,7 +368,7 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(ConfigError, match=r"cannot compile here \(no compiler\); install a C\+\+ compiler"):
-        compile_layers(random_model())
+        compile_layers(random_model().decoder)
 
 
 def test_norms_are_exact_under_autocast_however_large_their_input() -> None:

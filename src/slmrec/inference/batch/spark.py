@@ -40,7 +40,9 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
         )
     arguments = options.arguments()
     source = str(model.resolve()) if model.exists() else str(model)
-    recommender = Recommender.from_pretrained(source)  # so that a damaged folder is told here, in one line
+    recommender = Recommender.from_pretrained(
+        source, device="cpu"
+    )  # so that a damaged folder is told here, in one line
     frame = _read(_session(), input)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
@@ -91,7 +93,7 @@ def _answer(
     import torch
 
     torch.set_num_threads(1)
-    recommender = Recommender.from_pretrained(model)
+    recommender = Recommender.from_pretrained(model, device="cpu")
     for batch in batches:
         users, histories = sequences_of(pa.Table.from_batches([batch]), id_pattern)
         found = recommender.recommend(histories, user_ids=users, **arguments)

@@ -1,1 +1,1 @@
-"""The engine: a batch as one packed sequence without padding."""
+"""Packed (variable-length) batches: one sequence without padding, in which all users share the prompt."""

@@ -1,4 +1,4 @@
-"""Attention of segments: users of like length, padded to the longest, in plain products or in one kernel."""
+"""Attention over users of similar length, padded to the longest one, in plain products or in one fused kernel."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
-PADDED_SHARE = 1.25
-"""Segments are attended together, padded to the longest, while that costs at most this much more."""
+MAX_PADDING_RATIO = 1.25
+"""Largest ratio of tokens with padding to tokens without, in one length bucket."""
 
 
 class KeysValues(NamedTuple):
-    """What an attention layer reads, after rotation."""
+    """Keys and values of an attention layer, after the rotary embedding."""
 
     keys: Tensor
     """(tokens, key heads, head width)."""
@@ -22,171 +22,183 @@ class KeysValues(NamedTuple):
     """(tokens, key heads, head width)."""
 
 
-class ScoreRule(NamedTuple):
-    """How a layer turns products of queries and keys into weights."""
+class AttentionSettings(NamedTuple):
+    """Settings of a layer that turn products of queries and keys into attention weights."""
 
     scaling: float
     softcap: float | None
     dropout: float
-    is_fused: bool = False
-    """By PyTorch's fused attention where no keys are shared: faster, and rounded otherwise."""
+    use_fused_kernel: bool = False
+    """Use PyTorch's fused attention where no keys are shared: faster, with different rounding."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Users of like length, next to each other in the row."""
+class LengthBucket:
+    """Users of similar length, adjacent in the packed batch and sorted by length."""
 
     start: int
-    """First token, counted from the first user's."""
+    """First token, counted from the first token of the first user."""
     lengths: tuple[int, ...]
-    """Tokens of each user."""
+    """Number of tokens of each user."""
     device: torch.device = CPU
 
     @cached_property
-    def places(self) -> Tensor:
-        """(tokens,) where the tokens stand when each user is padded to the longest one."""
+    def padded_index(self) -> Tensor:
+        """(tokens,) index of each token in the flattened batch that is padded to the longest user."""
         lengths = torch.tensor(self.lengths)
-        inside = torch.arange(self.lengths[-1]) < lengths[:, None]
-        return torch.nonzero(inside.flatten()).squeeze(1).to(self.device)
+        is_token = torch.arange(self.lengths[-1]) < lengths[:, None]
+        return torch.nonzero(is_token.flatten()).squeeze(1).to(self.device)
 
 
-def groups_of(lengths: list[int], device: torch.device = CPU) -> list[Group]:
-    """Groups of users in ascending order of length, such that padding each to its longest costs little.
+def length_buckets(lengths: list[int], device: torch.device = CPU) -> list[LengthBucket]:
+    """Divide users into buckets such that padding each bucket to its longest user costs little.
 
-    On a GPU all are one: there a small product costs as much as a large one.
+    On a GPU all users form one bucket, because a small product takes as long as a large one there.
 
-    >>> [group.lengths for group in groups_of([2, 2, 5, 6])]
-    [(2, 2), (5, 6)]
+    Args:
+        lengths: Number of tokens of each user, in ascending order.
+        device: Device of the batch.
+
+    Example:
+        >>> [bucket.lengths for bucket in length_buckets([2, 2, 5, 6])]
+        [(2, 2), (5, 6)]
     """
     if device.type == "cuda":
-        return [Group(0, tuple(lengths), device)]
-    groups: list[Group] = []
+        return [LengthBucket(0, tuple(lengths), device)]
+    buckets: list[LengthBucket] = []
     first = start = tokens = 0
     for index, length in enumerate(lengths):
-        if index > first and length * (index + 1 - first) > PADDED_SHARE * (tokens + length):
-            groups.append(Group(start, tuple(lengths[first:index]), device))
+        if index > first and length * (index + 1 - first) > MAX_PADDING_RATIO * (tokens + length):
+            buckets.append(LengthBucket(start, tuple(lengths[first:index]), device))
             start, first, tokens = start + tokens, index, 0
         tokens += length
-    groups.append(Group(start, tuple(lengths[first:]), device))
-    return groups
+    buckets.append(LengthBucket(start, tuple(lengths[first:]), device))
+    return buckets
 
 
-def attend_group(
-    query: Tensor, own: KeysValues, before: KeysValues | None, rule: ScoreRule, visible: Tensor | None = None
+def attend(
+    query: Tensor,
+    own: KeysValues,
+    shared: KeysValues | None,
+    settings: AttentionSettings,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention of segments to their own tokens and to tokens that all of them share.
+    """Return the attention output of a batch of users over their own tokens and over shared tokens.
 
-    The shared keys meet the queries of all segments in one product: they are not copied for each.
+    The shared keys are multiplied with the queries of all users in one product and are not copied for each user.
 
     Args:
         query: (B, Q, heads, head width).
-        own: (B, K, key heads, head width); Q <= K, the queries are the newest tokens.
-        before: (shared, key heads, head width), all visible.
-        visible: bool (B or 1, Q, 1, K), or None: causally.
+        own: (B, K, key heads, head width); Q <= K, and the queries belong to the newest tokens.
+        shared: (shared tokens, key heads, head width), visible to every query; None: no shared tokens.
+        settings: Settings of the layer.
+        mask: Boolean (B or 1, Q, 1, K), True where a query sees a key; None: causal.
 
     Returns:
         (B, Q, heads, head width).
     """
-    size, num_queries, _, width = query.shape
+    batch_size, num_queries, _, width = query.shape
     num_keys, key_heads = own.keys.shape[1:3]
-    is_one_kernel = query.is_cuda and visible is None and num_queries == num_keys and rule.softcap is None
-    if before is None and (rule.is_fused or is_one_kernel):
-        return _fused(query, own, rule, visible)
-    if visible is None and num_queries > 1:
-        visible = causal(num_queries, num_keys, query.device)
-    # By key head, then segment, then query: (key heads, B, Q * heads per key head, head width).
-    asked = query.reshape(size, num_queries, key_heads, -1, width).permute(2, 0, 1, 3, 4).flatten(2, 3) * rule.scaling
+    is_one_kernel = query.is_cuda and mask is None and num_queries == num_keys and settings.softcap is None
+    if shared is None and (settings.use_fused_kernel or is_one_kernel):
+        return _fused_attend(query, own, settings, mask)
+    if mask is None and num_queries > 1:
+        mask = causal_mask(num_queries, num_keys, query.device)
+    # By key head, then user, then query: (key heads, B, Q * heads per key head, head width).
+    scaled = query.reshape(batch_size, num_queries, key_heads, -1, width).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    scaled = scaled * settings.scaling
     keys, values = (part.permute(2, 0, 1, 3) for part in own)
-    scores = _capped(asked @ keys.transpose(2, 3), rule)
-    if visible is not None:
+    scores = _softcap(scaled @ keys.transpose(2, 3), settings)
+    if mask is not None:
         shape = scores.shape
-        scores = scores.view(key_heads, size, num_queries, -1, num_keys).masked_fill(~visible, -torch.inf).view(shape)
-    if before is None:
-        weights = _weights(scores, rule, query.dtype)
-        attended = weights @ values
+        scores = scores.view(key_heads, batch_size, num_queries, -1, num_keys).masked_fill(~mask, -torch.inf)
+        scores = scores.view(shape)
+    if shared is None:
+        output = _weights(scores, settings, query.dtype) @ values
     else:
-        shared_keys, shared_values = (part.to(query.dtype).transpose(0, 1) for part in before)
-        shared = _capped(asked.flatten(1, 2) @ shared_keys.transpose(1, 2), rule)
-        weights = _weights(torch.cat([shared.view(*scores.shape[:3], -1), scores], dim=-1), rule, query.dtype)
-        num_shared = shared.shape[-1]
-        attended = weights[..., num_shared:] @ values
-        attended = attended + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(attended)
-    return attended.view(key_heads, size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        shared_keys, shared_values = (part.to(query.dtype).transpose(0, 1) for part in shared)
+        shared_scores = _softcap(scaled.flatten(1, 2) @ shared_keys.transpose(1, 2), settings)
+        all_scores = torch.cat([shared_scores.view(*scores.shape[:3], -1), scores], dim=-1)
+        weights = _weights(all_scores, settings, query.dtype)
+        num_shared = shared_scores.shape[-1]
+        output = weights[..., num_shared:] @ values
+        output = output + (weights[..., :num_shared].flatten(1, 2) @ shared_values).view_as(output)
+    return output.view(key_heads, batch_size, num_queries, -1, width).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
-def _fused(query: Tensor, own: KeysValues, rule: ScoreRule, visible: Tensor | None) -> Tensor:
-    """As `attend_group` in one kernel, without shared tokens or softcap."""
+def _fused_attend(query: Tensor, own: KeysValues, settings: AttentionSettings, mask: Tensor | None) -> Tensor:
+    """Compute `attend` in one kernel, without shared tokens or softcap."""
     num_queries, num_keys = query.shape[1], own.keys.shape[1]
-    is_causal = visible is None and 1 < num_queries == num_keys
-    if visible is None and 1 < num_queries < num_keys:
-        visible = causal(num_queries, num_keys, query.device)
-    times = query.shape[2] // own.keys.shape[2]
-    if query.is_cuda and times > 1:  # not all kernels there let heads share keys
-        own = KeysValues(*(part.repeat_interleave(times, dim=2) for part in own))
-    attended: Tensor = F.scaled_dot_product_attention(
+    is_causal = mask is None and 1 < num_queries == num_keys
+    if mask is None and 1 < num_queries < num_keys:
+        mask = causal_mask(num_queries, num_keys, query.device)
+    heads_per_key = query.shape[2] // own.keys.shape[2]
+    if query.is_cuda and heads_per_key > 1:  # some CUDA kernels do not support grouped-query attention
+        own = KeysValues(*(part.repeat_interleave(heads_per_key, dim=2) for part in own))
+    output: Tensor = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         own.keys.transpose(1, 2),
         own.values.transpose(1, 2),
-        attn_mask=None if visible is None else visible.transpose(1, 2),
-        dropout_p=rule.dropout,
+        attn_mask=None if mask is None else mask.transpose(1, 2),
+        dropout_p=settings.dropout,
         is_causal=is_causal,
-        scale=rule.scaling,
-        enable_gqa=times > 1 and not query.is_cuda,
+        scale=settings.scaling,
+        enable_gqa=heads_per_key > 1 and not query.is_cuda,
     )
-    return attended.transpose(1, 2)
+    return output.transpose(1, 2)
 
 
-def _capped(scores: Tensor, rule: ScoreRule) -> Tensor:
-    return scores if rule.softcap is None else rule.softcap * torch.tanh(scores / rule.softcap)
+def _softcap(scores: Tensor, settings: AttentionSettings) -> Tensor:
+    return scores if settings.softcap is None else settings.softcap * torch.tanh(scores / settings.softcap)
 
 
-def _weights(scores: Tensor, rule: ScoreRule, dtype: torch.dtype) -> Tensor:
+def _weights(scores: Tensor, settings: AttentionSettings, dtype: torch.dtype) -> Tensor:
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
-    return F.dropout(weights, rule.dropout) if rule.dropout else weights
+    return F.dropout(weights, settings.dropout) if settings.dropout else weights
 
 
-def causal(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    """(1, Q, 1, K): each query, of which the newest are last, sees the keys up to its own."""
-    asked = torch.arange(num_keys - num_queries, num_keys, device=device)
-    return (torch.arange(num_keys, device=device) <= asked[:, None])[None, :, None, :]
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """Return the mask (1, Q, 1, K) of queries that belong to the newest tokens and see the keys up to their own."""
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
+    return (torch.arange(num_keys, device=device) <= queries[:, None])[None, :, None, :]
 
 
-def not_pads(group: Group, device: torch.device) -> Tensor | None:
-    """(B, 1, 1, K): the keys that are tokens of their user; None if all are."""
-    if group.lengths[0] == group.lengths[-1]:
+def padding_mask(bucket: LengthBucket, device: torch.device) -> Tensor | None:
+    """Return the mask (B, 1, 1, K) of the keys that are no padding; None if there is no padding."""
+    if bucket.lengths[0] == bucket.lengths[-1]:
         return None
-    lengths = torch.tensor(group.lengths, device=device)
-    return (torch.arange(group.lengths[-1], device=device) < lengths[:, None])[:, None, None, :]
+    lengths = torch.tensor(bucket.lengths, device=device)
+    return (torch.arange(bucket.lengths[-1], device=device) < lengths[:, None])[:, None, None, :]
 
 
-def one_segment(own: KeysValues) -> KeysValues:
-    """As a batch of one."""
+def as_batch_of_one(own: KeysValues) -> KeysValues:
+    """Add a batch dimension of size 1."""
     return KeysValues(own.keys[None], own.values[None])
 
 
-def padded_keys(users: KeysValues, group: Group) -> KeysValues:
-    """Those of a group's users, each (B, longest, key heads, head width)."""
-    return KeysValues(padded(users.keys, group), padded(users.values, group))
+def pad_keys_values(users: KeysValues, bucket: LengthBucket) -> KeysValues:
+    """Return keys and values of the users of a bucket, each (B, longest, key heads, head width)."""
+    return KeysValues(pad(users.keys, bucket), pad(users.values, bucket))
 
 
-def padded(tokens: Tensor, group: Group) -> Tensor:
-    """(B, longest, heads, head width): a view if all are equally long."""
-    total, longest = sum(group.lengths), group.lengths[-1]
-    part = tokens if len(tokens) == total else tokens[group.start : group.start + total]
-    if group.lengths[0] == longest:
-        return part.view(len(group.lengths), longest, *part.shape[1:])
-    spaced = part.new_zeros(len(group.lengths) * longest, *part.shape[1:])
-    return spaced.index_copy(0, group.places, part).view(len(group.lengths), longest, *part.shape[1:])
+def pad(tokens: Tensor, bucket: LengthBucket) -> Tensor:
+    """Return the tokens of a bucket as (B, longest, heads, head width); a view if all users have the same length."""
+    total, longest = sum(bucket.lengths), bucket.lengths[-1]
+    part = tokens if len(tokens) == total else tokens[bucket.start : bucket.start + total]
+    if bucket.lengths[0] == longest:
+        return part.view(len(bucket.lengths), longest, *part.shape[1:])
+    padded = part.new_zeros(len(bucket.lengths) * longest, *part.shape[1:])
+    return padded.index_copy(0, bucket.padded_index, part).view(len(bucket.lengths), longest, *part.shape[1:])
 
 
-def unpadded(attended: Tensor, group: Group) -> Tensor:
-    """(1, tokens, heads, head width)."""
-    flat = attended.flatten(0, 1)
-    if group.lengths[0] != group.lengths[-1]:
-        flat = flat[group.places]
+def unpad(padded: Tensor, bucket: LengthBucket) -> Tensor:
+    """Return the tokens of a bucket without padding, (1, tokens, heads, head width)."""
+    flat = padded.flatten(0, 1)
+    if bucket.lengths[0] != bucket.lengths[-1]:
+        flat = flat[bucket.padded_index]
     return flat[None]
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """One after the other; a single part as it is."""
+def concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenate tensors; a single one is returned without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

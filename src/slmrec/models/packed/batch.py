@@ -1,103 +1,132 @@
-"""The plan of a batch as one row of tokens without pads: where each token stands and where its users are read."""
+"""Layout of a packed batch: the position of every token, and the tokens at which the users are read."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from slmrec.models.packed.attention import Group, KeysValues, groups_of
-from slmrec.models.packed.masks import PackedRow
+from slmrec.models.packed.attention import KeysValues, LengthBucket, length_buckets
+from slmrec.models.packed.masks import PackedAttention
 from slmrec.types import Histories
 
 
-class Row(NamedTuple):
-    """[prefix; user; user; ...]: the users in ascending order of length, each its items and then the response."""
+class PackedBatch(NamedTuple):
+    """Layout [prefix; user; user; ...] of a batch as one sequence without padding.
+
+    The users stand in ascending order of length, each with its items followed by the response tokens.
+    """
 
     item_rows: Tensor
-    """(items,) the batch's row of each item token, in the order of the packed row."""
+    """(items,) row in the histories of each item token, in packed order."""
     item_columns: Tensor
-    """(items,) its column."""
+    """(items,) column in the histories of each item token."""
     order: Tensor
-    """(tokens,) for each token its place in [prefix; all items; response]."""
-    positions: Tensor
-    """(tokens,) position ids."""
-    places: Tensor
-    """(N,) tokens at which the users are read, in the batch's order."""
-    last_places: Tensor
-    """(N,) the same in what the last layer puts out."""
-    newest: Tensor | None
-    """(B,) each user's last token, in the row's order; None where every position is read."""
-    groups: list[Group]
+    """(tokens,) index of each token in [prefix; all items; response]."""
+    position_ids: Tensor
+    """(tokens,) position of each token for the positional encoding."""
+    supervised: Tensor
+    """(N,) tokens at which the users are read, in the order of the histories."""
+    supervised_in_output: Tensor
+    """(N,) the same positions in the output of the last layer, which may run for the newest tokens only."""
+    newest_tokens: Tensor | None
+    """(B,) newest token of each user, in packed order; None if every position is read."""
+    buckets: list[LengthBucket]
     num_prefix: int
 
-    def packing(self, longest: int, cached_prefix: list[KeysValues] | None) -> PackedRow:
-        """What the attention layers are given."""
-        return PackedRow(self.groups, self.num_prefix, longest, self.positions.device, cached_prefix, self.newest)
+    def items_of(self, histories: Histories) -> Tensor:
+        """Return the items (items,) in packed order."""
+        return histories.items[self.item_rows, self.item_columns]
+
+    def inputs(self, items: Tensor, prefix: Tensor | None, response: Tensor) -> Tensor:
+        """Return the input vectors (tokens, H) of the decoder.
+
+        Args:
+            items: (items, H) vectors of the items in packed order.
+            prefix: (P, H) vectors of the prefix; None if its keys and values are precomputed.
+            response: (S, H) vectors of the response.
+        """
+        parts = [items] if prefix is None else [prefix.to(items.dtype), items]
+        if len(response):
+            return torch.cat([*parts, response.to(items.dtype)])[self.order]
+        return items if prefix is None else torch.cat(parts)
+
+    def attention(self, max_tokens: int, prefix: list[KeysValues] | None) -> PackedAttention:
+        """Return the attention pattern of the batch.
+
+        Args:
+            max_tokens: Largest number of tokens of one user.
+            prefix: Precomputed keys and values of the prefix by layer; None: the prefix is part of the batch.
+        """
+        device = self.position_ids.device
+        return PackedAttention(self.buckets, self.num_prefix, max_tokens, device, prefix, self.newest_tokens)
 
 
 def pack(
-    histories: Histories, every_position: bool, num_prefix: int, num_response: int, prefix_known: bool, pads: Tensor
-) -> Row:
-    """The plan of a batch.
+    histories: Histories, every_position: bool, num_prefix: int, num_response: int, prefix_cached: bool, pads: Tensor
+) -> PackedBatch:
+    """Return the packed layout of a batch.
 
     Args:
-        histories: the histories.
-        every_position: read the users at every item position instead of only the newest one.
+        histories: Histories of the users.
+        every_position: Read the users at every item position instead of only at the newest one.
         num_prefix: P.
         num_response: S.
-        prefix_known: the prefix was computed before and takes no place in the row.
-        pads: (B,) positions left free between the prefix and the items of each user.
+        prefix_cached: The keys and values of the prefix are precomputed, so it takes no place in the batch.
+        pads: (B,) number of position ids left free between the prefix and the items of each user.
     """
     device = histories.items.device
-    in_row = 0 if prefix_known else num_prefix
+    in_batch = 0 if prefix_cached else num_prefix
     if len(histories.lengths) == 1:
-        return _pack_one(histories, every_position, num_prefix, num_response, in_row, int(pads[0]))
+        return _pack_one(histories, every_position, num_prefix, num_response, in_batch, int(pads[0]))
     sizes, users = torch.sort(histories.lengths + num_response, stable=True)
-    starts = in_row + sizes.cumsum(0) - sizes
+    starts = in_batch + sizes.cumsum(0) - sizes
     user = torch.repeat_interleave(users, sizes)
-    columns = torch.arange(len(user), device=device) - torch.repeat_interleave(starts - in_row, sizes)
+    columns = torch.arange(len(user), device=device) - torch.repeat_interleave(starts - in_batch, sizes)
     is_item = columns < histories.lengths[user]
-    prefix = torch.arange(in_row, device=device)
-    first_response = in_row + int(is_item.sum())
-    origin = torch.where(is_item, in_row + is_item.cumsum(0) - 1, first_response + columns - histories.lengths[user])
-    positions = torch.cat([prefix, num_prefix + columns + pads[user]])
+    prefix = torch.arange(in_batch, device=device)
+    first_response = in_batch + int(is_item.sum())
+    source = torch.where(is_item, in_batch + is_item.cumsum(0) - 1, first_response + columns - histories.lengths[user])
+    position_ids = torch.cat([prefix, num_prefix + columns + pads[user]])
     ends = starts + sizes - 1
-    back = torch.empty_like(users).index_copy(0, users, torch.arange(len(users), device=device))
+    inverse = torch.empty_like(users).index_copy(0, users, torch.arange(len(users), device=device))
     if every_position:
-        places = torch.repeat_interleave(starts[back], histories.lengths) + _counted(histories.lengths)
-        last_places, newest = places, None
+        firsts = torch.repeat_interleave(starts[inverse], histories.lengths)
+        supervised = firsts + _ranges(histories.lengths)
+        supervised_in_output, newest = supervised, None
     else:
-        places, last_places, newest = ends[back], back, ends
-    return Row(
+        supervised, supervised_in_output, newest = ends[inverse], inverse, ends
+    return PackedBatch(
         user[is_item],
         columns[is_item],
-        torch.cat([prefix, origin]),
-        positions,
-        places,
-        last_places,
+        torch.cat([prefix, source]),
+        position_ids,
+        supervised,
+        supervised_in_output,
         newest,
-        groups_of(sizes.tolist(), device),
+        length_buckets(sizes.tolist(), device),
         num_prefix,
     )
 
 
 def _pack_one(
-    histories: Histories, every_position: bool, num_prefix: int, num_response: int, in_row: int, num_pads: int
-) -> Row:
-    """The same plan for a single user, whose tokens stand in order."""
+    histories: Histories, every_position: bool, num_prefix: int, num_response: int, in_batch: int, num_pads: int
+) -> PackedBatch:
+    """Return the layout of a single user, whose tokens need no sorting."""
     num_items = int(histories.lengths[0])
     size = num_items + num_response
-    order = torch.arange(in_row + size, device=histories.items.device)
-    shifted = order[: size if num_pads else 0] + num_prefix + num_pads
-    positions = torch.cat([order[:in_row], shifted]) if num_pads else order + (num_prefix - in_row)
-    items, first = order[:num_items], torch.zeros_like(order[:num_items])
-    places = order[in_row : in_row + num_items] if every_position else order[-1:]
-    last_places, newest = (places, None) if every_position else (first[:1], places)
-    groups = [Group(0, (size,))]
-    return Row(first, items, order, positions, places, last_places, newest, groups, num_prefix)
+    order = torch.arange(in_batch + size, device=histories.items.device)
+    if num_pads:
+        position_ids = torch.cat([order[:in_batch], order[:size] + num_prefix + num_pads])
+    else:
+        position_ids = order + (num_prefix - in_batch)
+    items, zeros = order[:num_items], torch.zeros_like(order[:num_items])
+    supervised = order[in_batch : in_batch + num_items] if every_position else order[-1:]
+    in_output, newest = (supervised, None) if every_position else (zeros[:1], supervised)
+    buckets = [LengthBucket(0, (size,))]
+    return PackedBatch(zeros, items, order, position_ids, supervised, in_output, newest, buckets, num_prefix)
 
 
-def _counted(lengths: Tensor) -> Tensor:
-    """0, 1, ... for each length, back to back."""
+def _ranges(lengths: Tensor) -> Tensor:
+    """Return 0, 1, ... up to each length, concatenated."""
     total = torch.arange(int(lengths.sum()), device=lengths.device)
     return total - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)

@@ -1,8 +1,8 @@
-"""The engine's attention: one packed row, whose users share the prompt and see nothing of each other.
+"""Packed attention inside any transformers decoder, through transformers' attention interface.
 
-A batch is one row [prefix; user 1; user 2; ...] without pads. Registered with transformers' attention interface, so
-that any decoder which uses it runs unmodified: the plan of the row (`plans.py`) travels as the keyword `packing`
-through the decoder into every attention layer, which hands queries, keys and values to `packing.attend`.
+A batch is one sequence [prefix; user 1; user 2; ...] without padding. The decoder runs unmodified: the attention
+pattern (`masks.py`) travels as the keyword `pattern` through the decoder into every attention layer, which passes its
+queries, keys and values to `pattern.attend`.
 """
 
 from collections.abc import Callable
@@ -13,75 +13,77 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from slmrec.errors import ConfigError
-from slmrec.models.packed.attention import KeysValues, ScoreRule
-from slmrec.models.packed.masks import NewestQueries, PackedRow, Packing
+from slmrec.models.packed.attention import AttentionSettings, KeysValues
+from slmrec.models.packed.masks import AttentionPattern, NewestTokenAttention, PackedAttention
 
 NAME = "slmrec_packed"
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
-_HARMLESS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
+_IGNORED_KEYWORDS = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
 
 
-class _KeysTakenError(Exception):
-    """Carries a layer's keys and values out of it, so that what the layer would do with them is not computed."""
+class _KeysValuesComputed(Exception):  # noqa: N818 - it carries a result and is no error
+    """Carries the keys and values out of a layer, so that the rest of the layer is not computed."""
 
-    def __init__(self, answers: KeysValues) -> None:
-        self.answers = answers
+    def __init__(self, keys_values: KeysValues) -> None:
+        self.keys_values = keys_values
 
 
 @dataclass
-class _TakeKeys:
-    longest: int
+class _KeysValuesOnly:
+    """Attention pattern that stops a layer as soon as its keys and values are computed."""
 
-    def attend(self, layer: int, query: Tensor, own: KeysValues, rule: ScoreRule) -> Tensor:
-        raise _KeysTakenError(own)
+    max_tokens: int
+
+    def attend(self, layer: int, query: Tensor, own: KeysValues, settings: AttentionSettings) -> Tensor:
+        raise _KeysValuesComputed(own)
 
 
-def read_newest(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """A pre-hook of the last decoder layer, which then runs on the newest token of each user alone, if so planned.
+def run_newest_tokens(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Forward pre-hook of the last decoder layer that lets it run for the newest token of each user only.
 
-    The layer is entered once with all tokens, up to its keys and values, and then run on the newest tokens over them.
+    The layer is called once with all tokens, up to its keys and values, and then with the newest tokens.
     """
-    row = keywords.get("packing")
-    if not isinstance(row, PackedRow) or row.newest is None:
+    packed = keywords.get("pattern")
+    if not isinstance(packed, PackedAttention) or packed.newest_tokens is None:
         return None
-    hidden, *others = arguments
+    hidden, *rest = arguments
     try:
-        layer.forward(hidden, *others, **keywords | {"packing": _TakeKeys(row.longest)})
-    except _KeysTakenError as taken:
-        answers = taken.answers
+        layer.forward(hidden, *rest, **keywords | {"pattern": _KeysValuesOnly(packed.max_tokens)})
+    except _KeysValuesComputed as computed:
+        keys_values = computed.keys_values
     else:
-        raise ConfigError(f"{type(layer).__name__} does not attend through transformers' attention interface")
-    at = row.newest
+        raise ConfigError(f"{type(layer).__name__} does not use transformers' attention interface")
+    newest = packed.newest_tokens
     cosine, sine = keywords["position_embeddings"]
-    fewer = {
-        "packing": NewestQueries(row, answers),
-        "position_embeddings": (cosine[:, at], sine[:, at]),
-        "position_ids": keywords["position_ids"][:, at],
+    of_newest = {
+        "pattern": NewestTokenAttention(packed, keys_values),
+        "position_embeddings": (cosine[:, newest], sine[:, newest]),
+        "position_ids": keywords["position_ids"][:, newest],
     }
-    return (hidden[:, at], *others), keywords | fewer
+    return (hidden[:, newest], *rest), keywords | of_newest
 
 
 def use_packed_attention(decoder: PreTrainedModel) -> None:
-    """Lets a decoder attend through the plan it is given."""
+    """Make a decoder attend through the pattern that it is called with."""
     decoder.set_attn_implementation(NAME)
-    decoder.layers[-1].register_forward_pre_hook(read_newest, with_kwargs=True)
+    decoder.layers[-1].register_forward_pre_hook(run_newest_tokens, with_kwargs=True)
 
 
 def check_attention(decoder: PreTrainedModel) -> None:
-    """Refuses decoders whose attention is of another kind; what a layer alone knows is checked when it attends.
+    """Refuse decoders with unsupported attention; settings that only a layer knows are checked when it runs.
 
     Raises:
-        ConfigError: its architecture does not use transformers' attention interface, or has layers of another kind.
+        ConfigError: The architecture does not use transformers' attention interface, or has unsupported layers.
     """
     name = type(decoder).__name__
     if not decoder._supports_attention_backend:
         raise ConfigError(f"backbone {name}: its attention cannot be replaced; choose a LLaMA-like decoder")
-    odd = set(getattr(decoder.config, "layer_types", None) or ()) - _SUPPORTED_LAYERS
+    unsupported = set(getattr(decoder.config, "layer_types", None) or ()) - _SUPPORTED_LAYERS
     if not getattr(decoder.config, "is_causal", True) or getattr(decoder.config, "use_bidirectional_attention", None):
-        odd.add("bidirectional")
-    if odd:
-        kinds = ", ".join(sorted(odd))
-        raise ConfigError(f"backbone {name}: it has {kinds} layers; choose a decoder with causal attention in all")
+        unsupported.add("bidirectional")
+    if unsupported:
+        types = ", ".join(sorted(unsupported))
+        raise ConfigError(f"backbone {name}: it has {types} layers; choose a decoder with causal attention in all")
 
 
 def _attend(
@@ -92,27 +94,28 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    packing: Packing | None = None,
+    pattern: AttentionPattern | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; query, key, value: (1, heads, tokens, head width)."""
+    """Attention function that transformers calls in every layer; query, key, value: (1, heads, tokens, head width)."""
     name = type(module).__name__
-    if packing is None:
-        raise ConfigError(f"{name} was called without a plan of its row; call DecoderRecommender.encode")
-    unknown = [word for word, setting in others.items() if setting is not None and word not in _HARMLESS]
+    if pattern is None:
+        raise ConfigError(f"{name} was called without an attention pattern; call DecoderRecommender.encode")
+    unknown = [word for word, setting in keywords.items() if setting is not None and word not in _IGNORED_KEYWORDS]
     if unknown:
         raise ConfigError(f"backbone with {name}: {', '.join(unknown)} is not supported; choose another backbone")
-    if sliding_window is not None and sliding_window < packing.longest:
+    if sliding_window is not None and sliding_window < pattern.max_tokens:
         raise ConfigError(
             f"backbone with {name}: its sliding window is {sliding_window} tokens but prompt and history have up to "
-            f"{packing.longest}; lower max_history_items or shorten the prompt"
+            f"{pattern.max_tokens}; lower max_history_items or shorten the prompt"
         )
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    rule = ScoreRule(scaling, softcap, dropout)
-    return packing.attend(module.layer_idx, query, KeysValues(key, value), rule)[None], None  # type: ignore[arg-type]
+    settings = AttentionSettings(scaling, softcap, dropout)
+    output = pattern.attend(module.layer_idx, query, KeysValues(key, value), settings)  # type: ignore[arg-type]
+    return output[None], None
 
 
 _register: Callable[..., None] = AttentionInterface.register
-_register(NAME, _attend)  # no function for masks, so that transformers builds none: the plan says what is visible
+_register(NAME, _attend)  # no mask function is registered, so transformers builds no mask: the pattern contains it

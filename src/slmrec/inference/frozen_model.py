@@ -1,0 +1,96 @@
+"""Frozen models: models prepared for answers, and the state that they keep for each user between events."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slmrec.data.batching import pad_histories
+from slmrec.topk import by_columns
+from slmrec.types import Encoded, Histories, SequenceEncoder
+
+
+@dataclass
+class UserCache:
+    """State of one user for incremental encoding."""
+
+    items: list[int] = field(default_factory=list)
+    """Newest items of the history, oldest first; at most `max_history_items`."""
+
+
+class FrozenModel:
+    """Model prepared for answers; `freeze` returns it. Implements `SequenceEncoder`.
+
+    It encodes in eval mode and without gradients. It is a snapshot, and shares the weights that it does not copy: after
+    more training, call `freeze` again.
+
+    This class works for any encoder; subclasses are faster for some of them.
+
+    Args:
+        model: The encoder. A module is put into eval mode.
+        fused: Use the fastest layers and memory layout. False: the model's own layers, so that results do not depend
+            on the fast path; evaluation uses this.
+    """
+
+    is_incremental = False
+    """Whether `append` processes only the new items instead of the whole history."""
+
+    def __init__(self, model: SequenceEncoder, *, fused: bool = True) -> None:
+        if isinstance(model, nn.Module):
+            model.eval()
+        self.model: Any = model
+        self._fused = fused
+        with torch.no_grad():
+            self.device = model.item_vectors().device
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return int(self.model.num_items)
+
+    @property
+    def max_history_items(self) -> int:
+        """Number of newest items of a history that the model reads."""
+        return int(self.model.max_history_items)
+
+    def item_vectors(self) -> Tensor:
+        """Return (V+1, D) float32 item vectors, as they were at the first call; row 0 is padding."""
+        return self._item_matrix
+
+    @cached_property
+    def _item_matrix(self) -> Tensor:
+        with torch.no_grad():
+            vectors: Tensor = self.model.item_vectors().detach().float()
+        return by_columns(vectors) if self._fused else vectors
+
+    @torch.inference_mode()
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Encode histories as `SequenceEncoder.encode` does; they are moved to the device of the model."""
+        encoded: Encoded = self.model.encode(
+            histories.to(self.device), every_position=every_position, num_blocks=num_blocks
+        )
+        return encoded
+
+    def new_state(self) -> Any:
+        """Return the state of a user without history, for `append`."""
+        return UserCache()
+
+    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
+        """Append items to the histories of some users, update their states, and return the encoded histories.
+
+        Args:
+            states: Distinct states of `new_state`, one for each user.
+            items: New items of each user, oldest first, at least one.
+        """
+        for state, new in zip(states, items, strict=True):
+            state.items = [*state.items, *new][-self.max_history_items :]
+        return self.encode(pad_histories([state.items for state in states], self.max_history_items))
+
+    def slide_window(self, states: Sequence[Any]) -> None:
+        """Drop the oldest item of full states in advance, so that their next event is appended faster.
+
+        Results do not change. Call it when there is time between events.
+        """

@@ -1,0 +1,220 @@
+"""Ranking: the best items of many users at once, each with its own number of items, exclusions and candidates.
+
+`Recommender`, the command line and the server answer through `Ranker`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from slmrec.data.batching import pad_histories
+from slmrec.inference.catalogue import Catalogue
+from slmrec.inference.faiss_index import ItemIndex
+from slmrec.inference.frozen_model import FrozenModel
+from slmrec.topk import top_k
+from slmrec.types import Encoded, ItemBonus
+
+
+@dataclass
+class RankRequest:
+    """Request for the best items of one user, in items of the model."""
+
+    k: int
+    """Largest number of items, at least 1."""
+    excluded: Sequence[int] = ()
+    """Items that the user must not get, such as those of the history."""
+    candidates: Sequence[int] | None = None
+    """Rank these items only; None: all items. Requests with the same list object are ranked together."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranked items of one user, best first; iteration yields (item, score)."""
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self.items.tolist(), self.scores.tolist(), strict=True)
+
+
+NO_ITEMS = Ranked(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+
+
+class Ranker:
+    """Ranks items for users: by the model's scores, or by popularity for users without history.
+
+    Items that the catalogue marks as removed are never ranked.
+
+    Args:
+        model: Frozen model.
+        catalogue: Counts of the items, and the removed ones.
+        index: Approximate index to search in where a request has no candidates; None: exact search.
+    """
+
+    def __init__(self, model: FrozenModel, catalogue: Catalogue, index: ItemIndex | None = None) -> None:
+        self.model = model
+        self._index = index
+        self._item_vectors = model.item_vectors()
+        counts = torch.from_numpy(np.concatenate([np.zeros(1, dtype=np.float32), catalogue.counts]))
+        self._popularity = counts[:, None].to(model.device)
+        self._removed = catalogue.removed
+        self._allowed = self._all_except(self._removed) if self._removed else None
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> Encoded:
+        """Encode histories of at least one item each, with user vectors in float32."""
+        encoded = self.model.encode(pad_histories(histories, self.model.max_history_items))
+        return encoded._replace(users=encoded.users.float())
+
+    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
+        """Append items to the histories of some users, as `FrozenModel.append`, with user vectors in float32."""
+        encoded = self.model.append(states, items)
+        return encoded._replace(users=encoded.users.float())
+
+    def rank(
+        self, requests: Sequence[RankRequest], encoded: Encoded | None, *, excluded: Sequence[int] = ()
+    ) -> list[Ranked]:
+        """Return the best items of each user.
+
+        Args:
+            requests: One request for each user.
+            encoded: Encoded histories of the users, in the order of the requests; None: users without history.
+            excluded: Items that no user gets.
+
+        Returns:
+            For each request at most k items; fewer if no more items are left.
+
+        Raises:
+            ValueError: A score is NaN.
+        """
+        ranked: list[Ranked] = [NO_ITEMS] * len(requests)
+        with torch.inference_mode():
+            for rows in _group_by_candidates(requests):
+                part = encoded if encoded is None or len(rows) == len(requests) else encoded.select(rows)
+                alike = [requests[row] for row in rows]
+                for row, one in zip(rows, self._rank_alike(alike, part, excluded), strict=True):
+                    ranked[row] = one
+        return ranked
+
+    def rank_users(self, requests: Sequence[RankRequest], users: Sequence[Encoded | None]) -> list[Ranked]:
+        """Return the best items of users who are encoded one by one, some of them without history.
+
+        Args:
+            requests: One request for each user.
+            users: Encoded history (N = 1) of each user; None: a user without history.
+        """
+        ranked: list[Ranked] = [NO_ITEMS] * len(requests)
+        with_history = [row for row, user in enumerate(users) if user is not None]
+        without = [row for row, user in enumerate(users) if user is None]
+        for rows in filter(None, (with_history, without)):
+            parts = [user for row in rows if (user := users[row]) is not None]
+            encoded = stack_encoded(parts) if parts else None
+            for row, one in zip(rows, self.rank([requests[row] for row in rows], encoded), strict=True):
+                ranked[row] = one
+        return ranked
+
+    def score(self, encoded: Encoded, items: Sequence[int] | None = None) -> Tensor:
+        """Return the scores (N, K) of some items, or (N, V) of all items, on the CPU.
+
+        Args:
+            encoded: Encoded histories.
+            items: K items; None: all items, from 1 to V.
+        """
+        columns: list[int] | slice = slice(1, None) if items is None else list(items)
+        with torch.inference_mode():
+            scores = encoded.users @ self._item_vectors[columns].T
+            if encoded.bonus is not None:
+                dense = scores.new_zeros(len(scores), len(self._item_vectors))
+                dense.scatter_add_(1, encoded.bonus.items, encoded.bonus.scores.to(scores.dtype))
+                scores += dense[:, columns]
+            return scores.cpu()
+
+    def _rank_alike(
+        self, requests: list[RankRequest], encoded: Encoded | None, excluded_for_all: Sequence[int]
+    ) -> list[Ranked]:
+        """Rank requests with the same candidates."""
+        device, k = self.model.device, max(request.k for request in requests)
+        users, items, bonus = torch.ones(len(requests), 1, device=device), self._popularity, None
+        if encoded is not None:
+            users, items, bonus = encoded.users, self._item_vectors, encoded.bonus
+        excluded = _pad([request.excluded for request in requests], device)
+        candidates = requests[0].candidates
+        if candidates is None:
+            allowed = self._all_except({*excluded_for_all, *self._removed}) if excluded_for_all else self._allowed
+            if self._index is not None and encoded is not None and bonus is None:
+                scores, best = self._index.top_k(users, items, k, excluded=excluded, allowed=allowed)
+            else:
+                scores, best = top_k(users, items, k, excluded=excluded, allowed=allowed, bonus=bonus)
+        else:
+            chosen = sorted({*candidates} - self._removed - {*excluded_for_all})
+            if not chosen:
+                return [NO_ITEMS] * len(requests)
+            columns = torch.tensor([0, *chosen], device=device)
+            excluded = None if excluded is None else _columns_of(excluded, columns)
+            bonus = None if bonus is None else bonus._replace(items=_columns_of(bonus.items, columns))
+            scores, best = top_k(users, items[columns], k, excluded=excluded, bonus=bonus)
+            best = columns[best]
+        rows = zip(best.cpu().numpy(), scores.float().cpu().numpy(), requests, strict=True)
+        return [_cut(row, values, request.k) for row, values, request in rows]
+
+    def _all_except(self, items: set[int]) -> Tensor:
+        """Return (V+1,) bool: all items except some, and except padding."""
+        allowed = torch.ones(self.model.num_items + 1, dtype=torch.bool)
+        allowed[[0, *items]] = False
+        return allowed.to(self.model.device)
+
+
+def stack_encoded(parts: Sequence[Encoded]) -> Encoded:
+    """Return one batch of users who were encoded one by one.
+
+    Args:
+        parts: Encoded histories of the same model; either all of them have a bonus or none.
+    """
+    users = torch.cat([part.users for part in parts])
+    bonuses = [part.bonus for part in parts if part.bonus is not None]
+    if not bonuses:
+        return Encoded(users)
+    width = max(bonus.items.shape[1] for bonus in bonuses)
+    items, scores = (
+        torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts_of]) for parts_of in zip(*bonuses)
+    )
+    return Encoded(users, bonus=ItemBonus(items, scores))
+
+
+def _group_by_candidates(requests: Sequence[RankRequest]) -> list[list[int]]:
+    """Return the rows of the requests that share a list of candidates."""
+    groups: dict[int | None, list[int]] = {}
+    for row, request in enumerate(requests):
+        key = None if request.candidates is None else id(request.candidates)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _pad(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
+    """Return lists of items as (N, longest), padded with 0; None if all lists are empty."""
+    if not any(map(len, lists)):
+        return None
+    padded = pad_sequence([torch.tensor(items, dtype=torch.int64) for items in lists], batch_first=True)
+    return padded.to(device)
+
+
+def _columns_of(items: Tensor, columns: Tensor) -> Tensor:
+    """Return the places of items in the sorted `columns`, which begin with 0; 0 for items that are not there."""
+    places = torch.searchsorted(columns, items.contiguous()).clamp(max=len(columns) - 1)
+    return places.masked_fill(columns[places] != items, 0)
+
+
+def _cut(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:
+    """Return the first k items; where no more items are left, the score is -inf."""
+    size = min(k, int(np.count_nonzero(scores > -np.inf)))
+    return Ranked(items[:size], scores[:size])

@@ -1,0 +1,107 @@
+"""Layers of transformers' decoders: which are kept, and their compilation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from slmrec.errors import ConfigError
+from slmrec.files import one_line
+
+
+def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Drop all decoder layers but some, which then stand in the given order, and drop the token embeddings.
+
+    Raises:
+        ConfigError: The decoder does not store its layers as LLaMA does.
+    """
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise ConfigError(f"backbone {type(decoder).__name__}: its layers are not found; choose a LLaMA-like decoder")
+    kept = [decoder.layers[index] for index in layers]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    decoder.layers = nn.ModuleList(kept)
+    decoder.config.num_hidden_layers = len(kept)
+    if getattr(decoder.config, "layer_types", None):
+        decoder.config.layer_types = [decoder.config.layer_types[index] for index in layers]
+    drop_token_table(decoder)
+
+
+def drop_token_table(decoder: PreTrainedModel) -> None:
+    """Free the token embeddings: items enter as vectors, and the few vectors of the prompt are stored separately."""
+    decoder.set_input_embeddings(nn.Embedding(0, decoder.config.hidden_size))
+    decoder.config.vocab_size = 0
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(decoder.config, token, None)
+
+
+def choose_layers(
+    depth: int, num_layers: int, layer_step: int, layers: tuple[int, ...] | None, section: str
+) -> tuple[int, ...]:
+    """Return the layers to keep: the listed ones, or `num_layers` of them, `layer_step` apart.
+
+    Args:
+        depth: Number of layers of the decoder.
+        num_layers: Number of layers to keep.
+        layer_step: Distance between them.
+        layers: Explicit list; None: `num_layers` and `layer_step` decide.
+        section: Path of the settings in the YAML, for messages.
+
+    Raises:
+        ConfigError: The decoder does not have a layer that is requested.
+
+    Example:
+        >>> choose_layers(8, 4, 2, None, "finetune")
+        (0, 2, 4, 6)
+    """
+    if layers is None:
+        if num_layers * layer_step > depth + layer_step - 1:
+            most = (depth + layer_step - 1) // layer_step
+            step = f" with layer_step {layer_step}" if layer_step > 1 else ""
+            raise ConfigError(
+                f"{section}.num_layers is {num_layers}{step} but there are {depth} layers; choose 1-{most}"
+            )
+        return tuple(range(0, num_layers * layer_step, layer_step))
+    wrong = [index for index in layers if not 0 <= index < depth]
+    if wrong or not layers:
+        raise ConfigError(f"{section}.layers is {list(layers)} but there are {depth} layers; choose from 0-{depth - 1}")
+    return layers
+
+
+def evenly_spaced(depth: int, num_layers: int) -> tuple[int, ...]:
+    """Return `num_layers` of `depth` layers, among them the first and the last if there are two or more.
+
+    Example:
+        >>> evenly_spaced(8, 4)
+        (0, 2, 5, 7)
+    """
+    last = max(1, num_layers - 1)
+    return tuple((2 * index * (depth - 1) + last) // (2 * last) for index in range(num_layers))
+
+
+def linear_names(decoder: PreTrainedModel) -> set[str]:
+    """Return the names of the linear maps of the layers, such as `up_proj`, each also with the modules around it."""
+    names = [
+        name for name, module in decoder.named_modules() if isinstance(module, nn.Linear) and name.startswith("layers.")
+    ]
+    return {".".join(name.split(".")[start:]) for name in names for start in range(name.count(".") + 1)}
+
+
+def compile_layers(decoder: PreTrainedModel) -> None:
+    """Compile the norms and the MLP of every layer; attention, whose mask changes with every batch, stays as it is.
+
+    Raises:
+        ConfigError: This machine cannot compile.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=decoder.device))
+    except Exception as error:  # the type depends on what is missing
+        raise ConfigError(
+            f"torch_compile is true, but torch cannot compile here ({one_line(error)}); install a C++ compiler or set "
+            "it false"
+        ) from None
+    for layer in decoder.layers:
+        for part in layer.children():
+            if part is not layer.self_attn:
+                part.compile(dynamic=True)

@@ -1,0 +1,216 @@
+"""Base classes of all models: the architecture of a model, and the operations that callers need from it.
+
+A new architecture derives from both, implements `encode` and `item_vectors`, and is registered with `register`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from slmrec.config import DecoderTraining, Section
+from slmrec.errors import CheckpointError, ConfigError
+from slmrec.types import Encoded, Histories, SequenceEncoder
+
+if TYPE_CHECKING:
+    from slmrec.models.decoder import DecoderRecommender
+    from slmrec.models.titles import TitleMap
+
+
+class ModelConfig(PretrainedConfig):
+    """Architecture of a model: the number of items and the settings of its section, which is written to config.json.
+
+    A subclass sets `model_type` and `section`. The settings are validated by the section whenever a configuration is
+    made or read, so that values out of range are refused.
+
+    Args:
+        num_items: Number of items, V.
+        values: Settings of the section, and what transformers adds.
+    """
+
+    section: ClassVar[type[Section]]
+    """Class of the settings."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if "__init__" not in vars(cls):
+            cls.__init__ = ModelConfig.__init__  # type: ignore[method-assign] # else transformers generates one
+        super().__init_subclass__(**options)
+
+    def __init__(self, num_items: int = 1, **values: Any) -> None:
+        names = self._names() & values.keys()
+        settings = self.section.model_validate({name: values.pop(name) for name in names})
+        self.num_items = num_items
+        for name, value in settings.model_dump(mode="json", include=self._names()).items():
+            setattr(self, name, value)
+        super().__init__(**values)
+
+    @classmethod
+    def of(cls, settings: Section, num_items: int) -> "ModelConfig":
+        """Return the architecture of a section, or of a section that extends it by settings of training."""
+        return cls(num_items, **settings.model_dump(mode="json", include=cls._names()))
+
+    @property
+    def settings(self) -> Any:
+        """Settings as an instance of `section`."""
+        return self.section.model_validate({name: getattr(self, name) for name in self._names()})
+
+    @classmethod
+    def _names(cls) -> set[str]:
+        return set(cls.section.model_fields) - {"kind"}
+
+
+class ItemTable(NamedTuple):
+    """Table of a model with one row for each item."""
+
+    values: Tensor
+    """(V+1, width); row 0 is the padding item."""
+    replace: Callable[[Tensor], None]
+    """Puts a longer table in its place."""
+    text: "TitleMap | None" = None
+    """Module that reads the table, if its rows are text vectors; None: the rows are learned or counted."""
+
+
+class Model(PreTrainedModel):
+    """A `SequenceEncoder` that is trained, saved and opened.
+
+    Subclasses implement `encode` and `item_vectors`; the other methods have defaults that suit a model whose weights
+    are all its own and whose item vectors are the embedding `item_embeddings`.
+    """
+
+    all_tied_weights_keys: dict[str, str] = {}  # noqa: RUF012 - read by transformers
+
+    @classmethod
+    def without_weights(cls, config: Any) -> "Model":
+        """Return a model of an architecture whose own weights are still to be loaded.
+
+        Raises:
+            CheckpointError: Pretrained weights that it builds on cannot be found.
+        """
+        return cls(config)
+
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Return user vectors and hidden states, as `SequenceEncoder.encode`."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> Tensor:
+        """(V+1, D); row 0 is padding."""
+        raise NotImplementedError
+
+    def forward(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Call `encode`, for wrappers that call the model as a function."""
+        return self.encode(histories, every_position=every_position, num_blocks=num_blocks)
+
+    def eval(self) -> Self:
+        """Set eval mode."""
+        super().eval()
+        return self
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return int(self.config.num_items)
+
+    @property
+    def max_history_items(self) -> int:
+        """Number of newest items of a history that the model reads."""
+        return int(self.config.max_history_items)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the hidden states; by default that of the item vectors."""
+        return int(self.item_vectors().shape[1])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return int(getattr(self.config, "num_hidden_layers", 0))
+
+    @property
+    def decoder_part(self) -> "DecoderRecommender | None":
+        """Decoder that the model is or contains, from whose layers a student may start; None if there is none."""
+        return None
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the model has adapters on frozen layers of a backbone, without which its folder does not open."""
+        return False
+
+    def merged(self) -> "Model":
+        """Return the model with its adapters merged into the layers, in eval mode."""
+        return self.eval()
+
+    def own_state_dict(self) -> dict[str, Tensor]:
+        """Return the weights that its folder holds by name, without those of a backbone and of adapters."""
+        state: dict[str, Tensor] = self.state_dict()
+        return state
+
+    def text_maps(self) -> dict[str, "TitleMap"]:
+        """Return the modules that read item texts, by their names as submodules."""
+        return {}
+
+    def map_decoders(self, convert: "Callable[[DecoderRecommender], nn.Module]") -> SequenceEncoder:
+        """Replace every decoder by another encoder, in place, and return the result."""
+        return self
+
+    def apply_training_options(self, settings: DecoderTraining) -> None:
+        """Turn on gradient checkpointing and compilation; results stay the same up to rounding.
+
+        Raises:
+            ConfigError: The model does not support an option that is on, or this machine cannot compile.
+        """
+        for name in ("gradient_checkpointing", "torch_compile"):
+            if getattr(settings, name):
+                raise ConfigError(f"{name} is true, which {type(self).__name__} does not support; set {name}: false")
+
+    def item_tables(self) -> list[ItemTable]:
+        """Return the tables that get a row for each new item."""
+        return [embedding_table(self)]
+
+    def set_num_items(self, num_items: int) -> None:
+        """Change V after the item tables have been extended."""
+        self.config.num_items = num_items
+
+
+def embedding_table(model: Any) -> ItemTable:
+    """Return the item embeddings of a model as a table."""
+
+    def replace(values: Tensor) -> None:
+        model.item_embeddings = nn.Embedding(len(values), values.shape[1], padding_idx=0, _weight=values)
+
+    return ItemTable(model.item_embeddings.weight.detach(), replace)
+
+
+def append_items(model: Model, rows: Tensor) -> None:
+    """Add n items to a model, in place, as the items V+1, V+2, ...
+
+    Args:
+        model: The model.
+        rows: (n, R) rows of all item tables, side by side.
+    """
+    tables = model.item_tables()
+    parts: Sequence[Tensor] = torch.split(rows, [table.values.shape[1] for table in tables], dim=1)
+    for table, part in zip(tables, parts, strict=True):
+        table.replace(torch.cat([table.values, part.to(table.values)]))
+    model.set_num_items(model.num_items + len(rows))
+
+
+def register(model: type[Model]) -> None:
+    """Let `AutoModel` and `load_model` open the folders of an architecture."""
+    config = model.config_class
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+
+
+def model_without_weights(config: Any) -> Model:
+    """Return a model of any registered architecture whose own weights are still to be loaded.
+
+    Raises:
+        CheckpointError: The configuration belongs to another program, or pretrained weights cannot be found.
+    """
+    model = MODEL_MAPPING.get(type(config), PreTrainedModel)
+    if not issubclass(model, Model):
+        raise CheckpointError(f"a {config.model_type} model; expected a model that slmrec trained")
+    built: Model = model.without_weights(config)
+    return built
