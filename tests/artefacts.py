@@ -3,14 +3,12 @@
 from collections.abc import Callable
 
 import torch
+from decoders import tiny_decoder
 
-from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.loader import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.models.titles import Titles
 
 NUM_ITEMS = 40
 LLAMA = {
@@ -23,7 +21,7 @@ LLAMA = {
     "vocab_size": 11,
     "initializer_range": 0.3,
 }
-LORA = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+LORA = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
 
 
 def sasrec() -> SasRec:
@@ -33,33 +31,24 @@ def sasrec() -> SasRec:
     return model.eval()
 
 
-def decoder(positions: str = "contiguous", prompt: bool = True, lora: bool = False, titles: bool = False) -> Model:
-    torch.manual_seed(0)
-    backbone = random_decoder(LLAMA)
-    table = backbone.get_input_embeddings().weight.detach()
-    vectors = torch.cat([torch.zeros(1, 5), torch.randn(NUM_ITEMS, 5)])
-    model = build_decoder(
-        Backbone(backbone, table[: 3 if prompt else 0].clone(), table[3 : 5 if prompt else 3].clone()),
-        (0, 1),
-        torch.cat([torch.zeros(1, 8), torch.randn(NUM_ITEMS, 8)]),
-        source="random",
+def decoder(
+    positions: str = "contiguous", prompt: bool = True, lora: bool = False, titles: bool = False
+) -> DecoderRecommender:
+    return tiny_decoder(
+        LLAMA,
+        NUM_ITEMS,
+        prompt=(3, 2) if prompt else (0, 0),
+        text_components=5 if titles else None,
+        item_text_width=3,
         lora=LORA if lora else None,
         positions=positions,
         max_history_items=6,
-        item_dropout=0.0,
-        train_items=False,
-        titles=Titles(vectors, 3, "both") if titles else None,
     )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 def ensemble(lora: bool = False) -> Ensemble:
-    member = decoder(prompt=False, lora=lora, titles=True)
-    assert isinstance(member, DecoderRecommender)
-    return Ensemble.of(member, [sasrec()], [0.3]).eval()
+    members = {"sasrec": sasrec(), "decoder": decoder(prompt=False, lora=lora, titles=True)}
+    return Ensemble.of(members, {"sasrec": 0.3, "decoder": 0.7}).eval()
 
 
 MODELS: dict[str, Callable[[], Model]] = {
