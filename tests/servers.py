@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 import uvicorn
+from decoders import tiny_decoder
 
 from slmrec.config import DecoderSettings
 from slmrec.data.dataset import Dataset
-from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
 from slmrec.serving.app import create_app
@@ -33,21 +32,14 @@ LIMITS = Limits(max_body_bytes=20_000, max_requests=8, max_history=20, max_k=50,
 
 def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:
     """Over 40 items, with a prompt and a response."""
-    torch.manual_seed(seed)
     sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": num_layers}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    backbone = random_decoder({"model_type": "llama", "pad_token_id": 0, **sizes, **heads})
-    prefix, response = 0.3 * torch.randn(3, 32), 0.3 * torch.randn(2, 32)
-    settings = DecoderSettings(
-        backbone="random",
-        backbone_config=backbone.config.to_diff_dict(),
-        num_layers=num_layers,
-        lora=None,
-        max_history_items=MAX_HISTORY,
-    )
-    parts = Backbone(backbone, prefix, response)
-    vectors = torch.randn(41, 8)
-    return build_decoder(settings, parts, vectors, None, section="finetune", train_items=False).eval()
+    architecture = {"model_type": "llama", "pad_token_id": 0, **sizes, **heads}
+    model = tiny_decoder(architecture, 40, prompt=(3, 2), max_history_items=MAX_HISTORY)
+    if seed:
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.item_embeddings.weight)
+    return model
 
 
 def write_model(folder: Path, dataset: Dataset, seed: int = 0) -> Path:

@@ -136,9 +136,7 @@ def test_messages_name_the_section_of_the_backbone(section: str, tmp_path: Path)
         open_backbone(missing, section)
     with pytest.raises(CheckpointError, match=rf"^{section}\.backbone is .* cannot be loaded"):
         check_backbone(str(tmp_path), None, f"{section}.backbone")
-    with pytest.raises(
-        ConfigError, match=rf"^{section}\.quantization_config is .*neither load_in_4bit"
-    ):
+    with pytest.raises(ConfigError, match=rf"^{section}\.quantization_config is .*neither load_in_4bit"):
         check_backbone(str(tmp_path), {"bnb_4bit_quant_type": "nf4"}, f"{section}.backbone")
     with pytest.raises(ConfigError, match=rf"^{section}\.backbone_config is .* makes no decoder"):
         open_backbone(DecoderModel(backbone_config={"model_type": "no-such"}), section)
@@ -153,7 +151,7 @@ def test_adapters_of_unknown_linear_maps_are_refused(unknown: tuple[str, ...]) -
     with pytest.raises(ConfigError) as caught:
         build_decoder(
             settings,
-            Backbone(decoder, nothing, nothing),
+            backbone,
             torch.randn(8, 4),
             None,
             section="finetune",

@@ -164,9 +164,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     assert config["hidden_size"] == WIDTH and config["num_items"] == 20
     path.write_text(json.dumps(config | {"max_history_items": -1}), encoding="utf-8")
-    with pytest.raises(
-        CheckpointError, match=r"config\.json: makes no model .*max_history_items.*greater than"
-    ):
+    with pytest.raises(CheckpointError, match=r"config\.json: makes no model .*max_history_items.*greater than"):
         load_model(tmp_path)
 
 

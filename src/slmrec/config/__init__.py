@@ -45,6 +45,10 @@ RESERVED_NAMES = ("decoder", "teacher", "student", *BASELINES)
 """Names that base models must not have, since they name other models of a run."""
 
 
+def _default_base_models() -> dict[str, BaseModelSettings]:
+    return {"sasrec": SasRecModel()}
+
+
 class Config(Section):
     """Settings of the whole pipeline: the content of one YAML file."""
 
@@ -56,7 +60,7 @@ class Config(Section):
     """Preparation of a data set from raw logs."""
     item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)
     """Vectors of item texts by name; models refer to them by `item_text: NAME`."""
-    pretrain: dict[str, SerializeAsAny[BaseModelByKind]] = Field(default_factory=lambda: {"sasrec": SasRecModel()})
+    pretrain: dict[str, SerializeAsAny[BaseModelByKind]] = Field(default_factory=_default_base_models)
     """Base models by name; several seeds of one model are several names."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Architecture and training of the teacher."""

@@ -25,6 +25,10 @@ class StudentSettings(Section):
     """Architecture of the student."""
 
 
+DEFAULT_MAX_HISTORY_ITEMS = 50
+"""Number of newest items that a model reads where neither its settings nor its teacher say otherwise."""
+
+
 class LowPassSettings(Section):
     """Low-pass filter beside the attention of each block. Defaults: published settings of BSARec for Beauty."""
 
@@ -51,6 +55,11 @@ class SasRecSettings(StudentSettings):
     """Number of newest items of a history that are read; null: as many as the teacher reads."""
     low_pass: LowPassSettings | None = None
     """Low-pass filter beside the attention, as in BSARec; `{}` takes its default settings, null leaves it out."""
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions that the model distinguishes."""
+        return self.max_history_items or DEFAULT_MAX_HISTORY_ITEMS
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "SasRecSettings":

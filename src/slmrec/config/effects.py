@@ -38,7 +38,7 @@ def _uses_cross_entropy(config: "Config", _: Any) -> bool:
 
 
 def _is_table(_: "Config", prepare: Any) -> bool:
-    return prepare.format != "sequences"
+    return bool(prepare.format != "sequences")
 
 
 _OF_DECODERS = (

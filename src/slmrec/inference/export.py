@@ -39,7 +39,7 @@ def export_index(folder: Path, output: Path, recall: float) -> None:
     index = ItemIndex.build(vectors, allowed, queries, recall, fingerprint_of(folder))
     output.parent.mkdir(parents=True, exist_ok=True)
     index.save(output)
-    built = index.built
+    built = index.facts
     _LOG.info(
         f"export: recall@{RECALL_AT} {built.recall:.3f} against exact search, {built.num_probed} of {built.num_lists} "
         f"lists searched; index written to {output}"

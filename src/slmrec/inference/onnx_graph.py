@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slmrec.errors import CheckpointError
 from slmrec.inference.exportable import INPUTS, OUTPUTS, as_program
-from slmrec.models.loader import Model
+from slmrec.models.model import Model
 from slmrec.topk import top_k
 from slmrec.types import Histories
 

@@ -47,7 +47,7 @@ class SasRec(Model):
         settings: SasRecSettings = config.settings
         width = settings.hidden_size
         self.item_embeddings = nn.Embedding(config.num_items + 1, width, padding_idx=0)
-        self.position_embeddings = nn.Embedding(settings.max_history_items, width)
+        self.position_embeddings = nn.Embedding(settings.num_positions, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
@@ -112,7 +112,7 @@ class LowPass(nn.Module):
         self.beta = nn.Parameter(torch.empty(settings.hidden_size))
         self.norm = nn.LayerNorm(settings.hidden_size)
         self.dropout = nn.Dropout(settings.dropout)
-        self._matrix = low_pass_matrix(settings.max_history_items, frequencies)
+        self._matrix = low_pass_matrix(settings.num_positions, frequencies)
 
     def forward(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
         """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).

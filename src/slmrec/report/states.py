@@ -16,10 +16,11 @@ from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.folders import partial_folder
 from slmrec.models.folder import check_sums
 from slmrec.pipeline.evaluate import model_folders
-from slmrec.pipeline.stage import is_outdated, read_record, section_of
+from slmrec.pipeline.stage import read_record, section_of
 from slmrec.pipeline.table import PIPELINE, Step, steps
 from slmrec.report.parts import Faults, Notice
 from slmrec.studies.evaluated import Evaluated, Split, read_evaluated, results_file
+from slmrec.version import is_outdated
 
 _NOT_MODELS = ("prepare", "evaluate")
 """Stages whose folders hold no model."""

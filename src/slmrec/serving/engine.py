@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from slmrec.serving.http_errors import InvalidRequestError, RequestError
 from slmrec.inference.ranking import Ranked, RankRequest
+from slmrec.serving.http_errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import ModelName, Query

@@ -24,8 +24,8 @@ from slmrec.data.dataset import CHUNK, Ints, Items, Samples
 from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
 from slmrec.files import one_line
-from slmrec.training.samples import TrainingSamples
 from slmrec.inference.freeze import freeze
+from slmrec.training.samples import TrainingSamples
 from slmrec.types import Batch, Encoded, SequenceEncoder
 from slmrec.version import __version__
 

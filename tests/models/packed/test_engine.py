@@ -1,4 +1,4 @@
-"""The packed row against the padded formulation: same outputs and gradients for every supported architecture."""
+"""The packed batch against the padded formulation: same outputs and gradients for every supported architecture."""
 
 from typing import Any
 
@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 import torch
 from bench import random_batches, random_model
+from decoders import tiny_decoder
 from encoding import encode
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import Backbone, random_decoder
-from slmrec.models.build import build_decoder
+from slmrec.models.build import compile_layers
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.layers import compile_layers
-from slmrec.models.packed import attention as segments
+from slmrec.models.packed import attention
 from slmrec.models.packed import flex
-from slmrec.models.packed.attention import PADDED_SHARE, KeysValues, ScoreRule, groups_of
-from slmrec.models.packed.masks import NewestQueries, PackedRow
+from slmrec.models.packed.attention import MAX_PADDING_RATIO, AttentionSettings, KeysValues, length_buckets
+from slmrec.models.packed.masks import NewestTokenAttention, PackedAttention
 from slmrec.models.padded import PaddedEncoder
 from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch, Encoded, Histories
@@ -67,21 +66,10 @@ FORMS = {
 def build(
     model_type: str = "llama", prompt: tuple[int, int] = (5, 3), positions: Any = "contiguous", **sizes: Any
 ) -> DecoderRecommender:
-    torch.manual_seed(0)
-    decoder = random_decoder(SIZES | ARCHITECTURES[model_type] | {"model_type": model_type} | sizes)
-    prefix, response = (0.3 * torch.randn(length, WIDTH) for length in prompt)
-    vectors = torch.randn(NUM_ITEMS + 1, 8)
-    return build_decoder(
-        Backbone(decoder, prefix, response),
-        tuple(range(LAYERS)),
-        vectors,
-        source="random",
-        lora=None,
-        positions=positions,
-        max_history_items=MAX_HISTORY,
-        item_dropout=0.0,
-        train_items=True,
-    ).eval()
+    architecture = SIZES | ARCHITECTURES[model_type] | {"model_type": model_type} | sizes
+    return tiny_decoder(
+        architecture, NUM_ITEMS, prompt=prompt, positions=positions, max_history_items=MAX_HISTORY, train_items=True
+    )
 
 
 def batch_of(lengths: list[int], every_position: bool = False) -> Batch:
@@ -120,8 +108,6 @@ def test_outputs_and_gradients_are_those_of_the_padded_path(model_type: str, for
     assert ours.keys() == theirs.keys() and len(ours) > 6 * LAYERS
     for name, value in theirs.items():
         assert (ours[name] - value).norm() <= 1e-4 * value.norm(), name
-    with torch.no_grad():
-        assert_same(encode(model, batch, 2), other)  # the prefix kept from before
 
 
 @torch.no_grad()
@@ -139,79 +125,15 @@ def test_a_batch_of_one_and_any_order_give_the_same(every_position: bool) -> Non
         assert relative(encode(model, alone).users, part) <= 1e-6
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_an_appended_event_gives_what_the_whole_history_gives(model_type: str) -> None:
-    model, state = build(model_type), None
-    items = batch_of([MAX_HISTORY + 4]).histories.items[0]
-    state = model.new_state()
-    for seen in range(1, len(items) + 1):
-        appended = model.append(state, int(items[seen - 1]))
-        newest = items[max(0, seen - MAX_HISTORY) : seen]
-        with torch.no_grad():
-            whole = model.encode(Histories(newest[None], torch.tensor([len(newest)]))).users[0]
-        assert relative(appended, whole) <= 1e-5
-        assert state.items == newest.tolist()
-
-
-@pytest.mark.parametrize("prompt", [(5, 3), (0, 0)])
-def test_events_of_many_users_are_appended_together(prompt: tuple[int, int]) -> None:
-    model = build(prompt=prompt)
-    histories = batch_of([MAX_HISTORY + 4] * 3).histories.items.tolist()
-    states = [model.new_state() for _ in histories]
-    seen = [0] * len(histories)
-    for counts in ([1, 2, 5], [3, 1, 1], [1, 4, 1], [MAX_HISTORY + 2, 1, 6]):  # the last ones no longer fit
-        stops = [min(start + count, MAX_HISTORY + 4) for start, count in zip(seen, counts, strict=True)]
-        news = [history[start:stop] for history, start, stop in zip(histories, seen, stops, strict=True)]
-        users = model.append_all(states, news)
-        seen = stops
-        for user, history, stop, state in zip(users, histories, stops, states, strict=True):
-            newest = torch.tensor(history[:stop][-MAX_HISTORY:])
-            with torch.no_grad():
-                whole = model.encode(Histories(newest[None], torch.tensor([len(newest)]))).users[0]
-            assert relative(user, whole) <= 1e-5
-            assert state.items == newest.tolist()
-            assert state.past is not None and len(state.past) == len(newest)
-
-
-@pytest.mark.parametrize("prompt", [(5, 3), (0, 0)])
-def test_room_made_between_events_leaves_one_item_to_read(prompt: tuple[int, int]) -> None:
-    model, read = build(prompt=prompt), []
-    model.input_proj.register_forward_hook(lambda module, inputs, output: read.append(len(inputs[0])))
-    full, other = batch_of([MAX_HISTORY + 3, 2]).histories.items.tolist()
-    states = [model.new_state(), model.new_state()]
-    model.append_all(states, [full[:MAX_HISTORY], other[:2]])
-    for seen in range(MAX_HISTORY, MAX_HISTORY + 3):
-        model.make_room(states)
-        assert (states[0].items, states[1].items) == (full[seen + 1 - MAX_HISTORY : seen], other[:2])
-        read.clear()
-        appended = model.append(states[0], full[seen])
-        assert read == [1]
-        newest = torch.tensor([full[seen + 1 - MAX_HISTORY : seen + 1]])
-        with torch.no_grad():
-            whole = model.encode(Histories(newest, torch.tensor([MAX_HISTORY]))).users[0]
-        assert relative(appended, whole) <= 1e-5
-
-
-def test_appending_needs_contiguous_positions_and_eval_mode() -> None:
-    model = build(positions="right_aligned")
-    with pytest.raises(ConfigError, match="append needs positions: contiguous, this model has right_aligned"):
-        model.append(model.new_state(), 1)
-    model = build().train()
-    with pytest.raises(ValueError, match="call eval"):
-        model.append(model.new_state(), 1)
-
-
 @torch.no_grad()
-def test_the_prefix_is_computed_once_and_anew_after_a_change() -> None:
-    model, batch = build(), batch_of([3, 5])
-    before = encode(model, batch).users
-    kept = model._kept_prefix
-    encode(model, batch)
-    assert kept is not None and model._kept_prefix is kept
-    model.decoder.layers[0].self_attn.k_proj.weight.mul_(2)
-    after = encode(model, batch).users
-    assert relative(after, before) > 1e-4
-    assert relative(after, encode(PaddedEncoder(model, MAX_HISTORY), batch).users) <= 1e-5
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_precomputed_prefix_gives_the_same(model_type: str) -> None:
+    model, batch = build(model_type), batch_of([3, 5, 1])
+    prefix = model.prefill()
+    assert prefix is not None and len(prefix) == LAYERS
+    found = model.encode(batch.histories, num_blocks=2, prefix=prefix)
+    assert_same(found, encode(model, batch, 2))
+    assert build(prompt=(0, 2)).prefill() is None
 
 
 def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:
@@ -235,23 +157,11 @@ def test_gradient_checkpointing_changes_no_gradient(every_position: bool) -> Non
         assert relative(ours[name], value) <= 1e-6, name
 
 
-def test_adapters_train_through_the_packed_row() -> None:
-    decoder = random_decoder(SIZES | {"model_type": "llama"})
+def test_adapters_train_through_packed_batches() -> None:
     lora = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "q_proj"]}
-    model = build_decoder(
-        Backbone(decoder, torch.zeros(0, WIDTH), torch.zeros(0, WIDTH)),
-        (0, 1),
-        torch.randn(NUM_ITEMS + 1, 8),
-        source="random",
-        lora=lora,
-        positions="contiguous",
-        max_history_items=MAX_HISTORY,
-        item_dropout=0.0,
-        train_items=False,
+    model = tiny_decoder(
+        SIZES | {"model_type": "llama", "num_hidden_layers": 2}, NUM_ITEMS, lora=lora, max_history_items=MAX_HISTORY
     )
-    for name, value in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value)
     batch = batch_of([3, 10, 1])
     own, other = encode(model, batch, 2), encode(PaddedEncoder(model, MAX_HISTORY), batch, 2)
     assert_same(own, other)
@@ -298,56 +208,56 @@ def test_a_window_that_is_long_enough_is_taken() -> None:
     assert_same(encode(model, batch), encode(PaddedEncoder(model, MAX_HISTORY), batch))
 
 
-def test_a_decoder_is_not_run_without_a_plan() -> None:
+def test_a_decoder_is_not_run_without_a_pattern() -> None:
     model = build()
-    with pytest.raises(ConfigError, match="without a plan"):
+    with pytest.raises(ConfigError, match="without an attention pattern"):
         model.decoder(inputs_embeds=torch.zeros(1, 3, WIDTH))
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted))
-def test_groups_hold_every_user_and_pad_little(lengths: list[int]) -> None:
-    groups = groups_of(lengths)
-    assert [length for group in groups for length in group.lengths] == lengths
+def test_buckets_hold_every_user_and_pad_little(lengths: list[int]) -> None:
+    buckets = length_buckets(lengths)
+    assert [length for bucket in buckets for length in bucket.lengths] == lengths
     start = 0
-    for group in groups:
-        assert group.start == start
-        start += sum(group.lengths)
-        assert max(group.lengths) * len(group.lengths) <= PADDED_SHARE * sum(group.lengths)
+    for bucket in buckets:
+        assert bucket.start == start
+        start += sum(bucket.lengths)
+        assert max(bucket.lengths) * len(bucket.lengths) <= MAX_PADDING_RATIO * sum(bucket.lengths)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("num_prefix", [0, 3])
 @pytest.mark.parametrize("cached", [False, True])
-def test_flex_attention_and_groups_agree(num_prefix: int, cached: bool, softcap: float | None) -> None:
+def test_flex_attention_and_length_buckets_agree(num_prefix: int, cached: bool, softcap: float | None) -> None:
     torch.manual_seed(0)
-    row = PackedRow(groups_of([1, 2, 2, 7]), num_prefix, 20, torch.device("cpu"))
+    packed = PackedAttention(length_buckets([1, 2, 2, 7]), num_prefix, 20, torch.device("cpu"))
     everything = KeysValues(torch.randn(num_prefix + 12, 2, 8), torch.randn(num_prefix + 12, 2, 8))
-    query, rule = torch.randn(num_prefix + 12, 4, 8), ScoreRule(0.3, softcap, 0.0)
+    query, settings = torch.randn(num_prefix + 12, 4, 8), AttentionSettings(0.3, softcap, 0.0)
     own = everything
     if cached and num_prefix:
-        row.cached_prefix = [KeysValues(*(part[:num_prefix] for part in everything))]
+        packed.prefix = [KeysValues(*(part[:num_prefix] for part in everything))]
         own, query = KeysValues(*(part[num_prefix:] for part in everything)), query[num_prefix:]
-    found = flex.attend(query, row.answers(0, own), row.mask, rule)
-    assert relative(found, row.attend(0, query, own, rule)) <= 1e-6
+    found = flex.attend(query, packed.all_keys_values(0, own), packed.block_mask, settings)
+    assert relative(found, packed.attend(0, query, own, settings)) <= 1e-6
     newest = query[torch.tensor([0, 2, 4, 11]) + len(query) - 12]
-    found = flex.attend(newest, row.answers(0, own), row.newest_mask, rule)
-    assert relative(found, NewestQueries(row, own).attend(0, newest, own, rule)) <= 1e-6
+    found = flex.attend(newest, packed.all_keys_values(0, own), packed.newest_block_mask, settings)
+    assert relative(found, NewestTokenAttention(packed, own).attend(0, newest, own, settings)) <= 1e-6
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_one_kernel_attends_as_the_products_of_a_group(key_heads: int) -> None:
+def test_one_kernel_attends_as_plain_products(key_heads: int) -> None:
     torch.manual_seed(0)
-    query, rule = torch.randn(3, 5, 4, 8), ScoreRule(0.3, None, 0.0)
+    query, settings = torch.randn(3, 5, 4, 8), AttentionSettings(0.3, None, 0.0)
     own = KeysValues(torch.randn(3, 5, key_heads, 8), torch.randn(3, 5, key_heads, 8))
-    found = segments._fused(query, own, rule, None)
-    assert relative(found, segments.attend_group(query, own, None, rule)) <= 1e-6
+    found = attention._fused_attend(query, own, settings, None)
+    assert relative(found, attention.attend(query, own, None, settings)) <= 1e-6
 
 
-def test_on_a_gpu_all_users_are_one_group() -> None:
+def test_on_a_gpu_all_users_are_one_bucket() -> None:
     lengths = [1, 2, 2, 7, 40]
-    assert [group.lengths for group in groups_of(lengths, torch.device("cuda"))] == [tuple(lengths)]
-    assert len(groups_of(lengths)) > 1
+    assert [bucket.lengths for bucket in length_buckets(lengths, torch.device("cuda"))] == [tuple(lengths)]
+    assert len(length_buckets(lengths)) > 1
 
 
 @pytest.mark.heavy
@@ -389,7 +299,7 @@ def test_norms_are_exact_under_autocast_however_large_their_input() -> None:
 def test_the_softmax_of_attention_is_exact_in_bfloat16() -> None:
     """Of 4,096 equal scores each weight is 1/4096; sums in bfloat16 would stop at 256."""
     scores = torch.full((1, 4096), 3e4, dtype=torch.bfloat16)
-    weights = segments._weights(scores, ScoreRule(1.0, None, 0.0), torch.bfloat16)
+    weights = attention._weights(scores, AttentionSettings(1.0, None, 0.0), torch.bfloat16)
     assert torch.equal(weights, torch.full_like(weights, 1 / 4096))
 
 

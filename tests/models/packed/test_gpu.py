@@ -14,6 +14,7 @@ from test_engine import build, relative
 
 from slmrec.config.training import TrainConfig
 from slmrec.evaluation.rank import validate
+from slmrec.inference.freeze import freeze
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.packed import flex
 from slmrec.training.batch_size import largest_that_fits
@@ -28,12 +29,12 @@ LENGTHS = np.random.default_rng(0).integers(1, 30, 64)
 GPU = torch.device("cuda")
 
 
-@pytest.fixture(params=["flex", "group", "one kernel"])
+@pytest.fixture(params=["flex", "buckets", "one kernel"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DecoderRecommender:
     """On the CPU, for each way that attention goes on a GPU: behind a prompt, by heads too narrow, without prompt."""
     found = random_model(2)
-    if request.param == "group":
-        monkeypatch.setattr(flex, "serves", lambda *_: False)
+    if request.param == "buckets":
+        monkeypatch.setattr(flex, "is_supported", lambda *_: False)
     if request.param == "one kernel":
         found.prefix, found.response = found.prefix[:0], found.response[:0]
     return found
@@ -94,11 +95,11 @@ def test_heads_too_narrow_for_its_kernels_attend_without_them() -> None:
 
 
 def test_an_appended_event_gives_what_the_whole_history_gives() -> None:
-    model = random_model(2).to(GPU).eval()
-    history = [5, 9, 2, 700, 31]
-    state = model.new_state()
+    model = random_model(2).to(GPU)
+    frozen, history = freeze(model), [5, 9, 2, 700, 31]
+    states = [frozen.new_state()]
     for item in history:
-        vector = model.append(state, item)
+        vector = frozen.append(states, [[item]]).users[0]
     items = torch.tensor([history])
     batch = Batch(Histories(items, torch.tensor([5])), torch.tensor([1]), False).to(GPU)
     with torch.inference_mode():
