@@ -16,7 +16,6 @@ import torch
 import uvicorn
 from decoders import tiny_decoder
 
-from slmrec.config import DecoderSettings
 from slmrec.data.dataset import Dataset
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender

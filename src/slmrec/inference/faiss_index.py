@@ -93,7 +93,7 @@ class ItemIndex:
         return cls(index, facts)
 
     def save(self, path: Path) -> None:
-        """Write the index, and its properties as JSON beside it; the JSON is written last and marks a complete index."""
+        """Write the index, and its properties as JSON beside it; the JSON comes last and marks a complete index."""
         partial = path.with_name(f".{path.name}.partial")
         _faiss().write_index(self._index, str(partial))
         _facts_path(path).unlink(missing_ok=True)

@@ -99,7 +99,7 @@ class FrozenDecoder(FrozenModel):
         return window
 
     def _extend(self, caches: Sequence[KVCache], items: list[list[int]]) -> Tensor:
-        """Return the user vectors (B, D) after some more items of each user, all of which fit, and update the caches."""
+        """Return the user vectors (B, D) after more items of each user, all of which fit, and update the caches."""
         model, device = self.model, self.device
         inputs = self._inputs_of(torch.tensor([item for new in items for item in new], device=device))
         if len(model.response):

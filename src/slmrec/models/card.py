@@ -60,7 +60,7 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
         f"```python\n{use}\n```\n\n"
         f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read; items "
-        f"that are not in `{vocabulary_file}` are ignored. Without a known item, the answer is the most popular items.\n"
+        f"that are not in `{vocabulary_file}` are ignored. Without a known item, the most popular items are returned.\n"
     )
     for measured in about.measured:
         text += f"\n{_described(measured)}\n\n{_table(measured.metrics)}"

@@ -126,7 +126,7 @@ class _UnscaledNorm(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Copies of the weights of a layer as (in, out) matrices, which are fast for one token; maps of one input joined."""
+    """Weights of a layer as (in, out) matrices, which are fast for one token; maps of the same input are joined."""
 
     attention_norm: _UnscaledNorm
     query_key_value: Tensor
