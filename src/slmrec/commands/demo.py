@@ -20,6 +20,7 @@ _TRAIN = "{learning_rate: 5e-4, num_train_epochs: 4, per_device_train_batch_size
 _SETTINGS = (
     "pretrain.sasrec.dropout=0.2",
     "pretrain.sasrec.supervision=every_position",
+    "pretrain.sasrec.positions=relative",
     "pretrain.sasrec.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",
     "finetune.num_layers=4",
     "finetune.lora=null",

@@ -53,6 +53,9 @@ class SasRecSettings(StudentSettings):
     """Dropout on embeddings, attention outputs and feed-forward outputs."""
     max_history_items: int | None = Field(None, ge=1)
     """Number of newest items of a history that are read; null: as many as the teacher reads."""
+    positions: Literal["from_newest", "relative"] = "from_newest"
+    """`from_newest`: learned position embeddings, counted back from the newest item of the history. `relative`: an
+    attention bias is learned for each distance between two items, so that positions mean the same in every prefix."""
     low_pass: LowPassSettings | None = None
     """Low-pass filter beside the attention, as in BSARec; `{}` takes its default settings, null leaves it out."""
 
@@ -115,10 +118,17 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
     """Number of newest items of a history that are read."""
 
     @model_validator(mode="after")
-    def _filter_is_not_causal(self) -> "SasRecModel":
+    def _every_position_is_served(self) -> "SasRecModel":
+        """Refuse training in one pass where a position would be another function of the history than in serving."""
+        one_pass = self.supervision == "every_position"
         check(
-            self.low_pass is None or self.supervision != "every_position",
+            self.low_pass is None or not one_pass,
             "low_pass sees later items, so supervision: every_position would show each position its target; set "
             "supervision: every_prefix, or leave low_pass out",
+        )
+        check(
+            self.positions == "relative" or not one_pass,
+            "supervision: every_position reads all prefixes in one pass, but with positions: from_newest an item has "
+            "another position in each prefix; set positions: relative, or supervision: every_prefix",
         )
         return self

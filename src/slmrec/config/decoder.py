@@ -88,6 +88,12 @@ class DecoderSettings(Section):
             "supervision: every_position reads scores at the items, so the prompt must have no response; "
             "set prompt: none, or a prompt with a prefix only",
         )
+        has_prefix = self.prompt == "alpaca" or (isinstance(self.prompt, PromptTemplate) and bool(self.prompt.prefix))
+        check(
+            is_random or self.supervision != "every_position" or self.positions == "contiguous" or not has_prefix,
+            "supervision: every_position reads all prefixes in one pass, but with positions: right_aligned an item has "
+            "another distance to the prompt in each prefix; set positions: contiguous, or supervision: every_prefix",
+        )
         return self
 
     @property

@@ -186,7 +186,8 @@ def stack_encoded(parts: Sequence[Encoded]) -> Encoded:
         return Encoded(users)
     width = max(bonus.items.shape[1] for bonus in bonuses)
     items, scores = (
-        torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts_of]) for parts_of in zip(*bonuses, strict=True)
+        torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts_of])
+        for parts_of in zip(*bonuses, strict=True)
     )
     return Encoded(users, bonus=ItemBonus(items, scores))
 

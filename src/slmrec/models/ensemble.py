@@ -1,6 +1,6 @@
 """Ensembles: the weighted sum of the scores of several models."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,9 +13,6 @@ from slmrec.types import Encoded, Histories, SequenceEncoder
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
     from slmrec.models.titles import TitleMap
-
-PREFIXES = 1024
-"""Number of histories that SASRec encodes at once where every position is the end of a history of its own."""
 
 
 class EnsembleConfig(PretrainedConfig):
@@ -143,7 +140,7 @@ class Ensemble(Model):
                 users.append(encoded.users)
                 states = encoded.hidden_states
             else:
-                users.append(_users(model, encoder, histories, every_position))
+                users.append(encoder.encode(histories, every_position=every_position).users)
         return Encoded(self.weighted(users), states)
 
     def train(self, mode: bool = True) -> "Ensemble":
@@ -195,23 +192,6 @@ class Ensemble(Model):
         """Return the user vectors (N, D) of the models, in their order, times their weights and concatenated."""
         weighted = [weight * vectors for weight, vectors in zip(self.config.weights.values(), users, strict=True)]
         return torch.cat(weighted, dim=-1)
-
-
-def _users(model: Model, encoder: SequenceEncoder, histories: Histories, every_position: bool) -> Tensor:
-    """Return the user vectors (N, D) of one model."""
-    if model.decoder_part is not None or not every_position:
-        return encoder.encode(histories, every_position=every_position).users
-    return torch.cat([encoder.encode(piece).users for piece in _prefixes(histories)])
-
-
-def _prefixes(histories: Histories) -> Iterator[Histories]:
-    """Yield every prefix as a history of its own, since SASRec counts positions back from the newest item."""
-    rows = torch.repeat_interleave(histories.lengths)
-    firsts = histories.lengths.cumsum(0) - histories.lengths
-    lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
-    for start in range(0, len(rows), PREFIXES):
-        some = slice(start, start + PREFIXES)
-        yield Histories(histories.items[rows[some]], lengths[some])
 
 
 register(Ensemble)

@@ -1,12 +1,14 @@
 """SASRec: a small causal transformer over item vectors that are learned from scratch.
 
 Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). This implementation differs in two ways
-that later work found to matter: positions are counted back from the newest item, and the loss is cross-entropy over all
-items.
+that later work found to matter: positions are counted back from the newest item, or are relative, and the loss is
+cross-entropy over all items.
 
 Optionally, each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An Attentive
 Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from torch.nn import functional as F
 from slmrec.config import LowPassSettings, SasRecSettings
 from slmrec.models.model import Model, ModelConfig, register
 from slmrec.types import Encoded, Histories, ModelParts
+
+MAX_PREFIXES = 1024
+"""Number of prefixes that are encoded at once where every position of a history needs a pass of its own."""
 
 
 class SasRecConfig(ModelConfig):
@@ -47,7 +52,9 @@ class SasRec(Model):
         settings: SasRecSettings = config.settings
         width = settings.hidden_size
         self.item_embeddings = nn.Embedding(config.num_items + 1, width, padding_idx=0)
-        self.position_embeddings = nn.Embedding(settings.num_positions, width)
+        self.position_embeddings = None
+        if settings.positions == "from_newest":
+            self.position_embeddings = nn.Embedding(settings.num_positions, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
@@ -68,17 +75,21 @@ class SasRec(Model):
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """Return user vectors (N, D) at the supervised positions; hidden states are not available.
 
+        The vector of a position is that of the prefix that ends there. With relative positions and without a low-pass
+        filter, one pass gives all of them; otherwise each prefix is encoded by itself.
+
         Raises:
-            ValueError: Hidden states are requested, or every position of a model with a low-pass filter.
+            ValueError: Hidden states are requested.
         """
         if num_blocks:
             raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
-        if every_position and self.config.low_pass:
-            raise ValueError("a low-pass filter sees later items, so only the newest position can be encoded")
+        if every_position and (self.position_embeddings is not None or self.config.low_pass):
+            return Encoded(torch.cat([self.encode(prefixes).users for prefixes in _prefixes(histories)]))
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
         is_item = columns < histories.lengths[:, None]
-        age = (histories.lengths[:, None] - 1 - columns).clamp(min=0)
-        x = self.item_embeddings(histories.items) + self.position_embeddings(age)
+        x = self.item_embeddings(histories.items)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings((histories.lengths[:, None] - 1 - columns).clamp(min=0))
         x = self.dropout(self.norm(x))
         for layer in self.layers[:-1]:
             x = layer(x, x, None, columns[None], is_item)
@@ -87,6 +98,16 @@ class SasRec(Model):
         last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
         return Encoded(self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], is_item).squeeze(1))
+
+
+def _prefixes(histories: Histories) -> Iterator[Histories]:
+    """Yield every prefix of the histories as a history of its own, some at a time."""
+    rows = torch.repeat_interleave(histories.lengths)
+    firsts = histories.lengths.cumsum(0) - histories.lengths
+    lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
+    for start in range(0, len(rows), MAX_PREFIXES):
+        some = slice(start, start + MAX_PREFIXES)
+        yield Histories(histories.items[rows[some]], lengths[some])
 
 
 def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
@@ -162,6 +183,9 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.output_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
+        self.distance_bias = None
+        if settings.positions == "relative":
+            self.distance_bias = nn.Embedding(settings.num_positions, settings.num_attention_heads)
         low_pass: LowPassSettings | None = settings.low_pass
         self.filter_weight = low_pass.weight if low_pass else 0.0
         self.low_pass = LowPass(settings, low_pass.frequencies) if low_pass else None
@@ -176,12 +200,13 @@ class Block(nn.Module):
             columns: (B or 1, Q) positions of the queries in `x`.
             is_item: (B, L) bool, the positions that hold items.
         """
+        mask = visible if self.distance_bias is None else self._biases(columns, x.shape[1])
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(queries)),
             self._heads(self.key(x)),
             self._heads(self.value(x)),
-            attn_mask=visible,
-            is_causal=visible is None,
+            attn_mask=mask,
+            is_causal=mask is None,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         attended = self.out(attended.transpose(1, 2).flatten(2))
@@ -191,6 +216,13 @@ class Block(nn.Module):
             mixed = weight * self.low_pass(queries, x, columns, is_item) + (1 - weight) * mixed
         output: Tensor = self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))
         return output
+
+    def _biases(self, columns: Tensor, num_keys: int) -> Tensor:
+        """Return attention biases (B or 1, heads, Q, L) by the distance of a key before its query; -inf after it."""
+        assert self.distance_bias is not None
+        distances = columns[:, :, None] - torch.arange(num_keys, device=columns.device)
+        biases: Tensor = self.distance_bias(distances.clamp(min=0)).permute(0, 3, 1, 2)
+        return biases.masked_fill((distances < 0)[:, None], -torch.inf)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)

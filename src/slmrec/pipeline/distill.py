@@ -155,7 +155,7 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     student.apply_training_options(settings.train)
     if settings.mode == "online":
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        _trainable_decoder(teacher).set_trainable(train_items=task.config.finetune.item_embeddings == "train")
+        _trainable_decoder(teacher).set_trainable(train_items=task.config.finetune.item_embeddings != "fixed")
     uses_cache = settings.mode == "offline" and needs_teacher(settings)
     outputs = _cached_teacher(task, teacher, data) if uses_cache else LiveTeacher(teacher)
     return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train))

@@ -252,6 +252,8 @@ class DistillationLoss(nn.Module):
         inputs = TermInputs(settings, catalogue_loss, student)
         self.terms = nn.ModuleDict({name: term(inputs) for name, term in active_terms(settings).items()})
         self.weights: dict[str, float] = {name: getattr(settings.weights, name) for name in self.terms}
+        self.clipped_apart = ("teacher.",) if self.online else ()
+        """Prefixes of parameters whose gradients are clipped apart from all others."""
         if not self.online:
             teacher.requires_grad_(False).eval()
 

@@ -173,9 +173,10 @@ class _Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         losses = self._accumulate(micro_batches, learning_rate)
-        norm = nn.utils.clip_grad_norm_(state.parameters.values(), self.settings.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise self._non_finite(norm, learning_rate)
+        for parameters in state.clipping_groups:
+            norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise self._non_finite(norm, learning_rate)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         progress.step += 1

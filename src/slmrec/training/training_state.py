@@ -40,6 +40,15 @@ class TrainingProgress:
     """Learning rate after the warm-up."""
 
 
+def _clipping_groups(parameters: dict[str, nn.Parameter], apart: tuple[str, ...]) -> list[list[nn.Parameter]]:
+    """Return the parameters below each prefix, and all others; the gradients of a group are clipped as one vector."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        prefix = next((prefix for prefix in apart if name.startswith(prefix)), "")
+        groups.setdefault(prefix, []).append(parameter)
+    return list(groups.values())
+
+
 class TrainingState:
     """Trainable parameters, their optimiser and moving average, and the files they are saved in.
 
@@ -53,6 +62,8 @@ class TrainingState:
 
     def __init__(self, loss: nn.Module, settings: TrainConfig, folder: Path) -> None:
         self.parameters = {key: value for key, value in loss.named_parameters() if value.requires_grad}
+        apart: tuple[str, ...] = getattr(loss, "clipped_apart", ())
+        self.clipping_groups = _clipping_groups(self.parameters, apart)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.parameters, settings.weight_decay), lr=settings.learning_rate, fused=True
         )
