@@ -10,7 +10,15 @@ from safetensors.numpy import load_file
 
 from slmrec.commands.main import main
 
-STEPS = ("prepare", "pretrain/popularity", "pretrain/cooccurrence", "pretrain/sasrec", "finetune", "distill", "evaluate")
+STEPS = (
+    "prepare",
+    "pretrain/popularity",
+    "pretrain/cooccurrence",
+    "pretrain/sasrec",
+    "finetune",
+    "distill",
+    "evaluate",
+)
 """Folders of the run that `tests/pipeline/conftest.py` makes."""
 TRAINED = ("pretrain/sasrec", "finetune", "distill")
 TIMES = ("wall_s", "peak_rss_mb", "training_s")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slmrec.pipeline.ensemble import SHARES, shares
 
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.metrics import ranking_metrics
@@ -11,7 +12,6 @@ from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.pipeline.ensemble import SHARES, shares
 
 LLAMA = {
     "model_type": "llama",
