@@ -88,7 +88,7 @@ def test_all_faults_are_reported_together() -> None:
         ),
         (
             ["pretrain.sasrec.low_pass.weight=1"],
-            r"pretrain\.sasrec\.low_pass\.weight is 1: Input should be less than 1",
+            r"sasrec\.low_pass\.weight is 1: Input should be less than 1",
         ),
         (
             ["pretrain.sasrec.num_attention_heads=3"],
@@ -138,7 +138,7 @@ WITH_ENSEMBLE = ["finetune.ensemble=[sasrec]", "distill.keep_ensemble=true"]
         (NO_DECODER, "distill.student.kind is 'decoder', but finetune.backbone is null, so the teacher has no decoder"),
         (
             [*NO_DECODER, SASREC, KL_ONLY, "distill.mode=online"],
-            "no decoder that could keep learning; set distill.mode",
+            "no decoder that could keep learning; set distill",
         ),
         ([*NO_DECODER, KL_ONLY, "distill.keep_ensemble=true"], "finetune.backbone is None and finetune.ensemble .'sas"),
         ([SASREC, KL_ONLY, "distill.student.max_history_items=20"], "is 20, but the teacher reads 50 items; leave di"),
@@ -227,7 +227,7 @@ def test_settings_are_frozen() -> None:
         (["evaluate.models=[text]"], "evaluate.models has 'text', which is not a model of the run; choose from"),
         (
             ["distill.keep_ensemble=true"],
-            "distill.keep_ensemble is true, but finetune.backbone is 'smollm2-135m' and f",
+            "distill.keep_ensemble is true, but finetune.backbone is 'smollm2-135m'",
         ),
         (
             ["finetune.ensemble=[sasrec]", "pretrain.sasrec.max_history_items=20"],
@@ -235,13 +235,13 @@ def test_settings_are_frozen() -> None:
         ),
         (
             ["evaluate.protocols=[full, sample]", "evaluate.primary_protocol=full"],
-            "protocols has 'sample'; choose from",
+            "protocols has 'sample'; choose",
         ),
         (["evaluate.protocols=[full]"], "primary_protocol is 'full_history_excluded', which is not one of protocols"),
         (["evaluate.num_negatives=20"], "num_negatives is 20, which disagrees with protocols"),
         (
             ["distill.student.layers=middle"],
-            "distill.student.layers=middle.*Input should be 'first', 'evenly_spaced' or 'influence'",
+            r"layers=middle.*Input should be 'first', 'evenly_spaced' or 'influence'",
         ),
         (
             ["pretrain.sasrec.train.gradient_checkpointing=true"],

@@ -1,5 +1,6 @@
 """`slmrec distill`: cached outputs of the teacher, modes, teachers of other folders, kinds of students."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -95,12 +96,13 @@ def test_a_sasrec_student_learns_from_the_scores_of_an_ensemble(
     states = [*common, f"distill.teacher={taught}"]
     assert f"read hidden states, but the teacher in {taught} has no decoder" in refused(["distill", *states], capsys)
     online = [*chain, "distill.mode=online"]
-    assert f"distill.mode is online, but the teacher in {taught} has no decoder" in refused(["distill", *online], capsys)
+    assert f"distill.mode is online, but the teacher in {taught} has no decoder" in refused(
+        ["distill", *online], capsys
+    )
 
 
 def read_json_line(path: Path, place: int) -> dict[str, float]:
-    import json
-
+    """Return a line of a training log, among those that have the divergence from the teacher."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if "kl" in line][place]
 
