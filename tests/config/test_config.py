@@ -1,95 +1,48 @@
 """Settings: all faults at once, unknown keys with a suggestion, every recipe valid."""
 
-import re
-from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from slmrec.config import Config
-from slmrec.config.load import load_config
-from slmrec.data.public.registry import find_dataset
+from slmrec.config import Config, DecoderStudent, SasRecSettings
+from slmrec.config.load import load_config, vary
 from slmrec.errors import ConfigError
-
-RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_is_valid(path: Path) -> None:
-    config = load_config(path, [])
-    assert config.distill.num_layers * 2 <= config.finetune.num_layers
+from slmrec.pipeline.stage import dump
 
 
-PAPER = {
-    "prepare.preset": "paper",
-    "finetune.backbone": "meta-llama/Llama-2-7b-hf",
-    "finetune.num_layers": 8,
-    "finetune.lora.r": 16,
-    "finetune.lora.lora_alpha": 16,
-    "finetune.lora.lora_dropout": 0.05,
-    "finetune.lora.target_modules": ("gate_proj", "up_proj", "down_proj"),
-    "finetune.prompt": "alpaca",
-    "finetune.positions": "right_aligned",
-    "finetune.item_table": "frozen",
-    "finetune.max_history_items": 30,
-    "finetune.supervision": "last_position",
-    "finetune.train.learning_rate": 1e-3,
-    "finetune.train.num_train_epochs": 3,
-    "finetune.train.per_device_train_batch_size": 256,
-    "finetune.train.reference_batch_size": 256,
-    "finetune.train.warmup_steps": 100,
-    "finetune.train.lr_scheduler_type": "cosine",
-    "finetune.train.weight_decay": 0,
-    "distill.mode": "offline",
-    "distill.num_layers": 4,
-    "distill.num_blocks": 4,
-    "distill.weights.ce": 1,
-    "distill.weights.cosine": 1,
-    "distill.weights.norm": 0.1,
-    "distill.weights.multiple": 1,
-    "distill.weights.kl": 0,
-    "distill.train.learning_rate": 1e-3,
-    "distill.train.num_train_epochs": 5,
-    "distill.train.per_device_train_batch_size": 128,
-    "distill.train.reference_batch_size": 128,
-    "distill.train.warmup_steps": 50,
-    "distill.train.lr_scheduler_type": "cosine",
-    "distill.train.weight_decay": 0,
-    "evaluate.protocols": ("full_history_excluded", "full", "sampled"),
-    "evaluate.num_negatives": 999,
-}
-"""The published recipe; sources as in docs/paper.md."""
+def student_of(config: Config) -> DecoderStudent:
+    assert isinstance(config.distill.student, DecoderStudent)
+    return config.distill.student
 
 
-@pytest.mark.parametrize("name", ["cloth", "movie", "music", "sport"])
-def test_recipes_of_the_paper_have_its_values(name: str) -> None:
-    path = RECIPES[0].parent / f"paper_{name}.yaml"
-    config = load_config(path, [])
-    for key, expected in PAPER.items():
-        assert reduce(getattr, key.split("."), config) == expected, key
-    text = path.read_text(encoding="utf-8")
-    fetched = find_dataset(*re.findall(r"slmrec data fetch (\S+)", text))
-    assert fetched.about.endswith(f"{name.capitalize()} in the SLMRec paper")
-    assert f"--input data/{fetched.events} --items data/{fetched.items}" in text
-    values = text[text.index("\nseed:") :].strip().splitlines()
-    assert all(
-        "#" in line or line.strip().split(":")[0] in {*Config.model_fields, "train", "weights"} or line[:4] == "    "
-        for line in values
-    )  # a value without a source stands under one that has it
-    assert "1e-3 the loss exploded" in text and "train.learning_rate=1e-4" in text
+SEVERAL = """
+item_text: {llm: {source: any, num_components: 2}, other: {source: any, layer: 3}}
+pretrain:
+  small: {hidden_size: 8, low_pass: {frequencies: 3}, max_history_items: 20}
+  small_2: {hidden_size: 8, max_history_items: 20, seed: 7}
+  text: {kind: decoder, item_text: llm, item_text_side: score, max_history_items: 20, item_dim: 8}
+finetune:
+  backbone: any
+  item_vectors: small_2
+  item_text: other
+  ensemble: [small, text]
+  prompt: {prefix: "Items: "}
+  max_history_items: 20
+  layers: [0, 2, 4]
+distill:
+  student: {kind: sasrec, hidden_size: 16}
+  weights: {ce: 1, cosine: 0, norm: 0, multiple: 0, kl: 1}
+"""
 
 
-def test_recipes_of_the_paper_differ_in_their_data_alone() -> None:
-    paper = [load_config(path, []) for path in RECIPES if path.name.startswith("paper_")]
-    assert len(paper) == 4 and all(config == paper[0] for config in paper)
-
-
-def test_the_recipe_of_a_small_modern_backbone_fits_any_gpu_and_says_that_it_is_unmeasured() -> None:
-    path = RECIPES[0].parent / "qwen3.yaml"
-    config = load_config(path, [])
-    assert config.finetune.backbone == "Qwen/Qwen3-0.6B"
-    assert {part.train.per_device_train_batch_size for part in (config.finetune, config.distill)} == {"auto"}
-    assert "NOT MEASURED YET" in path.read_text(encoding="utf-8")
+def test_a_configuration_with_several_models_is_written_as_it_was_read(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(SEVERAL, encoding="utf-8")
+    config = load_config(tmp_path / "recipe.yaml", [])
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    again = load_config(tmp_path / "config.yaml", [])
+    assert again == config and dump(again) == dump(config)
+    assert [type(model).__name__ for model in again.pretrain.values()] == ["SasRecModel", "SasRecModel", "DecoderModel"]
+    assert vary(again, {"distill.student.hidden_size": 8}, "here").distill.student == SasRecSettings(hidden_size=8)
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -98,9 +51,9 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert lora is not None
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 16, 0.05)
     assert set(lora.target_modules) == {"gate_proj", "up_proj", "down_proj"}
-    assert (config.finetune.num_layers, config.distill.num_layers, config.distill.num_blocks) == (8, 4, 4)
+    assert (config.finetune.num_layers, student_of(config).num_layers, config.distill.num_blocks) == (8, 4, 4)
     assert (config.distill.weights.cosine, config.distill.weights.norm) == (1.0, 0.1)
-    assert config.evaluate.num_negatives == 999
+    assert config.evaluate.sampled == (999,)
 
 
 def test_overrides_reach_any_depth_and_keep_the_other_defaults() -> None:
@@ -114,7 +67,7 @@ def test_overrides_reach_any_depth_and_keep_the_other_defaults() -> None:
 
 def test_all_faults_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, ["distil.num_layers=2", "finetune.lora.rr=2", "finetune.num_layers=0"])
+        load_config(None, ["distil.num_blocks=2", "finetune.lora.rr=2", "finetune.num_layers=0"])
     message = str(caught.value)
     assert "unknown key 'distil' (did you mean 'distill'?)" in message
     assert "unknown key 'finetune.lora.rr' (did you mean 'r'?)" in message
@@ -125,34 +78,37 @@ def test_all_faults_are_reported_together() -> None:
     ("overrides", "expected"),
     [
         (["finetune.supervision=every_position"], "the prompt must have no response"),
-        (["finetune.backbone=random"], "backbone_config belongs to backbone: random"),
+        (["finetune.backbone=random"], "backbone is 'random' and backbone_config is None; backbone: random needs"),
+        (["finetune.backbone_config={model_type: llama}"], "and no other backbone uses it"),
         (["finetune.backbone=random", "finetune.backbone_config={model_type: llama}"], "LoRA on random weights"),
-        (["distill.backbone_config={hidden_size: 8}"], "belongs to init: fresh"),
-        (["pretrain.low_pass={}", "pretrain.supervision=every_position"], "low_pass sees later items, so"),
+        (["pretrain.sasrec={low_pass: {}, supervision: every_position}"], "low_pass sees later items, so"),
         (
-            ["pretrain.low_pass.frequencies=11", "pretrain.max_history_items=20"],
-            "low_pass.frequencies is 11, but max_history_items is 20, which has 11 frequencies: nothing would be held",
+            ["pretrain.sasrec={low_pass: {frequencies: 11}, max_history_items: 20}"],
+            "low_pass.frequencies is 11, but a window of max_history_items 20 has 11 frequencies, so the filter would",
         ),
-        (["pretrain.low_pass.weight=1"], r"pretrain\.low_pass\.weight is 1: Input should be less than 1"),
-        (["distill.init=fresh", "distill.layers=[1]"], "layers belongs to init: teacher"),
+        (
+            ["pretrain.sasrec.low_pass.weight=1"],
+            r"sasrec\.low_pass\.weight is 1: Input should be less than 1",
+        ),
+        (
+            ["pretrain.sasrec.num_attention_heads=3"],
+            r"pretrain\.sasrec: num_attention_heads is 3, which does not divide hidden_size 64",
+        ),
+        (["pretrain.teacher.hidden_size=8"], "pretrain has 'teacher', which is reserved for another model"),
+        (["pretrain.popularity.hidden_size=8"], "pretrain has 'popularity', which is reserved for another model"),
+        (["pretrain={a/b: {}}"], "pretrain has 'a/b': names are folders; use letters, digits"),
+        (["pretrain.text.kind=rnn"], r"pretrain\.text: kind is 'rnn'; choose from sasrec, decoder"),
+        (["pretrain.text=8"], r"pretrain\.text: got 8, expected settings such as \{kind: sasrec\}"),
+        (["finetune.item_vectors=text"], "'text', which is neither a base model .sasrec. nor a file"),
+        (["finetune.item_text=llm"], "finetune.item_text is 'llm', which is not a key of item_text .none."),
+        (["pretrain.text={kind: decoder, item_text: llm}"], "pretrain.text.item_text is 'llm', which is not a key"),
         (["distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0}"], "all weights are 0"),
-        (["distill.kl_temperature=2"], "belongs to weights.kl, which is 0"),
         (["distill.num_blocks=1"], r"num_blocks is 1, so .*; set distill\.weights\.multiple=0, or num_blocks to 2"),
         (["distill.num_blocks=3"], r"^the command line: distill\.num_blocks is 3, but the student has 4 layers"),
         (["finetune.layers=[0, 1, 2, 3, 4, 5]"], r"num_blocks is 4, .* 4 layers and the teacher 6; choose a number th"),
-        (["distill.mode=online", "distill.teacher_states=/tmp"], "teacher_states belongs to mode: offline"),
-        (["finetune.lora=null", "finetune.quantization_config={load_in_4bit: true}"], "give lora as well"),
         (["finetune.layers=[0, 3]", "finetune.num_layers=3"], "lists 2 layers but num_layers is 3"),
         (["finetune.layers=[0"], "is not a YAML value"),
-        (
-            [
-                "finetune.backbone=random",
-                "finetune.backbone_config={}",
-                "finetune.lora=null",
-                "finetune.prompt={prefix: x}",
-            ],
-            "no words to prompt with",
-        ),
+        (["finetune.backbone=null"], "backbone is null and ensemble is empty, so the teacher would have no model"),
         (["seed"], "expected key.path=value"),
         (["seed.x=1", "seed.y=2"], "seed"),
         (["finetune.train.eval_steps=3"], "unknown key 'finetune.train.eval_steps'"),
@@ -163,21 +119,56 @@ def test_contradictions_are_refused(overrides: list[str], expected: str) -> None
         load_config(None, overrides)
 
 
-@pytest.mark.parametrize("override", ["distill.teacher=FOLDER", "distill.weights={cosine: 0, norm: 0, multiple: 0}"])
-def test_blocks_are_not_compared_where_they_are_not_known_or_not_used(override: str) -> None:
-    assert load_config(None, ["distill.num_blocks=3", override]).distill.num_blocks == 3
+def test_blocks_are_not_compared_with_an_unknown_teacher() -> None:
+    assert load_config(None, ["distill.num_blocks=3", "distill.teacher=FOLDER"]).distill.num_blocks == 3
+
+
+KL_ONLY = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, kl: 1}"
+SASREC = "distill.student.kind=sasrec"
+NO_DECODER = ["finetune.backbone=null", "finetune.ensemble=[sasrec]"]
+WITH_ENSEMBLE = ["finetune.ensemble=[sasrec]", "distill.keep_ensemble=true"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([SASREC], "cosine, norm and multiple read hidden states, but distill.student.kind is 'sasrec', which has non"),
+        ([SASREC, "distill.teacher=FOLDER"], "which has none to compare; set these weights to 0"),
+        ([SASREC, KL_ONLY, *WITH_ENSEMBLE], "distill.student.kind is 'sasrec', which cannot replace the teacher's dec"),
+        (NO_DECODER, "distill.student.kind is 'decoder', but finetune.backbone is null, so the teacher has no decoder"),
+        (
+            [*NO_DECODER, SASREC, KL_ONLY, "distill.mode=online"],
+            "no decoder that could keep learning; set distill",
+        ),
+        ([*NO_DECODER, KL_ONLY, "distill.keep_ensemble=true"], "finetune.backbone is None and finetune.ensemble .'sas"),
+        ([SASREC, KL_ONLY, "distill.student.max_history_items=20"], "is 20, but the teacher reads 50 items; leave di"),
+        ([SASREC, KL_ONLY, "distill.student.low_pass.frequencies=26"], "a window of max_history_items 50 has 26 freq"),
+        (
+            [SASREC, KL_ONLY, "distill.student.low_pass={}", "finetune={supervision: every_position, prompt: none}"],
+            "distill.student.low_pass sees later items",
+        ),
+    ],
+)
+def test_a_student_must_fit_its_teacher(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(None, overrides)
+
+
+def test_a_teacher_without_decoder_teaches_a_student_without_states() -> None:
+    config = load_config(None, [*NO_DECODER, SASREC, KL_ONLY, "finetune.supervision=every_position"])
+    assert config.trains_teacher and config.base_model_of_teacher is None
 
 
 def test_a_fault_names_where_it_came_from(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("sed: 1\nfinetune: {num_layer: 2}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load_config(path, ["distill.num_layer=1", "distill.num_blocks=1", "prepare={imput: x}", "seed=2"])
+        load_config(path, ["distill.num_block=1", "distill.num_blocks=1", "prepare={imput: x}", "seed=2"])
     assert str(caught.value).split("; ") == [
         "override 'prepare={imput: x}': unknown key 'prepare.imput' (did you mean 'input'?)",
         f"{path}: unknown key 'finetune.num_layer' (did you mean 'num_layers'?)",
         "unknown key 'sed' (did you mean 'seed'?)",
-        "override 'distill.num_layer=1': unknown key 'distill.num_layer' (did you mean 'num_layers'?)",
+        "override 'distill.num_block=1': unknown key 'distill.num_block' (did you mean 'num_blocks'?)",
     ]
     path.write_text("distill: {weights: {multiple: 1}}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"recipe\.yaml and the command line: distill: num_blocks is 1, so"):
@@ -195,7 +186,7 @@ def test_a_section_that_the_recipe_leaves_out_is_begun_by_its_first_setting(tmp_
 
 
 def test_a_brought_teacher_needs_no_sasrec_of_its_own() -> None:
-    brought = ["pretrain.item_vectors=x.npy", "distill.teacher=out/finetune"]
+    brought = ["pretrain={}", "distill.teacher=out/finetune"]
     assert load_config(None, [*brought, "finetune.ensemble=[sasrec]"]).finetune.ensemble == ("sasrec",)
 
 
@@ -207,8 +198,8 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pretrain.train.loss=sampled_softmax"], "loss is sampled_softmax and num_sampled is None"),
-        (["finetune.train.num_sampled=8"], "loss is ce and num_sampled is 8; num_sampled belongs to loss"),
+        (["pretrain.sasrec.train.loss=sampled_softmax"], "loss is sampled_softmax and num_sampled is None"),
+        (["finetune.train.num_sampled=8"], "loss is ce and num_sampled is 8; loss: sampled_softmax needs num_sampled"),
         (
             ["finetune.train.per_device_train_batch_size=auto"],
             "is auto and reference_batch_size is not set; give the",
@@ -224,39 +215,38 @@ def test_settings_are_frozen() -> None:
         (["distill.train.per_device_train_batch_size=0"], "got 0, expected a whole number from 1, or auto"),
         (["distill.train.per_device_train_batch_size=large"], "got 'large', expected a whole number from 1, or auto"),
         (["distill.train.per_device_train_batch_size=1.5"], "got 1.5, expected a whole number from 1, or auto"),
-        (
-            ["finetune.train={loss: sampled_softmax, num_sampled: 8, label_smoothing_factor: 0.1}"],
-            "label_smoothing_factor spreads labels over the whole catalogue; it belongs to loss: ce",
-        ),
-        (
-            ["distill.weights.norm=0", "distill.normalized_states=true"],
-            "normalized_states belongs to weights.norm, which is 0",
-        ),
-        (
-            ["finetune={backbone: random, backbone_config: {model_type: llama}, lora: null, titles: {}}"],
-            "a random backbone cannot read titles; give titles.source",
-        ),
-        (
-            ["finetune.ensemble=[sasrec]", "pretrain.item_vectors=x.npy"],
-            "finetune.ensemble names sasrec, but pretrain.item_vectors brings vectors alone",
-        ),
-        (["finetune.ensemble=[companion]"], "finetune.ensemble names companion, but there is no section of that name"),
-        (["finetune.ensemble=[sasrec, sasrec]"], r"ensemble is \['sasrec', 'sasrec'\]; name each once"),
+        (["finetune.ensemble=[text]"], "finetune.ensemble has 'text', which is not a base model of pretrain .sasrec."),
+        (["finetune.ensemble=[sasrec, sasrec]"], r"ensemble is \['sasrec', 'sasrec'\]; name each model once"),
         (
             [
-                "finetune.ensemble=[companion]",
-                "companion={lora: {r: 2}, backbone: smollm2-135m, backbone_config: null}",
+                "finetune={ensemble: [text], item_vectors: null}",
+                "pretrain.text={kind: decoder, lora: {r: 2}, backbone: x, backbone_config: null}",
             ],
-            "adapters of a companion cannot be kept with the teacher",
+            "adapters of a base model cannot be saved in an ensemble; set pretrain.text.lora=null",
         ),
-        (["evaluate.models=[companion]"], "evaluate.models names companion, but there is no section of that name"),
-        (["distill.keep_ensemble=true"], "keep_ensemble is true, but finetune.ensemble names no other model"),
+        (["evaluate.models=[text]"], "evaluate.models has 'text', which is not a model of the run; choose from"),
         (
-            ["finetune.ensemble=[sasrec]", "pretrain.max_history_items=20"],
-            "finetune reads the newest 50 items and sasrec 20; in an ensemble all read alike",
+            ["distill.keep_ensemble=true"],
+            "distill.keep_ensemble is true, but finetune.backbone is 'smollm2-135m'",
         ),
-        (["distill.layers=middle"], "distill.layers"),
-        (["pretrain.train.gradient_checkpointing=true"], "unknown key 'pretrain.train.gradient_checkpointing'"),
+        (
+            ["finetune.ensemble=[sasrec]", "pretrain.sasrec.max_history_items=20"],
+            "max_history_items is 50 and pretrain.sasrec.max_history_items is 20; the models of an ensemble read hist",
+        ),
+        (
+            ["evaluate.protocols=[full, sample]", "evaluate.primary_protocol=full"],
+            "protocols has 'sample'; choose",
+        ),
+        (["evaluate.protocols=[full]"], "primary_protocol is 'full_history_excluded', which is not one of protocols"),
+        (["evaluate.num_negatives=20"], "num_negatives is 20, which disagrees with protocols"),
+        (
+            ["distill.student.layers=middle"],
+            r"layers=middle.*Input should be 'first', 'evenly_spaced' or 'influence'",
+        ),
+        (
+            ["pretrain.sasrec.train.gradient_checkpointing=true"],
+            "unknown key 'pretrain.sasrec.train.gradient_checkpointing'",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

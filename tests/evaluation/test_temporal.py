@@ -1,7 +1,8 @@
-"""A data set split by time, whose held-out users are some of all: nothing downstream takes rows for users."""
+"""Evaluation and training on a data set split by time, in which only some users have a held-out item."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +11,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from slmrec.config import Config
+from slmrec.config import BASELINES, Config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import EncoderScorer
-from slmrec.models.baselines import Cooccurrence, Popularity
+from slmrec.models.baselines import build_baseline
+from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.pipeline import evaluate
-from slmrec.pipeline.evaluation_tables import show
 from slmrec.pipeline.fitting import fit_model, training_samples
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
@@ -67,16 +67,16 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
 ) -> None:
     timed = []
     throughput = evaluate.throughput
-    monkeypatch.setattr(evaluate, "model_folders", lambda config, output: {})
+    data = Dataset.load(run / "prepare")
+    for name in BASELINES:
+        save_recommender(build_baseline(name, data), data, tmp_path / name, name, {})
+    folders = {name: tmp_path / name for name in BASELINES}
+    monkeypatch.setattr(evaluate, "model_folders", lambda config, output: folders)
     monkeypatch.setattr(evaluate, "throughput", lambda *a, **k: timed.append(len(a[1])) or throughput(*a, **k))
     protocols = ["full_history_excluded", "full", "sampled_5"]
     settings = {"protocols": protocols, "timing_users": 7, "batch_size": 4}
     config = Config.model_validate({"evaluate": settings, "finetune": {"item_vectors": None}})
-    baselines = {"popularity": Popularity, "cooccurrence": Cooccurrence}
-    evaluate.build(
-        Task(config, run, tmp_path),
-        lambda dataset: {name: EncoderScorer(kind.of(dataset)) for name, kind in baselines.items()},
-    )
+    evaluate.build(Task(config, run, tmp_path))
     wanted = targets(run)
     assert 0 < len(wanted) < 60 and timed == [7]
     rows = pq.read_table(tmp_path / "per_user.parquet").to_pandas()
@@ -117,14 +117,21 @@ def test_the_ranks_are_those_of_the_users_with_a_test_target(
 def test_baselines_count_what_lies_before_validation(run: Path) -> None:
     data = Dataset.load(run / "prepare")
     baskets = [{item for time, item in log if time < VALID_FROM} for log in events(run).values()]
-    scorer = EncoderScorer(Cooccurrence.of(data))
+    cooccurrence, items = build_baseline("cooccurrence", data), torch.arange(1, NUM_ITEMS + 1)
+    scores = all_scores(cooccurrence, items)
     for last in range(1, NUM_ITEMS + 1):
-        encoded = scorer._model.encode(Histories(torch.tensor([[last]]), torch.tensor([1])))
-        counts = np.floor(scorer.score(encoded)[0].numpy())  # ties are broken by less than 1
         expected = [sum({last, item} <= basket for basket in baskets) for item in range(1, NUM_ITEMS + 1)]
         expected[last - 1] = 0
-        assert counts[1:].tolist() == expected
-    assert Popularity.of(data).counts[:, 0].tolist() == data.train_counts().tolist()
+        counts = scores[last - 1, 1:].floor()  # ties are broken by popularity, which adds 1/2 at most
+        assert counts.tolist() == expected
+    assert build_baseline("popularity", data).item_vectors()[:, 0].tolist() == data.train_counts().tolist()
+
+
+def all_scores(model: Any, items: torch.Tensor) -> torch.Tensor:
+    """Return the scores (V, V+1) of all items after each item."""
+    encoded = model.encode(Histories(items[:, None], torch.ones_like(items)))
+    scores = encoded.users @ model.item_vectors().T
+    return scores.scatter_add(1, encoded.bonus.items, encoded.bonus.scores)
 
 
 def test_models_learn_from_what_lies_before_validation_alone(run: Path, tmp_path: Path) -> None:
@@ -134,8 +141,8 @@ def test_models_learn_from_what_lies_before_validation_alone(run: Path, tmp_path
     expected = sum(max(0, sum(time < VALID_FROM for time, _ in log) - 1) for log in events(run).values())
     assert len(samples.samples) == expected
     config = Config.model_validate({"pretrain": {"sasrec": {"train": {"num_train_epochs": 1, "eval_max_users": 3}}}})
-    train = config.pretrain["sasrec"].train
-    metrics = fit_model(Task(config, run, tmp_path), "pretrain.sasrec", model, NextItemLoss(model), samples, train)
+    task, settings = Task(config, run, tmp_path, "sasrec"), config.pretrain["sasrec"].train
+    metrics = fit_model(task, "pretrain.sasrec", model, NextItemLoss(model), samples, settings)
     assert 0 <= metrics["valid/ndcg@10"] <= 1
     counts = pq.read_table(tmp_path / "items.parquet")["count"].to_pylist()
     assert counts == data.train_counts()[1:].tolist()
@@ -144,6 +151,5 @@ def test_models_learn_from_what_lies_before_validation_alone(run: Path, tmp_path
 def test_nobody_to_train_on_is_one_line(run: Path) -> None:
     data = Dataset.load(run / "prepare")
     late = Dataset(data.flat, data.offsets, data.users, data.items, "x", np.zeros_like(data.cuts))
-    model = SasRec(SasRecConfig(num_items=NUM_ITEMS, hidden_size=8))
     with pytest.raises(DataError, match="none of the 60 users has the 2 events before the time of validation"):
-        training_samples(late, "every_prefix", model.max_history_items)
+        training_samples(late, "every_prefix", 50)

@@ -76,7 +76,8 @@ class DecoderSettings(Section):
         is_random = self.backbone == "random"
         check(
             is_random == (self.backbone_config is not None),
-            "backbone_config belongs to backbone: random, and only to it",
+            f"backbone is {self.backbone!r} and backbone_config is {self.backbone_config}; backbone: random needs "
+            "backbone_config, and no other backbone uses it",
         )
         check(
             not is_random or self.lora is None,

@@ -42,7 +42,7 @@ def _is_table(_: "Config", prepare: Any) -> bool:
 
 
 _OF_DECODERS = (
-    *("backbone_config", "num_layers", "layer_step", "layers", "lora", "quantization_config", "prompt", "positions"),
+    *("num_layers", "layer_step", "layers", "lora", "quantization_config", "prompt", "positions"),
     *("item_dropout", "layer_dropout", "item_text", "item_text_width", "item_text_side", "item_embeddings", "item_dim"),
 )
 _OF_TRAINING = tuple(name for name in DecoderTraining.model_fields if name != "eval_max_users")

@@ -1,0 +1,131 @@
+"""`slmrec distill`: cached outputs of the teacher, modes, teachers of other folders, kinds of students."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import read_json, refused, same_weights, weights
+
+from slmrec.commands.main import main
+from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.folder import load_recommender
+from slmrec.models.sasrec import SasRec
+
+KL_ONLY = "distill.weights={ce: 0.0, cosine: 0.0, norm: 0.0, multiple: 0.0, kl: 1.0}"
+SASREC = ["distill.student={kind: sasrec, hidden_size: 8, num_attention_heads: 1}", KL_ONLY, "distill.num_blocks=4"]
+
+
+def test_the_outputs_of_the_teacher_are_computed_once(
+    finished: Path, output: Path, common: list[str], messages: pytest.LogCaptureFixture
+) -> None:
+    [file] = (output / "teacher_outputs").iterdir()
+    before = file.stat().st_mtime_ns
+    assert main(["distill", *common, "distill.weights={ce: 1.0, cosine: 0.5, norm: 0.1, kl: 0}"]) == 0
+    assert f"teacher outputs taken from {file}" in messages.text
+    other = ["distill.num_blocks=1", "distill.weights={cosine: 1.0, multiple: 0}"]
+    assert main(["distill", *common, *other]) == 0
+    assert re.search(r"teacher outputs computed in \d+ s, cached in .*\.safetensors \(\d+\.\d MB\)", messages.text)
+    assert len(list((output / "teacher_outputs").iterdir())) == 2
+    assert file.stat().st_mtime_ns == before
+    assert main(["distill", *common]) == 0
+    assert same_weights(output / "distill", finished / "distill")
+
+
+def test_a_damaged_file_of_teacher_outputs_is_one_line(
+    output: Path, common: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    [file] = (output / "teacher_outputs").iterdir()
+    file.write_bytes(file.read_bytes()[:-8])
+    error = refused(["distill", *common, "--force"], capsys)
+    assert str(file) in error and "cut short" in error and "delete the file" in error
+
+
+def test_online_distillation_trains_and_keeps_both(output: Path, common: list[str]) -> None:
+    online = [*common, "distill.mode=online"]
+    shutil.rmtree(output / "teacher_outputs")
+    assert main(["distill", *online]) == 0
+    assert not (output / "teacher_outputs").exists()
+    assert not same_weights(output / "finetune", output / "distill" / "teacher")
+    assert main(["evaluate", *online]) == 0
+
+
+def test_a_teacher_of_another_folder(
+    finished: Path, output: Path, common: list[str], messages: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(output / "finetune")
+    assert main(["run", *common, f"distill.teacher={finished / 'finetune'}"]) == 0
+    assert "finetune:" not in messages.text and not (output / "finetune").exists()
+    cached = [[path.name for path in (run / "teacher_outputs").iterdir()] for run in (output, finished)]
+    assert cached[0] == cached[1]  # a teacher is identified by its weights
+    assert same_weights(output / "distill", finished / "distill")
+
+
+def test_a_student_teaches_a_smaller_one(finished: Path, output: Path, common: list[str]) -> None:
+    chain = [f"distill.teacher={finished / 'distill'}", "distill.student.num_layers=1", "distill.num_blocks=1"]
+    chain += ["distill.weights.multiple=0"]
+    assert main(["run", *common, *chain]) == 0
+    metrics = read_json(output / "distill" / "metrics.json")
+    assert (metrics["teacher_num_layers"], metrics["num_layers"]) == (2, 1)
+    models = read_json(output / "evaluate" / "metrics.json")["protocols"]["full"]["models"]
+    first = read_json(finished / "evaluate" / "metrics.json")["protocols"]["full"]["models"]
+    assert models["teacher"]["ndcg@10"] == first["student"]["ndcg@10"]
+
+
+def test_a_sasrec_student_learns_from_the_scores_of_an_ensemble(
+    output: Path, common: list[str], finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("slmrec.pipeline.ensemble_weights.fit_weights", lambda *_: [0.6, 0.4])
+    ensemble = "finetune.ensemble=[sasrec]"
+    assert main(["run", *common, *SASREC, ensemble]) == 0
+    student, teacher = (load_recommender(output / step)[0] for step in ("distill", "finetune"))
+    assert isinstance(student, SasRec) and list(teacher.members) == ["decoder", "sasrec"]
+    assert (student.hidden_size, student.max_history_items) == (8, teacher.max_history_items)
+    first, last = (read_json_line(output / "distill" / "training" / "log.jsonl", place) for place in (0, -1))
+    assert last["kl"] < first["kl"]
+    error = refused(["distill", *common, *SASREC, ensemble, "distill.student.max_history_items=10"], capsys)
+    assert "distill.student.max_history_items is 10, but the teacher reads 20 items" in error
+    # A chain of other kinds: the SASRec student teaches a smaller one, and cannot teach a decoder.
+    taught = shutil.copytree(output / "distill", output.parent / "teacher")
+    chain = [*common, *SASREC, f"distill.teacher={taught}", "distill.student.hidden_size=4"]
+    assert main(["distill", *chain]) == 0
+    assert load_recommender(output / "distill")[0].hidden_size == 4
+    decoder = [*common, f"distill.teacher={taught}", KL_ONLY, "distill.num_blocks=4"]
+    assert "but the teacher has no decoder whose layers it could start from" in refused(["distill", *decoder], capsys)
+    states = [*common, f"distill.teacher={taught}"]
+    assert f"read hidden states, but the teacher in {taught} has no decoder" in refused(["distill", *states], capsys)
+    online = [*chain, "distill.mode=online"]
+    assert f"distill.mode is online, but the teacher in {taught} has no decoder" in refused(
+        ["distill", *online], capsys
+    )
+
+
+def read_json_line(path: Path, place: int) -> dict[str, float]:
+    """Return a line of a training log, among those that have the divergence from the teacher."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "kl" in line][place]
+
+
+@pytest.mark.parametrize("layers", ["[1, 3]", "evenly_spaced", "influence"])
+def test_a_student_of_chosen_layers(layers: str, output: Path, common: list[str]) -> None:
+    given = [f"distill.student.layers={layers}", "distill.train.num_train_epochs=0"]
+    assert main(["distill", *common, *given]) == 0
+    student = load_recommender(output / "distill")[0]
+    assert isinstance(student, DecoderRecommender) and student.num_layers == 2
+    if layers == "[1, 3]":
+        ours, theirs = weights(output / "distill"), weights(output / "finetune")
+        name = "decoder.layers.{}.mlp.up_proj.weight"
+        assert (ours[name.format(1)] == theirs[name.format(3)]).all()
+
+
+def test_a_teacher_of_other_data_is_refused(
+    finished: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"u{u} a{u % 5} b{u % 7} c{u % 3} d\n" for u in range(30)), encoding="utf-8")
+    common = ["--config", str(config), "--output", str(tmp_path / "run"), f"prepare.input={other}"]
+    assert main(["prepare", *common]) == 0
+    error = refused(["distill", *common, f"distill.teacher={finished / 'finetune'}"], capsys)
+    assert "trained on another data set" in error and "run finetune on it" in error
+    assert not (tmp_path / "run" / "distill").exists()
