@@ -90,7 +90,8 @@ class Engine:
 
     def _session_length(self, loaded: LoadedModel) -> int:
         """Return the number of items kept per session, at least as many as the cache of the model holds."""
-        return max(self._max_history, loaded.recommender.model.max_history_items)
+        max_cached: int = loaded.recommender.model.max_history_items
+        return max(self._max_history, max_cached)
 
     def answer(self, requests: list[Sequence[Query]]) -> list[list[Result] | RequestError]:
         """Return for each request the results of all its queries, or an error."""
