@@ -19,6 +19,7 @@ from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.pipeline import evaluate
+from slmrec.pipeline.evaluation_tables import show
 from slmrec.pipeline.fitting import fit_model, training_samples
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss

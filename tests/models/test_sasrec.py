@@ -26,10 +26,11 @@ from slmrec.types import Batch, Histories
 WINDOW, WIDTH, FREQUENCIES = 6, 8, 2
 
 
-def model(low_pass: bool = True, dropout: float = 0.0) -> SasRec:
+def model(low_pass: bool = True, dropout: float = 0.0, positions: str = "from_newest") -> SasRec:
     torch.manual_seed(0)
     filtered = {"weight": 0.7, "frequencies": FREQUENCIES} if low_pass else None
-    config = SasRecConfig(num_items=20, hidden_size=WIDTH, dropout=dropout, max_history_items=WINDOW, low_pass=filtered)
+    sizes = {"hidden_size": WIDTH, "max_history_items": WINDOW}
+    config = SasRecConfig(num_items=20, dropout=dropout, low_pass=filtered, positions=positions, **sizes)
     return SasRec(config).eval()
 
 
@@ -124,9 +125,36 @@ def test_a_sample_does_not_see_what_comes_after_it() -> None:
     assert not torch.allclose(vectors[0][1], vectors[1][1], atol=1e-4)
 
 
-def test_every_position_is_refused() -> None:
-    with pytest.raises(ValueError, match="a low-pass filter sees later items"):
-        encode(model(), batch([1, 2])._replace(every_position=True))
+@torch.no_grad()
+@pytest.mark.parametrize("low_pass", [True, False])
+@pytest.mark.parametrize("positions", ["from_newest", "relative"])
+def test_every_position_is_the_prefix_that_ends_there(
+    positions: str, low_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = model(low_pass, positions=positions)
+    every = encode(own, batch([1, 2, 3, 4], [5, 6])._replace(every_position=True)).users
+    prefixes = encode(own, batch([1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [5], [5, 6])).users
+    torch.testing.assert_close(every, prefixes, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("slmrec.models.sasrec.MAX_PREFIXES", 4)
+    in_pieces = encode(own, batch([1, 2, 3, 4], [5, 6])._replace(every_position=True)).users
+    torch.testing.assert_close(in_pieces, every, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_relative_positions_distinguish_orders_and_distances() -> None:
+    own = model(low_pass=False, positions="relative")
+    assert not any("position_embeddings" in name for name in own.state_dict())
+    for layer in own.layers:
+        layer.distance_bias.weight.normal_()
+    one, other = (encode(own, batch(history)).users for history in ([1, 2, 3], [2, 1, 3]))
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+def test_one_pass_with_absolute_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match="with positions: from_newest an item has another position in each"):
+        Config.model_validate({"pretrain": {"sasrec": {"supervision": "every_position"}}})
+    relative = {"supervision": "every_position", "positions": "relative"}
+    assert Config.model_validate({"pretrain": {"sasrec": relative}}).pretrain["sasrec"].supervision == "every_position"
 
 
 def test_gradients_reach_each_beta_and_padding_gets_none() -> None:

@@ -114,15 +114,15 @@ def test_a_position_does_not_see_later_items(build: object) -> None:
 def test_every_position_ends_with_the_newest(model: Model) -> None:
     if isinstance(model, DecoderRecommender) and len(model.response):
         pytest.skip("reads the user vector after the response, not at the items")
-    if isinstance(model, SasRec) and model.config.low_pass:
-        pytest.skip("its filter sees later items, so it reads out the newest position alone")
     every = encode(model, batch([1, 2, 3], [4, 5], every_position=True)).users
     newest = encode(model, batch([1, 2, 3], [4, 5])).users
     torch.testing.assert_close(every[[2, 4]], newest, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("build", [lambda: decoder(prompt=False), ensemble], ids=["decoder", "ensemble"])
+@pytest.mark.parametrize(
+    "build", [lambda: decoder(prompt=False), ensemble, sasrec], ids=["decoder", "ensemble", "sasrec"]
+)
 def test_every_position_is_each_prefix(build: object) -> None:
     model = build()  # type: ignore[operator]
     every = encode(model, batch([1, 2, 3], every_position=True)).users
@@ -165,7 +165,7 @@ def test_item_vectors_are_saved_and_auto_model_opens_them(build: object, tmp_pat
 def test_an_ensemble_reads_every_position_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, histories = ensemble(), batch([1, 2, 3], [4], [5, 6], every_position=True)
     at_once = encode(model, histories).users
-    monkeypatch.setattr("slmrec.models.ensemble.PREFIXES", 4)
+    monkeypatch.setattr("slmrec.models.sasrec.MAX_PREFIXES", 4)
     torch.testing.assert_close(encode(model, histories).users, at_once)
 
 

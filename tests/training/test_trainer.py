@@ -310,6 +310,36 @@ def test_a_resumed_training_keeps_its_pieces(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+class TwoModels(nn.Module):
+    """Loss of two models of one parameter each, the gradient of one of which is 1,000 times the other's."""
+
+    def __init__(self, apart: tuple[str, ...]) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.clipped_apart = apart
+        for model in (self.student, self.teacher):
+            nn.init.zeros_(model.weight)
+
+    def forward(self, batch: Batch) -> LossTerms:
+        total = self.student.weight.sum() + 1000 * self.teacher.weight.sum()
+        return LossTerms(total, {})
+
+
+@pytest.mark.parametrize(("apart", "norms"), [((), [0.001, 1.0]), (("teacher.",), [1.0, 1.0])])
+def test_gradients_are_clipped_together_unless_the_loss_says_apart(
+    apart: tuple[str, ...], norms: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, seen = TwoModels(apart), list[list[float]]()
+
+    def step(optimizer: torch.optim.AdamW) -> None:
+        seen.append([float(model.weight.grad.norm()) for model in (loss.student, loss.teacher)])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    settings = SETTINGS.model_copy(update={"max_steps": 1, "num_train_epochs": 1})
+    fit(loss, samples(), settings, validate=Validation(), folder=tmp_path, seed=1, name="distill")
+    assert seen == [pytest.approx(norms, rel=1e-3)]
+
+
 def test_schedules() -> None:
     assert [schedule(step, 0, 4, "linear") for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     assert [schedule(step, 2, 9, "constant") for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
