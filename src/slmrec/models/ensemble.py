@@ -1,6 +1,6 @@
 """Ensembles: the weighted sum of the scores of several models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class EnsembleConfig(PretrainedConfig):
-    """Architecture of an `Ensemble`: the configurations of its models by name, and the weights of their scores."""
+    """Architecture of an `Ensemble`: the configurations of its models by name, and the weights of their scores.
+
+    Args:
+        members: Configurations of the models by name.
+        weights: Weights of their scores by name.
+        order: Names in the order in which vectors are concatenated, which JSON objects do not keep; None: as given.
+    """
 
     model_type = "slmrec_ensemble"
 
@@ -24,9 +30,12 @@ class EnsembleConfig(PretrainedConfig):
         self,
         members: Mapping[str, dict[str, Any]] | None = None,
         weights: Mapping[str, float] | None = None,
+        order: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.members, self.weights = dict(members or {}), dict(weights or {})
+        self.order = list(members or {}) if order is None else list(order)
+        self.members = {name: (members or {})[name] for name in self.order}
+        self.weights = {name: (weights or {})[name] for name in self.order}
         super().__init__(**kwargs)
 
 
