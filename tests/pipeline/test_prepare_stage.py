@@ -114,7 +114,7 @@ def test_the_rules_that_left_events_out_are_told(
     rules = ("prepare.repeats=merge", "prepare.min_item_events=2")
     assert main(["prepare", "--input", str(path), "--output", str(tmp_path / "data"), *rules]) == 0
     said = caplog.text
-    assert "events removed by min_user_events (3) 1, min_item_events (2) 1, repeats (merge) 2; " in said
+    assert "events removed by repeats (merge) 2, min_user_events (3) 1, min_item_events (2) 1; " in said
 
 
 def test_rows_that_are_no_events(
