@@ -172,7 +172,7 @@ def test_a_file_that_differs_from_the_record_is_refused(shelf: Shelf, tmp_path: 
     download(shelf.file(), tmp_path).path.unlink()
     shelf.content = b"another"
     with pytest.raises(
-        DataError, match=rf"log.gz: its checksum is {sha256(b'another')}, expected .* of {RECORD}; what"
+        DataError, match=rf"log.gz: its checksum is {sha256(b'another')}, expected .* of {RECORD}; the downloaded"
     ):
         download(shelf.file(), tmp_path)
     assert names(tmp_path) == [RECORD]
