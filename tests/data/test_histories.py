@@ -112,7 +112,7 @@ def test_a_folder_that_takes_no_files_is_one_line(tmp_path: Path, monkeypatch: p
 )
 def test_events_of_no_prepared_data_set_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     write_folder(tmp_path, [[1], [2, 3]], TEMPORAL, **columns)
-    with pytest.raises(DataError, match=rf"({message}).*run prepare anew"):
+    with pytest.raises(DataError, match=rf"({message}).*run prepare again"):
         Dataset.load(tmp_path)
     assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob(".*"))
 
@@ -126,7 +126,7 @@ def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[1, 2, 3]], TEMPORAL)
     pq.write_table(pq.read_table(tmp_path / "interactions.parquet").drop(["item"]), tmp_path / "interactions.parquet")
-    with pytest.raises(DataError, match=r"interactions.parquet cannot be read .*run prepare anew"):
+    with pytest.raises(DataError, match=r"interactions.parquet cannot be read .*run prepare again"):
         Dataset.load(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_arrays_of_other_events_or_cut_short_are_refused(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"has \(events, users\) \(3, 1\), expected \(4, 1\); delete histories.npy"):
         Dataset.load(tmp_path)
     (tmp_path / "histories.npy").write_bytes((tmp_path / "histories.npy").read_bytes()[:-4])
-    with pytest.raises(DataError, match=r"histories.npy: no whole array .*delete histories.npy"):
+    with pytest.raises(DataError, match=r"histories.npy: not a complete array .*delete histories.npy"):
         Dataset.load(tmp_path)
 
 

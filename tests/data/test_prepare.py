@@ -188,7 +188,7 @@ def test_tables_in_parts_are_as_those_in_one(tmp_path: Path, monkeypatch: pytest
     log = write_csv(tmp_path / "log.csv", rows)
     whole, _ = prepare(log)
     for size in (1, 7, 101):
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", size)
+        monkeypatch.setattr(module, "ROWS_PER_PART", size)
         folder, _ = prepare(log)
         assert tables(folder) == tables(whole)
         assert facts(folder)["fingerprint"] == facts(whole)["fingerprint"]
@@ -391,8 +391,8 @@ def test_a_split_by_time_parts_the_events(tmp_path: Path) -> None:
         (
             "user_id,item_id,timestamp\nu,a,7\nu,b,7\nu,c,8\n",
             "log.csv",
-            r"log\.csv: prepare\.split is temporal, but the times do not part into three periods "
-            r"\(it begins 7, validation 7, test 7\); change prepare\.valid_share",
+            r"log\.csv: prepare\.split is temporal, but the times do not form three periods "
+            r"\(training begins 7, validation 7, test 7\); change prepare\.valid_share",
         ),
     ],
 )

@@ -85,23 +85,27 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str | Path) -> str:
 # From the command line.
 
 
-def test_a_data_set_from_the_command_line(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_from_the_command_line(log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slmrec")
     items = tmp_path / "items.csv"
     items.write_text("item_id,title,price\na,Alpha,1\nb,Beta &amp; b,2\n", encoding="utf-8")
     output = tmp_path / "data"
     assert main(["prepare", "--input", str(log), "--items", str(items), "--output", str(output)]) == 0
-    said = capsys.readouterr().out
-    assert f"prepare: reading {log}\nprepare: 7 events read, 0 rows rejected\nprepare: 6 events stay" in said
-    assert "prepare: events left out by min_user_events (3) 1; no event is left of 1 users and 0 items\n" in said
+    said = caplog.text
+    assert caplog.messages[:2] == [f"prepare: reading {log}", "prepare: 7 events read, 0 invalid rows"]
+    assert "prepare: events removed by min_user_events (3) 1; 1 users and 0 items have no events left\n" in said
     assert "leave_one_out looks into the future: 1 of 2 test events precede the last training event" in said
-    assert said.endswith(f" s, written to {output}\n")
+    assert caplog.messages[-1].endswith(f" s, written to {output}")
     assert set(contents(output)) == NAMES
     assert pq.read_table(output / "items.parquet")["title"].to_pylist() == ["Alpha", "Beta & b", None]
     assert main(["prepare", "--input", str(log), "--items", str(items), "--output", str(output)]) == 0
-    assert "done before and unchanged, nothing to do" in capsys.readouterr().out
+    assert "unchanged, nothing to do" in caplog.text
 
 
-def test_the_rules_that_left_events_out_are_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rules_that_left_events_out_are_told(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "slmrec")
     assert main(["prepare", "--input", str(log), "--output", str(tmp_path / "data"), "prepare.min_item_events=3"]) == 2
     assert "prepare.min_user_events (3): 1, prepare.min_item_events (3): 6; loosen" in capsys.readouterr().err
     more = pd.DataFrame({"user_id": ["u", "v"] * 2, "item_id": ["a", "d"] * 2, "timestamp": [20, 21, 22, 23]})
@@ -109,13 +113,14 @@ def test_the_rules_that_left_events_out_are_told(log: Path, tmp_path: Path, caps
     pd.concat([pd.DataFrame(EVENTS), more]).to_parquet(path, index=False)
     rules = ("prepare.repeats=merge", "prepare.min_item_events=2")
     assert main(["prepare", "--input", str(path), "--output", str(tmp_path / "data"), *rules]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "events left out by min_user_events (3) 1, min_item_events (2) 1, repeats (merge) 2; no event is left" in said
-    )
+    said = caplog.text
+    assert "events removed by repeats (merge) 2, min_user_events (3) 1, min_item_events (2) 1; " in said
 
 
-def test_rows_that_are_no_events(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_are_no_events(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "slmrec")
     log.write_text(log.read_text(encoding="utf-8") + "v,,10\n", encoding="utf-8")
     command = ["prepare", "--input", log, "--output", tmp_path / "data"]
     error = refused(capsys, *command)
@@ -123,7 +128,7 @@ def test_rows_that_are_no_events(log: Path, tmp_path: Path, capsys: pytest.Captu
     assert "prepare.on_bad_row=skip" in error
     assert "line 9: item_id" in refused(capsys, *command, "--on-bad-row", "error")
     assert main([*map(str, command), "--on-bad-row", "skip"]) == 0
-    assert "rows that were no events: 1; see rejected.parquet and dataset.json" in capsys.readouterr().out
+    assert "1 invalid rows skipped; see rejected.parquet and dataset.json" in caplog.text
     assert pq.read_table(tmp_path / "data" / "rejected.parquet")["line"].to_pylist() == [9]
     with pytest.raises(SystemExit, match="2"):
         main([*map(str, command), "--on-bad-row", "ignore"])
@@ -141,11 +146,11 @@ def test_any_name_of_a_file_will_do(log: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prepare.engine=polars://", "prepare.engine is 'polars://', which cannot do this"),
+        ("prepare.engine=polars://", "prepare.engine is 'polars://', which cannot run this query"),
         ("prepare.engine=nonsense", "prepare.engine is 'nonsense': Don't know how to connect"),
         ("prepare.memory_limit=4 bananas", "prepare.memory_limit is '4 bananas': Parser Error"),
         ("prepare.memory_limit=1MB", "log.csv: Out of Memory Error: "),
-        ("prepare={split: temporal, test_share: 0.8}", "times do not part into three periods (it begins 1, "),
+        ("prepare={split: temporal, test_share: 0.8}", "times do not form three periods (training begins 1, "),
         ("prepare.min_user_events=2", "prepare.min_user_events is 2: Input should be greater than or equal to 3"),
         ("prepare.min_rating=3", "no column 'rating' or 'overall'"),
         ("prepare.short_users=drop", "unknown key 'prepare.short_users'"),
@@ -203,8 +208,8 @@ def test_bad_input_leaves_the_data_set_alone(
 KILLED_AT = {
     "slmrec.data.prepare._complete": "{module}.{name} = dead",
     "slmrec.data.histories._columns": "{module}.{name} = dead",
-    "slmrec.pipeline.stage._put_in_place": "{module}.{name} = dead",
-    "slmrec.pipeline.stage._end_replacement": "{module}.{name} = dead_if_renamed",
+    "slmrec.pipeline.stage.put_in_place": "{module}.{name} = dead",
+    "slmrec.folders.finish_replacement": "{module}.{name} = dead_if_renamed",
 }
 KILLING = """
 import os, signal, sys
@@ -233,7 +238,7 @@ def test_a_killed_preparation_leaves_a_whole_data_set(log: Path, there: Path, tm
     command = [sys.executable, "-c", program, str(other), str(there)]
     killed = subprocess.run(command, check=False, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    replaced = name == "_end_replacement"
+    replaced = name == "finish_replacement"
     assert histories_of(there) == ({"x": ["y"] * 3} if replaced else {"u": ["a", "b", "c"], "v": ["c", "b", "a"]})
     assert replaced or contents(there) == before
     slmrec.prepare(other, there)
@@ -335,7 +340,7 @@ def test_a_place_that_is_none_is_told_in_one_line(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refused(capsys, "prepare", "--input", log, "--output", log / "data")
-    assert "Not a directory; make room or give permission, or choose another --output" in error
+    assert "Not a directory; free space or grant permission, or choose another --output" in error
     foreign = tmp_path / "mine"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("dear", encoding="utf-8")
@@ -399,14 +404,17 @@ def test_settings_from_python(log: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", [None, [1, 2], pd.DataFrame({"user_id": ["a", 1], "item_id": [1, 2]})])
 def test_what_is_no_table(tmp_path: Path, table: Any) -> None:
-    with pytest.raises(DataError, match=rf"^{type(table).__name__}: no table \(.*\); expected a path, or a table of"):
+    with pytest.raises(
+        DataError, match=rf"^{type(table).__name__}: not a table \(.*\); expected a path, or a table of"
+    ):
         slmrec.prepare(table, tmp_path / "data")
 
 
-def test_a_changed_table_is_prepared_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_table_is_prepared_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slmrec")
     folder = slmrec.prepare(EVENTS, tmp_path / "data")
     slmrec.prepare(EVENTS, folder)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in caplog.text
     slmrec.prepare(EVENTS | {"item_id": [*"aaaccca"]}, folder)
     assert histories_of(folder) == {"u": ["a"] * 3, "v": ["c"] * 3}
     assert list(tmp_path.iterdir()) == [folder]
@@ -434,11 +442,12 @@ def test_an_output_among_the_parts_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "contains the output folder" in told
 
 
-def test_another_memory_limit_redoes_nothing(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_memory_limit_redoes_nothing(log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "slmrec")
     command = ["prepare", "--input", str(log), "--output", str(tmp_path / "data")]
     assert main(command) == 0
     assert main([*command, "prepare.memory_limit=3GB"]) == 0
-    assert "done before and unchanged" in capsys.readouterr().out
+    assert "unchanged, nothing to do" in caplog.text
 
 
 def test_a_setting_of_prepare_without_its_section_is_recognised(

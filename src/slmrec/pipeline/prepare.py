@@ -56,7 +56,7 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
         >>> events = pa.table({"user_id": ["u"] * 3, "sku": ["a", "b", "c"], "timestamp": [1, 2, 3]})
         >>> with TemporaryDirectory() as folder:
         ...     shop = Dataset.load(prepare(events, f"{folder}/shop", item_col="sku"))
-        >>> shop.num_users, shop.num_items
+        ...     shop.num_users, shop.num_items
         (1, 3)
     """
     with TemporaryDirectory(prefix="slmrec-") as folder:

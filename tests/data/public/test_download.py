@@ -172,7 +172,7 @@ def test_a_file_that_differs_from_the_record_is_refused(shelf: Shelf, tmp_path: 
     download(shelf.file(), tmp_path).path.unlink()
     shelf.content = b"another"
     with pytest.raises(
-        DataError, match=rf"log.gz: its checksum is {sha256(b'another')}, expected .* of {RECORD}; what"
+        DataError, match=rf"log.gz: its checksum is {sha256(b'another')}, expected .* of {RECORD}; the downloaded"
     ):
         download(shelf.file(), tmp_path)
     assert names(tmp_path) == [RECORD]
@@ -221,7 +221,7 @@ def test_a_dropped_connection_is_taken_up_again(shelf: Shelf, tmp_path: Path) ->
 def test_connections_that_always_drop_end_in_one_line(shelf: Shelf, tmp_path: Path) -> None:
     shelf.drops_after = [1000, 1000, 1000]
     with pytest.raises(
-        DataError, match=r"ended after 3,000 of 300,000 bytes, at the last of 3 attempts; .*goes on from here"
+        DataError, match=r"ended after 3,000 of 300,000 bytes, at the last of 3 attempts; .*resumes the download"
     ):
         download(shelf.file(), tmp_path)
     assert download(shelf.file(), tmp_path).path.read_bytes() == CONTENT
@@ -403,7 +403,7 @@ def test_what_to_prepare_is_among_what_is_fetched(dataset: PublicDataset) -> Non
     ],
 )
 def test_an_unknown_name_is_answered_with_known_ones(name: str, advice: str) -> None:
-    with pytest.raises(DataError, match=f"data set '{name}' is not known; {advice}"):
+    with pytest.raises(DataError, match=f"data set '{name}' is unknown; {advice}"):
         find_dataset(name)
 
 
@@ -424,7 +424,7 @@ def test_the_command_shows_terms_first_and_what_comes_next(
     stage.fetch("mine", output)
     shown = capsys.readouterr().out
     assert shown.startswith("mine: few\nterms: be good\ncite: us\n")
-    assert f"mine.zip: fetched, {file.checksum}: as its publisher says\n" in shown
+    assert f"mine.zip: downloaded, {file.checksum}: matches the checksum of its publisher\n" in shown
     assert (
         f"slmrec prepare --input '{output}/mine/log.csv' --items '{output}/mine/items.csv' --output out/mine" in shown
     )
@@ -440,7 +440,7 @@ def test_the_command_says_that_nothing_could_be_compared(
     shelf.content = gzip.compress(b"{}")
     use_only(monkeypatch, PublicDataset("mine", "few", (shelf.file(),), "log.gz", "log.gz", "be good", "us"))
     stage.fetch("mine", tmp_path)
-    assert f"{sha256(shelf.content)}: no checksum is published, so nothing could be" in capsys.readouterr().out
+    assert f"{sha256(shelf.content)}: no checksum is published to compare with" in capsys.readouterr().out
     stage.fetch("mine", tmp_path)
     assert f"exists already, {sha256(shelf.content)}: matches the checksum of {RECORD}" in capsys.readouterr().out
 
