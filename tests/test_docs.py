@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)?)\b", README))
+    targets = set(re.findall(r"(?:^ +|`)make ([a-z]+(?:-[a-z]+)?)\b", README, re.MULTILINE))
     assert {"demo", "test"} <= targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
@@ -52,7 +52,9 @@ def test_the_file_tree_of_contributing_exists() -> None:
 def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from slmrec.models.folder import save_recommender
 
-    save_recommender(SasRec(SasRecConfig(num_items=40, hidden_size=8)), tiny_dataset, tmp_path, "tiny", {})
+    save_recommender(
+        SasRec(SasRecConfig(num_items=40, hidden_size=8, max_history_items=50)), tiny_dataset, tmp_path, "tiny", {}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["quickstart.py", str(tmp_path), "i01,i02"])
         runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")

@@ -1,5 +1,6 @@
 """Recommendations on a Spark cluster: the same `Recommender`, in every Python worker of it."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from slmrec.inference.batch.recommend_file import RankOptions
 from slmrec.inference.histories import sequences_of
 from slmrec.inference.recommender import Recommender
 
+_LOG = logging.getLogger(__name__)
 _NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
 """Spark's names of the types."""
 _USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "bigint": pa.int64(), "string": pa.string()}
@@ -50,7 +52,7 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     aside = output.with_name(f".{output.name}.partial").resolve()
     rows.write.mode("overwrite").parquet(aside.as_uri())
     aside.rename(output)
-    print(f"recommend: written to {output}, a folder of Parquet files", flush=True)
+    _LOG.info("recommend: written to %s, a folder of Parquet files", output)
 
 
 def _session() -> Any:
