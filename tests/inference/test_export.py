@@ -22,6 +22,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.inference.exportable import exportable
 from slmrec.models.backbone import random_decoder
+from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import load_recommender, may_recommend, save_recommender
 from slmrec.models.loader import Model, alone
 from slmrec.types import Histories
@@ -212,3 +213,12 @@ def test_wrong_exports_are_refused(tiny_dataset: Dataset, tmp_path: Path, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
     with pytest.raises(ConfigError, match=r"export needs onnx, not installed here; run: pip install 'slmrec\[onnx\]'"):
         export(folder, "onnx", tmp_path / "student.onnx")
+
+
+@pytest.mark.parametrize("form", ["onnx", "faiss"])
+def test_models_that_add_scores_to_single_items_are_not_exported(
+    form: slmrec.commands.export.Format, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = saved(build_baseline("cooccurrence", tiny_dataset), tiny_dataset, tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"export: Cooccurrence adds scores to single items.*use its model folder"):
+        export(folder, form, tmp_path / f"model.{form}")

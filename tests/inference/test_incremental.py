@@ -82,9 +82,7 @@ def test_right_aligned_positions_encode_the_window_again() -> None:
     assert not frozen.is_incremental
     states, items = [frozen.new_state()], [3, 4, 5]
     for seen in range(1, 4):
-        assert (
-            relative(frozen.append(states, [[items[seen - 1]]]).users[0], encode_whole(model, items[:seen])) <= 1e-5
-        )
+        assert relative(frozen.append(states, [[items[seen - 1]]]).users[0], encode_whole(model, items[:seen])) <= 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,21 +1,22 @@
-"""What every model owes: a user's vector depends on the user's history alone."""
+"""Properties of every sequence encoder: a user vector depends on the history of the user only."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from decoders import tiny_decoder
 from encoding import encode
 from transformers import AutoModel
 
 import slmrec.models.loader
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.backbone import Backbone, choose_layers, evenly_spaced, random_decoder
-from slmrec.models.build import build_decoder, fresh_student, layer_influence, student_from
-from slmrec.models.decoder import DecoderRecommender, drop_out_branches
+from slmrec.models.backbone import choose_layers, evenly_spaced, random_decoder
+from slmrec.models.build import layer_influence, student_from
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
+from slmrec.models.layer_dropout import add_branch_dropout
 from slmrec.models.loader import Model, load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.models.titles import Titles
 from slmrec.models.weights import merged_state_dict
 from slmrec.types import Batch, Histories
 
@@ -40,30 +41,26 @@ def sasrec(low_pass: dict[str, float] | None = None) -> SasRec:
 def decoder(
     positions: str = "contiguous", prompt: bool = True, lora: bool = False, titles: str | None = None
 ) -> DecoderRecommender:
-    torch.manual_seed(0)
-    backbone = random_decoder(LLAMA)
-    table = backbone.get_input_embeddings().weight.detach()
-    model = build_decoder(
-        Backbone(backbone, table[: 3 if prompt else 0].clone(), table[3 : 5 if prompt else 3].clone()),
-        (0, 1, 2, 3),
-        torch.cat([torch.zeros(1, 8), torch.randn(20, 8)]),
-        source="random",
+    return tiny_decoder(
+        LLAMA,
+        20,
+        prompt=(3, 2) if prompt else (0, 0),
+        text_components=5 if titles else None,
+        item_text_width=3,
+        item_text_side=titles or "both",
         lora=LORA if lora else None,
         positions=positions,
         max_history_items=6,
-        item_dropout=0.0,
-        train_items=False,
-        titles=Titles(torch.cat([torch.zeros(1, 5), torch.randn(20, 5)]), 3, titles) if titles else None,
     )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
 
 
 def ensemble(lora: bool = False) -> Ensemble:
-    others = [sasrec(), decoder(prompt=False)]
-    return Ensemble.of(decoder(prompt=False, lora=lora, titles="both"), others, [0.3, 0.2]).eval()
+    members = {
+        "decoder": decoder(prompt=False, lora=lora, titles="both"),
+        "sasrec": sasrec(),
+        "text": decoder(prompt=False),
+    }
+    return Ensemble.of(members, {"decoder": 0.5, "sasrec": 0.3, "text": 0.2}).eval()
 
 
 MODELS = {
@@ -184,27 +181,20 @@ def test_an_ensemble_reads_every_position_in_pieces(monkeypatch: pytest.MonkeyPa
 def test_an_ensembles_scores_are_the_weighted_sum() -> None:
     model, histories = ensemble(), batch([1, 2, 3], [4])
     scores = encode(model, histories).users @ model.item_vectors().T
-    parts = [encode(part, histories).users @ part.item_vectors().T for part in (model.decoder, *model.others)]
+    parts = [encode(part, histories).users @ part.item_vectors().T for part in model.members.values()]
     torch.testing.assert_close(scores, 0.5 * parts[0] + 0.3 * parts[1] + 0.2 * parts[2])
     blocks = encode(model, histories, num_blocks=2).hidden_states
-    for own, llms in zip(blocks, encode(model.decoder, histories, num_blocks=2).hidden_states, strict=True):
+    for own, llms in zip(blocks, encode(model.decoder_part, histories, num_blocks=2).hidden_states, strict=True):
         torch.testing.assert_close(own, llms)
 
 
 def test_an_ensembles_other_members_drop_nothing_out() -> None:
     model = ensemble().train()
-    assert model.decoder.training and not any(member.training for member in model.others)
-
-
-@torch.no_grad()
-def test_an_ensemble_appends_what_it_would_read() -> None:
-    model, state = ensemble(), ensemble().new_state()
-    history = [1, 2, 3, 4, 5, 6, 7, 8]  # longer than the models read
-    for number, item in enumerate(history, 1):
-        newest = history[max(0, number - model.max_history_items) : number]
-        torch.testing.assert_close(
-            model.append(state, item), encode(model, batch(newest)).users[0], rtol=1e-4, atol=1e-5
-        )
+    assert {name: member.training for name, member in model.members.items()} == {
+        "sasrec": False,
+        "text": False,
+        "decoder": True,
+    }
 
 
 @torch.no_grad()
@@ -232,11 +222,8 @@ def test_the_map_of_titles_learns_through_both_sides() -> None:
 @torch.no_grad()
 def test_students_take_over_the_titles() -> None:
     teacher = decoder(titles="both")
-    for student in (
-        student_from(teacher, (0, 1), item_dropout=0.0, train_items=False),
-        fresh_student(teacher, 2, {}, item_dropout=0.0, train_items=False),
-    ):
-        torch.testing.assert_close(student.item_vectors(), teacher.item_vectors(), rtol=0, atol=0)
+    student = student_from(teacher, (0, 1), item_dropout=0.0, train_items=False)
+    torch.testing.assert_close(student.item_vectors(), teacher.item_vectors(), rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -265,7 +252,7 @@ def test_dropout_needs_layers_that_are_known() -> None:
     strange = random_decoder(LLAMA)
     del strange.layers[0].mlp
     with pytest.raises(ConfigError, match="layer_dropout: the MLPs of LlamaModel are not found"):
-        drop_out_branches(strange, torch.nn.Dropout(0.1))
+        add_branch_dropout(strange, torch.nn.Dropout(0.1))
 
 
 def test_an_adapted_model_saves_no_weight_of_its_backbone(tmp_path: Path) -> None:
@@ -318,18 +305,6 @@ def test_a_student_keeps_the_chosen_layers_in_order() -> None:
     assert torch.equal(state[f"decoder.layers.0.{name}"], taught[f"decoder.layers.3.{name}"])
     assert torch.equal(state[f"decoder.layers.1.{name}"], taught[f"decoder.layers.1.{name}"])
     assert student.item_embeddings.weight.requires_grad
-
-
-def test_a_fresh_student_may_be_narrower() -> None:
-    student = fresh_student(
-        decoder(),
-        2,
-        {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1},
-        item_dropout=0.0,
-        train_items=False,
-    )
-    assert (student.hidden_size, student.num_layers, len(student.prefix)) == (8, 2, 0)
-    assert encode(student.eval(), batch([1, 2]), num_blocks=2).hidden_states[1].shape == (1, 8)
 
 
 def test_trainable_parameters_by_name() -> None:
