@@ -47,8 +47,8 @@ def decoder(
 
 
 def ensemble(lora: bool = False) -> Ensemble:
-    members = {"sasrec": sasrec(), "decoder": decoder(prompt=False, lora=lora, titles=True)}
-    return Ensemble.of(members, {"sasrec": 0.3, "decoder": 0.7}).eval()
+    members = {"decoder": decoder(prompt=False, lora=lora, titles=True), "sasrec": sasrec()}
+    return Ensemble.of(members, {"decoder": 0.7, "sasrec": 0.3}).eval()
 
 
 MODELS: dict[str, Callable[[], Model]] = {

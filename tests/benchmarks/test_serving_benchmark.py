@@ -22,7 +22,11 @@ def sasrec() -> SasRec:
     return SasRec(SasRecConfig(num_items=40, hidden_size=8, max_history_items=MAX_HISTORY))
 
 
-MODELS = {"decoder": decoder, "sasrec": sasrec, "ensemble": lambda: Ensemble.of(decoder(), [sasrec()], [0.3])}
+def ensemble() -> Ensemble:
+    return Ensemble.of({"decoder": decoder(), "sasrec": sasrec()}, {"decoder": 0.7, "sasrec": 0.3})
+
+
+MODELS = {"decoder": decoder, "sasrec": sasrec, "ensemble": ensemble}
 
 
 @pytest.mark.parametrize("name", MODELS)

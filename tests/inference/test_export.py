@@ -19,10 +19,11 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.inference.export import export_graph
+from slmrec.inference.export import export_graph, export_index
 from slmrec.inference.exportable import exportable
 from slmrec.inference.onnx_graph import GraphCheck, check_graph, open_graph
 from slmrec.models.backbone import random_decoder
+from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import load_recommender, may_recommend, save_recommender
 from slmrec.models.loader import merge_adapters
 from slmrec.models.model import Model
@@ -223,3 +224,15 @@ def test_wrong_exports_are_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else name)
     with pytest.raises(ConfigError, match=r"export needs onnx, not installed here; run: pip install 'slmrec\[onnx\]'"):
         export_graph(folder, tmp_path / "student.onnx", int8=False)
+
+
+@pytest.mark.parametrize("form", ["onnx", "faiss"])
+def test_models_that_add_scores_to_single_items_are_not_exported(
+    form: str, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = saved(build_baseline("cooccurrence", tiny_dataset), tiny_dataset, tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"export: Cooccurrence adds scores to single items.*use its model folder"):
+        if form == "faiss":
+            export_index(folder, tmp_path / "model.faiss", 0.9)
+        else:
+            export_graph(folder, tmp_path / "model.onnx", int8=False)

@@ -43,12 +43,12 @@ def test_a_part_of_the_catalogue_gives_the_recall(
     index: ItemIndex, many: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
     items, allowed, users = many
-    assert index.built.num_probed < index.built.num_lists / 2
+    assert index.facts.num_probed < index.facts.num_lists / 2
     exact = top_k(users[1::2], items, 10, allowed=allowed & (torch.arange(5001) > 0))[1]
     found = index.top_k(users[1::2], items, 10)[1]
     shares = [len({*ours} & {*theirs}) / 10 for ours, theirs in zip(found.tolist(), exact.tolist(), strict=True)]
-    assert sum(shares) / len(shares) == pytest.approx(index.built.recall, abs=1e-6)
-    assert 0.8 < index.built.recall < 1
+    assert sum(shares) / len(shares) == pytest.approx(index.facts.recall, abs=1e-6)
+    assert 0.8 < index.facts.recall < 1
 
 
 @given(st.integers(1, 30), st.lists(st.integers(0, 5000), min_size=1, max_size=40), st.integers(0, 199))
@@ -129,12 +129,12 @@ def test_indices_of_other_items_and_damaged_ones_are_refused(
     (tmp_path / "gone.csv").write_text("item_id\ni03\n", encoding="utf-8")
     where = ["--model", str(folder), "--items", str(tmp_path / "gone.csv"), "--output", str(tmp_path / "fewer")]
     assert main(["items", "remove", *where]) == 0
-    with pytest.raises(CheckpointError, match=r"items.faiss: an index of other items than those of the model folder"):
+    with pytest.raises(CheckpointError, match=r"items.faiss: the index holds other items than the model folder"):
         Recommender.from_pretrained(tmp_path / "fewer", index=file)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="no index that can be read"):
+    with pytest.raises(CheckpointError, match="the index cannot be read"):
         Recommender.from_pretrained(folder, index=file)
-    with pytest.raises(CheckpointError, match="no index that can be read"):
+    with pytest.raises(CheckpointError, match="the index cannot be read"):
         Recommender.from_pretrained(folder, index=tmp_path / "none.faiss")
     with pytest.raises(ConfigError, match=r"--recall is 1.5, expected a share"):
         ItemIndex.build(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool), torch.zeros(2, 2), 1.5, "")

@@ -16,11 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmrec import Recommender
+from slmrec.data.batching import pad_histories
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError, DataError, TrainingError
 from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
+from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
 from slmrec.models.sasrec import SasRec, SasRecConfig
+from slmrec.serving.engine import Engine
+from slmrec.serving.limits import Limits
+from slmrec.serving.loading import load
+from slmrec.serving.messages import Query
 
 ITEMS = [f"i{n:02d}" for n in range(40)]
 
@@ -172,7 +178,7 @@ def test_scores_that_are_not_numbers_are_refused(folder: Path) -> None:
     assert isinstance(broken.model, SasRec)
     with torch.no_grad():
         broken.model.position_embeddings.weight[1] = torch.nan  # the second newest item's
-    with pytest.raises(TrainingError, match=r"scores of user 'b' hold NaN, expected numbers; train the model anew"):
+    with pytest.raises(TrainingError, match=r"scores of user 'b' are NaN, expected numbers; train the model again"):
         broken.recommend([["i01"], ["i01", "i02"]], 3, user_ids=["a", "b"])
 
 
@@ -313,9 +319,9 @@ def test_ids_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,\n", r"in\.csv: row 2: timestamp is None, expected a wh"),
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,soon\n", r"row 2: timestamp is 'soon', .*mend it or"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,soon\n", r"row 2: timestamp is 'soon', .*correct it or"),
         ("in.csv", "user_id,item_id,timestamp\nu,i01,soon\nu,i02,5\n", r"row 1: timestamp is 'soon', expected"),
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,2024-01-09\nu,i02,5\n", r"row 2: timestamp is '5', .*one way"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,2024-01-09\nu,i02,5\n", r"row 2: timestamp is '5', .*same format"),
         ("in.jsonl", '{"user_id": "u", "history": ["i01"]}\n{"user', r"in\.jsonl: line 2: '\{\"user' is not JSON"),
         ("in.jsonl", "[1]\n", r"in\.jsonl: line 1: '\[1\]' is not a JSON object; write one JSON object a line"),
         ("in.jsonl", "", r"in\.jsonl: the file is empty"),
@@ -329,3 +335,53 @@ def test_files_that_are_refused(name: str, content: str, message: str, folder: P
         answered(folder, tmp_path, name, content)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture(scope="module", params=["popularity", "cooccurrence"])
+def counted(request: pytest.FixtureRequest, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    save_recommender(build_baseline(request.param, tiny_dataset), tiny_dataset, path, request.param, {})
+    return path
+
+
+def test_a_counted_model_recommends(counted: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    recommender, histories = Recommender.from_pretrained(counted), [["i01", "i05"], ["i07"], []]
+    model = build_baseline(counted.name.rstrip("0123456789"), tiny_dataset)
+    encoded = model.encode(pad_histories([[2, 6], [8]], 1))
+    scores = (encoded.users @ model.item_vectors().T).index_fill(1, torch.tensor([0]), -torch.inf)
+    if encoded.bonus is not None:
+        scores.scatter_add_(1, encoded.bonus.items, encoded.bonus.scores)
+    torch.testing.assert_close(recommender.score(histories[:2]), scores[:, 1:])
+    torch.testing.assert_close(recommender.score(histories[:2], ["i03", "i01"]), scores[:, [4, 2]])
+    lists = recommender.recommend(histories, 4).to_lists()
+    for row, (history, found) in enumerate(zip(histories[:2], lists, strict=False)):
+        seen = [ITEMS.index(item) + 1 for item in history]
+        best = scores[row].index_fill(0, torch.tensor([0, *seen]), -torch.inf).topk(4).values
+        assert [score for _, score in found] == pytest.approx(best.tolist())
+    write({"user_id": ["a", "b"], "history": histories[:2]}, tmp_path / "in.jsonl")
+    recommend_file(counted, tmp_path / "in.jsonl", tmp_path / "out.parquet", Wanted(4))
+    assert pq.read_table(tmp_path / "out.parquet")["item_id"].to_pylist() == [item for item, _ in lists[0] + lists[1]]
+
+
+def test_a_counted_model_is_served_by_the_engine(counted: Path) -> None:
+    engine, recommender = Engine(load(counted), Limits()), Recommender.from_pretrained(counted)
+    expected = recommender.recommend([["i01", "i05"]], 4).to_lists()[0]
+    queries = [[Query(history=["i01", "i05"], k=4)], [Query(session_id="s", history=["i01"], k=4)]]
+    whole = engine.answer(queries)[0][0]
+    session = engine.answer([[Query(session_id="s", events=["i05"], k=4)]])[0][0]
+    for found in (whole, session):
+        assert [(ITEMS[item - 1], score) for item, score in found.ranked] == [
+            (item, pytest.approx(score)) for item, score in expected
+        ]
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cpu:1"])
+def test_a_device_that_does_not_exist_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device is '{name}', which is not available on this machine; choose one"):
+        Recommender.from_pretrained(folder, device=name)
+
+
+def test_a_device_can_be_chosen(folder: Path, recommender: Recommender) -> None:
+    chosen = Recommender.from_pretrained(folder, device="cpu")
+    assert chosen.ranker.model.device.type == "cpu"
+    assert chosen.recommend([["i01"]], 3).table.equals(recommender.recommend([["i01"]], 3).table)

@@ -1,4 +1,4 @@
-"""What every model owes: a user's vector depends on the user's history alone."""
+"""Properties of every sequence encoder: a user vector depends on the history of the user only."""
 
 from pathlib import Path
 

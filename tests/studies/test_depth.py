@@ -90,7 +90,7 @@ def test_states_are_those_of_the_layers(finished: Path) -> None:
         targets = torch.ones(4 if every_position else 2, dtype=torch.int64)
         batch = Batch(Histories(items, lengths), targets, every_position)
         with torch.inference_mode():
-            states = model.layer_states(batch.histories, every_position=every_position)
+            states = model.hidden_states_of_layers(batch.histories, every_position=every_position)
             encoded = encode(model, batch, num_blocks=4)
             assert states.shape == (5, len(targets), 32)
             read = model.item_inputs(torch.tensor([3, 9, 4, 5] if every_position else [4, 5]))
@@ -98,7 +98,7 @@ def test_states_are_those_of_the_layers(finished: Path) -> None:
             for state, block in zip(states[1:-1], encoded.hidden_states, strict=False):
                 assert torch.equal(state, block)
             assert torch.equal(model.final_norm(states[-1]), encoded.hidden_states[-1])
-            assert torch.equal(model.read_early(states[-1]), encoded.users)
+            assert torch.equal(model.early_exit(states[-1]), encoded.users)
 
 
 def test_layers_are_compared_and_left_out(finished: Path, found: dict[str, object]) -> None:
