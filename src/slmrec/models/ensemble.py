@@ -1,6 +1,6 @@
 """Ensembles: the weighted sum of the scores of several models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,9 +24,14 @@ class EnsembleConfig(PretrainedConfig):
         self,
         members: Mapping[str, dict[str, Any]] | None = None,
         weights: Mapping[str, float] | None = None,
+        order: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.members, self.weights = dict(members or {}), dict(weights or {})
+        members, weights = members or {}, weights or {}
+        self.order = list(members if order is None else order)
+        """Names in the order of the concatenated vectors, since config.json sorts the keys of dictionaries."""
+        self.members = {name: members[name] for name in self.order}
+        self.weights = {name: weights[name] for name in self.order}
         super().__init__(**kwargs)
 
 
