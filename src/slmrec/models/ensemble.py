@@ -78,9 +78,9 @@ class Ensemble(Model):
         """The models by name."""
         return {name: cast(Model, model) for name, model in self.members.items()}
 
-    def with_member(self, name: str, model: Model) -> "Ensemble":
-        """Return the ensemble with another model in the place of one of its models."""
-        return Ensemble.of({**self.models, name: model}, self.config.weights)
+    def with_decoder(self, model: Model) -> "Ensemble":
+        """Return the ensemble with another model in the place of its decoder."""
+        return Ensemble.of({**self.models, "decoder": model}, self.config.weights)
 
     @property
     def decoder_part(self) -> "DecoderRecommender | None":
