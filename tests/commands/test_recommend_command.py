@@ -195,7 +195,7 @@ def test_ids_of_two_kinds_are_refused_and_nothing_is_left(
     monkeypatch.setattr(module, "CHUNK_USERS", 1)
     rows = [{"user_id": user, "history": ["i01"]} for user in (1, "x")]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"out\.csv: .*int64.*string.*; give ids of one kind"):
+    with pytest.raises(DataError, match=r"out\.csv: .*int64.*string.*; give all ids the same type"):
         recommend_file(folder, tmp_path / "in.jsonl", tmp_path / "out.csv", RankOptions(3))
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
 

@@ -121,7 +121,7 @@ def test_a_folder_is_replaced_whole_and_items_come_back(plain: Path, tmp_path: P
     ("command", "rows", "message"),
     [
         ("add", [{"item_id": "i03", "like": ["i01"]}], "item 'i03' is in the catalogue already (1 known"),
-        ("add", [{"item_id": "a", "like": ["i01"]}] * 2, "item 'a' stands there 2 times"),
+        ("add", [{"item_id": "a", "like": ["i01"]}] * 2, "item 'a' occurs 2 times"),
         ("add", [{"item_id": None, "like": ["i01"]}], "row 1 has no item_id"),
         ("add", [{"item_id": "a", "like": ["i01", "x"]}], "item 'a' is like 'x', which the model does not know"),
         ("add", [{"item_id": "a", "like": []}], "like is [], expected a list of item ids"),
@@ -132,12 +132,12 @@ def test_a_folder_is_replaced_whole_and_items_come_back(plain: Path, tmp_path: P
             [{"item_id": "a", "vector": [1.0]}],
             "shape (1,), expected 13 numbers, or 8 without those of",
         ),
-        ("add", [{"item_id": "a", "vector": [float("nan")] * 8}], "vector holds a value that is not finite"),
+        ("add", [{"item_id": "a", "vector": [float("nan")] * 8}], "vector has a value that is not finite"),
         ("add", [{"item_id": "a", "vector": "near"}], "vector is near, expected a list of numbers"),
         ("add", [{"id": "a"}], "there is no column item_id"),
-        ("add", [], "holds no items"),
+        ("add", [], "has no rows"),
         ("remove", [{"item_id": "x"}, {"item_id": "i01"}], "item 'x' is not in"),
-        ("remove", [{"item_id": "i01"}, {"item_id": "i01"}], "item 'i01' stands there 2 times"),
+        ("remove", [{"item_id": "i01"}, {"item_id": "i01"}], "item 'i01' occurs 2 times"),
         ("remove", [{"item_id": item} for item in ITEMS], "removes all 40 items"),
     ],
 )
@@ -180,7 +180,10 @@ def test_numbers_have_one_form_and_a_link_is_followed(
     replace_vocabulary(vocabulary._replace(item_ids=pa.array(range(1, 41))), numbered)
     link = tmp_path / "current"
     link.symlink_to(numbered)
-    for item_id, message in (("007", "item 7 is in the catalogue already"), (str(2**70), "is no number, and the ids")):
+    for item_id, message in (
+        ("007", "item 7 is in the catalogue already"),
+        (str(2**70), "is not a number, but the ids"),
+    ):
         assert changed("add", link, write(tmp_path, [{"item_id": item_id, "like": ["3"]}])) == 2
         assert message in capsys.readouterr().err
     for item_id in ("41", "042"):

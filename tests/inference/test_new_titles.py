@@ -99,8 +99,8 @@ def test_what_reads_the_titles_is_kept(folder: Path, tmp_path: Path, reading: No
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert add(folder, [{"item_id": "new", "title": "bread"}], tmp_path) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "item 'new' has a title alone (1 such in all), which cannot be read" in said
-    assert said.endswith("; or give vector or like\n") and not (tmp_path / "more").exists()
+    assert said.count("\n") == 1 and "item 'new' has only a title (1 such items in all), which cannot be read" in said
+    assert said.endswith("; give vector or like\n") and not (tmp_path / "more").exists()
     return said
 
 

@@ -359,7 +359,7 @@ def test_a_counted_model_recommends(counted: Path, tiny_dataset: Dataset, tmp_pa
         best = scores[row].index_fill(0, torch.tensor([0, *seen]), -torch.inf).topk(4).values
         assert [score for _, score in found] == pytest.approx(best.tolist())
     write({"user_id": ["a", "b"], "history": histories[:2]}, tmp_path / "in.jsonl")
-    recommend_file(counted, tmp_path / "in.jsonl", tmp_path / "out.parquet", Wanted(4))
+    recommend_file(counted, tmp_path / "in.jsonl", tmp_path / "out.parquet", RankOptions(4))
     assert pq.read_table(tmp_path / "out.parquet")["item_id"].to_pylist() == [item for item, _ in lists[0] + lists[1]]
 
 

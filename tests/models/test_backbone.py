@@ -149,14 +149,7 @@ def test_adapters_of_unknown_linear_maps_are_refused(unknown: tuple[str, ...]) -
     backbone = Backbone(random_decoder(LLAMA), nothing, nothing)
     names = ", ".join(repr(name) for name in unknown if name != "gate_proj")
     with pytest.raises(ConfigError) as caught:
-        build_decoder(
-            settings,
-            backbone,
-            torch.randn(8, 4),
-            None,
-            section="finetune",
-            train_items=False,
-        )
+        build_decoder(settings, backbone, torch.randn(8, 4), None, section="finetune", train_items=False)
     assert str(caught.value) == (
         f"finetune.lora.target_modules has {names}, which the layers of LlamaModel do not have; choose from down_proj, "
         "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"

@@ -157,7 +157,10 @@ CORRUPT = {
     "no config": (without("config.json"), r"config\.json is missing"),
     "no JSON": (written("config.json", b"{"), r"config\.json: makes no model"),
     "unknown kind": (edited("config.json", lambda c: c.update(model_type="x")), r"config\.json: makes no model"),
-    "other kind": (edited("config.json", lambda c: c.update(model_type="llama")), r"a llama model; expected one"),
+    "other kind": (
+        edited("config.json", lambda c: c.update(model_type="llama")),
+        r"a llama model; expected a model",
+    ),
     "no number": (edited("config.json", lambda c: c.update(num_items="x")), r"config\.json: makes no model"),
     "wider": (
         edited("config.json", lambda c: c["decoder"].update(hidden_size=32)),
@@ -176,7 +179,7 @@ CORRUPT = {
     "truncated items": (cut("items.parquet"), r"items\.parquet: "),
     "fewer items": (items(lambda table: table.slice(0, 39)), r"items\.parquet has 39 rows but the model knows 40"),
     "items in another order": (column("item", list(range(40, 0, -1))), r"column item is not 1 to 40 in order"),
-    "an id twice": (column("item_id", TWICE), r"items\.parquet: item_id 'i00' is there more than once"),
+    "an id twice": (column("item_id", TWICE), r"items\.parquet: item_id 'i00' occurs more than once"),
     "no id": (column("item_id", [None, *TWICE[1:]]), r"items\.parquet: an item has no id or no count"),
     "other ids": (column("item_id", list(range(40))), r"items\.parquet: it is not the file that was saved"),
     "no counts": (items(lambda table: table.drop(["count"])), r"items\.parquet: column count is missing"),

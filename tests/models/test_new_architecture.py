@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,10 @@ from slmrec import Recommender
 from slmrec.commands.export import export
 from slmrec.config import Config
 from slmrec.config.kinds import KINDS, Kind
+from slmrec.errors import ConfigError
+from slmrec.models.loader import load_model
 from slmrec.pipeline.run import run_steps
+from slmrec.types import Encoded, Histories
 
 MODULE = '''
 """A recurrent network over item vectors."""
@@ -118,10 +122,24 @@ def test_a_model_of_a_new_kind_gets_new_items(output: Path, tmp_path: Path) -> N
     assert scores["new"] == pytest.approx(scores["i03"])
 
 
-@pytest.mark.heavy
-def test_a_model_of_a_new_kind_is_exported(output: Path, tmp_path: Path) -> None:
+def test_operations_that_torch_cannot_trace_are_refused(output: Path, tmp_path: Path) -> None:
+    """`torch.export` fixes the length of the sequences that `nn.GRU` reads."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
+    with pytest.raises(ConfigError, match=r"torch\.export cannot trace Gru with histories of any length .*use its"):
+        export(output / "distill", "onnx", tmp_path / "student.onnx")
+
+
+@pytest.mark.heavy
+def test_a_model_of_a_new_kind_is_exported(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+    def mean_vector(model: Any, histories: Histories, **_: object) -> Encoded:
+        return Encoded(model.item_embeddings(histories.items).sum(dim=1) / histories.lengths[:, None])
+
+    monkeypatch.setattr(type(load_model(output / "distill")), "encode", mean_vector)
     export(output / "distill", "onnx", tmp_path / "student.onnx")
     assert (tmp_path / "student.onnx").is_file()

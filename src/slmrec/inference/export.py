@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.inference.exportable import check_exportable
 from slmrec.inference.faiss_index import RECALL_AT, ItemIndex
 from slmrec.inference.onnx_graph import CHECKED_K, check_graph, quantize, random_histories, write_graph
 from slmrec.models.folder import fingerprint_of, load_recommender, may_recommend, write_vocabulary
@@ -33,6 +34,7 @@ def export_index(folder: Path, output: Path, recall: float) -> None:
         ConfigError: FAISS is not installed, or the recall is out of range.
     """
     model, vocabulary = load_recommender(folder)
+    check_exportable(model)
     allowed, vectors = may_recommend(vocabulary), model.item_vectors().float()
     counts = torch.tensor([0, *vocabulary.counts.to_pylist()]) + (torch.arange(model.num_items + 1) > 0)
     queries = model.encode(random_histories(model, counts.double(), _NUM_QUERIES, _MAX_QUERY_ITEMS)).users

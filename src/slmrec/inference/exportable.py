@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from slmrec.errors import ConfigError
+from slmrec.files import one_line
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.model import Model
 from slmrec.types import Encoded, Histories, SequenceEncoder
@@ -117,7 +118,8 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
         allowed: (V+1,) bool, items that may be recommended at all.
 
     Raises:
-        ConfigError: Scores of the model are more than products of user and item vectors.
+        ConfigError: Scores of the model are more than products of user and item vectors, or its operations cannot be
+            traced.
     """
     check_exportable(model)
     graph = TopItems(exportable(model), model.item_vectors(), allowed).eval()
@@ -131,8 +133,14 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
     )
     per_user = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     shapes: tuple[dict[int, Any], ...] = (per_user, {0: Dim.DYNAMIC}, per_user, {}, {})
-    with torch.no_grad():
-        return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+    try:
+        with torch.no_grad():
+            return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"export: torch.export cannot trace {type(model).__name__} with histories of any length "
+            f"({one_line(error)}); use its model folder"
+        ) from None
 
 
 def check_exportable(model: Model) -> None:

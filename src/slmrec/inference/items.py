@@ -1,6 +1,7 @@
-"""New items for a model without training, and items that it must no longer recommend."""
+"""Items of a model folder: add new items without training, and remove items from recommendation or restore them."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.files import one_line
 from slmrec.folders import folder_in_place
 from slmrec.models.folder import (
     Vocabulary,
@@ -26,93 +28,96 @@ from slmrec.models.item_tables import item_rows, rows_of_titles, text_columns
 from slmrec.models.model import Model, append_items
 from slmrec.pipeline.stage import read_record
 
-_READ = (".parquet", ".jsonl", ".csv")
+_LOG = logging.getLogger(__name__)
+_FORMATS = (".parquet", ".jsonl", ".csv")
 Rows = list[dict[str, Any]]
 
 
 class _Known(NamedTuple):
-    """The items that a model knows."""
+    """Items that a model has before new ones are added."""
 
     rows: Tensor
-    """(V+1, R)."""
-    are_titles: Tensor
-    """(R,) bool."""
-    places: dict[str, int]
+    """(V+1, R) rows of all item tables."""
+    is_text: Tensor
+    """(R,) bool: the columns that hold text vectors."""
+    numbers: dict[str, int]
+    """Item by the text of its id."""
 
 
 def add_items(model: Path, items: Path, output: Path | None = None) -> None:
-    """Gives a model the items of a table; they are read in histories and recommended like the others.
+    """Add the items of a table to a model, without training; they then occur in histories and recommendations.
 
     Args:
-        model: a model folder.
-        items: a table of `item_id`, perhaps `title`, and for each item either `vector` (a list of numbers, as
-            `item_rows` has them; without the columns of titles they count as an item without title) or `like` (a list
-            of known item ids, whose mean it gets); or a title alone, which a model that reads titles reads.
-        output: a new folder; the model's own is replaced unless given.
+        model: A model folder.
+        items: A table with `item_id`, optionally `title`, and for each item one of: `vector` (its row of `item_rows`,
+            with or without the columns of text vectors), `like` (a list of known item ids, whose rows are averaged), or
+            a title alone, for a model that reads titles.
+        output: A new folder; None: the folder of the model is replaced.
 
     Raises:
-        DataError: the table cannot be read, an id is missing, double or known, or a vector is none.
-        CheckpointError: the model folder is incomplete, the output is there already, or titles cannot be read.
+        DataError: The table cannot be read; an id is missing, repeated or known; or a vector is not valid.
+        CheckpointError: The model folder is incomplete, the output exists, or titles cannot be read.
     """
     recommender, vocabulary = load_recommender(model)
     rows = _read(items)
     new_ids = _new_ids(items, rows, vocabulary)
-    known = _Known(item_rows(recommender), text_columns(recommender), _places(vocabulary))
-    vectors = [None if _has_title_alone(row) else _vector(items, row, known) for row in rows]
-    read = iter(_read_titles(items, [row for row in rows if _has_title_alone(row)], recommender))
-    append_items(recommender, torch.stack([next(read) if vector is None else vector for vector in vectors]))
+    known = _Known(item_rows(recommender), text_columns(recommender), _numbers(vocabulary))
+    vectors = [None if _has_title_only(row) else _vector(items, row, known) for row in rows]
+    from_titles = iter(_read_titles(items, [row for row in rows if _has_title_only(row)], recommender))
+    append_items(recommender, torch.stack([next(from_titles) if vector is None else vector for vector in vectors]))
     extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
-    target = (output or model).resolve()  # of a link, what it points to
+    target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with folder_in_place(target, replaced=target == model.resolve()) as folder:
         shutil.copytree(model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True)
         save_folder(folder, recommender, extended, read_about(model))
-        _disown(folder)
-    print(f"items add: {len(rows)} items, {recommender.num_items} in all, written to {output or model}", flush=True)
+        _forget_stage(folder)
+    _LOG.info("items add: %d items, %d in all, written to %s", len(rows), recommender.num_items, output or model)
 
 
 def mark_items(model: Path, items: Path, removed: bool, output: Path | None = None) -> None:
-    """Items that shall never be recommended, or may be again; in histories they are read as before.
+    """Remove items from recommendation, or restore them; histories may contain removed items.
 
     Args:
-        model: a model folder.
-        items: a table with the column `item_id`.
-        removed: whether they must not be recommended from now on.
-        output: a new folder; the model's own is replaced unless given.
+        model: A model folder.
+        items: A table with the column `item_id`.
+        removed: True: the items are not recommended from now on. False: they are recommended again.
+        output: A new folder; None: the folder of the model is replaced.
 
     Raises:
-        DataError: the table cannot be read, or an item is unknown or double.
-        CheckpointError: the model folder is incomplete, or the output is there already.
-        ConfigError: nothing would be left to recommend.
+        DataError: The table cannot be read, or an item is unknown or repeated.
+        CheckpointError: The model folder is incomplete, or the output exists.
+        ConfigError: No item would be left to recommend.
     """
     _, vocabulary = load_recommender(model)
-    places = _places(vocabulary)
-    wanted = [str(item_id) for item_id in _ids(items, _read(items))]
-    unknown = [item_id for item_id in wanted if item_id not in places]
+    numbers = _numbers(vocabulary)
+    item_ids = [str(item_id) for item_id in _ids(items, _read(items))]
+    unknown = [item_id for item_id in item_ids if item_id not in numbers]
     if unknown:
         raise DataError(
             f"{items}: item {unknown[0]!r} is not in {model} ({len(unknown)} unknown in all); remove the row"
         )
     allowed = may_recommend(vocabulary)
-    allowed[[places[item_id] for item_id in wanted]] = not removed
+    allowed[[numbers[item_id] for item_id in item_ids]] = not removed
     if not allowed.any():
-        raise ConfigError(f"{items}: removes all {len(places)} items of {model}; leave at least one")
-    target = (output or model).resolve()  # of a link, what it points to
+        raise ConfigError(f"{items}: removes all {len(numbers)} items of {model}; leave at least one")
+    target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with folder_in_place(target, replaced=target == model.resolve()) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         replace_vocabulary(vocabulary._replace(removed=pa.array((~allowed[1:]).tolist())), folder)
-    word = "removed" if removed else "restored"
-    left = int(allowed.sum())
-    print(f"items: {len(wanted)} {word}, {left} of {len(places)} may be recommended; {output or model}", flush=True)
+    change, left = "removed" if removed else "restored", int(allowed.sum())
+    _LOG.info(
+        "items: %d %s, %d of %d may be recommended; %s", len(item_ids), change, left, len(numbers), output or model
+    )
 
 
-def _disown(folder: Path) -> None:
-    """What a stage of a run left is that stage's result no more: `slmrec run` would make it anew."""
+def _forget_stage(folder: Path) -> None:
+    """Mark a changed folder as no longer the result of its stage, so that `slmrec run` executes the stage again."""
     record = read_record(folder)
     if record:
         (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": None}) + "\n", encoding="utf-8")
 
 
-def _places(vocabulary: Vocabulary) -> dict[str, int]:
+def _numbers(vocabulary: Vocabulary) -> dict[str, int]:
     return {str(item_id): item for item, item_id in enumerate(vocabulary.item_ids.to_pylist(), 1)}
 
 
@@ -120,81 +125,81 @@ def _ids(path: Path, rows: Rows) -> list[Any]:
     ids = [row.get("item_id") for row in rows]
     if None in ids:
         raise DataError(f"{path}: row {ids.index(None) + 1} has no item_id; name the item, or remove the row")
-    item_id, number = Counter(map(str, ids)).most_common(1)[0]
-    if number > 1:
-        raise DataError(f"{path}: item {item_id!r} stands there {number} times; keep one row of it")
+    item_id, count = Counter(map(str, ids)).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{path}: item {item_id!r} occurs {count} times; keep one row of it")
     return ids
 
 
 def _new_ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> pa.Array:
-    """The ids of new items, as the vocabulary has them: texts or numbers."""
-    places, kind = _places(vocabulary), vocabulary.item_ids.type
-    ids = _ids(path, [row | {"item_id": _as_kind(path, row.get("item_id"), kind)} for row in rows])
-    known = [item_id for item_id in ids if str(item_id) in places]
+    """Return the ids of new items with the type of the vocabulary: texts or numbers."""
+    numbers, id_type = _numbers(vocabulary), vocabulary.item_ids.type
+    ids = _ids(path, [row | {"item_id": _converted(path, row.get("item_id"), id_type)} for row in rows])
+    known = [item_id for item_id in ids if str(item_id) in numbers]
     if known:
         raise DataError(
             f"{path}: item {known[0]!r} is in the catalogue already ({len(known)} known in all); remove the row"
         )
-    return pa.array(ids, kind)
+    return pa.array(ids, id_type)
 
 
-def _as_kind(path: Path, item_id: Any, kind: pa.DataType) -> Any:
-    """An id as the vocabulary has them: a number, whose text has one form alone, or a text."""
-    if item_id is None or not pa.types.is_integer(kind):
+def _converted(path: Path, item_id: Any, id_type: pa.DataType) -> Any:
+    """Convert an id to the type of the vocabulary; `007` and 7 are one number."""
+    if item_id is None or not pa.types.is_integer(id_type):
         return item_id if item_id is None else str(item_id)
     try:
-        return pa.scalar(int(str(item_id)), kind).as_py()
+        return pa.scalar(int(str(item_id)), id_type).as_py()
     except (ValueError, OverflowError, pa.ArrowInvalid):
         raise DataError(
-            f"{path}: item {item_id!r} is no number, and the ids of this model are; give it a number"
+            f"{path}: item {item_id!r} is not a number, but the ids of this model are; give a number"
         ) from None
 
 
-def _has_title_alone(row: dict[str, Any]) -> bool:
+def _has_title_only(row: dict[str, Any]) -> bool:
     return row.get("vector") is None and row.get("like") is None and bool(str(row.get("title") or "").strip())
 
 
 def _read_titles(path: Path, rows: Rows, model: Model) -> Tensor:
-    """(n, R) of the rows that have a title alone."""
+    """Return the item rows (n, R) of items that have only a title."""
     if not rows:
         return torch.zeros(0)
     try:
         return rows_of_titles(model, [str(row["title"]) for row in rows])
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: item {rows[0]['item_id']!r} has a title alone ({len(rows)} such in all), which cannot be read: "
-            f"{error}; or give vector or like"
+            f"{path}: item {rows[0]['item_id']!r} has only a title ({len(rows)} such items in all), which cannot be "
+            f"read: {error}; give vector or like"
         ) from None
 
 
 def _vector(path: Path, row: dict[str, Any], known: _Known) -> Tensor:
-    """(R,) what the model shall keep of a new item."""
-    name, given, alike = repr(row["item_id"]), row.get("vector"), row.get("like")
-    if (given is None) == (alike is None):
-        has = "neither vector nor like nor title" if given is None else "both vector and like"
-        raise DataError(f"{path}: item {name} has {has}; give one")
+    """Return the item row (R,) of a new item."""
+    name, given, similar = repr(row["item_id"]), row.get("vector"), row.get("like")
+    if (given is None) == (similar is None):
+        fault = "neither vector nor like nor title" if given is None else "both vector and like"
+        raise DataError(f"{path}: item {name} has {fault}; give one")
     if given is not None:
-        return _given_vector(path, name, given, known.are_titles)
-    if not isinstance(alike, list) or not alike:
-        raise DataError(f"{path}: item {name}: like is {alike!r}, expected a list of item ids; name some")
-    unknown = [item_id for item_id in alike if str(item_id) not in known.places]
+        return _given_vector(path, name, given, known.is_text)
+    if not isinstance(similar, list) or not similar:
+        raise DataError(f"{path}: item {name}: like is {similar!r}, expected a list of item ids; name some")
+    unknown = [item_id for item_id in similar if str(item_id) not in known.numbers]
     if unknown:
         raise DataError(f"{path}: item {name} is like {unknown[0]!r}, which the model does not know; leave it out")
-    return known.rows[[known.places[str(item_id)] for item_id in alike]].mean(dim=0)
+    return known.rows[[known.numbers[str(item_id)] for item_id in similar]].mean(dim=0)
 
 
-def _given_vector(path: Path, name: str, given: Any, are_titles: Tensor) -> Tensor:
-    whole, learned = len(are_titles), int((~are_titles).sum())
+def _given_vector(path: Path, name: str, given: Any, is_text: Tensor) -> Tensor:
+    width, learned = len(is_text), int((~is_text).sum())
     try:
         vector = torch.tensor(given, dtype=torch.float32)
     except (TypeError, ValueError):
         raise DataError(f"{path}: item {name}: vector is {str(given)[:60]}, expected a list of numbers") from None
-    if vector.shape not in {(whole,), (learned,)}:
-        also = f", or {learned} without those of its title" if whole > learned else ""
-        raise DataError(f"{path}: item {name}: vector has shape {tuple(vector.shape)}, expected {whole} numbers{also}")
+    if vector.shape not in {(width,), (learned,)}:
+        also = f", or {learned} without those of its title" if width > learned else ""
+        raise DataError(f"{path}: item {name}: vector has shape {tuple(vector.shape)}, expected {width} numbers{also}")
     if not vector.isfinite().all():
-        raise DataError(f"{path}: item {name}: vector holds a value that is not finite; mend it")
-    return vector if len(vector) == whole else torch.zeros(whole).masked_scatter(~are_titles, vector)
+        raise DataError(f"{path}: item {name}: vector has a value that is not finite; correct it")
+    return vector if len(vector) == width else torch.zeros(width).masked_scatter(~is_text, vector)
 
 
 def _extended(vocabulary: Vocabulary, new_ids: pa.Array, titles: list[Any]) -> Vocabulary:
@@ -203,30 +208,30 @@ def _extended(vocabulary: Vocabulary, new_ids: pa.Array, titles: list[Any]) -> V
     def joined(column: pa.Array | None, added: list[Any]) -> pa.Array | None:
         return None if column is None else pa.concat_arrays([column, pa.array(added, column.type)])
 
-    named = vocabulary.titles if vocabulary.titles is not None or not any(titles) else pa.nulls(old, pa.string())
+    known = vocabulary.titles if vocabulary.titles is not None or not any(titles) else pa.nulls(old, pa.string())
     texts = [None if title is None else str(title) for title in titles]
     return Vocabulary(
         pa.concat_arrays([vocabulary.item_ids, new_ids]),
-        joined(named, texts),
+        joined(known, texts),
         pa.concat_arrays([vocabulary.counts, pa.array([0] * new, vocabulary.counts.type)]),
         joined(vocabulary.removed, [False] * new),
     )
 
 
 def _read(path: Path) -> Rows:
-    """Rows of a table; in a csv, lists are JSON."""
-    if path.suffix not in _READ:
-        raise DataError(f"{path}: items are read from {', '.join(_READ)}; got {path.suffix or 'no suffix'!r}")
+    """Return the rows of a table; lists in a csv file are JSON."""
+    if path.suffix not in _FORMATS:
+        raise DataError(f"{path}: items are read from {', '.join(_FORMATS)}; got {path.suffix or 'no suffix'!r}")
     try:
         rows = _rows(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (pa.ArrowInvalid, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from None
     if not rows:
-        raise DataError(f"{path}: holds no items")
+        raise DataError(f"{path}: has no rows; list the items")
     if not all(isinstance(row, dict) and "item_id" in row for row in rows):
-        raise DataError(f"{path}: there is no column item_id; name the column of the items so")
+        raise DataError(f"{path}: there is no column item_id; rename the column of the items")
     return rows
 
 

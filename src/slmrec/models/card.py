@@ -59,8 +59,8 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         f"---\n{metadata}---\n\n# {about.title}\n\n"
         f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"
         f"```python\n{use}\n```\n\n"
-        f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read; items "
-        f"that are not in `{vocabulary_file}` are ignored. Without a known item, the most popular items are returned.\n"
+        f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read. Items "
+        f"that are not in `{vocabulary_file}` are ignored; without a known item, the most popular items are returned.\n"
     )
     for measured in about.measured:
         text += f"\n{_described(measured)}\n\n{_table(measured.metrics)}"

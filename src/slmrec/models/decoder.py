@@ -263,10 +263,9 @@ class DecoderRecommender(Model):
         """Return the model of an architecture; below adapters are the frozen layers of the backbone."""
         if config.lora is None:
             return cls(config)
-        decoder = load_decoder(str(config.backbone), config.quantization)
-        keep_layers(decoder, config.layers)
-        model = cls(config, decoder)
-        model.set_trainable(train_items=False)
+        backbone = load_decoder(str(config.backbone), config.quantization)
+        keep_layers(backbone, config.layers)
+        (model := cls(config, backbone)).set_trainable(train_items=False)
         return model
 
     @property
@@ -276,10 +275,10 @@ class DecoderRecommender(Model):
 
     def merged(self) -> "DecoderRecommender":
         """Return a copy with its adapters merged and nothing quantised, which opens without the backbone."""
-        kept, config = range(self.num_layers), self.config
-        copy = with_layers(self, kept, item_dropout=config.item_dropout, layer_dropout=config.layer_dropout)
+        dropouts = {name: getattr(self.config, name) for name in ("item_dropout", "layer_dropout")}
+        copy = with_layers(self, range(self.num_layers), **dropouts).eval()
         copy.set_trainable(train_items=False)
-        return copy.eval()
+        return copy
 
     def own_state_dict(self) -> dict[str, Tensor]:
         """Return all weights, or with adapters only the heads and the item vectors."""

@@ -33,9 +33,11 @@ class EnsembleConfig(PretrainedConfig):
         order: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.order = list(members or {}) if order is None else list(order)
-        self.members = {name: (members or {})[name] for name in self.order}
-        self.weights = {name: (weights or {})[name] for name in self.order}
+        members, weights = members or {}, weights or {}
+        self.order = list(members if order is None else order)
+        """Names in the order of the concatenated vectors, since config.json sorts the keys of dictionaries."""
+        self.members = {name: members[name] for name in self.order}
+        self.weights = {name: weights[name] for name in self.order}
         super().__init__(**kwargs)
 
 
@@ -82,9 +84,9 @@ class Ensemble(Model):
         """The models by name."""
         return {name: cast(Model, model) for name, model in self.members.items()}
 
-    def with_member(self, name: str, model: Model) -> "Ensemble":
-        """Return the ensemble with another model in the place of one of its models."""
-        return Ensemble.of({**self.models, name: model}, self.config.weights)
+    def with_decoder(self, model: Model) -> "Ensemble":
+        """Return the ensemble with another model in the place of its decoder."""
+        return Ensemble.of({**self.models, "decoder": model}, self.config.weights)
 
     @property
     def decoder_part(self) -> "DecoderRecommender | None":

@@ -72,8 +72,8 @@ def blended(table: Tensor, items: Tensor) -> Tensor:
     (`benchmarks/new_items.py`).
 
     Example:
-        >>> blended(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]), torch.tensor([[1, 2]])).norm().item()
-        3.0
+        >>> blended(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]), torch.tensor([[1, 2]])).norm()
+        tensor(3.0000)
     """
     rows = table[items]
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=2).mean(dim=1, keepdim=True)

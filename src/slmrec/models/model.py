@@ -132,6 +132,10 @@ class Model(PreTrainedModel):
         """Decoder that the model is or contains, from whose layers a student may start; None if there is none."""
         return None
 
+    def with_decoder(self, model: "Model") -> "Model":
+        """Return this model with another one in the place of its decoder: the other one, unless this is an ensemble."""
+        return model
+
     @property
     def has_adapters(self) -> bool:
         """Whether the model has adapters on frozen layers of a backbone, without which its folder does not open."""

@@ -14,7 +14,6 @@ from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model
 from slmrec.pipeline.ensemble_weights import save_ensemble
@@ -45,8 +44,8 @@ def build(task: Task) -> dict[str, float]:
     teacher = load_teacher(folder, dataset)
     _check_teacher(task, teacher, folder)
     ensemble = _kept_ensemble(settings, teacher, folder)
-    if ensemble is not None:
-        teacher = ensemble.models["decoder"]
+    if ensemble is not None and ensemble.decoder_part is not None:
+        teacher = ensemble.decoder_part
     torch.manual_seed(task.config.seed)
     student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher))
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
@@ -55,12 +54,12 @@ def build(task: Task) -> dict[str, float]:
     del teacher  # offline its outputs are cached and its weights are not needed any more
     metrics = fit_model(task, "distill", student, loss, data, settings.train)
     if ensemble is not None:
-        mixed = ensemble.with_member("decoder", student)
+        mixed = ensemble.with_decoder(student)
         measured_on = validation(task, dataset, settings.train.eval_max_users)
         metrics |= save_ensemble(task, dataset, "distill", mixed, measured_on)
     if settings.mode == "online":
         tuned: Any = loss.teacher.model
-        tuned = tuned if ensemble is None else ensemble.with_member("decoder", tuned)
+        tuned = tuned if ensemble is None else ensemble.with_decoder(tuned)
         save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     remove_training_state(task)
     return metrics | depths
@@ -134,7 +133,7 @@ def _validation_histories(dataset: Dataset, teacher: Model) -> Histories:
     return collate(samples, rows, teacher.max_history_items).histories
 
 
-def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ensemble | None:
+def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Model | None:
     """Return the ensemble whose base models are mixed with the student; None if the student stands alone.
 
     Raises:
@@ -142,7 +141,7 @@ def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Ens
     """
     if not settings.keep_ensemble:
         return None
-    if not isinstance(teacher, Ensemble) or "decoder" not in teacher.members:
+    if teacher.decoder_part in (None, teacher):
         raise ConfigError(
             f"distill.keep_ensemble is true, but the teacher in {folder} is not a mixture of a decoder and base models "
             "(every other weight came out 0, or it has no decoder); set distill.keep_ensemble=false"

@@ -82,7 +82,7 @@ def mix(task: Task, dataset: Dataset, members: Mapping[str, Model]) -> dict[str,
 
 
 def save_ensemble(
-    task: Task, dataset: Dataset, section: str, ensemble: Ensemble, measured_on: Validation
+    task: Task, dataset: Dataset, section: str, ensemble: Model, measured_on: Validation
 ) -> dict[str, float]:
     """Write an ensemble as the model of the task, and return its validation metrics."""
     metrics = measured_on.metrics(ensemble)

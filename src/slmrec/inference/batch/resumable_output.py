@@ -1,4 +1,4 @@
-"""What a long command has written so far, in numbered files beside its output, so that it can go on after a stop."""
+"""Output of a long command in numbered files beside the final one, so that an interrupted command can continue."""
 
 import json
 import shutil
@@ -11,20 +11,21 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import one_line
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 _FACTS = b"slmrec"
 
 
 class Parts:
-    """Tables in the order of their numbers, and some facts about each; those of an earlier run of the same plan stay.
+    """Numbered tables with metadata, which together make the output; finished parts of an interrupted run are kept.
 
     Args:
-        output: the file that they make together in the end.
-        plan: what the parts depend on; parts of another plan are deleted.
+        output: The file that the parts make.
+        plan: Everything on which the parts depend; parts of another plan are deleted.
 
     Raises:
-        ConfigError: the output is to be of a kind that is not written.
+        ConfigError: The format of the output is not supported.
     """
 
     def __init__(self, output: Path, plan: dict[str, Any]) -> None:
@@ -42,10 +43,14 @@ class Parts:
         return len(self._paths)
 
     def append(self, table: pa.Table, facts: dict[str, Any]) -> None:
-        """Writes the next part.
+        """Write the next part.
+
+        Args:
+            table: Rows of the output.
+            facts: Metadata, which must be JSON.
 
         Raises:
-            DataError: a column is of another type than in the parts before.
+            DataError: A column has another type than in the earlier parts.
         """
         if self._schemas:
             self._schema([*self._schemas[:1], table.schema])
@@ -57,11 +62,11 @@ class Parts:
         self._schemas.append(table.schema)
 
     def facts(self) -> list[dict[str, Any]]:
-        """Those of each part."""
+        """Return the metadata of each part."""
         return [json.loads(pq.read_schema(path).metadata[_FACTS]) for path in self._paths]
 
     def finish(self) -> None:
-        """Puts the whole output in place and deletes the parts."""
+        """Write the output from all parts, and delete the parts."""
         schema = self._schema(self._schemas)
         partial = self._folder / "whole"
         _WRITERS[self._output.suffix](partial, schema, self._tables(schema))
@@ -69,7 +74,7 @@ class Parts:
         self.remove()
 
     def remove(self) -> None:
-        """Deletes them."""
+        """Delete all parts."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -80,7 +85,7 @@ class Parts:
         try:
             return pa.unify_schemas(schemas, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(f"{self._output}: {' '.join(str(error).split())}; give ids of one kind") from None
+            raise DataError(f"{self._output}: {one_line(error)}; give all ids the same type") from None
 
     @staticmethod
     def _without_facts(schema: pa.Schema) -> pa.Schema:
@@ -88,10 +93,10 @@ class Parts:
 
 
 def check_output(output: Path) -> None:
-    """Refuses files of kinds that are not written.
+    """Refuse an output whose format is not supported.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: The suffix is unknown.
     """
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: recommendations are written as {', '.join(SUFFIXES)}; choose one of them")
