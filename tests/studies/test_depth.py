@@ -179,7 +179,7 @@ def test_by_default_the_depths_double_up_to_the_whole_backbone(recipe: Path) -> 
         ("depth.num_layers=[0]", r"num_layers is \[0\]; name each number once, from 1"),
         ("depth.layer_steps=[1]", r"layer_steps is \[1\]; name each number once, from 2"),
         ("depth.similarity_users=3", "similarity_users"),
-        ("finetune={backbone: null, ensemble: [sasrec]}", "finetune.backbone is null"),
+        ("finetune={backbone: null, ensemble: [sasrec], max_history_items: 20}", "finetune.backbone is null"),
     ],
 )
 def test_faults_are_told_first(recipe: Path, tmp_path: Path, override: str, told: str) -> None:
