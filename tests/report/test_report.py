@@ -158,7 +158,7 @@ def test_the_depth_study_is_drawn(finished: Path) -> None:
     assert [(row["kind"], int(row["layers"])) for row in curves[:4]] == [
         *(("trained", 1), ("trained", 6), ("trained, other layers", 3), ("trained, other layers", 5))
     ]
-    points = [point["metrics"]["full_history_excluded"]["ndcg@10"] for point in study["trained"] + study["read_early"]]
+    points = [point["metrics"]["full_history_excluded"]["ndcg@10"] for point in study["trained"] + study["early_exit"]]
     assert [float(row["NDCG@10"]) for row in curves] == points
     full = study["dropped"][0]["whole"]["full_history_excluded"]["ndcg@10"]
     for row, point in zip(rows_of(folder / "depth-dropped.csv"), study["dropped"], strict=True):

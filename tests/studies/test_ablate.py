@@ -150,6 +150,20 @@ def test_cells_can_be_compared_and_recommend(
     assert "80 users, full_history_excluded; validation split" in capsys.readouterr().out
 
 
+def test_the_test_split_is_used_on_request(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    changes = ["ablate.variants={full: {}}", "ablate.seeds=[5]", "--split", "test"]
+    assert main(["ablate", "--config", str(recipe), "--output", str(output), *changes]) == 0
+    content = json.loads((output / "ablation.json").read_text(encoding="utf-8"))
+    evaluate = output / "full" / "seed5" / "evaluate"
+    metrics = json.loads((evaluate / "metrics.json").read_text(encoding="utf-8"))
+    own = metrics["protocols"]["full_history_excluded"]["models"]["student"]
+    assert content["split"] == "test" and content["variants"]["full"]["means"]["ndcg@10"] == pytest.approx(
+        own["ndcg@10"]
+    )
+    assert (evaluate / "per_user_valid.parquet").is_file()
+
+
 def test_evaluation_tells_users_apart(finished: Path) -> None:
     dataset = Dataset.load(finished / "base" / "prepare")
     events = pq.read_table(finished / "base" / "prepare" / "interactions.parquet").to_pandas()

@@ -179,12 +179,18 @@ def test_by_default_the_depths_double_up_to_the_whole_backbone(recipe: Path) -> 
         ("depth.num_layers=[0]", r"num_layers is \[0\]; name each number once, from 1"),
         ("depth.layer_steps=[1]", r"layer_steps is \[1\]; name each number once, from 2"),
         ("depth.similarity_users=3", "similarity_users"),
-        ("finetune={backbone: null, ensemble: [sasrec]}", "finetune.backbone is null"),
     ],
 )
 def test_faults_are_told_first(recipe: Path, tmp_path: Path, override: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         _points(load_config(recipe, [override]))
+
+
+def test_a_teacher_without_backbone_is_refused() -> None:
+    weights = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, kl: 1}"
+    config = load_config(None, ["finetune={backbone: null, ensemble: [sasrec]}", weights])
+    with pytest.raises(ConfigError, match=r"finetune\.backbone is null"):
+        _points(config)
 
 
 def test_the_command_line_tells_it_in_one_line(

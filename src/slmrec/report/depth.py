@@ -11,7 +11,7 @@ from slmrec.plots import PALETTE
 from slmrec.report.parts import Block, Chart, Column, Grid, Notice, Section, Value, blocks_or_notice
 from slmrec.report.pictures import INK, whole_ticks
 from slmrec.report.states import Run, read_json
-from slmrec.studies.evaluated import label
+from slmrec.studies.evaluated import SPLIT_NAMES, label
 
 METRIC = "ndcg@10"
 SERIES = {
@@ -64,7 +64,7 @@ def _recommendation(study: dict[str, Any]) -> Grid | None:
     note = (
         f"{chosen['num_layers']} of {study['num_layers']} layers lose no more than {chosen['quality_loss']:.1%} of the "
         f"quality of the best depth ({chosen['best_num_layers']} layers), for {study['num_users']:,} users of the "
-        f"{study['split']} split."
+        f"{SPLIT_NAMES[study['split']]}."
     )
     return Grid("depth-recommended", "Recommended depth", columns, [row], note)
 
@@ -92,7 +92,7 @@ def _curves(study: dict[str, Any], points: list[Point]) -> Chart:
     columns = Column("kind"), Column("name"), Column("layers"), *(Column(label(metric), ".4f") for metric in metrics)
     grid = Grid("depth-curves", "Quality by depth", columns, rows)
     at = (study.get("recommended") or {}).get("num_layers")
-    caption = f"{study['protocol']}, {study['num_users']:,} users of the {study['split']} split"
+    caption = f"{study['protocol']}, {study['num_users']:,} users of the {SPLIT_NAMES[study['split']]}"
     caption += "; the dashed line is the recommended depth." if at else "."
     return Chart(grid, caption, partial(_draw_curves, points, at), 3.9)
 

@@ -103,8 +103,9 @@ class Run:
         """Yield why results of some steps may be missing or wrong."""
         for state in states:
             if state.word != "done":
-                again = " --force" if state.word == "broken" else ""
-                command = self.command(state.step.stage.name) + again
+                command = self.command(state.step.stage.name)
+                command += f" --model {state.step.model}" if state.step.model else ""
+                command += " --force" if state.word == "broken" else ""
                 yield Notice(state.word, f"{state.step.folder}: {state.reason}", command)
 
 

@@ -18,13 +18,8 @@ from slmrec.studies.depth_report import report
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "depth"
-SMALLEST_STUDENT = {  # no student is trained, but the section must be valid for a teacher of any depth
-    "distill": {
-        "student": {"num_layers": 1},
-        "num_blocks": 1,
-        "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0},
-    }
-}
+SMALLEST_STUDENT = {"student": {"num_layers": 1}, "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0}}
+"""Section `distill` that is valid for a teacher of any depth; the study trains no student."""
 
 
 def depth(config: Config, output: Path, force: bool = False) -> None:
@@ -94,7 +89,7 @@ def _recipe(config: Config, layers: dict[str, int]) -> Config:
         "finetune": config.finetune.model_dump(mode="json", exclude_unset=True)
         | {"layers": None, "ensemble": [], **layers},
         "depth": {name: getattr(config.depth, name) for name in kept},
-        **SMALLEST_STUDENT,
+        "distill": SMALLEST_STUDENT,
     }
     return vary(config, changes, "depth")
 
