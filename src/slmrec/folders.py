@@ -1,11 +1,13 @@
 """Output folders: written aside, put in place whole, and recovered after an interruption."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from slmrec.errors import CheckpointError
 
@@ -91,3 +93,18 @@ def finish_replacement(target: Path) -> None:
 
 def _replaced(target: Path) -> Path:
     return target.parent / f".{target.name}.old"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `stage.json` of a folder; empty if there is none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'stage.json'}: is damaged ({error}); remove {folder} and run again") from None
+    return record

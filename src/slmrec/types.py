@@ -7,13 +7,11 @@ N read-out positions (B when only the newest position is read, the sum of the le
 Items are internal indices 1..V; 0 is padding. The caller's own ids live in the data set and in model folders only.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from slmrec.models.titles import ItemText
 
 
 class Histories(NamedTuple):
@@ -108,18 +106,3 @@ class SequenceEncoder(Protocol):
 
     def item_vectors(self) -> "Tensor":
         """(V+1, D); row 0 is the padding item and is never recommended."""
-
-
-class ModelParts(NamedTuple):
-    """Inputs from which a model is built, besides its settings."""
-
-    num_items: int
-    """V."""
-    item_text: "ItemText | None" = None
-    """Vectors of the item texts, for models that read them."""
-    section: str = ""
-    """Path of the settings in the YAML, for messages."""
-    teacher: Any = None
-    """Teacher of a student, which may start from its layers or item vectors."""
-    histories: Histories | None = None
-    """Some validation histories, on which layers of the teacher can be compared."""

@@ -26,8 +26,8 @@ from slmrec.commands.main import main
 from slmrec.config import SasRecSettings
 from slmrec.config.training import DistillTraining
 from slmrec.errors import CheckpointError
+from slmrec.models.model import ModelParts
 from slmrec.models.sasrec import build_sasrec
-from slmrec.types import ModelParts
 
 SIZES = Sizes(1000, 100, 2, 600, 60, 50, 8, 4, 540)
 TRAINED = ("pretrain/sasrec", "finetune", "distill")

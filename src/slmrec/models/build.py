@@ -13,10 +13,11 @@ from slmrec.errors import ConfigError
 from slmrec.models.backbone import Backbone, load_backbone, random_decoder
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.layers import choose_layers, evenly_spaced, keep_layers, linear_names
+from slmrec.models.model import ModelParts
 from slmrec.models.packed.interface import check_attention
 from slmrec.models.titles import ItemText
 from slmrec.models.weights import with_layers
-from slmrec.types import Histories, ModelParts
+from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
 ALPACA = PromptTemplate(

@@ -16,7 +16,7 @@ from slmrec.types import Encoded, Histories, SequenceEncoder
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
-    from slmrec.models.titles import TitleMap
+    from slmrec.models.titles import ItemText, TitleMap
 
 
 class ModelConfig(PretrainedConfig):
@@ -59,6 +59,21 @@ class ModelConfig(PretrainedConfig):
     @classmethod
     def _names(cls) -> set[str]:
         return set(cls.section.model_fields) - {"kind"}
+
+
+class ModelParts(NamedTuple):
+    """Inputs from which a model is built, besides its settings."""
+
+    num_items: int
+    """V."""
+    item_text: "ItemText | None" = None
+    """Vectors of the item texts, for models that read them."""
+    section: str = ""
+    """Path of the settings in the YAML, for messages."""
+    teacher: "Model | None" = None
+    """Teacher of a student, which may start from its layers or item vectors."""
+    histories: Histories | None = None
+    """Some validation histories, on which layers of the teacher can be compared."""
 
 
 class ItemTable(NamedTuple):

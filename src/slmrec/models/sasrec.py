@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.config import LowPassSettings, SasRecSettings
-from slmrec.models.model import Model, ModelConfig, register
-from slmrec.types import Encoded, Histories, ModelParts
+from slmrec.models.model import Model, ModelConfig, ModelParts, register
+from slmrec.types import Encoded, Histories
 
 MAX_PREFIXES = 1024
 """Number of prefixes that are encoded at once where every position of a history needs a pass of its own."""

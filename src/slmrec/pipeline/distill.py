@@ -15,7 +15,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, save_recommender
-from slmrec.models.model import Model
+from slmrec.models.model import Model, ModelParts
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
     catalogue_loss,
@@ -30,7 +30,7 @@ from slmrec.training.losses import DistillationLoss, needs_states, needs_teacher
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher import LiveTeacher
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
-from slmrec.types import Histories, ModelParts
+from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
 INFLUENCE_USERS = 256

@@ -9,11 +9,11 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.dataset import Dataset
 from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
+from slmrec.models.model import ModelParts
 from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
-from slmrec.types import ModelParts
 
 
 def build(task: Task) -> dict[str, float]:

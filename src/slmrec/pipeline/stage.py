@@ -18,7 +18,14 @@ import yaml
 from slmrec.config import Config, Section
 from slmrec.errors import CheckpointError
 from slmrec.files import sha256
-from slmrec.folders import disk_errors_reported, finish_replacement, is_empty_folder, partial_folder, put_in_place
+from slmrec.folders import (
+    disk_errors_reported,
+    finish_replacement,
+    is_empty_folder,
+    partial_folder,
+    put_in_place,
+    read_record,
+)
 from slmrec.pipeline.table import Step
 from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
@@ -116,21 +123,6 @@ def pending_steps(steps: Iterable[Step], config: Config, output: Path, force: bo
         if force or redone & set(step.stage.reads(config)) or not _is_done(step, config, output):
             pending.append(step)
     return pending
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read `stage.json` of a folder; empty if there is none.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    try:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'stage.json'}: is damaged ({error}); remove {folder} and run again") from None
-    return record
 
 
 def finished(folder: Path, name: str) -> Path:

@@ -13,10 +13,10 @@ import yaml
 from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.errors import CheckpointError, ConfigError, DataError
-from slmrec.folders import partial_folder
+from slmrec.folders import partial_folder, read_record
 from slmrec.models.folder import check_sums
 from slmrec.pipeline.evaluate import model_folders
-from slmrec.pipeline.stage import read_record, section_of
+from slmrec.pipeline.stage import section_of
 from slmrec.pipeline.table import PIPELINE, Step, steps
 from slmrec.report.parts import Faults, Notice
 from slmrec.studies.evaluated import Evaluated, Split, read_evaluated, results_file
