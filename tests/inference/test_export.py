@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import slmrec.inference.export
-import slmrec.models.loader
 from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
@@ -196,11 +195,11 @@ def test_a_merged_folder_opens_without_the_backbone(
     model = ADAPTED[name]()
     torch.manual_seed(0)
     base = random_decoder(LLAMA)
-    monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: base)
+    monkeypatch.setattr("slmrec.models.decoder.load_decoder", lambda *_: base)
     saved(model, tiny_dataset, tmp_path / "adapted")
     merge = ["export", "--format", "merged", "--model", str(tmp_path / "adapted"), "--output", str(tmp_path / "m")]
     assert main(merge) == 0
-    monkeypatch.setattr(slmrec.models.loader, "load_decoder", lambda *_: pytest.fail("asks for the backbone"))
+    monkeypatch.setattr("slmrec.models.decoder.load_decoder", lambda *_: pytest.fail("asks for the backbone"))
     merged = Recommender.from_pretrained(tmp_path / "m")
     batch = histories([1, 2, 3], [4])
     with torch.no_grad():

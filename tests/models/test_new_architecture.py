@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from slmrec import Recommender
-from slmrec.commands.export import export
 from slmrec.config import Config
 from slmrec.config.kinds import KINDS, Kind
 from slmrec.errors import ConfigError
+from slmrec.inference.export import export_graph
 from slmrec.models.loader import load_model
 from slmrec.pipeline.run import run_steps
 from slmrec.types import Encoded, Histories
@@ -128,7 +128,7 @@ def test_operations_that_torch_cannot_trace_are_refused(output: Path, tmp_path: 
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     with pytest.raises(ConfigError, match=r"torch\.export cannot trace Gru with histories of any length .*use its"):
-        export(output / "distill", "onnx", tmp_path / "student.onnx")
+        export_graph(output / "distill", tmp_path / "student.onnx", int8=False)
 
 
 @pytest.mark.heavy
@@ -141,5 +141,5 @@ def test_a_model_of_a_new_kind_is_exported(output: Path, tmp_path: Path, monkeyp
         return Encoded(model.item_embeddings(histories.items).sum(dim=1) / histories.lengths[:, None])
 
     monkeypatch.setattr(type(load_model(output / "distill")), "encode", mean_vector)
-    export(output / "distill", "onnx", tmp_path / "student.onnx")
+    export_graph(output / "distill", tmp_path / "student.onnx", int8=False)
     assert (tmp_path / "student.onnx").is_file()
