@@ -188,7 +188,8 @@ def test_faults_are_told_first(recipe: Path, tmp_path: Path, override: str, told
 
 def test_a_teacher_without_backbone_is_refused() -> None:
     weights = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, kl: 1}"
-    config = load_config(None, ["finetune={backbone: null, ensemble: [sasrec]}", weights])
+    student = "distill.student={kind: sasrec}"
+    config = load_config(None, ["finetune={backbone: null, ensemble: [sasrec]}", weights, student])
     with pytest.raises(ConfigError, match=r"finetune\.backbone is null"):
         _points(config)
 
