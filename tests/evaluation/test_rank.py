@@ -8,7 +8,8 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError, TrainingError
 from slmrec.evaluation import rank as evaluation
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput, validate
+from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput
+from slmrec.pipeline.validation import Validation
 from slmrec.types import Encoded, ItemBonus
 
 ALL = ("full_history_excluded", "full", "sampled")
@@ -309,10 +310,10 @@ def test_scoring_is_done_in_eval_mode_and_every_part_gets_its_mode_back():
     model = MeanEncoder(20).train()
     model.frozen.eval()
     samples = random_dataset(9, 20).held_out("valid")
-    first, second = validate(model, samples, 4), validate(model, samples, 4)
+    first, second = Validation(samples, "full").metrics(model), Validation(samples, "full").metrics(model)
     assert first == second  # no dropout
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
-    assert validate(model.eval(), samples, 4) == first
+    assert Validation(samples, "full").metrics(model.eval()) == first
     assert not model.training
 
 
@@ -332,14 +333,14 @@ def test_encoder_without_modes_is_scored_as_it_is():
 
     samples = random_dataset(9, 20).held_out("valid")
     model = MeanEncoder(20).eval()
-    assert validate(Exported(model), samples, 4) == validate(model, samples, 4)
+    assert Validation(samples, "full").metrics(Exported(model)) == Validation(samples, "full").metrics(model)
 
 
-def test_model_can_train_after_validation_and_item_vectors_are_read_once():
+def test_model_can_train_after_evaluation_and_item_vectors_are_not_read_for_each_batch():
     model = MeanEncoder(20).train()
     samples = random_dataset(9, 20).held_out("valid")
-    validate(model, samples, 2)
-    assert model.num_table_reads == 1
+    evaluate(EncoderScorer(model), samples, batch_size=2)
+    assert model.num_table_reads <= 2 and model.training
     batch = next(evaluation.by_length(samples, 4, 4))[1]
     (model.encode(batch.histories).users @ model.item_vectors().T).sum().backward()
     assert model.table.weight.grad is not None
@@ -368,7 +369,7 @@ def test_validate_is_full_ranking_of_the_given_samples():
     samples = random_dataset(30, 20).held_out("valid").take(np.array([3, 5, 8]))
     model = MeanEncoder(20)
     expected = ranking_metrics(evaluate(EncoderScorer(model), samples)["full"])
-    assert validate(model, samples, 2) == expected
+    assert Validation(samples, "full").metrics(model) == expected
     assert {"hit@10", "ndcg@10", "mrr"} <= expected.keys()
 
 

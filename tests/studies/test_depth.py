@@ -66,14 +66,14 @@ def test_every_depth_is_trained_and_validated_alike(finished: Path, found: dict[
         assert point["num_layers"] == len(point["layers"]) == own["num_layers"]
         assert point["num_parameters"] == own["num_parameters"]
         assert "weight/sasrec" not in own  # alone, though the recipe has an ensemble
-        full = {key.removeprefix("valid/"): value for key, value in own.items() if key.startswith("valid/")}
-        assert point["metrics"]["full"] == full  # the training's own validation, to the last bit
+        best = {key.removeprefix("valid/"): value for key, value in own.items() if key.startswith("valid/")}
+        assert point["metrics"][PROTOCOL] == best  # the validation of the training, to the last bit
         table = pq.read_table(finished / "depth" / name / "validate" / "per_user.parquet")
         assert len(table) == 60 and quality(point) == user_metrics(table[PROTOCOL].to_numpy())["ndcg@10"].mean()
     assert len({quality(point) for point in trained.values()}) > 1
 
 
-def test_read_early_at_full_depth_is_the_model_itself(found: dict[str, object]) -> None:
+def test_the_exit_after_all_layers_is_the_model_itself(found: dict[str, object]) -> None:
     [deepest] = [point for point in found["trained"] if point["name"] == "4"]  # type: ignore[attr-defined]
     early = {(one["num_layers"], one["head"]): one["metrics"] for one in found["early_exit"]}  # type: ignore[attr-defined]
     assert sorted(early) == sorted((depth, head) for depth in (1, 2, 3, 4) for head in ("final", "fitted"))
@@ -188,7 +188,8 @@ def test_faults_are_told_first(recipe: Path, tmp_path: Path, override: str, told
 
 def test_a_teacher_without_backbone_is_refused() -> None:
     weights = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, kl: 1}"
-    config = load_config(None, ["finetune={backbone: null, ensemble: [sasrec]}", weights])
+    student = "distill.student={kind: sasrec}"
+    config = load_config(None, ["finetune={backbone: null, ensemble: [sasrec]}", weights, student])
     with pytest.raises(ConfigError, match=r"finetune\.backbone is null"):
         _points(config)
 

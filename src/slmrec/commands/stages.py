@@ -59,9 +59,11 @@ def run(options: argparse.Namespace) -> None:
 
         ablate(config, options.output, options.force, options.split)
     elif options.command == "depth":
+        from slmrec.run import write_report
         from slmrec.studies.depth import depth
 
         depth(config, options.output, options.force)
+        write_report(options.output, always=True)
     else:
         _run_stage(options, config)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import DataError
-from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets, tie_draws
+from slmrec.evaluation.metrics import ranks_of_targets, tie_draws
 from slmrec.inference.freeze import freeze
 from slmrec.topk import best_columns
 from slmrec.types import Batch, Encoded, SequenceEncoder
@@ -245,25 +245,6 @@ def is_sampled(protocol: RankingProtocol) -> bool:
         (True, False)
     """
     return protocol.startswith("sampled_")
-
-
-def validate(
-    model: SequenceEncoder, samples: Samples, batch_size: int, protocol: RankingProtocol = "full"
-) -> dict[str, float]:
-    """Return the metrics of `ranking_metrics` under one protocol, for early stopping.
-
-    Args:
-        model: The model; its mode is restored afterwards.
-        samples: Validation samples, all or some; only results on the same samples are comparable.
-        batch_size: Number of users encoded at once.
-        protocol: `full` or `full_history_excluded`.
-
-    Raises:
-        TrainingError: The scores of a user are not finite.
-    """
-    with eval_mode(model):
-        ranks = evaluate_scorer(EncoderScorer(model), samples, batch_size=batch_size, protocols=(protocol,))
-    return ranking_metrics(ranks[protocol])
 
 
 def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints | None = None) -> NDArray[np.int32]:

@@ -107,7 +107,7 @@ def _hidden_states(model: DecoderRecommender, samples: Samples) -> tuple[Tensor,
     """
     states = users = torch.empty(0)
     for rows, batch_states in _encoded(model, samples, every_position=False, title="hidden states"):
-        exits = torch.stack([model.read_early(layer_states) for layer_states in batch_states[1:]])
+        exits = torch.stack([model.early_exit(layer_states) for layer_states in batch_states[1:]])
         if not len(states):
             states = torch.empty(len(batch_states), len(samples), batch_states.shape[-1])
             users = torch.empty(len(exits), len(samples), exits.shape[-1])
@@ -126,7 +126,7 @@ def _fitted_heads(task: Task, study: _Study) -> Tensor:
     chosen = data.samples.take(np.random.default_rng(settings.seed).choice(len(data.samples), size, replace=False))
     heads = LinearHeads(model.num_layers, model.hidden_size, model.score.out_features)
     for _, states in _encoded(model, chosen, data.every_position, title="fitting a head for every layer"):
-        heads.add(model.final_norm(states[1:]), model.read_early(states[-1]))
+        heads.add(model.final_norm(states[1:]), model.early_exit(states[-1]))
     return heads.solve().to(model.device)
 
 
@@ -134,9 +134,11 @@ def _encoded(
     model: DecoderRecommender, samples: Samples, every_position: bool, title: str
 ) -> Iterator[tuple[Ints, Tensor]]:
     """Yield sample numbers and their hidden states (layers + 1, N, H), batch by batch."""
+    prefix = model.prefill()
     with progress(f"depth: {title}", total=len(samples)) as advance:
         for rows, batch in by_length(samples, EVAL_BATCH, model.max_history_items, every_position):
-            yield rows, model.layer_states(batch.histories.to(model.device), every_position=every_position)
+            histories = batch.histories.to(model.device)
+            yield rows, model.hidden_states_of_layers(histories, every_position=every_position, prefix=prefix)
             advance(len(rows))
 
 
