@@ -9,7 +9,7 @@ MAX_RANKED_SCORES = 2**23
 """Scores (float32) that `top_k` computes at once, 32 MiB."""
 _MAX_RANKED_ROWS = 256  # Few rows make wide chunks, and so few merges of each row.
 _ALIGNED = 64
-"""Rows of scores begin at multiples of this: products into rows of an odd length take half as long again."""
+"""Rows of scores start at multiples of this number; without alignment, the product takes 50 % longer."""
 
 
 def top_k(
@@ -130,7 +130,7 @@ def _rank(
         _mask(own, start, excluded, allowed)
         columns = best_columns(own, k)
         scores = torch.cat([scores, own.gather(1, columns)], dim=1)
-        # What was best so far has smaller items and stands first: a stable sort keeps it there among equals.
+        # Earlier chunks hold smaller items; as their best come first, a stable sort prefers the smaller of equal items.
         scores, order = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
         best = torch.cat([best, columns + start], dim=1).gather(1, order)
     return scores, best

@@ -1,4 +1,4 @@
-"""What the parts hand to each other, and the legend of the shapes.
+"""Types shared by all packages, and the names of tensor dimensions.
 
 Shapes, used in every docstring: B users in a batch, L items of a history, P prompt tokens before the items, S response
 tokens after them, D width of an item vector, H hidden width of a decoder, V items of the catalogue, K candidates,

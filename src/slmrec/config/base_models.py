@@ -123,7 +123,7 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
         one_pass = self.supervision == "every_position"
         check(
             self.low_pass is None or not one_pass,
-            "low_pass sees later items, so supervision: every_position would show each position its target; set "
+            "low_pass sees later items, so supervision: every_position would need a pass for each position; set "
             "supervision: every_prefix, or leave low_pass out",
         )
         check(

@@ -59,7 +59,7 @@ REQUIREMENTS = (
         requirement
         for section in ("pretrain.*", "finetune")
         for requirement in (
-            Requirement(section, ("prompt",), _reads_tokens, "a backbone with a tokenizer, which `random` has not"),
+            Requirement(section, ("prompt",), _reads_tokens, "a backbone with a tokenizer; `random` has none"),
             Requirement(section, ("layer_step",), _HAS_NO_LAYER_LIST, "layers: null, since a list names every layer"),
             Requirement(section, ("item_text_width", "item_text_side"), _HAS_ITEM_TEXT, "item_text"),
             Requirement(section, ("quantization_config",), _HAS_ADAPTERS, "lora, since it applies to frozen layers"),

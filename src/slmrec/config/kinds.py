@@ -71,7 +71,7 @@ def _parser(default: str, section_of: Callable[[Kind], type[Section]]) -> Callab
             return values
         check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {default}}}")
         kind = values.get("kind", default)
-        check(kind in KINDS, f"kind is {kind!r}; choose from {', '.join(KINDS)}")
+        check(isinstance(kind, str) and kind in KINDS, f"kind is {kind!r}; choose from {', '.join(KINDS)}")
         return section_of(KINDS[kind]).model_validate(values)
 
     return parse

@@ -15,7 +15,7 @@ class EvaluateConfig(Section):
     """Evaluation of all models side by side."""
 
     primary_protocol: str = "full_history_excluded"
-    """Protocol that the report shows first; one of `protocols`."""
+    """Protocol by which early stopping, ensemble weights, ablations and the report decide; one of `protocols`."""
     protocols: tuple[str, ...] = Field(("full_history_excluded", "full", "sampled_999"), min_length=1)
     """Ranking protocols: `full_history_excluded`, `full`, or `sampled_N`, which ranks the target among N sampled
     negatives. One forward pass serves all."""

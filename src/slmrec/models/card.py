@@ -36,11 +36,13 @@ class About:
 
     title: str = "SLMRec"
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Metrics on the validation split, full ranking, history not excluded."""
+    """Metrics on the validation split."""
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """Preparation of the data: `rules`, and the `sources` with their checksums."""
     measured: tuple[Measured, ...] = ()
     """Results of `evaluate`, the primary protocol first."""
+    protocol: str = ""
+    """Protocol of `metrics`; empty if it is not known."""
 
 
 def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -> str:
@@ -65,7 +67,8 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
     for measured in about.measured:
         text += f"\n{_described(measured)}\n\n{_table(measured.metrics)}"
     if about.metrics:
-        text += f"\nValidation split, full ranking, history not excluded:\n\n{_table(about.metrics)}"
+        protocol = f", protocol `{about.protocol}`" if about.protocol else ""
+        text += f"\nValidation split{protocol}:\n\n{_table(about.metrics)}"
     rules = about.preprocessing.get("rules")
     return text + (f"\nThe data was prepared with `{json.dumps(rules)}`.\n" if rules else "")
 
@@ -111,7 +114,8 @@ def _results(about: About) -> list[dict[str, Any]]:
             _result(data | {"config": measured.protocol, "split": "test", "args": settings}, measured.metrics)
         )
     if about.metrics:
-        results.append(_result(data | {"split": "validation"}, about.metrics))
+        protocol = {"config": about.protocol} if about.protocol else {}
+        results.append(_result(data | protocol | {"split": "validation"}, about.metrics))
     return results
 
 

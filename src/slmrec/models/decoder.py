@@ -36,39 +36,27 @@ class DecoderRecommenderConfig(PretrainedConfig):
 
     model_type = "slmrec_decoder"
 
-    def __init__(
-        self,
-        decoder: dict[str, Any] | None = None,
-        num_items: int = 1,
-        item_dim: int = 64,
-        num_prefix_tokens: int = 0,
-        num_response_tokens: int = 0,
-        positions: Positions = "contiguous",
-        max_history_items: int = 50,
-        item_dropout: float = 0.0,
-        layer_dropout: float = 0.0,
-        backbone: str | None = None,
-        layers: tuple[int, ...] = (),
-        lora: dict[str, Any] | None = None,
-        quantization: dict[str, Any] | None = None,
-        titles: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.decoder = decoder or {}
-        self.num_items = num_items
-        self.item_dim = item_dim
-        self.num_prefix_tokens = num_prefix_tokens
-        self.num_response_tokens = num_response_tokens
-        self.positions = positions
-        self.max_history_items = max_history_items
-        self.item_dropout = item_dropout
-        self.layer_dropout = layer_dropout
-        self.backbone = backbone
-        self.layers = list(layers)
-        self.lora = lora
-        self.quantization = quantization
-        self.titles = titles
-        super().__init__(**kwargs)
+    def __init__(self, **values: Any) -> None:
+        defaults = {
+            "decoder": {},
+            "num_items": 1,
+            "item_dim": 64,
+            "num_prefix_tokens": 0,
+            "num_response_tokens": 0,
+            "positions": "contiguous",
+            "max_history_items": 50,
+            "item_dropout": 0.0,
+            "layer_dropout": 0.0,
+            "backbone": None,
+            "layers": (),
+            "lora": None,
+            "quantization": None,
+            "titles": None,
+        }
+        for name, default in defaults.items():
+            value = values.pop(name, default)
+            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        super().__init__(**values)
 
 
 class DecoderRecommender(Model):
@@ -132,6 +120,12 @@ class DecoderRecommender(Model):
     def num_layers(self) -> int:
         """Depth."""
         return len(self.decoder.layers)
+
+    @property
+    def reads_prefixes_in_one_pass(self) -> bool:
+        """Whether the state of each position equals that of the prefix that ends there, read alone."""
+        moves_with_length = self.config.positions == "right_aligned" and len(self.prefix) > 0
+        return not moves_with_length and not len(self.response)
 
     @property
     def decoder_part(self) -> "DecoderRecommender":

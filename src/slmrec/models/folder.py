@@ -38,7 +38,9 @@ class Vocabulary(NamedTuple):
     """Whether an item must not be recommended; None if every item may be. Histories may contain removed items."""
 
 
-def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float]) -> None:
+def save_recommender(
+    model: Model, dataset: Dataset, folder: Path, title: str, metrics: dict[str, float], protocol: str = ""
+) -> None:
     """Write the folder of a model that was trained on a data set; `load_recommender` opens it.
 
     A model with adapters is saved as adapters and heads, without the weights of the backbone that they adapt.
@@ -49,10 +51,11 @@ def save_recommender(model: Model, dataset: Dataset, folder: Path, title: str, m
         folder: Folder to write.
         title: Title of the card.
         metrics: Validation metrics by name.
+        protocol: Ranking protocol of the metrics.
     """
     counts = pa.array(dataset.train_counts()[1:])
     vocabulary = Vocabulary(dataset.item_ids, dataset.titles, counts)
-    save_folder(folder, model, vocabulary, About(title, metrics, dataset.preparation))
+    save_folder(folder, model, vocabulary, About(title, metrics, dataset.preparation, protocol=protocol))
 
 
 def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About) -> None:

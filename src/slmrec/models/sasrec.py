@@ -138,8 +138,8 @@ class LowPass(nn.Module):
     def forward(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
         """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).
 
-        The filter depends on distances alone, so the window may begin with the oldest item as well as end with the
-        newest.
+        The filter depends only on the distance between positions, so the result is the same wherever the history lies
+        in the window.
         """
         matrix = torch.from_numpy(self._matrix).to(x)
         low = (matrix[columns, : x.shape[1]] * is_item[:, None, :]) @ x

@@ -13,7 +13,6 @@ from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model, ModelParts
 from slmrec.pipeline.ensemble_weights import save_ensemble
@@ -109,7 +108,7 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
         ConfigError: A term or mode needs a decoder, but the teacher has none, or it cannot read every position.
     """
     settings, supervision = task.config.distill, task.config.finetune.supervision
-    if getattr(teacher, "decoder_part", None) is None:
+    if teacher.decoder_part is None:
         if settings.weights.needs_states:
             raise ConfigError(
                 f"distill.weights of cosine, norm and multiple read hidden states, but the teacher in {folder} has no "
@@ -120,10 +119,10 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
                 f"distill.mode is online, but the teacher in {folder} has no decoder that could keep learning; set "
                 "distill.mode=offline"
             )
-    if supervision == "every_position" and getattr(teacher.config, "low_pass", None):
+    elif supervision == "every_position" and not teacher.decoder_part.reads_prefixes_in_one_pass:
         raise ConfigError(
-            f"finetune.supervision is every_position, but the low-pass filter of the teacher in {folder} sees later "
-            "items; choose another supervision, or another teacher"
+            f"finetune.supervision is every_position, but the prompt of the teacher in {folder} makes the states of a "
+            "position differ from those of its prefix alone; set finetune.supervision=every_prefix"
         )
 
 
@@ -154,23 +153,11 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     student.apply_training_options(settings.train)
     if settings.mode == "online":
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
-        _trainable_decoder(teacher).set_trainable(train_items=task.config.finetune.item_embeddings != "fixed")
+        if teacher.decoder_part is not None:  # `_check_teacher` refused teachers without one
+            teacher.decoder_part.set_trainable(train_items=task.config.finetune.item_embeddings != "fixed")
     uses_cache = settings.mode == "offline" and needs_teacher(settings)
     outputs = _cached_teacher(task, teacher, data) if uses_cache else LiveTeacher(teacher)
     return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train))
-
-
-def _trainable_decoder(teacher: Model) -> DecoderRecommender:
-    """Return the decoder of a teacher that keeps learning.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    if teacher.decoder_part is None:
-        raise ConfigError(
-            "distill.mode is online, but the teacher has no decoder that could keep learning; set distill.mode=offline"
-        )
-    return teacher.decoder_part
 
 
 def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> CachedTeacher:

@@ -1,9 +1,9 @@
 """Weights of the models in a teacher, fitted jointly on validation.
 
 The scores of each model are divided by one number, their standard deviation, so that the size of a model's logits
-decides nothing. Weights of at least 0 with sum 1 are then searched for the best NDCG@10 under the primary protocol. At
-last one factor for all, chosen by likelihood, gives the mixed scores the scale of logits, on which distillation by
-their distribution depends. The result is one dot product of concatenated vectors.
+decides nothing. Weights of at least 0 with sum 1 are then searched for the best NDCG@10 under the primary protocol.
+Finally, all scores are multiplied by one factor, fitted by maximum likelihood. It gives them the scale of logits, which
+KL distillation needs. The result is one dot product of concatenated vectors.
 """
 
 import logging
@@ -62,7 +62,7 @@ def mix(task: Task, dataset: Dataset, members: Mapping[str, Model]) -> dict[str,
     Returns:
         Validation metrics of the ensemble, and the weights.
     """
-    device = next(iter(members.values())).device
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     models = {name: model.to(device) for name, model in members.items()}
     fitted_on = validation(task, dataset, MAX_USERS)
     vectors = [model_vectors(model, fitted_on) for model in models.values()]
@@ -87,9 +87,8 @@ def save_ensemble(
     """Write an ensemble as the model of the task, and return its validation metrics."""
     metrics = measured_on.metrics(ensemble)
     _LOG.info("%s: ensemble: valid NDCG@10 %.4f", section, metrics[MONITORED])
-    save_recommender(ensemble, dataset, task.folder, f"SLMRec {section}", metrics)
-    sizes = {"num_parameters": float(ensemble.num_parameters())}
-    return {f"valid/{key}": value for key, value in metrics.items()} | sizes
+    save_recommender(ensemble, dataset, task.folder, f"SLMRec {section}", metrics, measured_on.protocol)
+    return {f"valid/{key}": value for key, value in metrics.items()} | {"num_parameters": ensemble.num_parameters()}
 
 
 @torch.inference_mode()

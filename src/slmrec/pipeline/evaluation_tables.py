@@ -16,9 +16,9 @@ MIN_WIDTH = 118
 
 def show(folder: Path) -> None:
     """Print the results in the folder of an evaluation, one table a protocol."""
-    path = folder / "metrics.json"
-    path = path if path.is_file() else folder / "metrics_valid.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if "protocols" not in content:  # the test split was not evaluated
+        content = json.loads((folder / "metrics_valid.json").read_text(encoding="utf-8"))
     console = Console(width=max(Console().width, MIN_WIDTH))
     for name, protocol in content["protocols"].items():
         console.print(_table(name, protocol))

@@ -23,7 +23,7 @@ def build(task: Task) -> dict[str, float]:
     """Train the decoder, if there is one, and mix it with the base models of the ensemble."""
     settings, dataset = task.config.finetune, Dataset.load(task.output / "prepare")
     members: dict[str, Model] = {}
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = {"num_trainable_parameters": 0}
     if settings.backbone is not None:
         members["decoder"], metrics = _train_decoder(task, dataset)
     if settings.ensemble:

@@ -80,7 +80,7 @@ def fit_model(
         "peak_learning_rate": progress.peak_learning_rate,
         "training_s": round(progress.seconds, 3),
     }
-    save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best)
+    save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best, measured_on.protocol)
     return {f"valid/{key}": value for key, value in progress.best.items()} | sizes
 
 

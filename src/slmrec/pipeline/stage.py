@@ -229,7 +229,8 @@ def _fingerprint(step: Step, config: Config, upstream: dict[str, str]) -> str:
     values = [*sections, *(config.item_text[name] for name in sorted(map(str, texts)))]
     dumped = [part.model_dump(mode="json", exclude=_PLACES) if isinstance(part, Section) else part for part in values]
     sources = [_content(Path(path)) for path in step.stage.files(config, own) if path]
-    facts = [__version__, config.seed, step.folder, dumped, upstream, sources]
+    protocol = config.evaluate.primary_protocol if step.stage.validates and own is not None else None
+    facts = [__version__, config.seed, step.folder, dumped, upstream, sources, protocol]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

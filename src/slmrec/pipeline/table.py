@@ -35,6 +35,8 @@ class Stage:
     """Whether `run` executes the stage."""
     models: Callable[[Config], tuple[str, ...]] | None = None
     """Names of the models that the stage trains, each into a folder of its own; None: the stage writes one folder."""
+    validates: bool = False
+    """Whether the stage chooses weights or epochs by the primary protocol, so that its result depends on it."""
     takes_input: bool = False
     """Whether the command of the stage has the options --input and --items."""
 
@@ -104,6 +106,7 @@ PIPELINE = (
         reads=lambda config: ("prepare",),
         files=_backbones,
         models=lambda config: (*BASELINES, *config.pretrain),
+        validates=True,
     ),
     Stage(
         "finetune",
@@ -111,6 +114,7 @@ PIPELINE = (
         reads=lambda config: ("prepare", *(f"pretrain/{name}" for name in teacher_base_models(config))),
         files=lambda config, finetune: (*_backbones(config, finetune), *_item_vectors_file(config)),
         is_needed=lambda config: config.trains_teacher,
+        validates=True,
     ),
     Stage(
         "distill",
@@ -118,6 +122,7 @@ PIPELINE = (
         reads=lambda config: ("prepare", "finetune") if config.trains_teacher else ("prepare",),
         sections=lambda config: ("finetune",),
         files=lambda config, distill: () if config.trains_teacher else (distill.teacher,),
+        validates=True,
     ),
     Stage(
         "evaluate",
