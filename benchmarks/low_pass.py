@@ -18,7 +18,7 @@ from typing import Any
 import bench
 import torch
 
-from slmrec.config import LowPassSettings, PretrainConfig
+from slmrec.config import LowPassSettings, SasRecModel
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
@@ -42,12 +42,13 @@ def main() -> None:
 
 def measure(dataset: Dataset) -> dict[str, Any]:
     """Return processor seconds per step with and without the filter, their ratio, and the steps of an epoch."""
-    settings = PretrainConfig()
-    samples = dataset.train(settings.supervision, settings.max_history_items)
-    size = settings.train.per_device_train_batch_size
-    rows = islice(shuffled(samples, size, settings.max_history_items, seed=0, epoch=0), STEPS)
-    batches = [collate(samples, some, settings.max_history_items) for some in rows]
+    settings = SasRecModel()
     losses = {"plain": build(dataset, settings, None), "filtered": build(dataset, settings, LowPassSettings())}
+    max_history_items = losses["plain"].model.max_history_items
+    samples = dataset.train(settings.supervision, max_history_items)
+    size = settings.train.per_device_train_batch_size
+    rows = islice(shuffled(samples, size, max_history_items, seed=0, epoch=0), STEPS)
+    batches = [collate(samples, some, max_history_items) for some in rows]
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for number in range(ROUNDS + 1):
         for name, loss in losses.items():
@@ -59,17 +60,15 @@ def measure(dataset: Dataset) -> dict[str, Any]:
     return found | {"ratio": ratio, "steps_per_epoch": -(-len(samples) // size), "rounds": seconds}
 
 
-def build(dataset: Dataset, settings: PretrainConfig, low_pass: LowPassSettings | None) -> NextItemLoss:
+def build(dataset: Dataset, settings: SasRecModel, low_pass: LowPassSettings | None) -> NextItemLoss:
     """Return the loss module of a model."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "max_history_items")
-    sizes = {name: getattr(settings, name) for name in names}
-    filtered = low_pass.model_dump() if low_pass else None
-    return NextItemLoss(SasRec(SasRecConfig(num_items=dataset.num_items, low_pass=filtered, **sizes)))
+    settings = settings.model_copy(update={"low_pass": low_pass})
+    return NextItemLoss(SasRec(SasRecConfig.of(settings, dataset.num_items)))
 
 
 def timed(loss: NextItemLoss, batches: list[Batch]) -> float:
     """Return the mean processor seconds of a step: forward, backward and AdamW."""
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=PretrainConfig().train.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=SasRecModel().train.learning_rate, fused=True)
     start = time.process_time()
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):

@@ -22,7 +22,7 @@ SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "evaluate
 def folders(tiny_dataset: Dataset, tmp_path: Path) -> dict[str, Path]:
     """A model of ours, and its vectors as if a peer had computed them."""
     torch.manual_seed(0)
-    model = SasRec(SasRecConfig(num_items=tiny_dataset.num_items, hidden_size=8)).eval()
+    model = SasRec(SasRecConfig(num_items=tiny_dataset.num_items, hidden_size=8, max_history_items=50)).eval()
     samples = tiny_dataset.held_out("test")
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     theirs.mkdir()
