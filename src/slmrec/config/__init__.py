@@ -160,7 +160,7 @@ def _check_ensemble(config: Config) -> None:
 
 def _check_student(config: Config) -> None:
     """Refuse students that cannot learn from the teacher in the chosen way."""
-    distill, student, finetune = config.distill, config.distill.student, config.finetune
+    distill, student = config.distill, config.distill.student
     name = f"distill.student.kind is {student.kind!r}"
     check(
         isinstance(student, DecoderStudent) or not distill.keep_ensemble,
@@ -172,12 +172,6 @@ def _check_student(config: Config) -> None:
         f"distill.weights of cosine, norm and multiple read hidden states, but {name}, which has none to compare; set "
         "these weights to 0",
     )
-    if isinstance(student, SasRecSettings):
-        check(
-            student.low_pass is None or finetune.supervision != "every_position",
-            "distill.student.low_pass sees later items, so finetune.supervision: every_position would show each "
-            "position its target; set another supervision, or leave low_pass out",
-        )
     if config.trains_teacher:
         _check_student_of_teacher(config)
 

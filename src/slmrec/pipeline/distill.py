@@ -106,24 +106,20 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
     """Refuse a teacher that cannot teach in the chosen way; the configuration knows the teacher of its own run alone.
 
     Raises:
-        ConfigError: A term or mode needs a decoder, but the teacher has none, or it cannot read every position.
+        ConfigError: A term or mode needs a decoder, but the teacher has none.
     """
-    settings, supervision = task.config.distill, task.config.finetune.supervision
-    if getattr(teacher, "decoder_part", None) is None:
-        if settings.weights.needs_states:
-            raise ConfigError(
-                f"distill.weights of cosine, norm and multiple read hidden states, but the teacher in {folder} has no "
-                "decoder; set these weights to 0"
-            )
-        if settings.mode == "online":
-            raise ConfigError(
-                f"distill.mode is online, but the teacher in {folder} has no decoder that could keep learning; set "
-                "distill.mode=offline"
-            )
-    if supervision == "every_position" and getattr(teacher.config, "low_pass", None):
+    settings = task.config.distill
+    if getattr(teacher, "decoder_part", None) is not None:
+        return
+    if settings.weights.needs_states:
         raise ConfigError(
-            f"finetune.supervision is every_position, but the low-pass filter of the teacher in {folder} sees later "
-            "items; choose another supervision, or another teacher"
+            f"distill.weights of cosine, norm and multiple read hidden states, but the teacher in {folder} has no "
+            "decoder; set these weights to 0"
+        )
+    if settings.mode == "online":
+        raise ConfigError(
+            f"distill.mode is online, but the teacher in {folder} has no decoder that could keep learning; set "
+            "distill.mode=offline"
         )
 
 
