@@ -30,7 +30,7 @@ def dead(*arguments, **keywords):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def dead_after_an_epoch(trainer, *arguments):
-    if trainer.name == sys.argv[1] and trainer.progressed.epoch == 2:
+    if trainer.name == sys.argv[1] and trainer.progress.epoch == 2:
         dead()
     record(trainer, *arguments)
 
@@ -43,6 +43,7 @@ slmrec.commands.main.main(sys.argv[2:])
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("where", KILLED_IN)
 def test_a_run_killed_in_a_stage_ends_with_the_same_files(
     where: str, finished: Path, config: Path, tmp_path: Path
