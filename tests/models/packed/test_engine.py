@@ -135,6 +135,18 @@ def test_a_precomputed_prefix_gives_the_same(model_type: str) -> None:
     assert build(prompt=(0, 2)).prefill() is None
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("every_position", [False, True])
+def test_hidden_states_of_layers_end_in_the_user_vectors(every_position: bool) -> None:
+    model, batch = build(prompt=(5, 0)), batch_of([3, 5, 1], every_position)
+    states = model.hidden_states_of_layers(batch.histories, every_position=every_position, prefix=model.prefill())
+    encoded = encode(model, batch, LAYERS)
+    assert states.shape == (LAYERS + 1, *encoded.hidden_states[0].shape)
+    for own, other in zip(states[1:-1], encoded.hidden_states[:-1], strict=True):
+        assert relative(own, other) <= 1e-6
+    assert relative(model.early_exit(states[-1]), encoded.users) <= 1e-6
+
+
 def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:
     model, batch, seen = build(), batch_of([3, 5, 4]), []
     for layer in (model.decoder.layers[-2], model.decoder.layers[-1]):
