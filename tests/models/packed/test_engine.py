@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slmrec.errors import ConfigError
-from slmrec.models.build import compile_layers
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.layers import compile_layers
 from slmrec.models.packed import attention, flex
 from slmrec.models.packed.attention import MAX_PADDING_RATIO, AttentionSettings, KeysValues, length_buckets
 from slmrec.models.packed.masks import NewestTokenAttention, PackedAttention
