@@ -279,3 +279,14 @@ def test_spark_that_is_not_installed(
     files = ["--input", str(write(tmp_path / "in.parquet", [["i01"]])), "--output", str(tmp_path / "out")]
     assert main(["recommend", "--model", str(folder), *files, "--engine", "spark"]) == 2
     assert "pip install 'slmrec[spark]'" in capsys.readouterr().err
+
+
+def test_the_device_can_be_chosen(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.parquet", [["i01", "i02"]])
+    options = ["recommend", "--model", str(folder), "--input", str(source), "--output", str(tmp_path / "out.parquet")]
+    assert main([*options, "--device", "cpu"]) == 0
+    assert main([*options, "--device", "tpu"]) == 2
+    assert "device is 'tpu', which is not available on this machine; choose one of: cpu" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--device", "cpu", "--engine", "spark"])
+    assert "--device does not apply to --engine spark" in capsys.readouterr().err

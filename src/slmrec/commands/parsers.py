@@ -38,6 +38,11 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, dest="level", action="store_const", const=level, default=argparse.SUPPRESS, help=text)
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add --device, the device on which a trained model answers."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
 def add_split_option(parser: argparse.ArgumentParser) -> None:
     """Add --split, which says on which held-out items models are compared."""
     text = "held-out items to decide by (default: valid; the test split is read only when it is named)"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmrec.commands.parsers import new_command
+from slmrec.commands.parsers import add_device_option, new_command
 from slmrec.files import printable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     recommend.add_argument(
         "--index", type=Path, metavar="FILE", help="search an index that slmrec export --format faiss wrote"
     )
+    add_device_option(recommend)
     recommend.add_argument(
         "--engine",
         choices=("spark",),
@@ -45,26 +46,30 @@ def run(options: argparse.Namespace) -> None:
     files = options.input, options.output
     if None in files if options.history is None else any((*files, options.engine)):
         options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
+    if options.engine and options.device:
+        options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
     if options.engine and options.index:
         options.parser.error("--index does not apply to --engine spark, whose search is exact; leave it out")
     from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 
     ranking = RankOptions(options.k, not options.keep_seen, options.candidates, options.exclude_items)
     if options.history is not None:
-        _recommend_history(options.model, options.history, ranking, options.index)
+        _recommend_history(options.model, options.history, ranking, options.index, options.device)
     elif options.engine == "spark":
         from slmrec.inference.batch.spark import recommend_with_spark
 
         recommend_with_spark(options.model, *files, ranking)
     else:
-        recommend_file(options.model, *files, ranking, options.index)
+        recommend_file(options.model, *files, ranking, options.index, options.device)
 
 
-def _recommend_history(model: Path, history: str, ranking: "RankOptions", index: Path | None) -> None:
+def _recommend_history(
+    model: Path, history: str, ranking: "RankOptions", index: Path | None, device: str | None
+) -> None:
     from slmrec.inference.histories import history_of_text
     from slmrec.inference.recommender import Recommender
 
-    recommender = Recommender.from_pretrained(model, index=index)
+    recommender = Recommender.from_pretrained(model, index=index, device=device)
     items = history_of_text(history, recommender.id_pattern, "--history")
     _show(recommender, items, recommender.recommend([items], **ranking.arguments()))
 

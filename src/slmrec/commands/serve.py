@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from slmrec.commands.parsers import new_command
+from slmrec.commands.parsers import add_device_option, new_command
 from slmrec.errors import ConfigError
 from slmrec.serving.limits import Limits
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     serve.add_argument("--token-file", type=Path, help="file with a token that every request must carry")
     serve.add_argument("--examples", type=Path, help=".jsonl of user_id, history: users to choose on the page")
     serve.add_argument("--threads", type=int, help="CPU threads of the model (default: PyTorch's)")
+    add_device_option(serve)
     for limit in fields(Limits):
         option, text = f"--{limit.name.replace('_', '-')}", f"{limit.metadata['help']} (default {limit.default})"
         serve.add_argument(option, type=type(limit.default), default=limit.default, help=text)
@@ -55,4 +56,5 @@ def run(options: argparse.Namespace) -> None:
         token_file=options.token_file,
         examples=options.examples,
         num_threads=options.threads,
+        device=options.device,
     )

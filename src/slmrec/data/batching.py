@@ -1,10 +1,11 @@
 """Batches of samples; all random orders depend only on the seed and the epoch."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from slmrec.data.dataset import Ints, Samples
 from slmrec.data.permutation import NUM_ROUNDS, permuted
@@ -45,8 +46,22 @@ def pad_histories(histories: Sequence[Sequence[int]], max_history_items: int) ->
         >>> pad_histories([[1, 2, 3], [4]], 2).items.tolist()
         [[2, 3], [4, 0]]
     """
-    newest = [torch.tensor(history[-max_history_items:], dtype=torch.int64) for history in histories]
-    return Histories(pad_sequence(newest, batch_first=True), torch.tensor([len(items) for items in newest]))
+    newest = [history[-max_history_items:] for history in histories]
+    return Histories(pad_items(newest), torch.tensor([len(items) for items in newest]))
+
+
+def pad_items(lists: Sequence[Sequence[int]]) -> Tensor:
+    """Return lists of items as (B, longest) int64, padded with 0 on the right.
+
+    Example:
+        >>> pad_items([[1, 2, 3], [4]]).tolist()
+        [[1, 2, 3], [4, 0, 0]]
+    """
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    padded = np.zeros((len(lists), lengths.max(initial=0)), np.int64)
+    flat = np.fromiter(chain.from_iterable(lists), np.int64, lengths.sum())
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+    return torch.from_numpy(padded)
 
 
 def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: int, epoch: int) -> Iterator[Ints]:

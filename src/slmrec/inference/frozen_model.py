@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,8 +44,6 @@ class FrozenModel:
             model.eval()
         self.model: Any = model
         self._fused = fused
-        with torch.no_grad():
-            self.device = model.item_vectors().device
 
     @property
     def num_items(self) -> int:
@@ -55,6 +54,14 @@ class FrozenModel:
     def max_history_items(self) -> int:
         """Number of newest items of a history that the model reads."""
         return int(self.model.max_history_items)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        if isinstance(self.model, nn.Module):
+            for weight in chain(self.model.parameters(), self.model.buffers()):
+                return weight.device
+        return self._item_matrix.device
 
     def item_vectors(self) -> Tensor:
         """Return (V+1, D) float32 item vectors, as they were at the first call; row 0 is padding."""

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from slmrec.data.batching import pad_histories
+from slmrec.data.batching import pad_histories, pad_items
 from slmrec.inference.catalogue import Catalogue
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.frozen_model import FrozenModel
@@ -147,7 +146,8 @@ class Ranker:
         users, items, bonus = torch.ones(len(requests), 1, device=device), self._popularity, None
         if encoded is not None:
             users, items, bonus = encoded.users, self._item_vectors, encoded.bonus
-        excluded = _pad([request.excluded for request in requests], device)
+        hidden = pad_items([request.excluded for request in requests]).to(device)
+        excluded = hidden if hidden.shape[1] else None
         candidates = requests[0].candidates
         if candidates is None:
             allowed = self._all_except({*excluded_for_all, *self._removed}) if excluded_for_all else self._allowed
@@ -164,8 +164,10 @@ class Ranker:
             bonus = None if bonus is None else bonus._replace(items=_columns_of(bonus.items, columns))
             scores, best = top_k(users, items[columns], k, excluded=excluded, bonus=bonus)
             best = columns[best]
-        rows = zip(best.cpu().numpy(), scores.float().cpu().numpy(), requests, strict=True)
-        return [_cut(row, values, request.k) for row, values, request in rows]
+        sizes = scores.isneginf().logical_not_().sum(dim=1).tolist()  # the score is -inf where no more items are left
+        rows = zip(best.cpu().numpy(), scores.float().cpu().numpy(), sizes, requests, strict=True)
+        cut = ((row, values, min(size, request.k)) for row, values, size, request in rows)
+        return [Ranked(row[:size], values[:size]) for row, values, size in cut]
 
     def _all_except(self, items: set[int]) -> Tensor:
         """Return (V+1,) bool: all items except some, and except padding."""
@@ -185,10 +187,8 @@ def stack_encoded(parts: Sequence[Encoded]) -> Encoded:
     if not bonuses:
         return Encoded(users)
     width = max(bonus.items.shape[1] for bonus in bonuses)
-    items, scores = (
-        torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts_of])
-        for parts_of in zip(*bonuses, strict=True)
-    )
+    items = torch.cat([F.pad(bonus.items, (0, width - bonus.items.shape[1])) for bonus in bonuses])
+    scores = torch.cat([F.pad(bonus.scores, (0, width - bonus.scores.shape[1])) for bonus in bonuses])
     return Encoded(users, bonus=ItemBonus(items, scores))
 
 
@@ -201,21 +201,7 @@ def _group_by_candidates(requests: Sequence[RankRequest]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _pad(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
-    """Return lists of items as (N, longest), padded with 0; None if all lists are empty."""
-    if not any(map(len, lists)):
-        return None
-    padded = pad_sequence([torch.tensor(items, dtype=torch.int64) for items in lists], batch_first=True)
-    return padded.to(device)
-
-
 def _columns_of(items: Tensor, columns: Tensor) -> Tensor:
     """Return the places of items in the sorted `columns`, which begin with 0; 0 for items that are not there."""
     places = torch.searchsorted(columns, items.contiguous()).clamp(max=len(columns) - 1)
     return places.masked_fill(columns[places] != items, 0)
-
-
-def _cut(items: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranked:
-    """Return the first k items; where no more items are left, the score is -inf."""
-    size = min(k, int(np.count_nonzero(scores > -np.inf)))
-    return Ranked(items[:size], scores[:size])

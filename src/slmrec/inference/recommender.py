@@ -124,6 +124,11 @@ class Recommender:
         model, vocabulary = load_recommender(folder)
         return cls(model.to(chosen), vocabulary, read_about(folder), loaded_index)
 
+    @property
+    def device(self) -> torch.device:
+        """Device on which the model answers."""
+        return self.ranker.model.device
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` opens: weights, architecture, items and a model card."""
         save_folder(Path(folder), self.model, self.vocabulary, self.about)

@@ -170,7 +170,7 @@ class Engine:
         if whole:
             encoded = ranker.encode([each.history for each in whole])
             for row, session in enumerate(whole):
-                session.encoded = encoded.select([row])
+                session.encoded = encoded.select(slice(row, row + 1))
         lists = ranker.rank_users([_request(task) for task in tasks], [task.session.encoded for task in tasks])
         for task, ranked in zip(tasks, lists, strict=True):
             task.result = Result(ranked, task.unknown, task.session.encoded is None, _session_info(task), self.active)

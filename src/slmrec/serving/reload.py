@@ -38,9 +38,10 @@ class Reloader:
             self._is_loading = False
 
     def _load(self) -> Outcome:
-        if fingerprint_of(self._folder) == self._engine.active.loaded.fingerprint:
+        current = self._engine.active.loaded
+        if fingerprint_of(self._folder) == current.fingerprint:
             return "unchanged"
-        self._engine.replace(load(self._folder))
+        self._engine.replace(load(self._folder, str(current.recommender.device)))
         gc.unfreeze()
         gc.collect()  # frees the previous model
         gc.freeze()

@@ -33,6 +33,7 @@ def serve(
     token_file: Path | None,
     examples: Path | None,
     num_threads: int | None,
+    device: str | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that were accepted before the signal are answered.
 
@@ -45,10 +46,11 @@ def serve(
         token_file: File with the token that requests must send; None disables authentication.
         examples: JSON Lines file of example users for the demo page.
         num_threads: CPU threads of the model; None leaves the choice to PyTorch.
+        device: Device of the models, as in `Recommender.from_pretrained`.
 
     Raises:
         CheckpointError: A model folder is incomplete or damaged.
-        ConfigError: The address cannot be used, or the token file is invalid.
+        ConfigError: The address cannot be used, the token file is invalid, or the device does not exist.
         DataError: The example users cannot be read.
     """
     token = _read_token(token_file) if token_file is not None else None
@@ -58,7 +60,8 @@ def serve(
     folders: dict[ModelName, Path] = {"student": model}
     if teacher is not None:
         folders["teacher"] = teacher
-    server = Server({name: ServedModel(folder, load(folder)) for name, folder in folders.items()}, limits, token, users)
+    models = {name: ServedModel(folder, load(folder, device)) for name, folder in folders.items()}
+    server = Server(models, limits, token, users)
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         title = printable(server.models["student"].loaded.name)

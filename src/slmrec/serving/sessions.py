@@ -85,7 +85,7 @@ def update_vectors(ranker: Ranker, sessions: list[Session]) -> None:
         session.state = session.state or ranker.model.new_state()
     encoded = ranker.append([each.state for each in outdated], [each.pending for each in outdated])
     for row, session in enumerate(outdated):
-        session.encoded, session.pending = encoded.select([row]), []
+        session.encoded, session.pending = encoded.select(slice(row, row + 1)), []
 
 
 def is_full(ranker: Ranker, session: Session) -> bool:

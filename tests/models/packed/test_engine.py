@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slmrec.errors import ConfigError
-from slmrec.models.build import compile_layers
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.layers import compile_layers
 from slmrec.models.packed import attention, flex
 from slmrec.models.packed.attention import MAX_PADDING_RATIO, AttentionSettings, KeysValues, length_buckets
 from slmrec.models.packed.masks import NewestTokenAttention, PackedAttention
@@ -133,6 +133,18 @@ def test_a_precomputed_prefix_gives_the_same(model_type: str) -> None:
     found = model.encode(batch.histories, num_blocks=2, prefix=prefix)
     assert_same(found, encode(model, batch, 2))
     assert build(prompt=(0, 2)).prefill() is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every_position", [False, True])
+def test_hidden_states_of_layers_end_in_the_user_vectors(every_position: bool) -> None:
+    model, batch = build(prompt=(5, 0)), batch_of([3, 5, 1], every_position)
+    states = model.hidden_states_of_layers(batch.histories, every_position=every_position, prefix=model.prefill())
+    encoded = encode(model, batch, LAYERS)
+    assert states.shape == (LAYERS + 1, *encoded.hidden_states[0].shape)
+    for own, other in zip(states[1:-1], encoded.hidden_states[:-1], strict=True):
+        assert relative(own, other) <= 1e-6
+    assert relative(model.early_exit(states[-1]), encoded.users) <= 1e-6
 
 
 def test_the_last_layer_runs_for_the_newest_tokens_alone() -> None:

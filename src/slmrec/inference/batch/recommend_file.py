@@ -34,7 +34,14 @@ class RankOptions(NamedTuple):
         return {"k": self.k, "filter_seen": self.filter_seen, **item_ids}
 
 
-def recommend_file(model: Path, input: Path, output: Path, options: RankOptions, index: Path | None = None) -> None:
+def recommend_file(
+    model: Path,
+    input: Path,
+    output: Path,
+    options: RankOptions,
+    index: Path | None = None,
+    device: str | None = None,
+) -> None:
     """Write `user_id, item_id, score, rank` for every user of a file, in the order of the file.
 
     The users are processed in chunks. Finished chunks are kept in a folder beside the output, and the same command
@@ -46,16 +53,17 @@ def recommend_file(model: Path, input: Path, output: Path, options: RankOptions,
         output: the table to write.
         options: length and filters of the lists.
         index: file of `slmrec export --format faiss` for approximate search; None: search is exact.
+        device: device of the model, as in `Recommender.from_pretrained`.
 
     Raises:
         CheckpointError: the model folder is incomplete or damaged, or the index belongs to other items.
-        ConfigError: the format of a file is not supported, or FAISS is not installed.
+        ConfigError: the format of a file is not supported, FAISS is not installed, or the device does not exist.
         DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
     """
     check_output(output)
     file, arguments = HistoryFile.open(input), options.arguments()
     folder = find_folder(model)
-    recommender = Recommender.from_pretrained(folder, index=index)
+    recommender = Recommender.from_pretrained(folder, index=index, device=device)
     files = {"model": _file_states(*sorted(folder.iterdir())), "input": _file_states(input)}
     files |= {} if index is None else {"index": _file_states(index)}
     parts = Parts(output, {"slmrec": __version__, "chunk_users": CHUNK_USERS, **files, **arguments})
