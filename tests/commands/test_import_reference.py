@@ -102,7 +102,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(
     weights = VARIANTS["student"](recorded) | {kept: Planted(mark)}
     assert imported(tmp_path, recorded, facts, weights, "W.bin") == 2
     message = capsys.readouterr().err
-    assert "W.bin: only named tensors are read, and nothing else is built" in message and message.count("\n") == 1
+    assert "W.bin: only named tensors are loaded" in message and message.count("\n") == 1
     assert not mark.exists() and not (tmp_path / "model").exists()
 
 

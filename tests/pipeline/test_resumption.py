@@ -44,6 +44,7 @@ slmrec.commands.main.main(sys.argv[2:])
 
 
 @pytest.mark.heavy
+@pytest.mark.heavy
 @pytest.mark.parametrize("where", KILLED_IN)
 def test_a_run_killed_in_a_stage_ends_with_the_same_files(
     where: str, finished: Path, config: Path, tmp_path: Path
