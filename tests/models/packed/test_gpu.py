@@ -13,10 +13,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from test_engine import build, relative
 
 from slmrec.config.training import TrainConfig
-from slmrec.evaluation.rank import validate
 from slmrec.inference.freeze import freeze
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.packed import flex
+from slmrec.pipeline.validation import Validation
 from slmrec.training.batch_size import largest_that_fits
 from slmrec.training.losses import NextItemLoss
 from slmrec.training.memory import peak_gpu_mb, reset_peak
@@ -114,7 +114,7 @@ def trained(model: DecoderRecommender, folder: Path, num_epochs: int, **settings
         NextItemLoss(model),
         TrainingSamples(samples, 30, every_position=False),
         wanted,
-        validate=lambda: validate(model, samples, 32),
+        validate=lambda: Validation(samples, "full").metrics(model),
         folder=folder,
         seed=1,
         name="finetune",
