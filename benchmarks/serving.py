@@ -7,8 +7,8 @@ removed; the members of an ensemble run one after the other. Both sides run in t
 A request is timed as `Recommender.recommend`, including its table. An event of a session is timed in the engine of the
 server, including ranking, without HTTP. The window of a full session is slid before the event, as the server does when
 it is idle (its time is `pause`); the event is also timed without that (`no_pause`). The share of matrix products is the
-time of the bare products of the model and the catalogue, one by one on the same shapes, divided by the time of the whole
-command `slmrec recommend` (reading, ranking and writing, without loading the model). The products are those of
+time of the bare products of the model and the catalogue, one by one on the same shapes, divided by the time of the
+whole command `slmrec recommend` (reading, ranking and writing, without loading the model). The products are those of
 transformers' own layers; fused layers compute no queries that the last layer does not use.
 """
 
