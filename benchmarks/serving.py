@@ -1,14 +1,15 @@
-"""A trained model at work: one request, an event of a session, many users, a large catalogue; beside the naive way.
+"""Benchmark of a trained model in use: one request, one event of a session, many users, a large catalogue.
 
-Naive is the same artefact as it is commonly run: every history padded to the longest one the model reads, the prompt in
-front of each, softmax over the whole catalogue, all items sorted, the seen ones struck out; of an ensemble, each member
-so, and the vectors side by side. Both sides run in turn in every round. Of a request in this process the time is that
-of `Recommender.recommend`, table included. An event of a session is timed in the server's engine, ranking included,
-without HTTP; a session of as many items as the model reads is made ready for it beforehand, as the server does in its
-pauses ("pause"), and is also timed without that ("no_pause"). The share of matrix products is the time of the model's
-and the catalogue's bare products, one by one on the same shapes, as part of the time of the whole command `slmrec
-recommend` (reading, ranking, writing; without loading the model). These products are those of transformers' own layers:
-the recommender's shorter way (`models/lean.py`) computes no queries that the last layer does not use.
+The baseline runs the same model folder in the common way: every history is padded to the longest one that the model
+reads, with the prompt in front of each, followed by a softmax over all items and a full sort, from which seen items are
+removed; the members of an ensemble run one after the other. Both sides run in turn in every round.
+
+A request is timed as `Recommender.recommend`, including its table. An event of a session is timed in the engine of the
+server, including ranking, without HTTP. The window of a full session is slid before the event, as the server does when
+it is idle (its time is `pause`); the event is also timed without that (`no_pause`). The share of matrix products is the
+time of the bare products of the model and the catalogue, one by one on the same shapes, divided by the time of the
+whole command `slmrec recommend` (reading, ranking and writing, without loading the model). The products are those of
+transformers' own layers; fused layers compute no queries that the last layer does not use.
 """
 
 import argparse
@@ -34,16 +35,16 @@ Histories = list[list[Any]]
 
 
 def main() -> None:
-    """Measures, prints and writes the figures."""
+    """Run the benchmark, print the numbers and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a student, such as OUT/distill")
-    parser.add_argument("--data", type=Path, required=True, help="the data set it was trained on, OUT/prepare")
+    parser.add_argument("--data", type=Path, required=True, help="data set that the model was trained on, OUT/prepare")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serving.json")
-    parser.add_argument("--requests", type=int, default=500, help="requests of one user")
-    parser.add_argument("--users", type=int, default=16_384, help="users of the batch command")
+    parser.add_argument("--requests", type=int, default=500, help="number of requests of one user")
+    parser.add_argument("--users", type=int, default=16_384, help="number of users of the batch command")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--events", type=int, default=100, help="events of sessions, for each length")
-    parser.add_argument("--large-items", type=int, default=LARGE_ITEMS, help="items of the large catalogue")
+    parser.add_argument("--events", type=int, default=100, help="number of events for each session length")
+    parser.add_argument("--large-items", type=int, default=LARGE_ITEMS, help="number of items of the large catalogue")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -56,14 +57,14 @@ def main() -> None:
 
 
 def _in_a_process(job: str) -> Any:
-    """Each job in a process of its own, so that its peak memory is its own."""
+    """Run a job in a new process, so that peak memory is measured per job."""
     command = [sys.executable, __file__, *sys.argv[1:], "--job", job]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def one_request(options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of requests of one user each, drawn at random; batches of one on the naive side too."""
+    """Return the milliseconds of requests of one random user each; the baseline has batches of one too."""
     recommender, histories = _load(options)
     naive = _Naive(recommender)
     drawn = histories[: options.requests]
@@ -84,7 +85,7 @@ def one_request(options: argparse.Namespace) -> dict[str, float]:
 
 
 def appended_event(options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of one more event of a session, by the items that it then holds; the naive way reads all of them."""
+    """Return the milliseconds of one more event of a session by its number of items; the baseline reads all items."""
     from slmrec.serving.engine import Engine
     from slmrec.serving.limits import Limits
     from slmrec.serving.loading import load
@@ -118,7 +119,7 @@ def appended_event(options: argparse.Namespace) -> dict[str, float]:
 
 
 def batch(options: argparse.Namespace) -> dict[str, float]:
-    """Users a second of the batch command and of the naive way, and the command's share of matrix products."""
+    """Return users per second of the batch command and of the baseline, and the share of matrix products."""
     from bench import flop
 
     recommender, histories = _load(options)
@@ -152,7 +153,7 @@ def batch(options: argparse.Namespace) -> dict[str, float]:
 
 
 def large_catalogue(options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds that exact top-k of a large catalogue takes a request; memory of its vectors and of a request."""
+    """Return the milliseconds of exact top-k in a large catalogue, and the memory of vectors and of a request."""
     import torch
 
     from slmrec.topk import by_columns, top_k
@@ -185,7 +186,7 @@ def large_catalogue(options: argparse.Namespace) -> dict[str, float]:
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    """What this ran on, and how busy that was."""
+    """Return the hardware, versions and load of this machine."""
     import os
 
     from bench import hardware
@@ -203,7 +204,7 @@ JOBS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 class _Naive:
-    """Top-k lists of some histories, one batch, the plain way."""
+    """Baseline: top-k lists of one batch of histories in the common way."""
 
     def __init__(self, recommender: "Recommender") -> None:
         from slmrec.models.ensemble import Ensemble
@@ -236,7 +237,7 @@ class _Naive:
 
 
 def _padded(model: "SequenceEncoder") -> "SequenceEncoder":
-    """A decoder as it is commonly run; SASRec runs on padded rows as it is."""
+    """Return the padded form of a decoder; SASRec always runs on padded batches."""
     from slmrec.models.decoder import DecoderRecommender
     from slmrec.models.padded import PaddedEncoder
 
@@ -244,7 +245,7 @@ def _padded(model: "SequenceEncoder") -> "SequenceEncoder":
 
 
 def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
-    """The model, and the histories at test time in a random order."""
+    """Return the model, and the histories at test time in random order."""
     from slmrec import Recommender
     from slmrec.data.dataset import Dataset
 
@@ -256,7 +257,7 @@ def _load(options: argparse.Namespace) -> "tuple[Recommender, Histories]":
 
 
 def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
-    """The matrix products of answering these histories: the model's on each batch, and the catalogue's."""
+    """Return the matrix products of answering histories: those of the model for each batch, and of the catalogue."""
     from bench import Product, products_of
 
     from slmrec.data.batching import pad_histories
@@ -277,7 +278,7 @@ def _products(recommender: "Recommender", histories: Histories) -> list[Any]:
 
 
 def _multiplied(products: list[Any]) -> float:
-    """Seconds of the products one after the other, in float32, and of nothing else."""
+    """Return the seconds of the bare products, one after the other, in float32."""
     import torch
 
     left = torch.randn(max(product.rows * product.inner for product in products))
@@ -293,12 +294,12 @@ def _multiplied(products: list[Any]) -> float:
 
 
 def _aligned(columns: int) -> int:
-    """Products are faster into rows that begin at multiples of 64."""
+    """Round up to a multiple of 64: products into aligned rows are faster."""
     return -(-columns // 64) * 64
 
 
 def _command(model: Path, histories: Histories) -> float:
-    """Seconds of the batch command on a Parquet file, without those of opening the model."""
+    """Return the seconds of the batch command on a Parquet file, without the time to open the model."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

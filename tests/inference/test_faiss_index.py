@@ -118,7 +118,7 @@ def test_the_command_searches_in_an_index(
     assert pq.read_table(tmp_path / "out.parquet")["item_id"].equals(expected.table["item_id"])
     with pytest.raises(SystemExit, match="2"):
         main([*asked, "--input", "in", "--output", "out", "--engine", "spark"])
-    assert "--index is not for --engine spark, whose search is exact; leave it out" in capsys.readouterr().err
+    assert "--index does not apply to --engine spark, whose search is exact; leave it out" in capsys.readouterr().err
 
 
 def test_indices_of_other_items_and_damaged_ones_are_refused(

@@ -127,7 +127,9 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     users, items = pa.table({"user_id": [5]}), pa.table({"item_id": [70, 60, 50, 40, 30, 20, 10]})
     data = Dataset(np.arange(1, 8), np.array([0, 7]), users, items, "x")
     folder = tmp_path_factory.mktemp("numbered")
-    save_recommender(SasRec(SasRecConfig(num_items=7, hidden_size=8)), data, folder, "numbered", {})
+    save_recommender(
+        SasRec(SasRecConfig(num_items=7, hidden_size=8, max_history_items=50)), data, folder, "numbered", {}
+    )
     return Recommender.from_pretrained(folder)
 
 

@@ -93,12 +93,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights not numbers": (not_a_number, r"contain NaN or infinity"),
     "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is missing"),
-    "vocabulary cut short": (lambda folder: cut(folder / "items.parquet"), r"items\.parquet: .*copy the folder anew"),
+    "vocabulary cut short": (lambda folder: cut(folder / "items.parquet"), r"items\.parquet: .*copy the folder again"),
     "another vocabulary": (other_vocabulary, r"items\.parquet has 39 rows but the model knows 40 items"),
     "no JSON": (lambda folder: cut(folder / "config.json"), r"config\.json: makes no model"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
     "other sizes": (edit(num_items=41), r"weights missing, unknown or of another shape: item_embeddings\.weight"),
-    "no sense": (edit(item_dim="wide"), r"config\.json: makes no model \(.*\); copy the folder anew"),
+    "no sense": (edit(item_dim="wide"), r"config\.json: makes no model \(.*\); copy the folder again"),
     "another kind": (edit(model_type="bert"), r"model.*bert|bert model"),
 }
 
@@ -146,7 +146,7 @@ def test_a_removed_item_is_given_to_nobody(folder: Path) -> None:
         gone = pa.array([item == best for item in vocabulary.item_ids.to_pylist()])
         replace_vocabulary(vocabulary._replace(removed=gone), folder)
         assert client.ask("/reload", {})[::2] == (200, {"student": "loaded"})
-        for asked in ({"history": ["i01"]}, {"history": []}, {"history": ["i01"], "candidates": [best, "i05"]}):
+        for asked in ({"history": ["i01"]}, {"history": []}, {"history": ["i01"], "candidates": [best, "i30"]}):
             items = [item["item_id"] for item in client.recommend(k=40, **asked)["items"]]
             assert items and best not in items
         assert client.recommend(history=[best])["num_unknown"] == 0

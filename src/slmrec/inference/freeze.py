@@ -31,7 +31,7 @@ def freeze(model: SequenceEncoder, *, fused: bool = True) -> FrozenModel:
         >>> import torch
         >>> from slmrec.models.sasrec import SasRec, SasRecConfig
         >>> from slmrec.types import Histories
-        >>> frozen = freeze(SasRec(SasRecConfig(num_items=20, hidden_size=8)))
+        >>> frozen = freeze(SasRec(SasRecConfig(num_items=20, hidden_size=8, max_history_items=5)))
         >>> frozen.encode(Histories(torch.tensor([[3, 7, 0]]), torch.tensor([2]))).users.shape
         torch.Size([1, 8])
         >>> state = frozen.new_state()
