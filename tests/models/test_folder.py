@@ -43,7 +43,7 @@ HISTORIES = [["i01", "i02"], [], ["i09"]]
 def folder(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("student")
-    model = DecoderRecommender(DecoderRecommenderConfig(LLAMA, num_items=40, item_dim=8, num_prefix_tokens=3))
+    model = DecoderRecommender(DecoderRecommenderConfig(decoder=LLAMA, num_items=40, item_dim=8, num_prefix_tokens=3))
     torch.nn.init.normal_(model.prefix)
     save_recommender(model, tiny_dataset, path, "tiny", {"ndcg@10": 0.5})
     return path

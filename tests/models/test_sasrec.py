@@ -16,6 +16,7 @@ from slmrec.config import Config
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import CheckpointError
+from slmrec.models.decoder import DecoderRecommenderConfig
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
 from slmrec.pipeline import pretrain
@@ -208,3 +209,8 @@ def test_pretrain_builds_the_filter_that_is_asked_for(
     trained = load_model(folder)
     assert trained.config.low_pass == {"weight": 0.7, "frequencies": 3}
     assert all("low_pass" not in name or value.isfinite().all() for name, value in trained.state_dict().items())
+
+
+def test_the_default_window_is_that_of_the_decoder() -> None:
+    model = SasRec(SasRecConfig(num_items=7, hidden_size=8))
+    assert model.max_history_items == DecoderRecommenderConfig().max_history_items == 50

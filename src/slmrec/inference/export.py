@@ -62,8 +62,9 @@ def export_graph(folder: Path, output: Path, *, int8: bool) -> None:
     """
     if output.suffix != ".onnx":
         raise ConfigError(f"{output}: graphs are written as .onnx, got {output.suffix or 'no suffix'!r}; rename it")
-    _require_onnx()
     model, vocabulary = load_recommender(folder)
+    check_exportable(model)
+    _require_onnx()
     allowed = may_recommend(vocabulary)
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as temporary:

@@ -60,6 +60,11 @@ class SasRec(Model):
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
         self.post_init()
 
+    @property
+    def max_history_items(self) -> int:
+        """Number of newest items of a history that the model reads."""
+        return int(self.config.settings.num_positions)
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
