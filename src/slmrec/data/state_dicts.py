@@ -41,7 +41,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         message = str(error)
-        reason = message.partition("WeightsUnpickler error: ")[2] or message
+        reason = (message.partition("WeightsUnpickler error: ")[2] or message).partition(" Please use")[0]
         raise DataError(
             f"{path}: only named tensors are loaded ({one_line(reason, 200)}); save the model's state_dict() alone"
         ) from None
