@@ -71,7 +71,7 @@ def partial_folder(target: Path) -> Path:
 
 
 def is_empty_folder(folder: Path) -> bool:
-    """Whether a path is a folder without content."""
+    """Return whether a path is a folder without content."""
     return folder.is_dir() and not any(folder.iterdir())
 
 

@@ -82,7 +82,7 @@ class Config(Section):
 
     @property
     def trains_teacher(self) -> bool:
-        """Whether the teacher is trained in this run, rather than taken from another folder."""
+        """True if the teacher is trained in this run, rather than taken from another folder."""
         return self.distill.teacher == "finetune"
 
     @property
@@ -163,7 +163,7 @@ def _check_student(config: Config) -> None:
     distill, student = config.distill, config.distill.student
     name = f"distill.student.kind is {student.kind!r}"
     check(
-        isinstance(student, DecoderStudent) or not distill.keep_ensemble,
+        student.starts_from_teacher or not distill.keep_ensemble,
         f"distill.keep_ensemble is true, but {name}, which cannot replace the teacher's decoder; set "
         "distill.keep_ensemble=false, or choose kind decoder",
     )
@@ -180,28 +180,21 @@ def _check_student_of_teacher(config: Config) -> None:
     distill, student, finetune = config.distill, config.distill.student, config.finetune
     no_decoder = "but finetune.backbone is null, so the teacher has no decoder"
     check(
-        finetune.backbone is not None or not isinstance(student, DecoderStudent),
-        f"distill.student.kind is 'decoder', {no_decoder} whose layers the student could start from; choose another "
-        "kind, such as sasrec",
+        finetune.backbone is not None or not student.starts_from_teacher,
+        f"distill.student.kind is {student.kind!r}, {no_decoder} whose layers the student could start from; choose "
+        "another kind, such as sasrec",
     )
     check(
         finetune.backbone is not None or distill.mode == "offline",
         f"distill.mode is online, {no_decoder} that could keep learning; set distill.mode=offline",
     )
-    if isinstance(student, SasRecSettings):
-        window = student.max_history_items or finetune.max_history_items
-        check(
-            window == finetune.max_history_items,
-            f"distill.student.max_history_items is {window}, but the teacher reads {finetune.max_history_items} items; "
-            "leave distill.student.max_history_items out",
-        )
-        student.check_filter(window)
+    student.check_window(finetune.max_history_items)
 
 
 def _check_blocks(config: Config) -> None:
     """Refuse a number of blocks that does not divide the depths of student and teacher."""
     distill, student = config.distill, config.distill.student
-    if not (config.trains_teacher and distill.weights.needs_states and isinstance(student, DecoderStudent)):
+    if not (config.trains_teacher and distill.weights.needs_states):
         return
     layers = config.finetune.layers
     teacher_depth = config.finetune.num_layers if layers is None else len(layers)

@@ -20,9 +20,23 @@ class StudentSettings(Section):
     """Settings that every student has, whatever its architecture."""
 
     has_hidden_states: ClassVar[bool] = False
-    """Whether the student has hidden states that can be compared with those of a decoder."""
+    """True if the student has hidden states that can be compared with those of a decoder."""
+    starts_from_teacher: ClassVar[bool] = False
+    """True if the student is made of layers of the teacher's decoder."""
     kind: str
     """Architecture of the student."""
+
+    @property
+    def depth(self) -> int:
+        """Number of layers whose hidden states can be compared."""
+        return 0
+
+    def check_window(self, max_history_items: int) -> None:
+        """Refuse settings that do not suit a teacher that reads `max_history_items` items.
+
+        Raises:
+            ValueError: The student reads another number of items.
+        """
 
 
 DEFAULT_MAX_HISTORY_ITEMS = 50
@@ -78,6 +92,16 @@ class SasRecSettings(StudentSettings):
         if self.max_history_items is not None:
             self.check_filter(self.max_history_items)
         return self
+
+    def check_window(self, max_history_items: int) -> None:
+        """Refuse a window other than the teacher's, and a low-pass filter that lets all of it pass."""
+        window = self.max_history_items or max_history_items
+        check(
+            window == max_history_items,
+            f"distill.student.max_history_items is {window}, but the teacher reads {max_history_items} items; "
+            "leave distill.student.max_history_items out",
+        )
+        self.check_filter(window)
 
     def check_filter(self, max_history_items: int) -> None:
         """Refuse a low-pass filter that would pass every frequency of a window.

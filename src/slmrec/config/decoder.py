@@ -99,7 +99,7 @@ class DecoderSettings(Section):
 
     @property
     def has_response(self) -> bool:
-        """Whether the prompt has text after the items."""
+        """True if the prompt has text after the items."""
         if isinstance(self.prompt, PromptTemplate):
             return bool(self.prompt.response)
         return self.prompt == "alpaca"

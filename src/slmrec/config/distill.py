@@ -31,7 +31,7 @@ class DistillWeights(Section):
 
     @property
     def needs_states(self) -> bool:
-        """Whether a term reads hidden states."""
+        """True if a term reads hidden states."""
         return bool(self.cosine or self.norm or self.multiple)
 
 
@@ -39,6 +39,7 @@ class DecoderStudent(StudentSettings):
     """A student of the teacher's architecture with fewer layers."""
 
     has_hidden_states: ClassVar[bool] = True
+    starts_from_teacher: ClassVar[bool] = True
     kind: Literal["decoder"] = "decoder"
     """Architecture of the student."""
     init: Literal["teacher"] = "teacher"

@@ -52,7 +52,7 @@ class FrozenDecoder(FrozenModel):
 
     @property
     def is_fused(self) -> bool:
-        """Whether the decoder runs as fused layers."""
+        """True if the decoder runs as fused layers."""
         return self._layers is not None
 
     @torch.inference_mode()

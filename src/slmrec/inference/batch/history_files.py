@@ -23,7 +23,7 @@ from slmrec.inference.histories import COLUMNS, Sequences, sequences_of
 _READ = ".parquet, .csv, .tsv, .jsonl or .txt (one user a line), each plain or .gz"
 _ROW_A_USER = ("user_id", "history")
 _BLOCK_BYTES = 2**23
-"""Of a csv, read at once; a row is shorter."""
+"""Size of the blocks in which a CSV file is read; a row must be shorter."""
 
 
 class _Json(NamedTuple):

@@ -79,7 +79,7 @@ def _read(session: Any, path: Path) -> Any:
 
 
 def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
-    """Of the answer, as `recommend_file` writes it."""
+    """Return the schema of the recommendations, which is that of the files of `recommend_file`."""
     users = dict(frame.dtypes)["user_id"]
     if users not in _USERS:
         raise DataError(f"{path}: user_id is of the type {users}; expected text or whole numbers")
@@ -91,7 +91,7 @@ def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
 def _answer(
     model: str, arguments: dict[str, Any], id_pattern: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some users, in a worker; Spark gives each core one."""
+    """Yield the recommendations of some users, in a Spark worker with one core."""
     import torch
 
     torch.set_num_threads(1)
