@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 
 from slmrec.config import BASELINES
-from slmrec.evaluation.statistics import CONFIDENCE, bootstrap_interval
+from slmrec.evaluation.statistics import CONFIDENCE
 from slmrec.report.looks import Looks, looks_of
 from slmrec.report.parts import Block, Chart, Column, Grid, Section, Value, blocks_or_notice
 from slmrec.report.states import Run
-from slmrec.studies.compare import FEW_EVENTS, contrast, groups_of
+from slmrec.studies.compare import contrast
 from slmrec.studies.evaluated import Evaluated, label
+from slmrec.studies.slices import slice_means
 
 METRIC = "ndcg@10"
-GROUPS = {"history_length": "items in the history", "target_count": "train events of the target item"}
+GROUPS = {"target_count": "train events of the target item", "history_length": "items in the history"}
 
 
 def groups(run: Run) -> Section:
     """Return the section: quality by length of the history and by popularity of the target."""
     lead = (
-        "Groups of users, by the length of their history and by the number of train events of their target item; items "
-        f"with fewer than {FEW_EVENTS} train events are cold."
+        "Groups of users, by the number of train events of their target item and by the length of their history. The "
+        "bounds are the same for every data set."
     )
     blocks: list[Block] = list(run.notices(run.states["evaluate"]))
     if run.evaluation:
@@ -35,16 +36,16 @@ def _blocks(run: Run) -> Iterator[Block]:
     shown = {name: evaluated for name, evaluated in run.primary.items() if name not in BASELINES}
     if not shown:
         return
-    for by, bins in groups_of(next(iter(shown.values()))).items():
+    means = {name: slice_means(evaluated, evaluated.metrics[METRIC]) for name, evaluated in shown.items()}
+    for by, title in GROUPS.items():
         rows: list[tuple[Value, ...]] = [
-            (group, int(users.sum()), name, float(values.mean()), *bootstrap_interval(values))
-            for group, users in bins
-            for name, evaluated in shown.items()
-            for values in [evaluated.metrics[METRIC][users]]
+            (own.name, own.num_users, name, own.mean, own.low, own.high)
+            for slices in zip(*(means[name][by] for name in shown), strict=True)
+            for name, own in zip(shown, slices, strict=True)
         ]
-        columns = Column(GROUPS[by]), Column("users", ",d"), Column("model"), Column(label(METRIC), ".4f")
-        grid = Grid(f"slices-{by}", f"By {GROUPS[by]}", (*columns, Column("from", ".4f"), Column("to", ".4f")), rows)
-        draw = partial(_draw, rows, looks, GROUPS[by])
+        columns = Column(title), Column("users", ",d"), Column("model"), Column(label(METRIC), ".4f")
+        grid = Grid(f"slices-{by}", f"By {title}", (*columns, Column("from", ".4f"), Column("to", ".4f")), rows)
+        draw = partial(_draw, rows, looks, title)
         yield Chart(grid, f"{label(METRIC)} with {CONFIDENCE:.0%} intervals.", draw, 3.7)
     if {"teacher", "student"} <= shown.keys():
         yield _comparison(shown["teacher"], shown["student"])

@@ -3,28 +3,22 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import ConfigError
-from slmrec.evaluation.metrics import Ints
 from slmrec.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, NUM_SIGN_FLIPS, Comparison, compare_means, holm
 from slmrec.files import write_atomically
 from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, Split, in_order_of, label, read_evaluated
+from slmrec.studies.slices import slices_of
 
 _LOG = logging.getLogger(__name__)
 METRICS = ("ndcg@10", "hit@10", "mrr")
 """Metrics that are compared by default."""
-NUM_BINS = 4
-"""Maximum number of quantile groups of users."""
-FEW_EVENTS = 5
-"""A target with fewer train events is cold."""
-Bools = NDArray[np.bool_]
 Row = tuple[str, Comparison, float]
 """Name of a metric or group, comparison, and corrected p-value."""
 
@@ -100,52 +94,20 @@ def contrast(a: Evaluated, b: Evaluated, metrics: tuple[str, ...] = METRICS) -> 
     if unknown:
         raise ConfigError(f"--metric {unknown[0]}: unknown metric; choose from {', '.join(a.metrics)}")
     rows = _corrected([(name, compare_means(a.metrics[name], b.metrics[name])) for name in dict.fromkeys(metrics)])
-    groups = groups_of(a)
+    groups = slices_of(a)
     values_a, values_b = a.metrics[metrics[0]], b.metrics[metrics[0]]
-    compared = _corrected(
-        [(name, compare_means(values_a[users], values_b[users])) for bins in groups.values() for name, users in bins]
+    compared = iter(
+        _corrected(
+            [(name, compare_means(values_a[users], values_b[users])) for own in groups.values() for name, users in own]
+        )
     )
-    first = len(groups["history_length"])
-    return Report(a, b, rows, metrics[0], {"history_length": compared[:first], "target_count": compared[first:]})
-
-
-def groups_of(evaluated: Evaluated) -> dict[str, list[tuple[str, Bools]]]:
-    """Return named groups of users, by the length of their history and by the train events of their target."""
-    lengths = evaluated.column("history_length")
-    return {"history_length": _quantile_bins(lengths), "target_count": _bins_by_count(evaluated)}
+    return Report(a, b, rows, metrics[0], {by: list(islice(compared, len(own))) for by, own in groups.items()})
 
 
 def _corrected(rows: list[tuple[str, Comparison]]) -> list[Row]:
     """Add corrected p-values to comparisons, as one family of tests."""
     corrected = holm([comparison.p_value for _, comparison in rows])
     return [(name, comparison, p_value) for (name, comparison), p_value in zip(rows, corrected, strict=True)]
-
-
-def _quantile_bins(values: Ints) -> list[tuple[str, Bools]]:
-    """Return up to `NUM_BINS` named groups of similar size; equal values are in one group."""
-    shares = np.arange(1, NUM_BINS) / NUM_BINS
-    upper = np.unique(np.quantile(values, [*shares, 1.0], method="inverted_cdf"))
-    number = np.searchsorted(upper, values)
-    bins = [number == place for place in range(len(upper))]
-    return [(_bounds(values[users]), users) for users in bins]
-
-
-def _bins_by_count(evaluated: Evaluated) -> list[tuple[str, Bools]]:
-    """Return the non-empty groups of targets: without train events, cold, and quantile groups of the rest."""
-    counts = evaluated.column("target_count")
-    often = counts >= FEW_EVENTS
-    groups = [("0 (never trained on)", counts == 0), (f"1-{FEW_EVENTS - 1} (cold)", (counts > 0) & ~often)]
-    if often.any():
-        for name, users in _quantile_bins(counts[often]):
-            mask = np.zeros_like(often)
-            mask[np.flatnonzero(often)[users]] = True
-            groups.append((name, mask))
-    return [(name, users) for name, users in groups if users.any()]
-
-
-def _bounds(values: Ints) -> str:
-    low, high = int(values.min()), int(values.max())
-    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
 def _show(report: Report) -> None:
