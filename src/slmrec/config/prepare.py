@@ -8,6 +8,9 @@ from slmrec.config.section import Section, check
 
 LogFormat = Literal["auto", "sequences", "csv", "tsv", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "reference"]
 OnBadRow = Literal["error", "skip"]
+IdType = Literal["auto", "text"]
+NULL_VALUES = ("NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "NULL", "None", "undefined", "\\N", "-")
+"""Words that programs write where there is no value."""
 
 
 class PrepareConfig(Section):
@@ -33,6 +36,11 @@ class PrepareConfig(Section):
     tie_col: str | None = None
     """A column that orders events of the same time; null: the order of the file, or, for engines whose rows have no
     order, the order of the item ids."""
+    id_type: IdType = "auto"
+    """The type of ids. `auto`: whole numbers if all ids of the column are whole numbers, with or without zeros after
+    the point (17001.0 is 17001), otherwise text. `text`: text, every id as it is written."""
+    null_values: tuple[str, ...] = NULL_VALUES
+    """Words that stand for a missing user, item or time, in capitals or not, as blanks do; such rows are invalid."""
     items: str | None = None
     """An optional table of items, with titles and other columns."""
     items_id_col: str | None = None
