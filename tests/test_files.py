@@ -1,6 +1,8 @@
 """Checksums, atomic writes, and text that is safe to print."""
 
 import hashlib
+import json
+import os
 import unicodedata
 from pathlib import Path
 
@@ -8,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmrec.files import one_line, printable, sha256, write_atomically
+from slmrec.files import (
+    MAX_METADATA_BYTES,
+    one_line,
+    parse_json,
+    printable,
+    read_json,
+    sha256,
+    special_file,
+    write_atomically,
+)
 
 TEXTS = st.text(st.characters(codec=None))
 
@@ -75,3 +86,49 @@ def test_an_error_leaves_the_former_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' occurs twice"),
+        ("[" * 65 + "]" * 65, "values are nested more than 64 levels deep"),
+        ("[" * 200_000, "values are nested too deeply"),
+        ('{"a": ' * 65 + "1" + "}" * 65, "values are nested more than 64 levels deep"),
+        ("{", "Expecting property name"),
+        ("9" * 5000, "Exceeds the limit"),
+        (" " * MAX_METADATA_BYTES + "1", "it is larger than 16,777,216 bytes"),
+    ],
+)
+def test_json_is_refused_in_bounds(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_json(path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+        max_leaves=20,
+    )
+)
+def test_other_json_is_read_as_it_is(value: object) -> None:
+    assert parse_json(json.dumps(value)) == value
+
+
+def test_nan_is_refused_where_it_is_no_number() -> None:
+    assert parse_json("[NaN]") != [0]
+    for text in ("NaN", "[Infinity]", '{"a": -Infinity}'):
+        with pytest.raises(ValueError, match=r"(NaN|Infinity) is not a number in JSON"):
+            parse_json(text, allow_nan=False)
+
+
+def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="it is a named pipe, expected a file; save the content to a file first"):
+        read_json(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="it is a device"):
+        read_json(Path("/dev/zero"))
+    assert special_file(tmp_path) is None and special_file(tmp_path / "none") is None

@@ -1,11 +1,25 @@
-"""Small operations on files, and text of files that is safe to print."""
+"""Small operations on files: bounded reading, checksums, atomic writes, and text that is safe to print."""
 
 import hashlib
+import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+MAX_METADATA_BYTES = 2**24
+"""Largest file of settings or metadata that is read."""
+MAX_DEPTH = 64
+"""Deepest nesting of settings or metadata that is read."""
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 control characters, line separators, marks that change the text direction, and lone surrogates."""
@@ -33,6 +47,93 @@ def one_line(text: object, limit: int = 300) -> str:
         'first line second line'
     """
     return printable(" ".join(str(text).split()))[:limit]
+
+
+def special_file(path: Path) -> str | None:
+    """Return what a path is if reading it could wait or never end: a named pipe, a socket or a device; otherwise None.
+
+    Example:
+        >>> special_file(Path("/dev/null"))
+        'a device'
+    """
+    try:
+        return _SPECIAL_FILES.get(stat.S_IFMT(path.stat().st_mode))
+    except (OSError, ValueError):  # the caller reports a path that does not exist
+        return None
+
+
+def read_text(path: Path, max_bytes: int = MAX_METADATA_BYTES) -> str:
+    """Read a UTF-8 file of bounded size.
+
+    Args:
+        path: the file.
+        max_bytes: the largest size that is read.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is a pipe or a device, too large, or not UTF-8.
+    """
+    if kind := special_file(path):
+        raise ValueError(f"it is {kind}, expected a file; save the content to a file first")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes:,} bytes, the most that is read")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str, allow_nan: bool = True) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: the JSON text.
+        allow_nan: whether `NaN` and `Infinity`, which are no JSON, are read.
+
+    Raises:
+        ValueError: the text is not JSON, an object has a key twice, or values are nested too deeply.
+
+    Example:
+        >>> parse_json('{"seed": 1, "seed": 2}')
+        Traceback (most recent call last):
+        ...
+        ValueError: the key 'seed' occurs twice
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=None if allow_nan else _refuse_constant)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        containers = (one for one in level if isinstance(one, dict | list))
+        level = [below for one in containers for below in (one.values() if isinstance(one, dict) else one)]
+    if level:
+        raise ValueError(f"values are nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def read_json(path: Path, allow_nan: bool = True) -> Any:
+    """Return the value of a JSON file of bounded size.
+
+    Args:
+        path: the file.
+        allow_nan: as in `parse_json`.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path), allow_nan)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key[:100]!r} occurs twice")
+        values[key] = value
+    return values
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def sha256(path: Path) -> str:

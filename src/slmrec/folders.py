@@ -1,7 +1,6 @@
 """Output folders: written aside, put in place whole, and recovered after an interruption."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrec.errors import CheckpointError
+from slmrec.files import one_line, read_json
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -102,9 +102,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged.
     """
     try:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "stage.json")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'stage.json'}: is damaged ({error}); remove {folder} and run again") from None
+        raise CheckpointError(
+            f"{folder / 'stage.json'}: is damaged ({one_line(error)}); remove {folder} and run again"
+        ) from None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{folder / 'stage.json'}: is no JSON object; remove {folder} and run again")
     return record

@@ -1,13 +1,13 @@
 """`slmrec import-reference`: a checkpoint of the original SLMRec code as a model folder."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import one_line, read_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def _read_token_ids(path: Path) -> list[int]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error})") from None
+        raise DataError(f"{path}: is not valid JSON ({one_line(error)})") from None

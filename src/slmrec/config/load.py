@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from slmrec.config import Config, Section
 from slmrec.config.kinds import KINDS, base_model_section, student_section
 from slmrec.config.old_keys import old_keys
+from slmrec.config.yaml_text import MAX_YAML_BYTES, parse_yaml
 from slmrec.errors import ConfigError
+from slmrec.files import one_line, read_text
 from slmrec.recipes import find_recipe
 
 
@@ -71,9 +72,11 @@ def _origin(location: tuple[Any, ...], path: Path | None, overrides: list[str]) 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        values = parse_yaml(read_text(path, MAX_YAML_BYTES))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected sections such as prepare and pretrain")
     return values
@@ -94,10 +97,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         values = below
     try:
-        values[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[name] = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(
-            f"override {override!r}: {text!r} is not a YAML value; quote it, or close its brackets"
+            f"override {override!r}: {text!r} is not a YAML value ({one_line(error)}); quote it, or close its brackets"
         ) from None
 
 

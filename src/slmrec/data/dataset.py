@@ -3,7 +3,6 @@
 Spans of samples are computed on demand, so the memory does not grow with the number of users or samples.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from slmrec.data.histories import give_back_pages, open_histories
+from slmrec.data.histories import give_back_pages, open_histories, read_facts
 from slmrec.errors import DataError
 
 Ints = NDArray[np.int64]
@@ -109,11 +108,11 @@ class Dataset:
         for name in ("dataset.json", "interactions.parquet", "items.parquet", "users.parquet"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: not a prepared data set ({name} is missing); run prepare")
-        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        facts = read_facts(folder)
         flat, offsets, cuts = open_histories(folder)
         users, items = folder / "users.parquet", folder / "items.parquet"
-        preparation = {name: facts[name] for name in ("rules", "sources") if name in facts}
-        return cls(flat, offsets, users, items, facts["fingerprint"], cuts, preparation)
+        preparation: dict[str, Any] = {name: facts[name] for name in ("rules", "sources") if name in facts}
+        return cls(flat, offsets, users, items, str(facts.get("fingerprint", "")), cuts, preparation)
 
     @property
     def num_users(self) -> int:

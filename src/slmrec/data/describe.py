@@ -4,7 +4,6 @@ DuckDB reads the Parquet files and spills to disk, so the memory is limited for 
 """
 
 import glob
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from slmrec.data.engine import disable_progress_bar
+from slmrec.data.histories import read_facts
 from slmrec.data.logs.times import Unit, time_unit
 from slmrec.errors import DataError
 from slmrec.files import one_line
@@ -154,7 +154,7 @@ def _opened(folder: Path) -> Iterator[tuple[Any, str]]:
     folder = _data_folder(folder)
     with TemporaryDirectory() as spill, _connect(spill) as engine:
         try:
-            rules = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["rules"]
+            rules = read_facts(folder)["rules"]
             for name, columns in COLUMNS.items():
                 _open_table(engine, folder / f"{name}.parquet", columns)
             positions = _target_positions(rules, folder)

@@ -1,6 +1,5 @@
 """Histories of a prepared folder as flat arrays on disk, which are memory-mapped."""
 
-import json
 import mmap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from slmrec.errors import DataError
-from slmrec.files import write_atomically
+from slmrec.files import one_line, read_json, write_atomically
 
 FLAT, OFFSETS, CUTS = "histories.npy", "offsets.npy", "cuts.npy"
 FINGERPRINT = "histories.txt"
@@ -80,10 +79,25 @@ def open_histories(folder: Path) -> Histories:
     return Histories(flat, offsets, rest[0] if rest else None)
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read `dataset.json` of a prepared folder.
+
+    Raises:
+        DataError: the file is missing, or it is no JSON object.
+    """
+    path = folder / "dataset.json"
+    try:
+        facts = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {_REMEDY}") from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("rules", {}), dict):
+        raise DataError(f"{path}: is no JSON object with rules; {_REMEDY}")
+    return facts
+
+
 def _fingerprint(folder: Path) -> str:
     """Return the fingerprint of the data set and the times of its cuts."""
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    return " ".join(map(str, (facts.get("fingerprint", ""), *_cut_times(folder))))
+    return " ".join(map(str, (read_facts(folder).get("fingerprint", ""), *_cut_times(folder))))
 
 
 def give_back_pages(*arrays: NDArray[Any] | None) -> None:
@@ -101,7 +115,7 @@ def _log(folder: Path) -> Any:
 
 def _cut_times(folder: Path) -> tuple[int, ...]:
     """Return the start times of validation and test of a temporal split; empty for leave-one-out."""
-    rules = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("rules", {})
+    rules = read_facts(folder).get("rules", {})
     split = rules.get("split", "leave_one_out")
     if split not in {"leave_one_out", "temporal"}:
         raise DataError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.files import read_json
 from slmrec.topk import top_k
 
 RECALL_AT = 10
@@ -82,7 +83,7 @@ class ItemIndex:
         """
         faiss = _faiss()
         try:
-            facts = IndexFacts(**json.loads(_facts_path(path).read_text(encoding="utf-8")))
+            facts = IndexFacts(**read_json(_facts_path(path)))
             index = faiss.read_index(str(path))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]

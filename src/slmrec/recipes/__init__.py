@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slmrec.errors import ConfigError
+from slmrec.files import special_file
 
 FOLDER = Path(__file__).parent
 
@@ -27,4 +28,6 @@ def find_recipe(source: Path | str) -> Path:
         return Path(source)
     if str(source) in recipe_names():
         return FOLDER / f"{source}.yaml"
+    if kind := special_file(Path(source)):
+        raise ConfigError(f"{source}: is {kind}, expected a YAML file or a recipe; save the settings to a file first")
     raise ConfigError(f"{source}: no such file or recipe; recipes: {', '.join(recipe_names())}")

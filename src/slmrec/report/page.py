@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import write_atomically
+from slmrec.files import read_json, write_atomically
 from slmrec.folders import folder_in_place, is_empty_folder
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
@@ -76,7 +76,7 @@ def report_if_changed(output: Path) -> None:
     file = output / "report.html"
     run = open_run(output)
     try:
-        mark = json.loads((_folder_of(file) / _MARK).read_text(encoding="utf-8"))
+        mark = read_json(_folder_of(file) / _MARK)
     except (OSError, ValueError):
         mark = {}
     if file.is_file() and mark.get("steps") == _fingerprints(run) and mark.get("version") == __version__:

@@ -13,6 +13,8 @@ import yaml
 from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.files import one_line
+from slmrec.files import read_json as read_json_file
 from slmrec.folders import partial_folder, read_record
 from slmrec.models.folder import check_sums
 from slmrec.pipeline.evaluate import model_folders
@@ -154,11 +156,11 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; run the stage again with --force") from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); run the stage again with --force") from None
+        raise CheckpointError(f"{path}: is damaged ({one_line(error)}); run the stage again with --force") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is damaged (not a JSON object); run the stage again with --force")
     return content

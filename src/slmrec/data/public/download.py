@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 from slmrec.data.public.archive import unpack
 from slmrec.data.public.registry import Algorithm, Checksum, RemoteFile
 from slmrec.errors import DataError
-from slmrec.files import one_line, write_atomically
+from slmrec.files import one_line, read_json, write_atomically
 
 RECORD = "checksums.json"
 """A file in the download folder with the SHA-256 of files without a published checksum."""
@@ -293,7 +293,7 @@ def _read_record(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: is not a table of checksums ({error}); correct or remove it") from None
 
