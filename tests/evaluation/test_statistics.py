@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmrec.evaluation import statistics
-from slmrec.evaluation.statistics import bootstrap_interval, compare_means, holm, sign_flip_test
+from slmrec.evaluation.statistics import bootstrap_interval, compare_means, compare_ratio, holm, sign_flip_test
 
 SMALL = st.lists(st.integers(-4, 4), min_size=1, max_size=8)
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=9)
@@ -130,3 +130,22 @@ def test_values_of_other_users_are_refused(a: int, b: int) -> None:
         ValueError, match=rf"got values of shapes \({a},\) and \({b},\), expected one value of each user"
     ):
         compare_means(np.zeros(a), np.zeros(b))
+
+
+def test_ratios_of_means() -> None:
+    generator = np.random.default_rng(0)
+    a = generator.random(300)
+    same = compare_ratio(a, 3 * a)
+    assert (same.value, same.low, same.high) == pytest.approx((3, 3, 3))
+    noisy = compare_ratio(a, a + generator.normal(0, 0.5, 300))
+    assert noisy.value is not None and noisy.low is not None and noisy.high is not None
+    assert noisy.low < noisy.value < noisy.high and noisy.low < 1 < noisy.high
+
+
+def test_ratios_to_zero_have_no_bound() -> None:
+    # Of two users, a quarter of the resamples never has the one whose value is above 0.
+    found = compare_ratio(np.array([0.0, 1.0]), np.array([1.0, 1.0]))
+    assert (found.value, found.low, found.high) == (2, 1, None)
+    assert compare_ratio(np.zeros(3), np.ones(3)).value is None
+    with pytest.raises(ValueError, match="shapes"):
+        compare_ratio(np.zeros(3), np.ones(2))

@@ -1,4 +1,4 @@
-"""`slmrec prepare` and the other stages of the pipeline, and `slmrec run`, `ablate` and `depth`."""
+"""`slmrec prepare` and the other stages of the pipeline, and `slmrec run`, `ablate`, `cold` and `depth`."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _STUDIES = (
     ("ablate", "train variants of the student with several seeds, all from one teacher"),
+    ("cold", "withhold items from training, and rank them by what their texts say"),
     ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
 )
 FORMATS = """
@@ -31,7 +32,7 @@ items. For other column names, set prepare.user_col=NAME and so on; for a table 
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add one command for each stage, then `run`, `ablate` and `depth`."""
+    """Add one command for each stage, then `run` and the studies."""
     for stage in PIPELINE:
         command = _add(subparsers, stage.name, stage.help, takes_input=stage.takes_input)
         if stage.models is not None:
@@ -42,8 +43,10 @@ def add_parser(subparsers: Any) -> None:
     )
     for name, text in _STUDIES:
         study = _add(subparsers, name, text)
-        if name == "ablate":
+        if name != "depth":
             add_split_option(study)
+        if name == "cold":
+            study.add_argument("--share", metavar="X", help="share of the items to withhold; the same as cold.share=X")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -58,6 +61,10 @@ def run(options: argparse.Namespace) -> None:
         from slmrec.studies.ablate import ablate
 
         ablate(config, options.output, options.force, options.split)
+    elif options.command == "cold":
+        from slmrec.studies.cold import cold
+
+        cold(config, options.output, options.force, options.split)
     elif options.command == "depth":
         from slmrec.run import write_report
         from slmrec.studies.depth import depth
@@ -110,6 +117,8 @@ def _config(options: argparse.Namespace) -> "Config":
 
     shortcuts = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
     overrides = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in shortcuts.items() if text]
+    if getattr(options, "share", None) is not None:
+        overrides.append(f"cold.share={options.share}")
     return load_config(options.config, [*options.overrides, *overrides])
 
 

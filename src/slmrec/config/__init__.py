@@ -14,7 +14,7 @@ from slmrec.config.item_text import ItemTextConfig
 from slmrec.config.kinds import BaseModelByKind
 from slmrec.config.prepare import PrepareConfig
 from slmrec.config.section import Section, check
-from slmrec.config.studies import AblateConfig, DepthConfig, EvaluateConfig
+from slmrec.config.studies import AblateConfig, ColdConfig, DepthConfig, EvaluateConfig
 from slmrec.config.training import DecoderTraining, TrainConfig
 
 __all__ = [
@@ -70,6 +70,8 @@ class Config(Section):
     """Evaluation of all models."""
     ablate: AblateConfig = AblateConfig()
     """Ablation of the distillation; only `slmrec ablate` reads it."""
+    cold: ColdConfig = ColdConfig()
+    """Study of items without training events; only `slmrec cold` and `slmrec ablate --what language` read it."""
     depth: DepthConfig = DepthConfig()
     """Study of depth; only `slmrec depth` reads it."""
 

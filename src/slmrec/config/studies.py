@@ -1,4 +1,4 @@
-"""Evaluation, ablation and the study of depth."""
+"""Evaluation, ablation, and the studies of cold items and of depth."""
 
 import re
 from typing import Any, Literal
@@ -85,6 +85,16 @@ class AblateConfig(Section):
                     "distill.student.num_layers), since all variants share the earlier stages",
                 )
         return self
+
+
+class ColdConfig(Section):
+    """Items that no model has trained on; read by `slmrec cold` and `slmrec ablate --what language` alone."""
+
+    share: float = Field(0.1, gt=0, lt=1)
+    """Share of the items whose events are withheld from training and histories; they are drawn by the seed."""
+    min_train_events: int = Field(5, ge=1)
+    """Number of training events from which an item may be drawn, so that it is known how well it ranks when it is
+    trained on."""
 
 
 class DepthConfig(Section):

@@ -88,10 +88,10 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise explain(error, log) from None
     facts["sources"] = [_source(path) for path in (Path(log), items) if path]
-    return _complete(output, facts, [*events.errors, *(known.errors if known else [])])
+    return complete_dataset(output, facts, [*events.errors, *(known.errors if known else [])])
 
 
-def _complete(output: Path, facts: dict[str, Any], errors: list[RowError]) -> dict[str, float]:
+def complete_dataset(output: Path, facts: dict[str, Any], errors: list[RowError]) -> dict[str, float]:
     """Write the files that are derived from the tables, and return the counts."""
     if errors:
         pq.write_table(row_errors.table(errors), output / "rejected.parquet")
@@ -112,10 +112,10 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     periods = cut_times(engine, log, events, settings) if settings.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     _LOG.info("prepare: %s events remain; writing them in order", f"{value(events.count()):,}")
-    _write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_PER_PART))
-    _write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_PER_PART))
+    write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_PER_PART))
+    write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_PER_PART))
     ordered = _ordered(events, users, items, order)
-    _write_table(output / "interactions.parquet", _with_positions(batches(engine, ordered, ROWS_PER_PART)))
+    write_table(output / "interactions.parquet", with_positions(batches(engine, ordered, ROWS_PER_PART)))
     dropped = {
         f"num_dropped_{name}s": value(read.table[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))
@@ -152,7 +152,7 @@ def _ordered(events: Table, users: Table, items: Table, order: list[str]) -> Tab
     return joined.order_by(["user", *order]).select(**numbers, timestamp=joined.timestamp)
 
 
-def _with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Add the position of each event in its user's history to events sorted by user."""
     last_user, next_position = 0, 0
     for part in parts:
@@ -181,7 +181,7 @@ def _write_items(engine: Any, path: Path, rows: Table, table: Path | None) -> di
     joined = items.left_join(known, "text").order_by("item").drop("text", "text_right", "num_titles")
     joined = joined.relocate(*(name for name in ("item", "item_id", "title") if name in joined.columns))
     with write_atomically(path) as temporary:
-        _write_table(temporary, map(_with_unescaped_titles, batches(engine, joined, ROWS_PER_PART)))
+        write_table(temporary, map(_with_unescaped_titles, batches(engine, joined, ROWS_PER_PART)))
     counts = {"num_known_items": value(known.count())}
     if "title" in known.columns:
         counts["num_titled_items"] = value(known.title.count())
@@ -199,7 +199,8 @@ def _with_unescaped_titles(part: pa.Table) -> pa.Table:
     return part.set_column(part.column_names.index("title"), "title", titles)
 
 
-def _write_table(path: Path, parts: Iterator[pa.Table]) -> None:
+def write_table(path: Path, parts: Iterator[pa.Table]) -> None:
+    """Write the parts of a table into one Parquet file."""
     first = next(parts)
     with pq.ParquetWriter(path, first.schema) as writer:
         for part in chain([first], parts):

@@ -62,13 +62,16 @@ class EncoderScorer:
 
     Args:
         model: The model; its mode is restored after each call.
+        replace: Function that returns the item vectors (V+1, D) to score instead of those of the model, given these.
     """
 
-    def __init__(self, model: SequenceEncoder) -> None:
+    def __init__(self, model: SequenceEncoder, replace: Callable[[Tensor], Tensor] | None = None) -> None:
         self._model = model
         with eval_mode(model), torch.inference_mode():
             self._frozen = freeze(model, fused=False)
             self._item_vectors = self._frozen.item_vectors()
+            if replace is not None:
+                self._item_vectors = replace(self._item_vectors)
 
     @property
     def num_items(self) -> int:

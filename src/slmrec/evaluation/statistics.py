@@ -60,8 +60,7 @@ def compare_means(a: Floats, b: Floats, seed: int = 0) -> Comparison:
         >>> result.mean_a, result.mean_b, result.difference, result.relative
         (0.5, 1.0, 0.5, 1.0)
     """
-    if a.shape != b.shape or not len(a):
-        raise ValueError(f"got values of shapes {a.shape} and {b.shape}, expected one value of each user")
+    _check_shapes(a, b)
     differences = b - a
     low, high = bootstrap_interval(differences, seed)
     means = float(a.mean()), float(b.mean())
@@ -84,14 +83,48 @@ def bootstrap_interval(
 
     Source: Efron, Bootstrap methods (Annals of Statistics, 1979); the percentile interval.
     """
-    generator = np.random.default_rng(seed)
-    sums = np.zeros(num_resamples)
-    for rows, users in _tiles(num_resamples, len(differences)):
-        shape = rows.stop - rows.start, users.stop - users.start
-        sums[rows] += differences[generator.integers(len(differences), size=shape, dtype=np.int32)].sum(axis=1)
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(sums / len(differences), (outside, 1 - outside))
+    (sums,) = _resampled_sums((differences,), seed, num_resamples)
+    low, high = np.quantile(sums / len(differences), _tails(confidence))
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratio of the means of two models over the same users, and its interval."""
+
+    value: float | None
+    """mean_b / mean_a; None if mean_a is 0."""
+    low: float | None
+    """Lower end of the interval; None if mean_a is 0."""
+    high: float | None
+    """Upper end of the interval; None if it is unbounded, since mean_a is 0 in too many resamples."""
+
+
+def compare_ratio(a: Floats, b: Floats, seed: int = 0) -> Ratio:
+    """Return the ratio of the means of two models, with a percentile bootstrap interval over the users.
+
+    Args:
+        a: (num_users,) metric of each user for the first model.
+        b: (num_users,) metric of each user for the second model, in the same order of users.
+        seed: Seed of the resamples.
+
+    Raises:
+        ValueError: The shapes differ, or there is no user.
+
+    Example:
+        >>> compare_ratio(np.array([0.5, 0.5]), np.array([1.0, 1.0]))
+        Ratio(value=2.0, low=2.0, high=2.0)
+    """
+    _check_shapes(a, b)
+    if not a.sum():
+        return Ratio(None, None, None)
+    sums_a, sums_b = _resampled_sums((a, b), seed, NUM_RESAMPLES)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(sums_a > 0, sums_b / sums_a, np.inf)
+    # `higher`: interpolation between a number and infinity is not defined
+    low, high = np.quantile(ratios, _tails(CONFIDENCE), method="higher")
+    ends = [float(end) if np.isfinite(end) else None for end in (low, high)]
+    return Ratio(float(b.sum() / a.sum()), ends[0], ends[1])
 
 
 def sign_flip_test(differences: Floats, seed: int = 0, *, num_flips: int = NUM_SIGN_FLIPS) -> float:
@@ -147,6 +180,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(values)
     corrected[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     return [float(value) for value in np.minimum(corrected, 1)]
+
+
+def _check_shapes(a: Floats, b: Floats) -> None:
+    if a.shape != b.shape or not len(a):
+        raise ValueError(f"got values of shapes {a.shape} and {b.shape}, expected one value of each user")
+
+
+def _tails(confidence: float) -> tuple[float, float]:
+    """Return the quantiles between which an interval lies."""
+    outside = (1 - confidence) / 2
+    return outside, 1 - outside
+
+
+def _resampled_sums(columns: Sequence[Floats], seed: int, num_resamples: int) -> list[Floats]:
+    """Return the sums (num_resamples,) of each column of values over the same resamples of the users."""
+    generator, num_users = np.random.default_rng(seed), len(columns[0])
+    sums = [np.zeros(num_resamples) for _ in columns]
+    for rows, users in _tiles(num_resamples, num_users):
+        shape = rows.stop - rows.start, users.stop - users.start
+        drawn = generator.integers(num_users, size=shape, dtype=np.int32)
+        for own, column in zip(sums, columns, strict=True):
+            own[rows] += column[drawn].sum(axis=1)
+    return sums
 
 
 def _tiles(num_rows: int, num_users: int) -> Iterator[tuple[slice, slice]]:

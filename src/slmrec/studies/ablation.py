@@ -8,8 +8,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from slmrec.evaluation.metrics import Floats
 from slmrec.evaluation.statistics import CONFIDENCE, Comparison, compare_means, holm
@@ -17,6 +15,7 @@ from slmrec.files import write_atomically
 from slmrec.plots import PALETTE
 from slmrec.studies.compare import difference_cells, numbers
 from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, in_order_of, label
+from slmrec.studies.tables import markdown_table, show_table
 
 _LOG = logging.getLogger(__name__)
 METRIC = "ndcg@10"
@@ -64,7 +63,7 @@ def report(output: Path, variants: dict[str, dict[str, Any]], cells: Cells, base
         f"{len(first):,} users, {first.protocol}, {SPLIT_NAMES[first.split]}; means over the seeds "
         f"{', '.join(map(str, cells[baseline]))}; differences to {baseline}"
     )
-    _show(title, rows)
+    show_table(title, ["variant", *_names()], [[row.name, *_cells_of(row)] for row in rows])
     _write(output / "ablation.json", json.dumps(_content(first, rows, baseline), indent=1) + "\n")
     _write(output / "ablation.md", _markdown(title, rows))
     _draw(title, rows, output / "ablation.png")
@@ -122,21 +121,8 @@ def _names() -> list[str]:
     return [metric, "sd of seeds", *others, "difference", f"{CONFIDENCE:.0%} interval", "relative", "p", "p (Holm)"]
 
 
-def _show(title: str, rows: list[Row]) -> None:
-    console = Console(width=max(Console().width, 130), markup=False, highlight=False)
-    table = Table(title=title, title_justify="left")
-    table.add_column("variant")
-    for name in _names():
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.name, *_cells_of(row))
-    console.print(table)
-
-
 def _markdown(title: str, rows: list[Row]) -> str:
-    names = ["variant", *_names()]
-    lines = [names, ["---"] * len(names), *([row.name, *_cells_of(row)] for row in rows)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    table = markdown_table(["variant", *_names()], [[row.name, *_cells_of(row)] for row in rows])
     changed = "\n".join(f"- `{row.name}`: {_settings(row)}" for row in rows)
     return (
         f"# Ablation\n\n{title[0].upper()}{title[1:]}.\n\n{table}\n\n"
