@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.config import Config, DecoderStudent, SasRecSettings
+from slmrec.config import Config, DecoderStudent, SasRecStudent
 from slmrec.config.load import load_config, vary
 from slmrec.errors import ConfigError
 from slmrec.pipeline.stage import dump
@@ -42,7 +42,7 @@ def test_a_configuration_with_several_models_is_written_as_it_was_read(tmp_path:
     again = load_config(tmp_path / "config.yaml", [])
     assert again == config and dump(again) == dump(config)
     assert [type(model).__name__ for model in again.pretrain.values()] == ["SasRecModel", "SasRecModel", "DecoderModel"]
-    assert vary(again, {"distill.student.hidden_size": 8}, "here").distill.student == SasRecSettings(hidden_size=8)
+    assert vary(again, {"distill.student.hidden_size": 8}, "here").distill.student == SasRecStudent(hidden_size=8)
 
 
 def test_defaults_are_those_of_the_paper() -> None:
@@ -81,7 +81,8 @@ def test_all_faults_are_reported_together() -> None:
         (["finetune.backbone=random"], "backbone is 'random' and backbone_config is None; backbone: random needs"),
         (["finetune.backbone_config={model_type: llama}"], "and no other backbone uses it"),
         (["finetune.backbone=random", "finetune.backbone_config={model_type: llama}"], "LoRA on random weights"),
-        (["pretrain.sasrec={low_pass: {}, supervision: every_position}"], "low_pass sees later items, so"),
+        (["pretrain.sasrec={item_side: both}"], "item_side is both, but item_text is null"),
+        (["distill.student={kind: text}"], "kind is 'text'; choose from sasrec, decoder"),
         (
             ["pretrain.sasrec={low_pass: {frequencies: 11}, max_history_items: 20}"],
             "low_pass.frequencies is 11, but a window of max_history_items 20 has 11 frequencies, so the filter would",
@@ -97,7 +98,7 @@ def test_all_faults_are_reported_together() -> None:
         (["pretrain.teacher.hidden_size=8"], "pretrain has 'teacher', which is reserved for another model"),
         (["pretrain.popularity.hidden_size=8"], "pretrain has 'popularity', which is reserved for another model"),
         (["pretrain={a/b: {}}"], "pretrain has 'a/b': names are folders; use letters, digits"),
-        (["pretrain.text.kind=rnn"], r"pretrain\.text: kind is 'rnn'; choose from sasrec, decoder"),
+        (["pretrain.text.kind=rnn"], r"pretrain\.text: kind is 'rnn'; choose from sasrec, text, decoder"),
         (["pretrain.text=8"], r"pretrain\.text: got 8, expected settings such as \{kind: sasrec\}"),
         (["finetune.item_vectors=text"], "'text', which is neither a base model .sasrec. nor a file"),
         (["finetune.item_text=llm"], "finetune.item_text is 'llm', which is not a key of item_text .none."),

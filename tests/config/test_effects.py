@@ -27,6 +27,15 @@ def text_model(**settings: Any) -> Values:
     return {"pretrain": {"text": {"kind": "decoder", **settings}}, "finetune": {"item_vectors": None}}
 
 
+def sasrec(**settings: Any) -> Values:
+    return {"pretrain": {"sasrec": settings}} | (LLM if "item_text" in settings else {})
+
+
+def student(**settings: Any) -> Values:
+    student = {"kind": "sasrec", "item_text": "llm", **settings}
+    return {"distill": {"student": student, "weights": KL_ONLY}, **LLM}
+
+
 CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("finetune", "a backbone"): (NO_DECODER, DECODER),
     ("finetune.train", "finetune.backbone"): (NO_DECODER, DECODER),
@@ -41,6 +50,12 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("finetune", "item_text"): ({}, {"finetune": {"item_text": "llm"}} | LLM),
     ("pretrain.*", "lora"): (text_model(**PRETRAINED), text_model(**PRETRAINED, lora={})),
     ("finetune", "lora"): ({"finetune": {"lora": None}}, {}),
+    ("pretrain.*", "item_side: text or both"): (sasrec(), sasrec(item_text="llm", item_side="text")),
+    ("pretrain.*", "item_side: both"): (sasrec(), sasrec(item_text="llm", item_side="both")),
+    ("pretrain.*", "scores: cosine"): (sasrec(), sasrec(scores="cosine")),
+    ("distill.student", "item_side: text or both"): (SASREC_STUDENT, student(item_side="text")),
+    ("distill.student", "item_side: both"): (SASREC_STUDENT, student(item_side="both")),
+    ("distill.student", "scores: cosine"): (SASREC_STUDENT, student(scores="cosine")),
     ("finetune", "item_vectors: null"): ({}, {"finetune": {"item_vectors": None}}),
     ("pretrain.*.train", "loss: ce"): ({"pretrain": {"sasrec": SAMPLED}}, {}),
     ("finetune.train", "loss: ce"): ({"finetune": SAMPLED}, {}),

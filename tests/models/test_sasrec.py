@@ -52,6 +52,11 @@ def fourier(states: Tensor, beta: Tensor) -> Tensor:
     return (low + beta**2 * (window - low))[WINDOW - len(states) :]
 
 
+def causal_fourier(states: Tensor, beta: Tensor) -> Tensor:
+    """Return the newest output of the filter for each prefix of (n, D) states."""
+    return torch.stack([fourier(states[: length + 1], beta)[-1] for length in range(len(states))])
+
+
 def test_a_constant_passes_and_an_alternation_does_not() -> None:
     matrix = low_pass_matrix(4, 2)
     np.testing.assert_allclose(matrix @ [3.0, 3, 3, 3], [3, 3, 3, 3], atol=1e-6)
@@ -75,23 +80,22 @@ def test_the_filter_is_the_transform_of_the_padded_window(lengths: list[int], mo
     layer = model().layers[0].low_pass
     assert isinstance(layer, LowPass)
     columns = torch.arange(min(WINDOW, max(lengths) + more))
-    states = torch.randn(len(lengths), len(columns), WIDTH)  # of pads too: they must not matter
+    states = torch.randn(len(lengths), len(columns), WIDTH)  # of padding too: it must not matter
     ends = torch.tensor(lengths)
-    inside = columns < ends[:, None]
-    every = layer(states, states, columns[None], inside)
-    newest = layer(states[torch.arange(len(ends)), ends - 1, None], states, ends[:, None] - 1, inside)
+    every = layer(states, states, columns[None])
+    newest = layer(states[torch.arange(len(ends)), ends - 1, None], states, ends[:, None] - 1)
     for row, length in enumerate(lengths):
         own = states[row, :length]
-        expected = layer.norm(own + fourier(own, layer.beta))
+        expected = layer.norm(own + causal_fourier(own, layer.beta))
         torch.testing.assert_close(every[row, :length], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(newest[row, 0], expected[-1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_model_is_that_of_the_naive_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def naive(layer: LowPass, queries: Tensor, x: Tensor, columns: Tensor, inside: Tensor) -> Tensor:
-        assert len(x) == 1 and inside.all()
-        return layer.norm(x + fourier(x[0], layer.beta))[:, -queries.shape[1] :]
+    def naive(layer: LowPass, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+        assert len(x) == 1
+        return layer.norm(x + causal_fourier(x[0], layer.beta))[:, -queries.shape[1] :]
 
     own = model()
     for history in ([3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]):
@@ -109,8 +113,8 @@ def test_the_weight_mixes_filter_and_attention() -> None:
     states, columns = torch.randn(1, 4, WIDTH), torch.arange(4)
     for weight in (0.0, 1.0, 0.7):
         block.filter_weight = weight
-        middles.append(block(states, states, None, columns[None], columns[None] < 4) / 2)
-    torch.testing.assert_close(middles[1], block.low_pass(states, states, columns[None], columns[None] < 4))
+        middles.append(block(states, states, None, columns[None]) / 2)
+    torch.testing.assert_close(middles[1], block.low_pass(states, states, columns[None]))
     torch.testing.assert_close(middles[2], 0.3 * middles[0] + 0.7 * middles[1])
 
 
@@ -128,7 +132,7 @@ def test_a_sample_does_not_see_what_comes_after_it() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("low_pass", [True, False])
-@pytest.mark.parametrize("positions", ["from_newest", "relative"])
+@pytest.mark.parametrize("positions", ["from_newest", "from_oldest", "relative"])
 def test_every_position_is_the_prefix_that_ends_there(
     positions: str, low_pass: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

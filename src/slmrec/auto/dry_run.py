@@ -134,7 +134,8 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
             planned[folder] = _decoder(config, f"pretrain.{name}", settings, dataset, notes)
         else:
             with torch.device("meta"):
-                model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items))
+                text = _text(config, settings, num_items)
+                model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items, text))
             planned[folder] = Planned(model, settings.train, settings.supervision)
     if not config.trains_teacher:
         notes.append(f"distill.teacher is {config.distill.teacher}: sizes of teacher and student are not read")
@@ -152,6 +153,13 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
         )
     planned["distill"] = _student(config, teacher)
     return planned
+
+
+def _text(config: Config, settings: Any, num_items: int) -> ItemText | None:
+    """Return text vectors of the width that a base model reads."""
+    if getattr(settings, "item_side", "ids") == "ids":
+        return None
+    return ItemText(torch.empty(num_items + 1, config.item_text[settings.item_text].num_components))
 
 
 def _student(config: Config, teacher: Planned) -> Planned:

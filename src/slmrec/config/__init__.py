@@ -6,7 +6,14 @@ from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from slmrec.config.base_models import BaseModelSettings, LowPassSettings, SasRecModel, SasRecSettings
+from slmrec.config.base_models import (
+    BaseModelSettings,
+    LowPassSettings,
+    SasRecModel,
+    SasRecSettings,
+    SasRecStudent,
+    TextModel,
+)
 from slmrec.config.decoder import DecoderModel, DecoderSettings, FinetuneConfig, LoraSettings, PromptTemplate
 from slmrec.config.distill import DecoderStudent, DistillConfig, DistillWeights
 from slmrec.config.effects import refuse_settings_without_effect
@@ -35,7 +42,9 @@ __all__ = [
     "PromptTemplate",
     "SasRecModel",
     "SasRecSettings",
+    "SasRecStudent",
     "Section",
+    "TextModel",
     "TrainConfig",
 ]
 
@@ -110,7 +119,8 @@ def _check_names(config: Config) -> None:
 
 def _check_references(config: Config) -> None:
     """Refuse names of base models, item texts and models to evaluate that do not exist."""
-    readers = {**{f"pretrain.{name}": model for name, model in config.pretrain.items()}, "finetune": config.finetune}
+    readers: dict[str, Section] = {f"pretrain.{name}": model for name, model in config.pretrain.items()}
+    readers |= {"finetune": config.finetune, "distill.student": config.distill.student}
     for where, section in readers.items():
         text = getattr(section, "item_text", None)
         check(

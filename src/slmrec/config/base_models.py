@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from slmrec.config.section import Section, check
-from slmrec.config.training import BaseModelTraining
+from slmrec.config.training import BaseModelTraining, TextModelTraining
 
 Supervision = Literal["last_position", "every_position", "every_prefix"]
 """Positions of a training history that are samples.
@@ -53,25 +53,47 @@ class LowPassSettings(Section):
 
 
 class SasRecSettings(StudentSettings):
-    """Architecture of a SASRec model."""
+    """Architecture of a SASRec model: a small causal transformer over item vectors."""
 
     kind: Literal["sasrec"] = "sasrec"
     """Architecture of the model."""
     hidden_size: int = Field(64, ge=1)
-    """D, the width of item vectors and hidden states."""
+    """H, the width of hidden states."""
     num_hidden_layers: int = Field(2, ge=1)
     """Number of transformer blocks."""
     num_attention_heads: int = Field(2, ge=1)
     """Attention heads of each block."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout on embeddings, attention outputs and feed-forward outputs."""
+    norm_first: bool = False
+    """Normalise the input of attention and feed-forward network (pre-norm) instead of their output (post-norm)."""
     max_history_items: int | None = Field(None, ge=1)
     """Number of newest items of a history that are read; null: as many as the teacher reads."""
-    positions: Literal["from_newest", "relative"] = "from_newest"
-    """`from_newest`: learned position embeddings, counted back from the newest item of the history. `relative`: an
-    attention bias is learned for each distance between two items, so that positions mean the same in every prefix."""
+    positions: Literal["from_newest", "from_oldest", "relative"] = "from_newest"
+    """`from_newest`: learned position embeddings, counted back from the newest item of the history. `from_oldest`:
+    counted from the oldest item that is read. `relative`: an attention bias is learned for each distance between two
+    items. Only the last two mean the same in every prefix of a history."""
     low_pass: LowPassSettings | None = None
-    """Low-pass filter beside the attention, as in BSARec; `{}` takes its default settings, null leaves it out."""
+    """Causal low-pass filter beside the attention, after BSARec; `{}` takes its default settings, null leaves it
+    out."""
+    item_dim: int | None = Field(None, ge=1)
+    """D, the width of item vectors; null: hidden_size. Another width adds a linear map before the first block and an
+    MLP after the last one."""
+    item_text: str | None = None
+    """Name of the item text (a key of `item_text`) that the model reads; null: IDs alone."""
+    item_side: Literal["ids", "text", "both"] = "ids"
+    """Item vectors: learned by ID (`ids`; with item_text, they start from its leading components), computed from the
+    text by an adaptor (`text`), or the sum of both."""
+    adaptor_size: int | None = Field(256, ge=1)
+    """Hidden width of the adaptor, an MLP that maps text vectors to item vectors; null: a linear map."""
+    text_dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the text vectors that the adaptor reads."""
+    id_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that the ID vector of an item is left out in training, so that its text must stand for it."""
+    scores: Literal["dot", "cosine"] = "dot"
+    """Product of user and item vectors, or their cosine divided by `score_temperature`."""
+    score_temperature: float = Field(0.07, gt=0)
+    """Divisor of cosine scores."""
 
     @property
     def num_positions(self) -> int:
@@ -84,6 +106,24 @@ class SasRecSettings(StudentSettings):
             self.hidden_size % self.num_attention_heads == 0,
             f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size {self.hidden_size}; "
             "choose a number that divides it",
+        )
+        return self
+
+    @property
+    def item_width(self) -> int:
+        """D, the width of item vectors."""
+        return self.item_dim or self.hidden_size
+
+    @property
+    def means_one_position(self) -> bool:
+        """True if positions mean the same in every prefix of a history, so that one pass encodes all prefixes."""
+        return self.positions != "from_newest"
+
+    @model_validator(mode="after")
+    def _reads_text(self) -> "SasRecSettings":
+        check(
+            self.item_side == "ids" or self.item_text is not None,
+            f"item_side is {self.item_side}, but item_text is null; name a section of item_text, or set item_side: ids",
         )
         return self
 
@@ -144,15 +184,53 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
     @model_validator(mode="after")
     def _every_position_is_served(self) -> "SasRecModel":
         """Refuse training in one pass where a position would be another function of the history than in serving."""
-        one_pass = self.supervision == "every_position"
         check(
-            self.low_pass is None or not one_pass,
-            "low_pass sees later items, so supervision: every_position would need a pass for each position; set "
-            "supervision: every_prefix, or leave low_pass out",
-        )
-        check(
-            self.positions == "relative" or not one_pass,
+            self.means_one_position or self.supervision != "every_position",
             "supervision: every_position reads all prefixes in one pass, but with positions: from_newest an item has "
-            "another position in each prefix; set positions: relative, or supervision: every_prefix",
+            "another position in each prefix; set positions: from_oldest or relative, or supervision: every_prefix",
+        )
+        return self
+
+
+class TextModel(SasRecModel):
+    """A text model: a SASRec whose item vectors are computed from item texts, with cosine scores.
+
+    Defaults: settings chosen on the validation split of Toys. Source of the form: EnsRec.
+    """
+
+    kind: Literal["text"] = "text"  # type: ignore[assignment]
+    """Architecture of the model."""
+    hidden_size: int = Field(128, ge=1)
+    """H, the width of hidden states."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout on embeddings, attention outputs and feed-forward outputs."""
+    norm_first: bool = True
+    """Normalise the input of attention and feed-forward network (pre-norm) instead of their output (post-norm)."""
+    positions: Literal["from_newest", "from_oldest", "relative"] = "from_oldest"
+    """Meaning of positions, as in `SasRecSettings`."""
+    item_text: str | None = "words"
+    """Name of the item text (a key of `item_text`) that the model reads; null: IDs alone."""
+    item_side: Literal["ids", "text", "both"] = "text"
+    """Item vectors: learned by ID, computed from the text by an adaptor, or the sum of both."""
+    scores: Literal["dot", "cosine"] = "cosine"
+    """Product of user and item vectors, or their cosine divided by `score_temperature`."""
+    supervision: Supervision = "every_position"
+    """Positions of a training history that are samples."""
+    train: TextModelTraining = TextModelTraining()
+    """Training settings."""
+
+
+class SasRecStudent(SasRecSettings):
+    """A student of SASRec's size."""
+
+    init: Literal["random", "projected"] = "random"
+    """Initial item vectors: random, or `projected`: those whose scores are nearest to the teacher's among all vectors
+    of `item_dim` numbers (a truncated singular value decomposition)."""
+
+    @model_validator(mode="after")
+    def _starts_by_id(self) -> "SasRecStudent":
+        check(
+            self.init == "random" or (self.item_side == "ids" and self.item_text is None),
+            "init: projected starts ID vectors; set item_side: ids without item_text, or init: random",
         )
         return self

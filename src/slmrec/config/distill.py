@@ -88,6 +88,11 @@ class DistillConfig(Section):
     train: DistillTraining = DistillTraining()
     """Training settings; the samples are those of finetune.supervision."""
 
+    @property
+    def item_text(self) -> str | None:
+        """Name of the item text that the student reads."""
+        return getattr(self.student, "item_text", None)
+
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
         check(

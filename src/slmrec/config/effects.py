@@ -52,6 +52,8 @@ _HAS_NO_LAYER_LIST: Condition = lambda _, section: getattr(section, "layers", No
 _HAS_ADAPTERS: Condition = lambda _, section: getattr(section, "lora", None) is not None  # noqa: E731
 _HAS_BACKBONE: Condition = lambda config, _: config.finetune.backbone is not None  # noqa: E731
 
+_READS_TEXT: Condition = lambda _, model: model.item_side != "ids"  # noqa: E731
+
 REQUIREMENTS = (
     Requirement("finetune", _OF_DECODERS, _HAS_BACKBONE, "a backbone"),
     Requirement("finetune.train", _OF_TRAINING, _HAS_BACKBONE, "finetune.backbone"),
@@ -63,6 +65,15 @@ REQUIREMENTS = (
             Requirement(section, ("layer_step",), _HAS_NO_LAYER_LIST, "layers: null, since a list names every layer"),
             Requirement(section, ("item_text_width", "item_text_side"), _HAS_ITEM_TEXT, "item_text"),
             Requirement(section, ("quantization_config",), _HAS_ADAPTERS, "lora, since it applies to frozen layers"),
+        )
+    ),
+    *(
+        requirement
+        for section in ("pretrain.*", "distill.student")
+        for requirement in (
+            Requirement(section, ("adaptor_size", "text_dropout"), _READS_TEXT, "item_side: text or both"),
+            Requirement(section, ("id_dropout",), lambda _, model: model.item_side == "both", "item_side: both"),
+            Requirement(section, ("score_temperature",), lambda _, model: model.scores == "cosine", "scores: cosine"),
         )
     ),
     Requirement("finetune", ("item_dim",), lambda _, finetune: finetune.item_vectors is None, "item_vectors: null"),
@@ -138,7 +149,8 @@ def refuse_settings_without_effect(config: "Config") -> None:
                     f"{where}.{name} is {_shown(value)}, which has no effect: it needs {requirement.needs}; "
                     "leave it out",
                 )
-    used = {getattr(section, "item_text", None) for section in (*config.pretrain.values(), config.finetune)}
+    readers = (*config.pretrain.values(), config.finetune, config.distill)
+    used = {getattr(section, "item_text", None) for section in readers}
     for name in config.item_text:
         check(name in used, f"item_text.{name} has no effect: no model names it; give a model item_text: {name}")
 

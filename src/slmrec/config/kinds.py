@@ -19,8 +19,8 @@ class Kind(NamedTuple):
 
     build: str
     """Function `build(settings, parts)` that makes a model with initial weights."""
-    settings: str
-    """Section of a student of this architecture."""
+    settings: str | None
+    """Section of a student of this architecture; None: it is no student."""
     base_model: str | None = None
     """Section of a base model; None: `settings` together with `BaseModelSettings`."""
     build_student: str | None = None
@@ -30,8 +30,14 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "sasrec": Kind(
         "slmrec.models.sasrec:build_sasrec",
-        "slmrec.config.base_models:SasRecSettings",
+        "slmrec.config.base_models:SasRecStudent",
         "slmrec.config.base_models:SasRecModel",
+        "slmrec.models.sasrec:build_sasrec_student",
+    ),
+    "text": Kind(
+        "slmrec.models.sasrec:build_sasrec",
+        None,
+        "slmrec.config.base_models:TextModel",
     ),
     "decoder": Kind(
         "slmrec.models.build:build_decoder_model",
@@ -55,23 +61,27 @@ def base_model_section(kind: Kind) -> type[BaseModelSettings]:
     if kind.base_model is not None:
         section: type[BaseModelSettings] = load_object(kind.base_model)
         return section
-    settings = load_object(kind.settings)
+    settings: Any = student_section(kind)
     return create_model(f"{settings.__name__}BaseModel", __base__=(settings, BaseModelSettings))
 
 
 def student_section(kind: Kind) -> type[Section]:
     """Return the section class of students of an architecture."""
+    assert kind.settings is not None
     section: type[Section] = load_object(kind.settings)
     return section
 
 
-def _parser(default: str, section_of: Callable[[Kind], type[Section]]) -> Callable[[Any], Any]:
+def _parser(
+    default: str, section_of: Callable[[Kind], type[Section]], fits: Callable[[Kind], bool] = lambda _: True
+) -> Callable[[Any], Any]:
     def parse(values: Any) -> Any:
         if isinstance(values, Section):
             return values
         check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {default}}}")
         kind = values.get("kind", default)
-        check(isinstance(kind, str) and kind in KINDS, f"kind is {kind!r}; choose from {', '.join(KINDS)}")
+        names = [name for name, known in KINDS.items() if fits(known)]
+        check(isinstance(kind, str) and kind in names, f"kind is {kind!r}; choose from {', '.join(names)}")
         return section_of(KINDS[kind]).model_validate(values)
 
     return parse
@@ -79,5 +89,7 @@ def _parser(default: str, section_of: Callable[[Kind], type[Section]]) -> Callab
 
 BaseModelByKind = Annotated[BaseModelSettings, BeforeValidator(_parser(DEFAULT_BASE_MODEL, base_model_section))]
 """Settings of a base model, read by the section class of its `kind`."""
-StudentByKind = Annotated[StudentSettings, BeforeValidator(_parser(DEFAULT_STUDENT, student_section))]
+StudentByKind = Annotated[
+    StudentSettings, BeforeValidator(_parser(DEFAULT_STUDENT, student_section, lambda kind: kind.settings is not None))
+]
 """Settings of a student, read by the section class of its `kind`."""

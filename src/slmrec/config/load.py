@@ -139,7 +139,7 @@ def _sections_at(section: type[Section], name: str) -> list[type[Section]]:
     if section is Config and name in ("pretrain", "item_text"):
         return [_BaseModels if name == "pretrain" else _ItemTexts]
     if name == "student":
-        return [student_section(kind) for kind in KINDS.values()]
+        return [student_section(kind) for kind in KINDS.values() if kind.settings is not None]
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
 

@@ -93,6 +93,17 @@ class BaseModelTraining(TrainConfig):
     """Schedule of the learning rate after the warm-up."""
 
 
+class TextModelTraining(BaseModelTraining):
+    """Defaults of a text model."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    num_train_epochs: int = Field(24, ge=0)
+    """Number of passes over the training samples."""
+    per_device_train_batch_size: BatchSize = 128
+    """Samples per batch and device, or `auto`."""
+
+
 class DecoderTraining(TrainConfig):
     """Training settings of a decoder."""
 

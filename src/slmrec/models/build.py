@@ -20,6 +20,8 @@ from slmrec.models.weights import with_layers
 from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
+INFLUENCE_USERS = 256
+"""Number of users on whom the influence of layers is measured."""
 ALPACA = PromptTemplate(
     prefix=(
         "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -69,7 +71,8 @@ def _student_layers(settings: DecoderStudent, teacher: DecoderRecommender, parts
     if settings.layers == "evenly_spaced":
         return evenly_spaced(depth, num_layers)
     if settings.layers == "influence" and parts.histories is not None:
-        influence = layer_influence(teacher, parts.histories)
+        some = Histories(*(values[:INFLUENCE_USERS] for values in parts.histories))
+        influence = layer_influence(teacher, some)
         return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num_layers].tolist()))
     return first
 

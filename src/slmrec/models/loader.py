@@ -99,7 +99,7 @@ def _read_readers(model: Model, path: Path) -> None:
             sources = json.loads(file.metadata()["readers"])
         for name, settings in sources.items():
             reader = TitleReader(**settings, mean=tensors[f"{name}.mean"], axes=tensors[f"{name}.axes"])
-            if name not in texts or reader.axes.shape != (len(reader.mean), texts[name].map.in_features):
+            if name not in texts or reader.axes.shape != (len(reader.mean), texts[name].num_components):
                 raise ValueError(f"{name} has other titles")
             texts[name].reader = reader
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -73,7 +73,7 @@ class ModelParts(NamedTuple):
     teacher: "Model | None" = None
     """Teacher of a student, which may start from its layers or item vectors."""
     histories: Histories | None = None
-    """Some validation histories, on which layers of the teacher can be compared."""
+    """Some histories of users, on which layers or scores of the teacher can be compared."""
 
 
 class ItemTable(NamedTuple):

@@ -1,11 +1,10 @@
-"""SASRec: a small causal transformer over item vectors that are learned from scratch.
+"""SASRec: a small causal transformer over item vectors, which are learned by ID, computed from item texts, or both.
 
 Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). This implementation differs in two ways
-that later work found to matter: positions are counted back from the newest item, or are relative, and the loss is
-cross-entropy over all items.
+that later work found to matter: the meaning of positions is a setting, and the loss is cross-entropy over all items.
 
-Optionally, each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An Attentive
-Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
+Optionally, each block mixes its attention with a causal low-pass filter of the sequence. Source: Shin et al., An
+Attentive Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
 """
 
 from collections.abc import Iterator
@@ -16,10 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.config import LowPassSettings, SasRecSettings
-from slmrec.models.model import Model, ModelConfig, ModelParts, register
+from slmrec.config import LowPassSettings, SasRecSettings, SasRecStudent
+from slmrec.models.model import ItemTable, Model, ModelConfig, ModelParts, embedding_table, register
+from slmrec.models.projection import leading_components, projected_items
+from slmrec.models.titles import TextAdaptor, TitleMap
 from slmrec.types import Encoded, Histories
 
+START_RMS = 0.3
+"""Root mean square of initial item vectors that are not random."""
 MAX_PREFIXES = 1024
 """Number of prefixes that are encoded at once where every position of a history needs a pass of its own."""
 
@@ -29,6 +32,8 @@ class SasRecConfig(ModelConfig):
 
     model_type = "slmrec_sasrec"
     section = SasRecSettings
+    num_components = 0
+    """C, the width of the text vectors; 0 without text."""
 
 
 class SasRec(Model):
@@ -50,23 +55,42 @@ class SasRec(Model):
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__(config)
         settings: SasRecSettings = config.settings
-        width = settings.hidden_size
-        self.item_embeddings = nn.Embedding(config.num_items + 1, width, padding_idx=0)
+        self.settings, width = settings, settings.hidden_size
+        self.item_embeddings, self.text = None, None
+        if settings.item_side != "text":
+            self.item_embeddings = nn.Embedding(config.num_items + 1, settings.item_width, padding_idx=0)
+        if settings.item_side != "ids":
+            sizes = config.num_items, config.num_components, settings.item_width
+            self.text = TextAdaptor(*sizes, settings.adaptor_size, settings.text_dropout)
         self.position_embeddings = None
-        if settings.positions == "from_newest":
+        if settings.positions != "relative":
             self.position_embeddings = nn.Embedding(settings.num_positions, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
+        self.input_map: nn.Module = nn.Identity()
+        self.output_map: nn.Module = nn.Identity()
+        if settings.item_width != width:
+            self.input_map = nn.Linear(settings.item_width, width)
+            self.output_map = nn.Sequential(
+                nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, settings.item_width)
+            )
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
         self.post_init()
 
     @property
     def max_history_items(self) -> int:
         """Number of newest items of a history that the model reads."""
-        return int(self.config.settings.num_positions)
+        return self.settings.num_positions
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the hidden states."""
+        return self.settings.hidden_size
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, TextAdaptor):
+            return
+        if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "is_adaptor", False):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
@@ -75,34 +99,83 @@ class SasRec(Model):
 
     def item_vectors(self) -> Tensor:
         """(V+1, D); row 0 is padding."""
-        return self.item_embeddings.weight
+        vectors = self._vectors()
+        return F.normalize(vectors, dim=-1) if self.settings.scores == "cosine" else vectors
+
+    def _vectors(self, items: Tensor | None = None) -> Tensor:
+        """Return the vectors (..., D) of some items as they are learned, or (V+1, D) of all items."""
+        parts = []
+        if self.item_embeddings is not None:
+            ids = self.item_embeddings.weight if items is None else self.item_embeddings(items)
+            if self.training and self.settings.id_dropout:
+                ids = ids * (torch.rand(ids.shape[:-1], device=ids.device) >= self.settings.id_dropout)[..., None]
+            parts.append(ids)
+        if self.text is not None:
+            parts.append(self.text(items))
+        return sum(parts[1:], parts[0])
 
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """Return user vectors (N, D) at the supervised positions; hidden states are not available.
 
-        The vector of a position is that of the prefix that ends there. With relative positions and without a low-pass
-        filter, one pass gives all of them; otherwise each prefix is encoded by itself.
+        The vector of a position is that of the prefix that ends there. Where positions mean the same in every prefix,
+        one pass gives all of them; otherwise each prefix is encoded by itself.
 
         Raises:
             ValueError: Hidden states are requested.
         """
         if num_blocks:
             raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
-        if every_position and (self.position_embeddings is not None or self.config.low_pass):
+        if every_position and not self.settings.means_one_position:
             return Encoded(torch.cat([self.encode(prefixes).users for prefixes in _prefixes(histories)]))
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
         is_item = columns < histories.lengths[:, None]
-        x = self.item_embeddings(histories.items)
-        if self.position_embeddings is not None:
-            x = x + self.position_embeddings((histories.lengths[:, None] - 1 - columns).clamp(min=0))
-        x = self.dropout(self.norm(x))
+        x = self._inputs(histories, columns)
         for layer in self.layers[:-1]:
-            x = layer(x, x, None, columns[None], is_item)
+            x = layer(x, x, None, columns[None])
         if every_position:
-            return Encoded(self.layers[-1](x, x, None, columns[None], is_item)[is_item])
+            return Encoded(self._users(self.layers[-1](x, x, None, columns[None])[is_item]))
         last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
-        return Encoded(self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], is_item).squeeze(1))
+        states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None]).squeeze(1)
+        return Encoded(self._users(states))
+
+    def _inputs(self, histories: Histories, columns: Tensor) -> Tensor:
+        """Return the input (B, L, H) of the first block."""
+        x: Tensor = self.input_map(self._vectors(histories.items))
+        if self.position_embeddings is not None:
+            from_newest = self.settings.positions == "from_newest"
+            places = (histories.lengths[:, None] - 1 - columns).clamp(min=0) if from_newest else columns
+            x = x + self.position_embeddings(places)
+        inputs: Tensor = self.dropout(x if self.settings.norm_first else self.norm(x))
+        return inputs
+
+    def _users(self, states: Tensor) -> Tensor:
+        """Return the user vectors (N, D) of outputs of the last block."""
+        users: Tensor = self.output_map(self.norm(states) if self.settings.norm_first else states)
+        is_cosine = self.settings.scores == "cosine"
+        return F.normalize(users, dim=-1) / self.settings.score_temperature if is_cosine else users
+
+    def text_maps(self) -> dict[str, TitleMap]:
+        """Return the adaptor of the item texts."""
+        return {} if self.text is None else {"text": self.text}
+
+    def item_tables(self) -> list[ItemTable]:
+        """Return the tables that get a row for each new item."""
+        ids = [] if self.item_embeddings is None else [embedding_table(self)]
+        return ids + [text.table() for text in self.text_maps().values()]
+
+    @torch.no_grad()
+    def start_items(self, vectors: Tensor) -> None:
+        """Set the initial item vectors (V+1, D), scaled to a root mean square of 0.3; row 0 becomes zero.
+
+        The last linear map is scaled by the inverse, so that scores keep their size.
+        """
+        assert self.item_embeddings is not None
+        scale = START_RMS / vectors[1:].square().mean().sqrt().clamp(min=1e-12)
+        self.item_embeddings.weight.copy_(scale * vectors)
+        self.item_embeddings.weight[0] = 0
+        if isinstance(self.output_map, nn.Sequential):
+            self.output_map[-1].weight.div_(scale)  # type: ignore[operator]
 
 
 def _prefixes(histories: Histories) -> Iterator[Histories]:
@@ -116,16 +189,40 @@ def _prefixes(histories: Histories) -> Iterator[Histories]:
 
 
 def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
-    """Return a SASRec model with random weights."""
-    return SasRec(SasRecConfig.of(settings, parts.num_items))
+    """Return a SASRec model with random weights, and item vectors that start as the settings say.
+
+    Raises:
+        ConfigError: The text has fewer components than the item vectors that start from it.
+    """
+    config = SasRecConfig.of(settings, parts.num_items)
+    text = parts.item_text
+    if text is None and settings.item_text is not None:  # optional text that the items do not have
+        config = SasRecConfig.of(settings.model_copy(update={"item_text": None, "item_side": "ids"}), parts.num_items)
+    config.num_components = 0 if text is None else text.vectors.shape[1]
+    model = SasRec(config)
+    if model.text is not None and text is not None:
+        model.text.vectors.copy_(text.vectors)
+        model.text.reader = text.reader
+    elif text is not None:
+        model.start_items(leading_components(text.vectors, settings.item_width))
+    return model
+
+
+def build_sasrec_student(settings: SasRecStudent, parts: ModelParts) -> SasRec:
+    """Return a student of SASRec's size; its item vectors are random, or projected from the teacher's."""
+    model = build_sasrec(settings, parts)
+    if settings.init == "projected" and parts.teacher is not None and parts.histories is not None:  # not in a dry run
+        model.start_items(projected_items(parts.teacher, parts.histories, settings.item_width))
+    return model
 
 
 class LowPass(nn.Module):
     """Low-pass filter of a sequence, to which a learned share of the high frequencies is added in each channel.
 
     Source: BSARec: LayerNorm(x + Dropout(low + beta^2 * (x - low))). The frequencies are those of a window of
-    `max_history_items` positions that ends with the newest item and holds zeros before the oldest item. BSARec filters
-    the padding along with the items; here, positions without an item contribute nothing.
+    `max_history_items` positions that ends with the position that is read and holds zeros before the oldest item.
+    BSARec filters the padding along with the items, and later items too; here, the state of a position depends on the
+    items up to it alone, so that one pass encodes all prefixes of a history.
     Each beta is initialised from N(0, 1): its square is 1 on average, and channels start with different values.
 
     Args:
@@ -136,19 +233,24 @@ class LowPass(nn.Module):
     def __init__(self, settings: SasRecSettings, frequencies: int) -> None:
         super().__init__()
         self.beta = nn.Parameter(torch.empty(settings.hidden_size))
-        self.norm = nn.LayerNorm(settings.hidden_size)
+        self.norm = nn.Identity() if settings.norm_first else nn.LayerNorm(settings.hidden_size)
         self.dropout = nn.Dropout(settings.dropout)
-        self._matrix = low_pass_matrix(settings.num_positions, frequencies)
+        self._matrix = np.tril(low_pass_matrix(settings.num_positions, frequencies))
 
-    def forward(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
         """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).
 
         The filter depends only on the distance between positions, so the result is the same wherever the history lies
         in the window.
         """
+        output: Tensor = self.norm(queries + self.filtered(queries, x, columns))
+        return output
+
+    def filtered(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+        """Return the output (B, Q, D) without residual connection and norm."""
         matrix = torch.from_numpy(self._matrix).to(x)
-        low = (matrix[columns, : x.shape[1]] * is_item[:, None, :]) @ x
-        output: Tensor = self.norm(queries + self.dropout(low + self.beta.square() * (queries - low)))
+        low = matrix[columns, : x.shape[1]] @ x
+        output: Tensor = self.dropout(low + self.beta.square() * (queries - low))
         return output
 
 
@@ -173,7 +275,7 @@ def low_pass_matrix(window: int, frequencies: int) -> NDArray[np.float32]:
 class Block(nn.Module):
     """Transformer block: attention, optionally mixed with a low-pass filter, and a feed-forward network.
 
-    Each of the two is followed by dropout, a residual connection and a layer norm.
+    Each of the two has dropout, a residual connection, and a layer norm of its input or of its output.
 
     Args:
         settings: Architecture of the model.
@@ -182,7 +284,7 @@ class Block(nn.Module):
     def __init__(self, settings: SasRecSettings) -> None:
         super().__init__()
         width = settings.hidden_size
-        self.num_heads = settings.num_attention_heads
+        self.num_heads, self.norm_first = settings.num_attention_heads, settings.norm_first
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -195,16 +297,28 @@ class Block(nn.Module):
         self.filter_weight = low_pass.weight if low_pass else 0.0
         self.low_pass = LowPass(settings, low_pass.frequencies) if low_pass else None
 
-    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor, is_item: Tensor) -> Tensor:
-        """Return the states (B, Q, D) of the queries.
+    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor) -> Tensor:
+        """Return the states (B, Q, H) of the queries.
 
         Args:
-            queries: (B, Q, D) some positions of `x`.
-            x: (B, L, D) keys and values.
+            queries: (B, Q, H) some positions of `x`.
+            x: (B, L, H) keys and values.
             visible: (B, 1, 1, L) bool, the positions that are attended to; None: causal attention.
             columns: (B or 1, Q) positions of the queries in `x`.
-            is_item: (B, L) bool, the positions that hold items.
         """
+        if self.norm_first:
+            own, keys = self.attention_norm(queries), self.attention_norm(x)
+            mixed = queries + self.dropout(self._attended(own, keys, visible, columns))
+            if self.low_pass is not None:
+                weight, attended = self.filter_weight, mixed - queries
+                mixed = queries + weight * self.low_pass.filtered(own, keys, columns) + (1 - weight) * attended
+            return mixed + self.dropout(self.feed_forward(self.output_norm(mixed)))  # type: ignore[no-any-return]
+        mixed = self.attention_norm(queries + self.dropout(self._attended(queries, x, visible, columns)))
+        if self.low_pass is not None:
+            mixed = self.filter_weight * self.low_pass(queries, x, columns) + (1 - self.filter_weight) * mixed
+        return self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))  # type: ignore[no-any-return]
+
+    def _attended(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor) -> Tensor:
         mask = visible if self.distance_bias is None else self._biases(columns, x.shape[1])
         attended = F.scaled_dot_product_attention(
             self._heads(self.query(queries)),
@@ -214,12 +328,7 @@ class Block(nn.Module):
             is_causal=mask is None,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        attended = self.out(attended.transpose(1, 2).flatten(2))
-        mixed = self.attention_norm(queries + self.dropout(attended))
-        if self.low_pass is not None:
-            weight = self.filter_weight
-            mixed = weight * self.low_pass(queries, x, columns, is_item) + (1 - weight) * mixed
-        output: Tensor = self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))
+        output: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return output
 
     def _biases(self, columns: Tensor, num_keys: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Item texts: vectors that a language model reads from titles once, and a learned map that adds them to a model."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -73,9 +74,39 @@ class TitleMap(nn.Module):
         mapped: Tensor = self.map(self.vectors if items is None else self.vectors[items])
         return mapped
 
+    @property
+    def num_components(self) -> int:
+        """C, the width of the text vectors."""
+        return int(self.vectors.shape[1])
+
     def table(self) -> ItemTable:
         """Return the text vectors as a table that grows with the items."""
         return ItemTable(self.vectors, lambda values: setattr(self, "vectors", values), self)
+
+
+class TextAdaptor(TitleMap):
+    """Learned map of fixed text vectors to item vectors: an MLP, or a linear map.
+
+    Args:
+        num_items: V.
+        num_components: C, the width of the text vectors.
+        width: Output width.
+        hidden_size: Hidden width of the MLP; None: a linear map.
+        dropout: Dropout on the text vectors.
+    """
+
+    def __init__(
+        self, num_items: int, num_components: int, width: int, hidden_size: int | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__(num_items, num_components, width)
+        sizes = [num_components, width] if hidden_size is None else [num_components, hidden_size, width]
+        layers: list[nn.Module] = [nn.Dropout(dropout)]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.GELU()] if len(layers) > 1 else []
+            layers.append(nn.Linear(inputs, outputs))
+            nn.init.xavier_uniform_(layers[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+        self.map = nn.Sequential(*layers)  # type: ignore[assignment]
 
 
 def read_titles(

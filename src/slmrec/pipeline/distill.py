@@ -15,6 +15,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model, ModelParts
+from slmrec.models.titles import ItemText
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
     catalogue_loss,
@@ -22,6 +23,7 @@ from slmrec.pipeline.fitting import (
     remove_training_state,
     training_samples,
 )
+from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.progress import progress
@@ -32,8 +34,8 @@ from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teach
 from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
-INFLUENCE_USERS = 256
-"""Number of validation users on whom the influence of layers is measured."""
+SAMPLED_USERS = 8192
+"""Number of users whose histories a student's initial weights may depend on."""
 
 
 def build(task: Task) -> dict[str, float]:
@@ -46,7 +48,8 @@ def build(task: Task) -> dict[str, float]:
     if ensemble is not None and ensemble.decoder_part is not None:
         teacher = ensemble.decoder_part
     torch.manual_seed(task.config.seed)
-    student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher))
+    text = read_item_text(task.config, "distill.student", settings.item_text, dataset)
+    student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher), text)
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
     loss = _loss(task, student, teacher, data, dataset)
     depths = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
@@ -79,19 +82,26 @@ def load_teacher(folder: Path, dataset: Dataset) -> Model:
     return model
 
 
-def build_student(settings: DistillConfig, num_items: int, teacher: Model, histories: Histories | None) -> Model:
+def build_student(
+    settings: DistillConfig,
+    num_items: int,
+    teacher: Model,
+    histories: Histories | None,
+    text: ItemText | None = None,
+) -> Model:
     """Return the student with its initial weights.
 
     Args:
         settings: Settings of the distillation.
         num_items: V.
         teacher: Model that teaches; a decoder student starts from its layers.
-        histories: Some validation histories, on which layers can be compared; None where none are needed.
+        histories: Some validation histories, on which layers and scores can be compared; None where none are needed.
+        text: Vectors of the item texts that the student reads.
     """
     kind, own = KINDS[settings.student.kind], settings.student
     if getattr(own, "max_history_items", 0) is None:
         own = own.model_copy(update={"max_history_items": teacher.max_history_items})
-    parts = ModelParts(num_items, section="distill.student", teacher=teacher, histories=histories)
+    parts = ModelParts(num_items, text, "distill.student", teacher, histories)
     student: Model = load_object(kind.build_student or kind.build)(own, parts)
     if student.max_history_items != teacher.max_history_items:
         raise ConfigError(
@@ -128,7 +138,7 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
 
 def _validation_histories(dataset: Dataset, teacher: Model) -> Histories:
     samples = dataset.held_out("valid")
-    rows = np.arange(min(len(samples), INFLUENCE_USERS))
+    rows = np.arange(min(len(samples), SAMPLED_USERS))
     return collate(samples, rows, teacher.max_history_items).histories
 
 

@@ -121,7 +121,10 @@ PIPELINE = (
         "train the student from the teacher",
         reads=lambda config: ("prepare", "finetune") if config.trains_teacher else ("prepare",),
         sections=lambda config: ("finetune",),
-        files=lambda config, distill: () if config.trains_teacher else (distill.teacher,),
+        files=lambda config, distill: (
+            *_backbones(config, distill),
+            *(() if config.trains_teacher else (distill.teacher,)),
+        ),
         validates=True,
     ),
     Stage(

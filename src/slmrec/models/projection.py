@@ -1,0 +1,61 @@
+"""Initial item vectors: leading components of text vectors, or a projection of a teacher's item vectors."""
+
+import torch
+from torch import Tensor
+
+from slmrec.types import Histories, SequenceEncoder
+
+BATCH = 256
+"""Number of histories encoded at once."""
+
+
+def leading_components(vectors: Tensor, width: int) -> Tensor:
+    """Return the leading principal components (V+1, width) of item vectors (V+1, C); missing ones are small noise.
+
+    Row 0 and zero rows stay zero.
+    """
+    known = vectors.abs().sum(dim=1) > 0
+    centred = vectors[known].double()
+    centred = centred - centred.mean(dim=0)
+    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    components = (left * values)[:, :width]
+    result = torch.zeros(len(vectors), width)
+    scale = components.square().mean().sqrt().clamp(min=1e-12)
+    missing = 0.1 * torch.randn(len(components), width - components.shape[1])
+    result[known] = torch.cat([(components / scale).float(), missing], dim=1)
+    return result
+
+
+def projected_items(teacher: SequenceEncoder, histories: Histories, width: int) -> Tensor:
+    """Return item vectors (V+1, width) whose scores are nearest to the teacher's, for user vectors that fit them best.
+
+    With the teacher's centred item vectors E and the second moment C of its user vectors, these are the leading
+    singular vectors of C^(1/2) E^T times their singular values: the best approximation of the scores by products of
+    `width` numbers in the mean squared error over users. Missing dimensions are zero.
+
+    Args:
+        teacher: Model whose scores are approximated.
+        histories: Histories of a sample of users.
+        width: Width of the result.
+    """
+    with torch.inference_mode():
+        items = teacher.item_vectors().detach().double().cpu()
+        device = teacher.item_vectors().device
+        rows = [slice(start, start + BATCH) for start in range(0, len(histories.items), BATCH)]
+        parts = [Histories(histories.items[some], histories.lengths[some]).to(device) for some in rows]
+        users = torch.cat([teacher.encode(part).users.double().cpu() for part in parts])
+    items = items - items[1:].mean(dim=0)
+    root = _square_root(users.T @ users / len(users))
+    values, axes = torch.linalg.eigh(root @ (items[1:].T @ items[1:]) @ root)
+    order = values.argsort(descending=True)[:width]
+    result = torch.zeros(len(items), width)
+    result[:, : len(order)] = (items @ root @ axes[:, order]).float()
+    result[0] = 0
+    return result
+
+
+def _square_root(matrix: Tensor) -> Tensor:
+    """Return the square root of a symmetric matrix without negative eigenvalues."""
+    values, axes = torch.linalg.eigh(matrix)
+    root: Tensor = axes @ torch.diag(values.clamp(min=0).sqrt()) @ axes.T
+    return root
