@@ -5,6 +5,7 @@ from pathlib import Path
 
 from slmrec.auto.dry_run import show_plan
 from slmrec.config import Config
+from slmrec.locks import run_locked
 from slmrec.pipeline.run import run_steps
 from slmrec.report import INSTALL, missing_libraries
 
@@ -20,10 +21,12 @@ def run(config: Config, output: Path, force: bool = False) -> None:
         force: Redo finished steps.
 
     Raises:
-        CheckpointError: A backbone cannot be found; this is checked before the first step begins.
+        CheckpointError: Another process writes into the folder, or a backbone cannot be found; this is checked before
+            the first step begins.
     """
-    run_steps(config, output, force)
-    write_report(output)
+    with run_locked(output):
+        run_steps(config, output, force)
+        write_report(output)
 
 
 def write_report(output: Path, always: bool = False) -> None:

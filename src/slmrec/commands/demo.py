@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.parsers import new_command
+from slmrec.locks import run_locked
 
 if TYPE_CHECKING:
     from slmrec.config import Config
@@ -59,13 +60,14 @@ def run(options: argparse.Namespace) -> None:
     from slmrec.run import write_report
 
     raw = options.output / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    shop = write_shop(raw, seed=_SEED, num_users=_NUM_USERS)
-    config = demo_config(raw, options.overrides)
-    _LOG.info(f"demo: a simulated shop in {raw}; teacher backbone: {config.finetune.backbone}")
-    run_steps(config, options.output, options.force, partial(evaluate.build, extra=partial(oracle_scorers, shop)))
-    _show_example(options.output)
-    write_report(options.output)
+    with run_locked(options.output):
+        raw.mkdir(parents=True, exist_ok=True)
+        shop = write_shop(raw, seed=_SEED, num_users=_NUM_USERS)
+        config = demo_config(raw, options.overrides)
+        _LOG.info(f"demo: a simulated shop in {raw}; teacher backbone: {config.finetune.backbone}")
+        run_steps(config, options.output, options.force, partial(evaluate.build, extra=partial(oracle_scorers, shop)))
+        _show_example(options.output)
+        write_report(options.output)
 
 
 def demo_config(raw: Path, overrides: list[str]) -> "Config":

@@ -7,6 +7,7 @@ from typing import Any
 
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError
+from slmrec.locks import target_locked
 
 _LOG = logging.getLogger(__name__)
 _RECALL = 0.95
@@ -29,11 +30,17 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: an option does not belong to the format.
+        CheckpointError: another process writes the output.
     """
     if options.recall is not None and options.format != "faiss":
         raise ConfigError(
             f"--recall is {options.recall}, which is only for --format faiss; leave it out for {options.format}"
         )
+    with target_locked(options.output):
+        _export(options)
+
+
+def _export(options: argparse.Namespace) -> None:
     if options.format == "merged":
         _merge(options.model, options.output)
         return

@@ -8,6 +8,7 @@ from typing import Any
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import one_line, read_json
+from slmrec.locks import target_locked
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _save(model: Any, output: Path) -> None:
 
     item_ids = pa.array(range(1, model.num_items + 1), pa.int64())
     vocabulary = Vocabulary(item_ids, None, pa.array([0] * model.num_items, pa.int64()))
-    with folder_in_place(output) as folder:
+    with target_locked(output), folder_in_place(output) as folder:
         save_folder(folder, model, vocabulary, About("A model of the original SLMRec code"))
 
 

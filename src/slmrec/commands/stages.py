@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.parsers import add_split_option, new_command
+from slmrec.locks import run_locked
 from slmrec.pipeline.table import PIPELINE, stage_named
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ items. For other column names, set prepare.user_col=NAME and so on; for a table 
 def add_parser(subparsers: Any) -> None:
     """Add one command for each stage, then `run` and the studies."""
     for stage in PIPELINE:
-        command = _add(subparsers, stage.name, stage.help, takes_input=stage.takes_input)
+        command = _add(subparsers, stage.name, stage.help)
         if stage.models is not None:
             command.add_argument("--model", metavar="NAME", help="train only the model of this name (default: all)")
     run_all = _add(subparsers, "run", "run all stages in order, and skip those that are finished and unchanged")
@@ -60,28 +61,30 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "ablate":
         from slmrec.studies.ablate import ablate
 
-        ablate(config, options.output, options.force, options.split)
+        with run_locked(options.output):
+            ablate(config, options.output, options.force, options.split)
     elif options.command == "cold":
         from slmrec.studies.cold import cold
 
-        cold(config, options.output, options.force, options.split)
+        with run_locked(options.output):
+            cold(config, options.output, options.force, options.split)
     elif options.command == "depth":
         from slmrec.run import write_report
         from slmrec.studies.depth import depth
 
-        depth(config, options.output, options.force)
-        write_report(options.output, always=True)
+        with run_locked(options.output):
+            depth(config, options.output, options.force)
+            write_report(options.output, always=True)
     else:
         _run_stage(options, config)
 
 
-def _add(subparsers: Any, name: str, text: str, takes_input: bool = True) -> argparse.ArgumentParser:
-    command = new_command(subparsers, name, text, run, _epilog(name, takes_input))
+def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command = new_command(subparsers, name, text, run, _epilog(name))
     command.add_argument("--config", help="recipe of the package (for example tiny), or YAML file with all settings")
     command.add_argument("--output", type=Path, required=True, help="folder of the run")
     command.add_argument("--force", action="store_true", help="run again even if the result exists and is up to date")
-    if takes_input:
-        _add_data_options(command)
+    _add_data_options(command)
     command.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="settings that replace those of the YAML file"
     )
@@ -98,15 +101,14 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _epilog(name: str, takes_input: bool) -> str:
-    data = "--input FILE " if takes_input else ""
+def _epilog(name: str) -> str:
     without_config = (
         "the data set itself is written into the output folder"
         if name == "prepare"
         else "every setting has its default: the paper's recipe on smollm2-135m"
     )
     example = (
-        f"Example: slmrec {name} --config tiny {data}--output out/tiny seed=1\n"
+        f"Example: slmrec {name} --config tiny --input FILE --output out/tiny seed=1\n"
         f"All settings are explained in src/slmrec/config/. Without --config, {without_config}."
     )
     return f"{example}\n{FORMATS}" if name == "prepare" else example

@@ -87,7 +87,7 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
             raise unsupported(settings.engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise explain(error, log) from None
-    facts["sources"] = [_source(path) for path in (Path(log), items) if path]
+    facts["sources"] = [describe_source(path) for path in (Path(log), items) if path]
     return complete_dataset(output, facts, [*events.errors, *(known.errors if known else [])])
 
 
@@ -249,10 +249,10 @@ def _contents(column: pa.Array) -> dict[str, bytes]:
     return {"known": known, "length": lengths, "text": b"".join(texts.to_pylist())}
 
 
-def _source(path: Path) -> dict[str, Any]:
+def describe_source(path: Path) -> dict[str, Any]:
     """Describe an input: name, size and checksum of each file, or the name of an engine's table."""
     if path.is_dir():
-        return {"folder": path.name, "files": [_source(file) for file in parts(path)]}
+        return {"folder": path.name, "files": [describe_source(file) for file in parts(path)]}
     if not path.is_file():
         return {"table": str(path)}
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}

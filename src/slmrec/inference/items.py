@@ -16,6 +16,7 @@ from torch import Tensor
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.files import one_line
 from slmrec.folders import folder_in_place, read_record
+from slmrec.locks import model_locked
 from slmrec.models.folder import (
     Vocabulary,
     load_recommender,
@@ -55,21 +56,25 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
 
     Raises:
         DataError: The table cannot be read; an id is missing, repeated or known; or a vector is not valid.
-        CheckpointError: The model folder is incomplete, the output exists, or titles cannot be read.
+        CheckpointError: The model folder is incomplete, the output exists, titles cannot be read, or another process
+            writes the model for more than a minute.
     """
-    recommender, vocabulary = load_recommender(model)
-    rows = _read(items)
-    new_ids = _new_ids(items, rows, vocabulary)
-    known = _Known(item_rows(recommender), text_columns(recommender), _numbers(vocabulary))
-    vectors = [None if _has_title_only(row) else _vector(items, row, known) for row in rows]
-    from_titles = iter(_read_titles(items, [row for row in rows if _has_title_only(row)], recommender))
-    append_items(recommender, torch.stack([next(from_titles) if vector is None else vector for vector in vectors]))
-    extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
-    with folder_in_place(target, replaced=target == model.resolve()) as folder:
-        shutil.copytree(model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True)
-        save_folder(folder, recommender, extended, read_about(model))
-        _forget_stage(folder)
+    with model_locked(target):
+        recommender, vocabulary = load_recommender(model)
+        rows = _read(items)
+        new_ids = _new_ids(items, rows, vocabulary)
+        known = _Known(item_rows(recommender), text_columns(recommender), _numbers(vocabulary))
+        vectors = [None if _has_title_only(row) else _vector(items, row, known) for row in rows]
+        from_titles = iter(_read_titles(items, [row for row in rows if _has_title_only(row)], recommender))
+        append_items(recommender, torch.stack([next(from_titles) if vector is None else vector for vector in vectors]))
+        extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
+        with folder_in_place(target, replaced=target == model.resolve()) as folder:
+            shutil.copytree(
+                model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True
+            )
+            save_folder(folder, recommender, extended, read_about(model))
+            _forget_stage(folder)
     _LOG.info("items add: %d items, %d in all, written to %s", len(rows), recommender.num_items, output or model)
 
 
@@ -84,25 +89,27 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
 
     Raises:
         DataError: The table cannot be read, or an item is unknown or repeated.
-        CheckpointError: The model folder is incomplete, or the output exists.
+        CheckpointError: The model folder is incomplete, the output exists, or another process writes the model for
+            more than a minute.
         ConfigError: No item would be left to recommend.
     """
-    _, vocabulary = load_recommender(model)
-    numbers = _numbers(vocabulary)
-    item_ids = [str(item_id) for item_id in _ids(items, _read(items))]
-    unknown = [item_id for item_id in item_ids if item_id not in numbers]
-    if unknown:
-        raise DataError(
-            f"{items}: item {unknown[0]!r} is not in {model} ({len(unknown)} unknown in all); remove the row"
-        )
-    allowed = may_recommend(vocabulary)
-    allowed[[numbers[item_id] for item_id in item_ids]] = not removed
-    if not allowed.any():
-        raise ConfigError(f"{items}: removes all {len(numbers)} items of {model}; leave at least one")
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
-    with folder_in_place(target, replaced=target == model.resolve()) as folder:
-        shutil.copytree(model, folder, dirs_exist_ok=True)
-        replace_vocabulary(vocabulary._replace(removed=pa.array((~allowed[1:]).tolist())), folder)
+    with model_locked(target):
+        _, vocabulary = load_recommender(model)
+        numbers = _numbers(vocabulary)
+        item_ids = [str(item_id) for item_id in _ids(items, _read(items))]
+        unknown = [item_id for item_id in item_ids if item_id not in numbers]
+        if unknown:
+            raise DataError(
+                f"{items}: item {unknown[0]!r} is not in {model} ({len(unknown)} unknown in all); remove the row"
+            )
+        allowed = may_recommend(vocabulary)
+        allowed[[numbers[item_id] for item_id in item_ids]] = not removed
+        if not allowed.any():
+            raise ConfigError(f"{items}: removes all {len(numbers)} items of {model}; leave at least one")
+        with folder_in_place(target, replaced=target == model.resolve()) as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+            replace_vocabulary(vocabulary._replace(removed=pa.array((~allowed[1:]).tolist())), folder)
     change, left = "removed" if removed else "restored", int(allowed.sum())
     _LOG.info(
         "items: %d %s, %d of %d may be recommended; %s", len(item_ids), change, left, len(numbers), output or model

@@ -6,6 +6,7 @@ from slmrec.config import Config
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import check_backbone
 from slmrec.pipeline import evaluate
+from slmrec.pipeline.sources import check_sources
 from slmrec.pipeline.stage import Build, pending_steps, run_step, section_of
 from slmrec.pipeline.table import Step, stage_named, steps
 
@@ -24,9 +25,11 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
         The folders of the steps.
 
     Raises:
-        ConfigError: The stage trains no model of that name.
+        ConfigError: The stage trains no model of that name, or the settings name another log than that of `prepare`.
         CheckpointError: An earlier step is missing or out of date.
     """
+    if name != "prepare":
+        check_sources(config, output)
     chosen = [step for step in stage_named(name).steps(config) if model in (None, step.model)]
     if not chosen:
         known = ", ".join(step.model or "no model" for step in stage_named(name).steps(config))

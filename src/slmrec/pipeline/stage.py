@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from slmrec.folders import (
     put_in_place,
     read_record,
 )
+from slmrec.locks import WAIT_S, run_locked, target_locked
 from slmrec.pipeline.table import Step
 from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
 
 _LOG = logging.getLogger(__name__)
-_PLACES = {"input", "items", "memory_limit"}
+PLACES = {"input", "items", "memory_limit"}
 """Settings that change no result: a file may move without its stage being redone, as long as its content stays."""
 _CARD_FILES = ("README.md", "about.json")
 """Files of a model folder that `evaluate` rewrites and on which no result depends."""
@@ -85,13 +86,18 @@ def run_step(
         The folder of the result.
 
     Raises:
-        CheckpointError: An earlier step is missing or out of date, or the disk is full.
+        CheckpointError: An earlier step is missing or out of date, another process writes into `output`, or the disk
+            is full.
     """
     target = target or output / step.folder
-    with disk_errors_reported(target):
+    with disk_errors_reported(target), ExitStack() as locks:
+        if target != output:
+            locks.enter_context(run_locked(output))
         upstream = {name: _current(output, name) for name in step.stage.reads(config)}
         fingerprint = _fingerprint(step, config, upstream)
-        finish_replacement(target)
+        if force or read_record(target).get("fingerprint") != fingerprint:
+            locks.enter_context(target_locked(target, WAIT_S))  # `items add` may replace a model at the same time
+            finish_replacement(target)
         _refuse_outdated(step, output, force)
         if not force and read_record(target).get("fingerprint") == fingerprint:
             _LOG.info("%s: unchanged, nothing to do (%s; --force redoes it)", step.folder, target)
@@ -227,7 +233,7 @@ def _fingerprint(step: Step, config: Config, upstream: dict[str, str]) -> str:
     sections = [own, *(getattr(config, name) for name in step.stage.sections(config))]
     texts = {getattr(section, "item_text", None) for section in sections} - {None}
     values = [*sections, *(config.item_text[name] for name in sorted(map(str, texts)))]
-    dumped = [part.model_dump(mode="json", exclude=_PLACES) if isinstance(part, Section) else part for part in values]
+    dumped = [part.model_dump(mode="json", exclude=PLACES) if isinstance(part, Section) else part for part in values]
     sources = [_content(Path(path)) for path in step.stage.files(config, own) if path]
     protocol = config.evaluate.primary_protocol if step.stage.validates and own is not None else None
     facts = [__version__, config.seed, step.folder, dumped, upstream, sources, protocol]

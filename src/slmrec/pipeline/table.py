@@ -37,8 +37,6 @@ class Stage:
     """Names of the models that the stage trains, each into a folder of its own; None: the stage writes one folder."""
     validates: bool = False
     """Whether the stage chooses weights or epochs by the primary protocol, so that its result depends on it."""
-    takes_input: bool = False
-    """Whether the command of the stage has the options --input and --items."""
 
     def steps(self, config: Config) -> tuple["Step", ...]:
         """Return the steps of the stage: one, or one for each model."""
@@ -98,7 +96,6 @@ PIPELINE = (
         "prepare",
         "prepare a data-set folder from raw logs",
         files=lambda config, prepare: (prepare.input, prepare.items),
-        takes_input=True,
     ),
     Stage(
         "pretrain",

@@ -15,6 +15,7 @@ from rich.table import Table
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import read_json, write_atomically
 from slmrec.folders import folder_in_place, is_empty_folder
+from slmrec.locks import WAIT_S, target_locked
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
@@ -60,12 +61,13 @@ def report(output: Path, file: Path | None = None) -> Path:
     sections = [make(run) for make in SECTIONS]
     svgs = {block.numbers.name: svg_of(block) for block in _files(sections) if isinstance(block, Chart)}
     page = _rendered(run, sections, svgs, folder)
-    with folder_in_place(folder, replaced=True) as partial:
-        for block in _files(sections):
-            _write(block, partial, svgs)
-        (partial / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
-    with write_atomically(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with target_locked(folder, WAIT_S):
+        with folder_in_place(folder, replaced=True) as partial:
+            for block in _files(sections):
+                _write(block, partial, svgs)
+            (partial / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
+        with write_atomically(file) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     show(sections)
     _LOG.info("report: written to %s, its plots and tables to %s", file, folder)
     return file

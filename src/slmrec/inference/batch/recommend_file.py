@@ -8,6 +8,7 @@ from slmrec.errors import SlmrecError
 from slmrec.inference.batch.history_files import HistoryFile, read_item_ids
 from slmrec.inference.batch.resumable_output import Parts, check_output
 from slmrec.inference.recommender import Recommendations, Recommender
+from slmrec.locks import target_locked
 from slmrec.models.folder import find_folder
 from slmrec.progress import progress
 from slmrec.version import __version__
@@ -56,11 +57,19 @@ def recommend_file(
         device: device of the model, as in `Recommender.from_pretrained`.
 
     Raises:
-        CheckpointError: the model folder is incomplete or damaged, or the index belongs to other items.
+        CheckpointError: the model folder is incomplete or damaged, the index belongs to other items, or another process
+            writes the output.
         ConfigError: the format of a file is not supported, FAISS is not installed, or the device does not exist.
         DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
     """
     check_output(output)
+    with target_locked(output):
+        _recommend_file(model, input, output, options, index, device)
+
+
+def _recommend_file(
+    model: Path, input: Path, output: Path, options: RankOptions, index: Path | None, device: str | None
+) -> None:
     file, arguments = HistoryFile.open(input), options.arguments()
     folder = find_folder(model)
     recommender = Recommender.from_pretrained(folder, index=index, device=device)

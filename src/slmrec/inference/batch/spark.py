@@ -14,6 +14,7 @@ from slmrec.errors import ConfigError, DataError
 from slmrec.inference.batch.recommend_file import RankOptions
 from slmrec.inference.histories import sequences_of
 from slmrec.inference.recommender import Recommender
+from slmrec.locks import target_locked
 
 _LOG = logging.getLogger(__name__)
 _NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
@@ -32,7 +33,7 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
         options: length and filters of the lists.
 
     Raises:
-        CheckpointError: the model folder is incomplete or damaged.
+        CheckpointError: the model folder is incomplete or damaged, or another process writes the output.
         ConfigError: Spark is not installed, or the output is there already.
         DataError: the input is no Parquet with these columns.
     """
@@ -50,8 +51,9 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
     rows = frame.mapInArrow(partial(_answer, source, arguments, recommender.id_pattern, schema), columns)
     aside = output.with_name(f".{output.name}.partial").resolve()
-    rows.write.mode("overwrite").parquet(aside.as_uri())
-    aside.rename(output)
+    with target_locked(output):
+        rows.write.mode("overwrite").parquet(aside.as_uri())
+        aside.rename(output)
     _LOG.info("recommend: written to %s, a folder of Parquet files", output)
 
 
