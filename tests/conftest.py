@@ -64,11 +64,11 @@ def tiny_recipe(shop_file: Path) -> str:
 def titled_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Table of items with titles; a function that measures the titles' lengths stands in for the language model."""
 
-    def read(_: str, titles: list[str], *rest: object) -> torch.Tensor:
-        return torch.tensor([[0.0, 0.0, 0.0], *([1.0, len(title), len(title) % 3] for title in titles)])
+    def read(_: object, titles: list[str], *rest: object) -> torch.Tensor:
+        return torch.tensor([[1.0, len(title), len(title) % 3] for title in titles])
 
-    monkeypatch.setattr("slmrec.pipeline.item_text.read_titles", read)
-    monkeypatch.setattr("slmrec.pipeline.run.check_backbone", lambda *_: None)
+    monkeypatch.setattr("slmrec.models.text.sources.read_by_language_model", read)
+    monkeypatch.setattr("slmrec.pipeline.run.check_source", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     items = tmp_path / "items.csv"
     items.write_text("item_id,title\n" + "".join(f"i{item:02d},Thing{item * 's'}\n" for item in range(40)))

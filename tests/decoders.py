@@ -8,7 +8,7 @@ from slmrec.config import DecoderSettings
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.titles import ItemText
+from slmrec.models.text.item_text import ItemText
 
 
 def tiny_decoder(

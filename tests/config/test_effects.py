@@ -36,6 +36,11 @@ def student(**settings: Any) -> Values:
     return {"distill": {"student": student, "weights": KL_ONLY}, **LLM}
 
 
+def item_text(**settings: Any) -> Values:
+    """Return settings with a text that the teacher reads, of the source `words` unless another one is given."""
+    return {"item_text": {"llm": settings}, "finetune": {"item_text": "llm"}}
+
+
 CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("finetune", "a backbone"): (NO_DECODER, DECODER),
     ("finetune.train", "finetune.backbone"): (NO_DECODER, DECODER),
@@ -49,6 +54,17 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("pretrain.*", "item_text"): (text_model(), text_model(item_text="llm") | LLM),
     ("finetune", "item_text"): ({}, {"finetune": {"item_text": "llm"}} | LLM),
     ("pretrain.*", "lora"): (text_model(**PRETRAINED), text_model(**PRETRAINED, lora={})),
+    **{
+        ("item_text.*", needs): (item_text(**without), item_text(**settings))
+        for needs, without, settings in (
+            ("a source that reads texts", {"source": "vectors.npy"}, {}),
+            ("a source that is a decoder", {"source": "all-minilm-l6-v2"}, {"source": "any"}),
+            ("a source that is a language model", {}, {"source": "any", "random_weights": True}),
+            ("random_weights or shuffled", {}, {"shuffled": True}),
+            ("source: words", {"source": "any"}, {}),
+            ("whitening", {"whitening": "none"}, {"whitening": "pca"}),
+        )
+    },
     ("finetune", "lora"): ({"finetune": {"lora": None}}, {}),
     ("pretrain.*", "item_side: text or both"): (sasrec(), sasrec(item_text="llm", item_side="text")),
     ("pretrain.*", "item_side: both"): (sasrec(), sasrec(item_text="llm", item_side="both")),
@@ -94,6 +110,7 @@ VALUES: Values = {
     "positions": "right_aligned",
     "prompt": {"prefix": "Items: "},
     "quantization_config": {"load_in_8bit": True},
+    "template": "{brand}",
 }
 """Values other than the default, of settings for which `other_than` has none."""
 INSEPARABLE: dict[str, Values] = {"loss": {"num_sampled": 8}, "num_sampled": {"loss": "sampled_softmax"}}
@@ -113,7 +130,7 @@ def merged(values: Values, changes: Values) -> Values:
     """Return nested settings with some of them replaced."""
     result = {**values}
     for key, value in changes.items():
-        both_nested = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "item_text"
+        both_nested = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both_nested else value
     return result
 
@@ -154,10 +171,11 @@ def test_a_setting_is_refused_where_it_has_no_effect(
         recipe.write_text(yaml.safe_dump(merged(values, changes)), encoding="utf-8")
         return where, value, default
 
-    plain = {key: value for key, value in without.items() if key != "item_text"}
+    is_unread = "item_text" in without and "item_text" not in without["finetune"]
+    plain = {key: value for key, value in without.items() if key != "item_text" or not is_unread}
     where, value, default = written(plain)
     assert value != default
-    if "item_text" in without:
+    if is_unread:
         recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | LLM), encoding="utf-8")
     assert main(["run", "--config", str(recipe), "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err

@@ -14,29 +14,35 @@ from safetensors.torch import load_file, save_file
 
 from slmrec import Recommender
 from slmrec.commands.main import main
+from slmrec.config import ItemTextConfig
 from slmrec.data.dataset import Dataset
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
 from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_titles, text_columns
 from slmrec.models.model import Model
-from slmrec.models.titles import TitleReader, whitened
+from slmrec.models.text.item_text import TextReader
+from slmrec.models.text.whitening import whitened
 
 TITLES = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(NUM_ITEMS)]
 READERS = "title_readers.safetensors"
 
 
-def read(source: str, titles: list[str], layer: int) -> torch.Tensor:
+SETTINGS = ItemTextConfig(source="smollm2-135m", layer=2, num_components=5, whitening="pca", power=0.5)
+
+
+def read(settings: ItemTextConfig, titles: list[str], *_: object) -> torch.Tensor:
     """Instead of a language model: numbers drawn anew for each title, the same ones for the same title."""
-    assert (source, layer) == ("smollm2-135m", 2)
-    draws = [torch.randn(7, generator=torch.Generator().manual_seed(crc32(title.encode()))) for title in titles]
-    return torch.stack([torch.zeros(7), *draws])
+    assert settings == SETTINGS
+    return torch.stack(
+        [torch.randn(7, generator=torch.Generator().manual_seed(crc32(title.encode()))) for title in titles]
+    )
 
 
 def titled(name: str) -> Model:
     model = MODELS[name]()
-    found = whitened(read("smollm2-135m", TITLES, 2), 5)
+    found = whitened(torch.cat([torch.zeros(1, 7), read(SETTINGS, TITLES)]), SETTINGS)
     for text in model.text_maps().values():
         text.vectors.copy_(found.vectors)
-        text.reader = TitleReader("smollm2-135m", 2, found.mean, found.axes)
+        text.reader = TextReader(SETTINGS, found.mean, found.axes)
     return model
 
 
@@ -51,7 +57,7 @@ def folder(request: pytest.FixtureRequest, tiny_dataset: Dataset, tmp_path_facto
 
 @pytest.fixture
 def reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slmrec.models.item_tables.read_titles", read)
+    monkeypatch.setattr("slmrec.models.text.sources.read_by_language_model", read)
 
 
 def add(folder: Path, rows: list[dict[str, Any]], tmp_path: Path) -> int:

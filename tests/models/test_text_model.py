@@ -8,12 +8,12 @@ import pytest
 import torch
 from encoding import encode
 
-from slmrec.config import SasRecSettings, TextModel
+from slmrec.config import ItemTextConfig, SasRecSettings, TextModel
 from slmrec.data.batching import pad_histories
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import ModelParts, append_items
 from slmrec.models.sasrec import START_RMS, SasRec, build_sasrec
-from slmrec.models.titles import ItemText, TitleReader
+from slmrec.models.text.item_text import ItemText, TextReader
 from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch, Histories
 
@@ -23,7 +23,7 @@ NUM_ITEMS, COMPONENTS, WIDTH = 12, 6, 8
 def item_text() -> ItemText:
     vectors = torch.randn(NUM_ITEMS + 1, COMPONENTS, generator=torch.Generator().manual_seed(1))
     vectors[0] = 0
-    return ItemText(vectors, TitleReader("any", 1, torch.zeros(3), torch.zeros(3, COMPONENTS)))
+    return ItemText(vectors, TextReader(ItemTextConfig(source="any"), torch.zeros(3), torch.zeros(3, COMPONENTS)))
 
 
 def model(**settings: Any) -> SasRec:
@@ -119,7 +119,7 @@ def test_a_folder_keeps_the_item_side_and_new_items_can_be_added(side: str, tmp_
     histories = batch([1, 2], [3])
     torch.testing.assert_close(encode(opened, histories).users, encode(own, histories).users)
     readers = [text.reader for text in opened.text_maps().values()]
-    assert len(readers) == (side != "ids") and all(reader.source == "any" for reader in readers if reader)
+    assert len(readers) == (side != "ids") and all(reader.settings.source == "any" for reader in readers if reader)
     tables = opened.item_tables()
     assert [table.text is not None for table in tables] == {"ids": [False], "text": [True], "both": [False, True]}[side]
     append_items(opened, torch.cat([table.values[4:5] for table in tables], dim=1))

@@ -16,7 +16,7 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender
 from slmrec.models.sasrec import SasRec
-from slmrec.models.titles import TitleMap
+from slmrec.models.text.item_text import TitleMap
 from slmrec.pipeline.finetune import teacher_item_vectors
 
 FIT_WEIGHTS = "slmrec.pipeline.ensemble_weights.fit_weights"
@@ -46,7 +46,7 @@ def test_a_teacher_with_item_texts_and_base_models_teaches_a_student(
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["run", "--config", str(recipe), "--items", str(titled_items), "--output", str(output)]
     assert main(command) == 0
-    assert "titles read in" in messages.text
+    assert "texts read in" in messages.text
     assert "weights of the models, fitted on validation: decoder 0.5" in messages.text
     text, teacher, student = (load_recommender(output / step)[0] for step in ("pretrain/text", "finetune", "distill"))
     assert isinstance(teacher, Ensemble) and list(teacher.members) == ["decoder", "sasrec", "text"]
@@ -62,12 +62,12 @@ def test_a_teacher_with_item_texts_and_base_models_teaches_a_student(
     assert written == load_config(recipe, [f"prepare.items={titled_items}"])
     messages.clear()
     assert main([*command, "distill.keep_ensemble=true"]) == 0
-    assert "title" not in messages.text and "distill: ensemble: valid NDCG@10" in messages.text
+    assert "reading texts" not in messages.text and "distill: ensemble: valid NDCG@10" in messages.text
     student = load_recommender(output / "distill")[0]
     assert isinstance(student, Ensemble) and student.config.weights == teacher.config.weights
     assert student.num_layers < teacher.num_layers
     readers = [part.reader for part in student.modules() if isinstance(part, TitleMap)]
-    assert [reader and (reader.source, reader.axes.shape[1]) for reader in readers] == [("any", 2)]
+    assert [reader and (reader.settings.source, reader.axes.shape[1]) for reader in readers] == [("any", 2)]
 
 
 def test_base_models_of_weight_0_are_left_out(

@@ -29,7 +29,8 @@ from slmrec.folders import read_record
 from slmrec.models.backbone import Backbone, count_tokens, random_decoder, read_architecture
 from slmrec.models.build import build_decoder, prompt_of
 from slmrec.models.model import Model, ModelParts
-from slmrec.models.titles import ItemText
+from slmrec.models.text.item_text import ItemText
+from slmrec.models.text.sources import text_width
 from slmrec.pipeline.distill import build_student
 from slmrec.pipeline.stage import pending_steps
 from slmrec.pipeline.table import steps
@@ -159,7 +160,7 @@ def _text(config: Config, settings: Any, num_items: int) -> ItemText | None:
     """Return text vectors of the width that a base model reads."""
     if getattr(settings, "item_side", "ids") == "ids":
         return None
-    return ItemText(torch.empty(num_items + 1, config.item_text[settings.item_text].num_components))
+    return ItemText(torch.empty(num_items + 1, _width_of_text(config, settings.item_text, num_items)))
 
 
 def _student(config: Config, teacher: Planned) -> Planned:
@@ -245,14 +246,14 @@ def _decoder(
     architecture, is_reached = _architecture(settings, notes)
     prompt = _prompt(settings, is_reached, notes)
     reads_text = _reads_text(config, section, settings, dataset, notes)
+    width_of_text = _width_of_text(config, str(settings.item_text), num_items) if reads_text else 0
     with torch.device("meta"):
         decoder = random_decoder(architecture)
         width, num_parameters = decoder.config.hidden_size, decoder.num_parameters()
         backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
         vectors, text = torch.zeros(num_items + 1, item_dim or settings.item_dim), None
         if reads_text:
-            components = config.item_text[str(settings.item_text)].num_components
-            text = ItemText(torch.zeros(num_items + 1, components), None)
+            text = ItemText(torch.zeros(num_items + 1, width_of_text), None)
         train_items = getattr(settings, "item_embeddings", "train") != "fixed"
         model = build_decoder(settings, backbone, vectors, text, section=section, train_items=train_items)
     if settings.backbone != "random":
@@ -260,6 +261,10 @@ def _decoder(
             f"{section}: the whole backbone is read: {num_parameters:,} parameters, {_size(4 * num_parameters)}"
         )
     return Planned(model, settings.train, settings.supervision, prompt, _bits(settings))
+
+
+def _width_of_text(config: Config, name: str, num_items: int) -> int:
+    return text_width(config.item_text[name], num_items, f"item_text.{name}")
 
 
 def _reads_text(

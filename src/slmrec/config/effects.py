@@ -6,6 +6,7 @@ A value other than the default is refused where it has no effect, so that no set
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slmrec.config.item_text import WORDS
 from slmrec.config.section import Section, check
 from slmrec.config.training import DecoderTraining
 
@@ -54,7 +55,18 @@ _HAS_BACKBONE: Condition = lambda config, _: config.finetune.backbone is not Non
 
 _READS_TEXT: Condition = lambda _, model: model.item_side != "ids"  # noqa: E731
 
+_OF_TEXTS: dict[tuple[str, ...], tuple[Condition, str]] = {
+    ("template", "required"): (lambda _, text: not text.reads_file, "a source that reads texts, not a file of vectors"),
+    ("layer",): (lambda _, text: text.reads_decoder, "a source that is a decoder"),
+    ("max_tokens", "random_weights"): (lambda _, text: text.reads_language_model, "a source that is a language model"),
+    ("seed",): (lambda _, text: text.random_weights or text.shuffled, "random_weights or shuffled: true"),
+    ("num_hashes", "ngram_weight"): (lambda _, text: text.source == WORDS, f"source: {WORDS}"),
+    ("power", "eps"): (lambda _, text: text.whitening != "none", "whitening: zca or pca"),
+}
+"""Settings of item texts, the condition under which they have an effect, and the condition in words."""
+
 REQUIREMENTS = (
+    *(Requirement("item_text.*", settings, condition, needs) for settings, (condition, needs) in _OF_TEXTS.items()),
     Requirement("finetune", _OF_DECODERS, _HAS_BACKBONE, "a backbone"),
     Requirement("finetune.train", _OF_TRAINING, _HAS_BACKBONE, "finetune.backbone"),
     *(

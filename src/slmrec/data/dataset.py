@@ -3,7 +3,7 @@
 Spans of samples are computed on demand, so the memory does not grow with the number of users or samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +140,11 @@ class Dataset:
         """(V,) the titles of the items; None if the data set has none."""
         schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
         return _column(self.items, "title") if "title" in schema.names else None
+
+    def item_columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
+        """Return the values (V,) of columns of the table of items; columns that it lacks are left out."""
+        schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
+        return {name: _column(self.items, name).to_pylist() for name in names if name in schema.names}
 
     @property
     def split_rule(self) -> Literal["leave_one_out", "temporal"]:

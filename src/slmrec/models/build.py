@@ -15,7 +15,7 @@ from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.layers import choose_layers, evenly_spaced, keep_layers, linear_names
 from slmrec.models.model import ModelParts
 from slmrec.models.packed.interface import check_attention
-from slmrec.models.titles import ItemText
+from slmrec.models.text.item_text import ItemText
 from slmrec.models.weights import with_layers
 from slmrec.types import Histories
 

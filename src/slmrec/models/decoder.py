@@ -22,7 +22,7 @@ from slmrec.models.packed.attention import KeysValues
 from slmrec.models.packed.batch import PackedBatch, pack
 from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
-from slmrec.models.titles import TitleMap, TitleSide
+from slmrec.models.text.item_text import TitleMap, TitleSide
 from slmrec.models.weights import lora_config, own_state_dict, with_layers
 from slmrec.types import Encoded, Histories, SequenceEncoder
 

@@ -12,7 +12,7 @@ from slmrec.types import Encoded, Histories, SequenceEncoder
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
-    from slmrec.models.titles import TitleMap
+    from slmrec.models.text.item_text import TitleMap
 
 
 class EnsembleConfig(PretrainedConfig):

@@ -1,14 +1,18 @@
-"""Rows of items over all item tables of a model, and rows for new items of which only the title is known."""
+"""Rows of items over all item tables of a model, and rows for new items of which only the text is known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slmrec.errors import CheckpointError
 from slmrec.models.model import Model
-from slmrec.models.titles import TitleMap, TitleReader, read_titles
+from slmrec.models.text.item_text import TextReader, TitleMap
+from slmrec.models.text.sources import item_texts, read_texts
 
 NUM_SIMILAR = 3
-"""Number of known items whose learned vectors stand in for those of a new item with a title only."""
+"""Number of known items whose learned vectors stand in for those of a new item with a text only."""
 
 
 def item_rows(model: Model) -> Tensor:
@@ -27,23 +31,40 @@ def text_columns(model: Model) -> Tensor:
 
 
 def rows_of_titles(model: Model, titles: list[str], num_similar: int = NUM_SIMILAR) -> Tensor:
-    """Return rows (n, R), as in `item_rows`, of new items of which only the titles are known.
+    """Return rows (n, R), as in `item_rows`, of new items of which only the titles are known; see `rows_of_texts`."""
+    return rows_of_texts(model, {"title": titles}, len(titles), num_similar)
 
-    Titles are read in the way of the known items. Learned vectors are taken from the `num_similar` known items with the
-    most similar titles, by the cosine of the text vectors in the first table of texts: see `blended`.
+
+def rows_of_texts(
+    model: Model, columns: Mapping[str, Sequence[Any]], num: int, num_similar: int = NUM_SIMILAR
+) -> Tensor:
+    """Return rows (n, R), as in `item_rows`, of new items of which only the texts are known.
+
+    Texts are made and read in the way of the known items. Learned vectors are taken from the `num_similar` known items
+    with the most similar texts, by the cosine of the text vectors in the first table of texts: see `blended`.
+
+    Args:
+        model: A model that reads texts.
+        columns: Values of the new items by the names that templates use, such as `title`.
+        num: Number of new items.
+        num_similar: Number of known items whose learned vectors are blended.
 
     Raises:
-        CheckpointError: The model reads no titles, its folder does not say how, or the language model cannot be found.
+        CheckpointError: The model reads no texts, its folder does not say how, or the source cannot be found.
     """
     tables = model.item_tables()
     readers = [_reader(table.text) for table in tables if table.text is not None]
     if not readers:
         raise CheckpointError("the model reads no titles")
-    states = {
-        (source, layer): read_titles(source, list(titles), layer)[1:]
-        for source, layer in {(reader.source, reader.layer) for reader in readers}
-    }
-    vectors = [reader.project(states[reader.source, reader.layer]) for reader in readers]
+    vectors = []
+    read: list[tuple[TextReader, Tensor]] = []
+    for reader in readers:
+        states = next((values for earlier, values in read if earlier.reads_like(reader)), None)
+        if states is None:
+            texts = item_texts(reader.settings, columns, num)
+            states = read_texts(reader.settings, texts, reader.words).values[1:]
+            read.append((reader, states))
+        vectors.append(reader.project(states))
     known = next(table.values for table in tables if table.text is not None)
     similar = most_similar(known, vectors[0], num_similar)
     remaining = iter(vectors)
@@ -52,7 +73,13 @@ def rows_of_titles(model: Model, titles: list[str], num_similar: int = NUM_SIMIL
     )
 
 
-def _reader(text: TitleMap) -> TitleReader:
+def text_columns_of_items(model: Model) -> set[str]:
+    """Return the names of the columns of which the texts of the model's items are made."""
+    readers = [text.reader for text in model.text_maps().values()]
+    return {name for reader in readers if reader is not None for name in reader.settings.columns}
+
+
+def _reader(text: TitleMap) -> TextReader:
     if text.reader is None:
         raise CheckpointError("the folder does not say how its titles were read")
     return text.reader

@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from slmrec.config import ItemTextConfig
 from slmrec.errors import CheckpointError
 from slmrec.files import one_line
 from slmrec.models import import_kinds
 from slmrec.models.model import Model, model_without_weights
-from slmrec.models.titles import TitleReader
+from slmrec.models.text.item_text import TextReader
 from slmrec.models.weights import adapter_state_dict, load_adapter, lora_config
 
 _ADAPTER, _READERS = "adapter_model.safetensors", "title_readers.safetensors"
@@ -86,20 +87,23 @@ def _no_model(folder: Path, error: Exception) -> CheckpointError:
 def _write_readers(model: Model, folder: Path) -> None:
     readers = {name: text.reader for name, text in model.text_maps().items() if text.reader is not None}
     if readers:
-        tensors = {f"{name}.mean": reader.mean for name, reader in readers.items()}
-        tensors |= {f"{name}.axes": reader.axes for name, reader in readers.items()}
-        sources = {name: {"source": reader.source, "layer": reader.layer} for name, reader in readers.items()}
-        _write(tensors, folder / _READERS, readers=json.dumps(sources))
+        tensors: dict[str, Tensor] = {}
+        settings = {}
+        for name, reader in readers.items():
+            tensors |= {f"{name}.{part}": values for part, values in reader.tensors().items()}
+            settings[name] = reader.settings.model_dump(mode="json", exclude_defaults=True)
+        _write(tensors, folder / _READERS, readers=json.dumps(settings))
 
 
 def _read_readers(model: Model, path: Path) -> None:
     tensors, texts = _read(path), model.text_maps()
     try:
         with safe_open(path, "pt") as file:
-            sources = json.loads(file.metadata()["readers"])
-        for name, settings in sources.items():
-            reader = TitleReader(**settings, mean=tensors[f"{name}.mean"], axes=tensors[f"{name}.axes"])
-            if name not in texts or reader.axes.shape != (len(reader.mean), texts[name].num_components):
+            settings = json.loads(file.metadata()["readers"])
+        for name, values in settings.items():
+            own = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
+            reader = TextReader.of(ItemTextConfig.model_validate(values), own)
+            if name not in texts or reader.axes.shape[1] != texts[name].num_components:
                 raise ValueError(f"{name} has other titles")
             texts[name].reader = reader
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -16,7 +16,7 @@ from slmrec.types import Encoded, Histories, SequenceEncoder
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
-    from slmrec.models.titles import ItemText, TitleMap
+    from slmrec.models.text.item_text import ItemText, TitleMap
 
 
 class ModelConfig(PretrainedConfig):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from slmrec.config import LowPassSettings, SasRecSettings, SasRecStudent
 from slmrec.models.model import ItemTable, Model, ModelConfig, ModelParts, embedding_table, register
 from slmrec.models.projection import leading_components, projected_items
-from slmrec.models.titles import TextAdaptor, TitleMap
+from slmrec.models.text.item_text import TextAdaptor, TitleMap
 from slmrec.types import Encoded, Histories
 
 START_RMS = 0.3

@@ -15,7 +15,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model, ModelParts
-from slmrec.models.titles import ItemText
+from slmrec.models.text.item_text import ItemText
 from slmrec.pipeline.ensemble_weights import save_ensemble
 from slmrec.pipeline.fitting import (
     catalogue_loss,

@@ -5,6 +5,7 @@ from pathlib import Path
 from slmrec.config import Config
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import check_backbone
+from slmrec.models.text.sources import check_source
 from slmrec.pipeline import evaluate
 from slmrec.pipeline.sources import check_sources
 from slmrec.pipeline.stage import Build, pending_steps, run_step, section_of
@@ -67,4 +68,4 @@ def _check_language_models(step: Step, config: Config) -> None:
         check_backbone(backbone, section.quantization_config, f"{step.folder.replace('/', '.')}.backbone")
     text = getattr(section, "item_text", None)
     if text is not None:
-        check_backbone(config.item_text[text].source, None, f"item_text.{text}.source")
+        check_source(config.item_text[text], f"item_text.{text}")

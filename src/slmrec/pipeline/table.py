@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrec.config import BASELINES, Config
+from slmrec.config.item_text import MINILM, WORDS
 
 
 def _nothing(*_: object) -> tuple[str, ...]:
@@ -77,8 +78,10 @@ def _local(*sources: str | None) -> tuple[str | None, ...]:
 
 def _backbones(config: Config, model: Any) -> tuple[str | None, ...]:
     """Return the files of the backbone and of the item text of a model; baselines have neither."""
-    text = getattr(model, "item_text", None)
-    return _local(getattr(model, "backbone", None), config.item_text[text].source if text else None)
+    name = getattr(model, "item_text", None)
+    text = config.item_text[name] if name else None
+    source = text.source if text and text.source not in {WORDS, MINILM} else None
+    return _local(getattr(model, "backbone", None), source)
 
 
 def _reads_of_evaluate(config: Config) -> tuple[str, ...]:
