@@ -13,15 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-import uvicorn
 from decoders import tiny_decoder
 
 from slmrec.data.dataset import Dataset
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
-from slmrec.serving.app import create_app
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
+from slmrec.serving.run import HttpServer
 from slmrec.serving.server import ServedModel, Server
 
 ITEMS = [f"i{n:02d}" for n in range(40)]
@@ -57,6 +56,8 @@ class Client:
     port: int
     server: Server
     token: str | None = None
+    connections: Any = ()
+    """Open connections of the server."""
 
     def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> tuple[int, Any, Any]:
         """Status, headers and content of an answer; a body that is no text is sent as JSON."""
@@ -92,12 +93,11 @@ def serving(folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, 
         models["teacher"] = ServedModel(teacher, load(teacher))
     server = Server(models, limits, **options)
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        config = uvicorn.Config(create_app(server), http="httptools", lifespan="on", log_level="warning")
-        running = uvicorn.Server(config)
+        running = HttpServer(server)
         thread = Thread(target=lambda: asyncio.run(running.serve([bound])))
         thread.start()
         try:
-            client = Client(bound.getsockname()[1], server, options.get("token"))
+            client = Client(bound.getsockname()[1], server, options.get("token"), running.server_state.connections)
             assert client.ask("/health")[0] == 200
             yield client
         finally:

@@ -4,6 +4,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from servers import ITEMS, LIMITS, Client, serving
 
 from slmrec import Recommender
 from slmrec.serving import messages
+from slmrec.serving.request_head import AllowedHosts
 
 HISTORIES = st.lists(st.sampled_from([*ITEMS, "nope", "never"]), max_size=LIMITS.max_history)
 
@@ -231,3 +233,71 @@ def test_documented_examples_are_valid(client: Client) -> None:
     assert len(body["examples"]) == 3
     for example in body["examples"].values():
         assert client.ask("/recommend", example["value"])[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST.:80", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("shop.localhost", 200),
+        ("evil.example", 421),
+        ("evil.example:80", 421),
+        ("localhost.evil.example", 421),
+        ("10.0.0.7", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("", 421),
+        ("a\x85b", 421),
+    ],
+)
+def test_requests_for_another_host_are_refused(client: Client, host: str, status: int) -> None:
+    for path, body in (("/recommend", QUERY), ("/health", None), ("/", None)):
+        got, _, content = client.ask(path, body, Host=host)
+        assert got == status
+        if status != 200:
+            assert "for which this server does not answer" in content["error"] and "\n" not in content["error"]
+
+
+def test_further_hosts_are_allowed() -> None:
+    hosts = AllowedHosts("0.0.0.0", ["Shop.Example."])
+    assert [hosts.allows(host) for host in ("shop.example", "10.0.0.7:80", "[2001:db8::1]", "evil.example")] == [
+        *(True, True, True, False),
+    ]
+    assert hosts.allows(gethostname()) and AllowedHosts("reco.internal").allows("reco.internal:80")
+    assert AllowedHosts("127.0.0.1", ["*"]).allows("evil.example")
+
+
+def test_a_redirect_does_not_repeat_the_host(student: Path) -> None:
+    with serving(student, token="secret") as client:
+        for path in ("/health", "/docs", "/recommend"):
+            status, headers, _ = client.ask(f"{path}/", Host="evil.example")
+            assert (status, headers["location"]) == (307, path)
+        for path in ("//evil.example/", "/nowhere/", "/%5cevil.example/"):
+            assert client.ask(path)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/recommend?modle=teacher", "modle: unknown query parameter, expected model"),
+        ("/recommend?model=teacher&model=student", "model: the query parameter is given 2 times, expected once"),
+        ("/recommend?model=", "model is '', expected student or teacher"),
+        ("/health?verbose", "verbose: unknown query parameter, expected none"),
+        ("/metrics?a%0Ab=1", "a b: unknown query parameter, expected none"),
+        ("/items?limt=5", "limt: unknown query parameter, expected q or limit"),
+        ("/items?limit=5&limit=6", "limit: the query parameter is given 2 times, expected once"),
+        ("/items?q=%ff", "q: the value is not valid text in UTF-8"),
+        ("/items?q=" + "a" * 201, "q: String should have at most 200 characters, got"),
+        *((f"/items?limit={given}", "limit: Input should be a valid integer, got") for given in ("5.0", "+5", "%205")),
+        *(
+            (f"/items?limit={given}", "limit: Input should be a valid integer, got")
+            for given in ("05", "1_0", "", "5e0")
+        ),
+    ],
+)
+def test_query_parameters_are_as_strict_as_bodies(client: Client, path: str, message: str) -> None:
+    status, _, content = client.ask(path, QUERY if path.startswith("/recommend") else None)
+    assert (status, list(content)) == (422, ["error"])
+    assert content["error"].startswith(message) and "\n" not in content["error"]

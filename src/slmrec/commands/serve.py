@@ -27,6 +27,14 @@ def add_parser(subparsers: Any) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
     serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free port")
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further name under which clients reach the server, such as that of a proxy; * for any. Without a token, "
+        "requests for other names than localhost and --host are refused",
+    )
     serve.add_argument("--token-file", type=Path, help="file with a token that every request must carry")
     serve.add_argument("--examples", type=Path, help=".jsonl of user_id, history: users to choose on the page")
     serve.add_argument("--threads", type=int, help="CPU threads of the model (default: PyTorch's)")
@@ -55,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
         port=options.port,
         token_file=options.token_file,
         examples=options.examples,
+        allowed_hosts=options.allow_host,
         num_threads=options.threads,
         device=options.device,
     )

@@ -13,6 +13,11 @@ class Admission:
         self._max_waiting = max_waiting
         self.num_waiting = 0
 
+    def check(self) -> None:
+        """Raise `OverloadedError` if no history at all can be accepted."""
+        with self.reserve(1):
+            pass
+
     @contextmanager
     def reserve(self, num_histories: int) -> Iterator[None]:
         """Reserve capacity for the duration of the context.

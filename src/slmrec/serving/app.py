@@ -1,7 +1,7 @@
 """ASGI application of a server: routes, OpenAPI document, documentation page and demo page."""
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +17,9 @@ from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
+from slmrec.files import one_line
 from slmrec.serving.http_errors import (
     BodyTimeoutError,
     BodyTooLargeError,
@@ -28,6 +30,7 @@ from slmrec.serving.http_errors import (
     RequestError,
     UnauthorizedError,
     UnsupportedMediaTypeError,
+    error_response,
 )
 from slmrec.serving.messages import (
     QUERY_EXAMPLES,
@@ -42,6 +45,7 @@ from slmrec.serving.messages import (
     Status,
     describe_faults,
 )
+from slmrec.serving.request_head import HostCheck, check_parameters
 from slmrec.serving.server import Server
 from slmrec.version import __version__
 
@@ -60,14 +64,15 @@ _MODEL_PARAMETER = {
 }
 
 
-def create_app(server: Server) -> Starlette:
+def create_app(server: Server) -> ASGIApp:
     """Return the ASGI application of a server.
 
     FastAPI needs about 0.1 ms more per request than a plain route. `/recommend` therefore has a plain route, which
     FastAPI only documents; FastAPI handles all other requests.
     """
     recommend = Route("/recommend", _observed(server, "/recommend", server.recommend), methods=["POST"])
-    return Starlette(routes=[recommend, Mount("/", _create_api(server))], lifespan=server.lifespan)
+    app = Starlette(routes=[recommend, Mount("/", _create_api(server))], lifespan=server.lifespan)
+    return app if server.token is not None else HostCheck(app, server.hosts)
 
 
 def _create_api(server: Server) -> FastAPI:
@@ -83,6 +88,7 @@ def _create_api(server: Server) -> FastAPI:
         description=_DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load their scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # those of Starlette repeat the header Host
         generate_unique_id_function=lambda route: route.name,
         exception_handlers={HTTPException: _http_exception_response},
     )
@@ -100,9 +106,9 @@ def _observed(server: Server, path: str, handler: RouteHandler) -> RouteHandler:
         try:
             response = await handler(request)
         except RequestError as error:
-            response = _error_response(error)
+            response = error_response(error)
         except RequestValidationError as error:  # a query parameter is invalid
-            response = _error_response(InvalidRequestError(_describe_parameters(error)))
+            response = error_response(InvalidRequestError(_describe_parameters(error)))
         server.metrics.observe_request(path, response.status_code, time.perf_counter() - started)
         return response
 
@@ -117,16 +123,27 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
     Returns:
         Schemas that the request bodies refer to.
     """
-    protected: dict[str, Any] = {}
+    protected: list[Any] = []
     unauthorized: tuple[type[RequestError], ...] = ()
     if server.token is not None:
         bearer = HTTPBearer(scheme_name="token", auto_error=False)  # only declares the scheme
-        protected = {"dependencies": [Depends(bearer), Depends(server.check_token)]}
+        protected = [Depends(bearer), Depends(server.check_token)]
         unauthorized = (UnauthorizedError,)
 
-    def add(path: str, handler: Callable[..., Any], answer: Any, *errors: type[RequestError], **options: Any) -> None:
-        responses = _error_responses(*errors)
-        api.add_api_route(path, handler, response_model=answer, responses=responses, **options)
+    def add(
+        path: str,
+        handler: Callable[..., Any],
+        answer: Any,
+        *errors: type[RequestError],
+        parameters: Sequence[str] = (),
+        dependencies: Sequence[Any] = (),
+        **options: Any,
+    ) -> None:
+        responses = _error_responses(*errors, InvalidRequestError)
+        dependencies = [*dependencies, Depends(_parameter_check(parameters))]
+        api.add_api_route(
+            path, handler, response_model=answer, responses=responses, dependencies=dependencies, **options
+        )
 
     bodies, definitions = TypeAdapter.json_schemas(
         [("query", "validation", server.request_adapter), ("reload", "validation", TypeAdapter(ReloadRequest))],
@@ -135,18 +152,26 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
     query = {"parameters": [_MODEL_PARAMETER], **_request_body(bodies["query", "validation"], QUERY_EXAMPLES)}
     empty = _request_body(bodies["reload", "validation"], {"Reload": {"value": {}}})
     body_errors = (*unauthorized, *_BODY_ERRORS)
-    post: dict[str, Any] = {"methods": ["POST"], "openapi_extra": query, **protected}
+    post: dict[str, Any] = {"methods": ["POST"], "openapi_extra": query, "dependencies": protected}
+    get: dict[str, Any] = {"dependencies": protected}
     add("/recommend", server.recommend, Answer | Answers, *body_errors, OverloadedError, **post)
-    add("/items", server.items, Items, *unauthorized, InvalidRequestError, **protected)
-    add("/examples", server.example_users, ExampleUsers, *unauthorized, **protected)
-    add("/model", server.model, Models, *unauthorized, response_model_exclude_unset=True, **protected)
+    add("/items", server.items, Items, *unauthorized, parameters=("q", "limit"), **get)
+    add("/examples", server.example_users, ExampleUsers, *unauthorized, **get)
+    add("/model", server.model, Models, *unauthorized, response_model_exclude_unset=True, **get)
     post |= {"openapi_extra": empty, "response_model_exclude_unset": True}
     add("/reload", server.reload, ReloadResult, *body_errors, ConflictError, **post)
-    add("/metrics", server.prometheus, None, *unauthorized, response_class=PlainTextResponse, **protected)
+    add("/metrics", server.prometheus, None, *unauthorized, response_class=PlainTextResponse, **get)
     add("/health", server.health, Status)
     add("/ready", server.ready, Status, OverloadedError)
     schemas: dict[str, Any] = definitions["$defs"]
     return schemas
+
+
+def _parameter_check(allowed: Sequence[str]) -> Callable[[Request], Coroutine[Any, Any, None]]:
+    async def check(request: Request) -> None:
+        check_parameters(request, allowed)
+
+    return check
 
 
 def _request_body(schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +214,6 @@ def _page_headers(assets: str) -> dict[str, str]:
     )
     return {
         "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
 
@@ -203,12 +227,10 @@ def _describe_parameters(error: RequestValidationError) -> str:
     return describe_faults(faults)
 
 
-def _error_response(error: RequestError) -> Response:
-    content = to_json({"error": str(error)})
-    return Response(content, error.status, dict(error.headers), "application/json")
-
-
 async def _http_exception_response(request: Request, error: HTTPException) -> Response:
-    """Answer an unknown path (404) or a wrong method (405)."""
-    content = to_json({"error": f"{request.method} {request.url.path}: {error.detail}"})
+    """Answer an unknown path (404), a path with a slash too many (307) or a wrong method (405)."""
+    name = request.url.path.rstrip("/")
+    if error.status_code == 404 and name != request.url.path and name in {route.path for route in request.app.routes}:
+        return Response(status_code=307, headers={"Location": name})
+    content = to_json({"error": one_line(f"{request.method} {request.url.path}: {error.detail}")})
     return Response(content, error.status_code, error.headers, "application/json")

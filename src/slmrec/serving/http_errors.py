@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from pydantic_core import to_json
+from starlette.responses import Response
+
 
 class RequestError(Exception):
     """Request that cannot be answered; the message is sent to the client."""
@@ -28,6 +31,7 @@ class BodyTimeoutError(RequestError):
     """The body did not arrive in time."""
 
     status = 408
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class ConflictError(RequestError):
@@ -40,12 +44,19 @@ class BodyTooLargeError(RequestError):
     """The body is larger than allowed."""
 
     status = 413
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class UnsupportedMediaTypeError(RequestError):
     """The Content-Type of the body is not application/json."""
 
     status = 415
+
+
+class MisdirectedRequestError(RequestError):
+    """The header Host names a host for which the server does not answer."""
+
+    status = 421
 
 
 class InvalidRequestError(RequestError):
@@ -71,3 +82,8 @@ class OverloadedError(RequestError):
 
     status = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+def error_response(error: RequestError) -> Response:
+    """Return the answer to a request that cannot be answered."""
+    return Response(to_json({"error": str(error)}), error.status, dict(error.headers), "application/json")

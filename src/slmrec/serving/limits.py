@@ -25,8 +25,30 @@ class Limits:
     max_sessions: int = field(
         default=4096, metadata={"help": "maximum number of sessions; the least recently used one is evicted"}
     )
+    max_connections: int = field(
+        default=512,
+        metadata={"help": "maximum number of connections; the one that waits longest for a request is closed first"},
+    )
+    max_header_bytes: int = field(
+        default=1 << 14, metadata={"help": "maximum size of the address and the headers of a request in bytes"}
+    )
+    max_headers: int = field(default=100, metadata={"help": "maximum number of headers of a request"})
+    max_unsent_bytes: int = field(
+        default=1 << 26,
+        metadata={"help": "maximum size of all bodies that are arriving together; the oldest one is given up first"},
+    )
+    max_unread_bytes: int = field(
+        default=1 << 26,
+        metadata={
+            "help": "maximum size of all answers that their clients do not read; the oldest connection is closed first"
+        },
+    )
     timeout_s: float = field(
-        default=10.0, metadata={"help": "seconds after which a request that is still waiting is answered with 503"}
+        default=10.0,
+        metadata={
+            "help": "seconds for a request to arrive, to start to be computed, and for a client to read a part of "
+            "its answer"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -38,4 +60,9 @@ class Limits:
             raise ConfigError(
                 f"--max-waiting is {self.max_waiting}, less than --max-requests {self.max_requests}, so that "
                 "the largest request could never be accepted; raise the first or lower the second"
+            )
+        if self.max_unsent_bytes < self.max_body_bytes:
+            raise ConfigError(
+                f"--max-unsent-bytes is {self.max_unsent_bytes}, less than --max-body-bytes {self.max_body_bytes}, so "
+                "that the largest body could never arrive; raise the first or lower the second"
             )

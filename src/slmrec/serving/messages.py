@@ -16,11 +16,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from slmrec.files import one_line
 from slmrec.serving.limits import Limits
 
 MAX_ID_CHARS = 256
 MAX_SEARCH_RESULTS = 100
 _MAX_FAULTS = 5
+_MAX_SHOWN_CHARS = 50
 _INT64 = 2**63
 ModelName = Literal["student", "teacher"]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
@@ -207,7 +209,8 @@ def _query(limits: Limits) -> type[Query]:
 
 
 def _list(kind: Any, max_length: int, min_length: int = 0) -> Any:
-    return Annotated[list[kind], Field(min_length=min_length, max_length=max_length)]
+    """Return the type of a list; only its first fault is collected, since each takes much more time than a value."""
+    return Annotated[list[kind], Field(min_length=min_length, max_length=max_length, fail_fast=True)]
 
 
 def _tag(value: Any) -> str:
@@ -234,6 +237,8 @@ def _location(parts: tuple[int | str, ...]) -> str:
     for part in parts:
         if isinstance(part, int):
             text += f"[{part}]"
+        elif len(part) > _MAX_SHOWN_CHARS:
+            text += f".{one_line(part, _MAX_SHOWN_CHARS)}..."
         elif part not in {"one", "many", "constrained-str", "constrained-int", "str", "int"}:
-            text += f".{part}" if text else part
-    return text
+            text += f".{one_line(part)}"
+    return text.removeprefix(".")

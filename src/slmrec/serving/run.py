@@ -1,11 +1,16 @@
 """Start of the server: loads the models, listens, and stops on a signal."""
 
 import asyncio
+import contextlib
+import errno
 import gc
 import logging
 import signal
 import socket
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -13,13 +18,19 @@ import uvicorn
 from slmrec.errors import ConfigError
 from slmrec.files import printable
 from slmrec.serving.app import create_app
+from slmrec.serving.connections import Connection, HttpConfig
 from slmrec.serving.examples import read_examples
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
 from slmrec.serving.messages import ModelName
+from slmrec.serving.request_head import AllowedHosts
 from slmrec.serving.server import ServedModel, Server
 
 _GRACE_S = 5
+_BACKLOG = 128
+_SPARE_DESCRIPTORS = 32
+_SECONDS_BETWEEN_WARNINGS = 60.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _LOG = logging.getLogger(__name__)
 
 
@@ -32,10 +43,11 @@ def serve(
     port: int,
     token_file: Path | None,
     examples: Path | None,
+    allowed_hosts: Sequence[str] = (),
     num_threads: int | None,
     device: str | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; requests that were accepted before the signal are answered.
+    """Serve until SIGTERM, SIGINT or SIGHUP; requests that were accepted before the signal are answered.
 
     Args:
         model: Folder of the model to serve.
@@ -45,6 +57,8 @@ def serve(
         port: Port to listen on; 0 chooses a free one.
         token_file: File with the token that requests must send; None disables authentication.
         examples: JSON Lines file of example users for the demo page.
+        allowed_hosts: Names in the header `Host` that are allowed besides localhost and `host`; `*` allows all. It has
+            no effect with a token.
         num_threads: CPU threads of the model; None leaves the choice to PyTorch.
         device: Device of the models, as in `Recommender.from_pretrained`.
 
@@ -61,7 +75,7 @@ def serve(
     if teacher is not None:
         folders["teacher"] = teacher
     models = {name: ServedModel(folder, load(folder, device)) for name, folder in folders.items()}
-    server = Server(models, limits, token, users)
+    server = Server(models, _within_descriptors(limits), token, users, AllowedHosts(host, allowed_hosts))
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         title = printable(server.models["student"].loaded.name)
@@ -69,24 +83,95 @@ def serve(
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             _LOG.warning("serve: everyone who can reach this address can use it; --token-file FILE requires a token")
         gc.freeze()  # the model and its catalogue stay in memory, so garbage collection need not scan them
-        asyncio.run(_run(server, listener))
+        run_until_signalled(HttpServer(server), listener)
     counter = server.counter
     _LOG.info("serve: stopped; %d requests accepted, %d answered", counter.accepted, counter.answered)
 
 
-async def _run(server: Server, listener: socket.socket) -> None:
-    config = uvicorn.Config(
-        create_app(server),
-        http="httptools",
-        lifespan="on",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=int(server.limits.timeout_s) + _GRACE_S,
-    )
+class HttpServer(uvicorn.Server):
+    """HTTP server of one application, with bounded connections and a quiet log.
+
+    Clients cannot fill the log: what they send wrongly is answered and not logged.
+    """
+
+    def __init__(self, server: Server) -> None:
+        config = HttpConfig(
+            create_app(server),
+            server.limits,
+            lifespan="on",
+            access_log=False,
+            log_level="error",
+            server_header=False,
+            proxy_headers=False,
+            headers=[("x-content-type-options", "nosniff")],
+            backlog=_BACKLOG,  # also the number of connections that asyncio accepts at once
+            timeout_graceful_shutdown=int(server.limits.timeout_s) + _GRACE_S,
+        )
+        super().__init__(config)
+        self._warned_at = -_SECONDS_BETWEEN_WARNINGS
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._handle_exception)
+        expiry = asyncio.create_task(self._expire_connections())
+        try:
+            await super()._serve(sockets)
+        finally:
+            expiry.cancel()
+
+    async def _expire_connections(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.expire()
+
+    def _handle_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, ConnectionError):  # a client left
+            return
+        if not (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_at = loop.time()
+            _LOG.warning(
+                "serve: a connection cannot be accepted (%s); it waits until others are closed. Lower "
+                "--max-connections or raise the limit of the system (ulimit -n)",
+                error.strerror,
+            )
+
+
+def run_until_signalled(http_server: HttpServer, listener: socket.socket) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP; SIGHUP is ignored if the process was started so, as `nohup` does."""
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has stopped
         signal.signal(number, lambda *_: None)
-    await uvicorn.Server(config).serve(sockets=[listener])
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, http_server.handle_exit)
+    asyncio.run(http_server.serve(sockets=[listener]))
+
+
+def _within_descriptors(limits: Limits) -> Limits:
+    """Raise the number of files that the process may open to what the limits need, or lower the limits."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return limits
+    num_others = sum(1 for _ in Path("/dev/fd").iterdir()) + _BACKLOG + _SPARE_DESCRIPTORS
+    needed = limits.max_connections + num_others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return limits
+    highest = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        soft = highest
+    if soft >= needed:
+        return limits
+    possible = max(1, soft // 4, soft - num_others)
+    _LOG.warning(
+        "serve: at most %d connections instead of %d, since the process may open only %d files (ulimit -n)",
+        *(possible, limits.max_connections, soft),
+    )
+    return replace(limits, max_connections=possible)
 
 
 def _read_token(path: Path) -> str:
@@ -102,7 +187,7 @@ def _read_token(path: Path) -> str:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from None

@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from slmrec.files import one_line
 from slmrec.serving.admission import Admission
 from slmrec.serving.batching import Batcher
 from slmrec.serving.engine import Engine, Result
@@ -38,7 +39,8 @@ from slmrec.serving.messages import (
 )
 from slmrec.serving.metrics import Metrics
 from slmrec.serving.reload import Reloader
-from slmrec.serving.request_body import cancel_on_disconnect, read_json_body
+from slmrec.serving.request_body import Bodies, cancel_on_disconnect, check_json
+from slmrec.serving.request_head import AllowedHosts, QueryInteger, check_parameters
 
 _RELOAD_ADAPTER: TypeAdapter[Any] = TypeAdapter(ReloadRequest)
 _MAX_SEARCH_CHARS = 200
@@ -68,6 +70,8 @@ class Server:
     limits: Limits
     token: str | None = None
     examples: Sequence[Example] = ()
+    hosts: AllowedHosts = field(default_factory=AllowedHosts)
+    """Hosts that a request may be meant for; not checked if there is a token."""
     counter: RequestCounter = field(default_factory=RequestCounter)
 
     def __post_init__(self) -> None:
@@ -80,6 +84,7 @@ class Server:
         }
         self._reloaders = {name: Reloader(self.engines[name], served.folder) for name, served in self.models.items()}
         self._admission = Admission(self.limits.max_waiting)
+        self._bodies = Bodies(self.limits)
         self.metrics = Metrics(self.engines, lambda: self._admission.num_waiting)
         self.request_adapter = request_adapter(self.limits)
 
@@ -110,30 +115,35 @@ class Server:
         started = time.perf_counter()
         await self.check_token(request)
         model = self._model_of(request)
-        with self._admission.reserve(1):  # before the body is read, so that a rejected request costs little
-            queries, is_many = self._parse(await read_json_body(request, self.limits))
-            with self._admission.reserve(len(queries) - 1):
-                self.counter.accepted += 1
-                try:
-                    work = self._batchers[model].submit(queries, self.limits.timeout_s)
-                    results = await cancel_on_disconnect(request, work)
-                except RequestError:
-                    self.counter.answered += 1
-                    raise
+        self._admission.check()  # before the body is read, so that a rejected request costs little
+        queries, is_many = self._parse(await self._bodies.read_json(request))
+        with self._admission.reserve(len(queries)):
+            self.counter.accepted += 1
+            try:
+                work = self._batchers[model].submit(queries, self.limits.timeout_s)
+                results = await cancel_on_disconnect(request, work)
+            except RequestError:
                 self.counter.answered += 1
+                raise
+            self.counter.answered += 1
         self.metrics.observe_results(results)
         time_ms = 1e3 * (time.perf_counter() - started)
-        answers = [result.to_answer(model, time_ms) for result in results]
-        return Response(to_json({"answers": answers} if is_many else answers[0]), media_type="application/json")
+        answers: list[bytes] = []
+        for result in results:
+            if answers:
+                await asyncio.sleep(0)  # a large answer must not hold up others
+            answers.append(to_json(result.to_answer(model, time_ms)))
+        content = b'{"answers":[' + b",".join(answers) + b"]}" if is_many else answers[0]
+        return Response(content, media_type="application/json")
 
     def _model_of(self, request: Request) -> ModelName:
-        name = request.query_params.get("model", "student")
+        name = check_parameters(request, ["model"]).get("model", "student")
         for served in self.models:
             if name == served:
                 return served
         if name == "teacher":
             raise InvalidRequestError("no teacher is served; start the server with --teacher DIR")
-        raise InvalidRequestError(f"model is {name[:50]!r}, expected student or teacher")
+        raise InvalidRequestError(f"model is {one_line(name, 50)!r}, expected student or teacher")
 
     def _parse(self, body: bytes) -> tuple[list[Query], bool]:
         parsed = _validate(self.request_adapter, body)
@@ -141,12 +151,16 @@ class Server:
 
     async def items(
         self,
-        q: Annotated[str, fastapi.Query(description="words of the title, or an item id")] = "",
-        limit: Annotated[int, fastapi.Query(description="maximum number of items", ge=1, le=MAX_SEARCH_RESULTS)] = 10,
+        q: Annotated[
+            str, fastapi.Query(description="words of the title, or an item id", max_length=_MAX_SEARCH_CHARS)
+        ] = "",
+        limit: Annotated[
+            QueryInteger, fastapi.Query(description="maximum number of items", ge=1, le=MAX_SEARCH_RESULTS)
+        ] = 10,
     ) -> dict[str, Any]:
         """Find the items whose title or id contains all words of `q`, most popular first."""
         active = self.engines["student"].active
-        matches = active.titles.find(q[:_MAX_SEARCH_CHARS], limit)
+        matches = active.titles.find(q, limit)
         return {"items": [active.catalogue.described(item) for item in matches]}
 
     async def example_users(self) -> dict[str, Any]:
@@ -167,7 +181,7 @@ class Server:
 
     async def reload(self, request: Request) -> dict[str, Any]:
         """Load the model folders again if their files changed; the previous models serve until then."""
-        _validate(_RELOAD_ADAPTER, await read_json_body(request, self.limits))
+        _validate(_RELOAD_ADAPTER, await self._bodies.read_json(request))
         outcomes: dict[str, str] = {}
         for name, reloader in self._reloaders.items():
             try:
@@ -194,9 +208,10 @@ class Server:
 
 
 def _validate(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    check_json(body)
     try:
         return adapter.validate_json(body)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
         is_malformed = any(fault["type"] == "json_invalid" for fault in faults)
         raise (MalformedJsonError if is_malformed else InvalidRequestError)(describe_faults(faults)) from None
