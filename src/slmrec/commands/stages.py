@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _STUDIES = (
-    ("ablate", "train variants of the student with several seeds, all from one teacher"),
+    ("ablate", "train variants of the student, or controls of its language, and compare them"),
     ("cold", "withhold items from training, and rank them by what their texts say"),
     ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
 )
@@ -46,6 +46,14 @@ def add_parser(subparsers: Any) -> None:
         study = _add(subparsers, name, text)
         if name != "depth":
             add_split_option(study)
+        if name == "ablate":
+            study.add_argument(
+                "--what",
+                choices=("distillation", "language"),
+                default="distillation",
+                help="variants of the student's loss (default), or controls that say whether text, pretraining and "
+                "distillation pay",
+            )
         if name == "cold":
             study.add_argument("--share", metavar="X", help="share of the items to withhold; the same as cold.share=X")
 
@@ -59,10 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
         (plan if options.dry_run else run_pipeline)(config, options.output, options.force)
     elif options.command == "ablate":
-        from slmrec.studies.ablate import ablate
-
-        with run_locked(options.output):
-            ablate(config, options.output, options.force, options.split)
+        _ablate(options, config)
     elif options.command == "cold":
         from slmrec.studies.cold import cold
 
@@ -77,6 +82,15 @@ def run(options: argparse.Namespace) -> None:
             write_report(options.output, always=True)
     else:
         _run_stage(options, config)
+
+
+def _ablate(options: argparse.Namespace, config: "Config") -> None:
+    if options.what == "language":
+        from slmrec.studies.language.study import study_language as study
+    else:
+        from slmrec.studies.ablate import ablate as study
+    with run_locked(options.output):
+        study(config, options.output, options.force, options.split)
 
 
 def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:

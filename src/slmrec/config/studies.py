@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from slmrec.config.item_text import ItemTextConfig
 from slmrec.config.section import Section, check
 
 PROTOCOLS = r"full_history_excluded|full|sampled_[1-9]\d*"
@@ -57,20 +58,34 @@ class EvaluateConfig(Section):
 
 
 class AblateConfig(Section):
-    """Variants of the distillation, side by side; read by `slmrec ablate` alone."""
+    """Variants of the distillation, or controls of the language, side by side; read by `slmrec ablate` alone.
+
+    `--what distillation` reads `variants`, `seeds` and `baseline`; `--what language` reads `seeds`, `item_text` and
+    `cold`.
+    """
 
     variants: dict[str, dict[str, Any]] | None = None
     """Variants by name, each with the settings of distill that it changes: `{distill.weights.kl: 0}`. null: the recipe
     itself as `full`, the recipe without each of its terms, with cross-entropy alone, and in the other mode (online
     or offline). Source: ablation of the losses in SLMRec."""
     seeds: tuple[int, ...] = Field((42, 1, 2), min_length=1)
-    """Seeds with which each variant is distilled; all share one teacher."""
+    """Seeds with which each variant is distilled; all share one teacher. With `--what language` everything is trained
+    with each of them, by default with the seed of the run alone."""
     baseline: str = "full"
     """Variant with which the others are compared."""
+    item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)
+    """Further item texts that are compared with those of the recipe, by name."""
+    cold: bool = True
+    """Rank withheld items, too, which trains each model that differs by its text once more."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblateConfig":
         check(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}; name each seed once")
+        for name in self.item_text:
+            check(
+                re.fullmatch(r"[A-Za-z_][\w-]*", name) is not None,
+                f"item_text has {name!r}: names are folders; use letters, digits, '_' and '-', beginning with a letter",
+            )
         names = ["full"] if self.variants is None else list(self.variants)
         check(self.baseline in names, f"baseline is {self.baseline!r}, which is not a variant; choose from {names}")
         for name, changes in (self.variants or {}).items():

@@ -121,6 +121,15 @@ def run_step(
     return target
 
 
+def fingerprint_of(step: Step, config: Config, output: Path) -> str:
+    """Return the hash of everything that the result of a step depends on, given the finished steps that it reads.
+
+    Raises:
+        CheckpointError: One of these is missing or out of date.
+    """
+    return _fingerprint(step, config, {name: _current(output, name) for name in step.stage.reads(config)})
+
+
 def pending_steps(steps: Iterable[Step], config: Config, output: Path, force: bool) -> list[Step]:
     """Return the steps that would be executed: those that are not done, and all that read one of them."""
     pending: list[Step] = []

@@ -21,6 +21,7 @@ from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
 from slmrec.report.examples import examples
 from slmrec.report.groups import groups
+from slmrec.report.language import language
 from slmrec.report.parts import READ_FAULTS, Chart, Finding, Grid, Section
 from slmrec.report.pictures import inline_svg, svg_of, write_png
 from slmrec.report.provenance import data, steps_and_settings
@@ -32,7 +33,7 @@ from slmrec.version import __version__
 _LOG = logging.getLogger(__name__)
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     *(steps_and_settings, models, efficiency, groups, examples),
-    *(training, depth, ablations, data),
+    *(training, depth, ablations, language, data),
 )
 _MARK = "report.json"
 """File that identifies a folder of plots and tables of a report."""
@@ -58,7 +59,7 @@ def report(output: Path, file: Path | None = None) -> Path:
         raise ConfigError(f"{file}: the report is an HTML page; give --output NAME.html")
     run = open_run(output)
     folder = _folder_of(file)
-    sections = [make(run) for make in SECTIONS]
+    sections = [section for make in SECTIONS if (section := make(run)).blocks]
     svgs = {block.numbers.name: svg_of(block) for block in _files(sections) if isinstance(block, Chart)}
     page = _rendered(run, sections, svgs, folder)
     with target_locked(folder, WAIT_S):

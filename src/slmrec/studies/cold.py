@@ -24,6 +24,7 @@ from slmrec.config import BASELINES, Config
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import ConfigError, DataError
 from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
+from slmrec.folders import read_record
 from slmrec.models.folder import load_recommender
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.stage import Task, run_step
@@ -52,10 +53,13 @@ def cold(
     force: bool = False,
     split: Literal["valid", "test"] = "valid",
     run: RunStep = run_step,
+    *,
+    shown: bool = True,
 ) -> Content:
     """Train the models of a run without some items, rank these items, and write `OUT/cold/cold.json` and `cold.md`.
 
-    The run itself is completed first, as far as needed. Finished steps are skipped.
+    The run itself is completed first, as far as needed. Finished steps are skipped. Without `prepare.input`, the data
+    set of the run is used as it is.
 
     Args:
         config: The recipe, with its section `cold`.
@@ -63,6 +67,7 @@ def cold(
         force: Redo finished steps.
         split: Split whose held-out items are ranked.
         run: Function that executes the steps of the pipeline.
+        shown: Print the table and the sentences.
 
     Returns:
         The content of `cold.json`.
@@ -78,14 +83,15 @@ def cold(
         )
     planned, altered = training_steps(config), output / RUN
     for step in planned:
-        run(step, config, output, force)
+        if not (step.stage.name == "prepare" and uses_prepared(config, output)):
+            run(step, config, output, force)
     run(_withholding(output), config, altered, force, build=partial(withhold_items, source=output / "prepare"))
     for step in planned[1:]:
         run(step, config, altered, force, build=partial(build_with_rows, step=step))
     folder = output / FOLDER / split
     build = partial(rank_cold_items, split=split)
     run_step(_ranking(config, altered), config, output, force, target=folder, build=build)
-    return report(output / FOLDER, folder, config, split)
+    return report(output / FOLDER, folder, config, split, shown=shown)
 
 
 def training_steps(config: Config) -> list[Step]:
@@ -93,6 +99,11 @@ def training_steps(config: Config) -> list[Step]:
     models = config.evaluate.models
     omitted = {"evaluate"} if models is None or "student" in models else {"evaluate", "distill"}
     return [step for step in steps(config) if step.stage.name not in omitted]
+
+
+def uses_prepared(config: Config, output: Path) -> bool:
+    """Return whether the data set of a run is taken as it is, since the settings name no log."""
+    return config.prepare.input is None and read_record(output / "prepare").get("done", False)
 
 
 def _withholding(output: Path) -> Step:

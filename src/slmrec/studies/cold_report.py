@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from slmrec.config import Config
 from slmrec.evaluation.metrics import Floats, user_metrics
@@ -16,7 +15,7 @@ from slmrec.evaluation.statistics import CONFIDENCE, Ratio, compare_means, compa
 from slmrec.files import write_atomically
 from slmrec.studies.compare import numbers
 from slmrec.studies.evaluated import SPLIT_NAMES, label
-from slmrec.studies.tables import markdown_table, show_table
+from slmrec.studies.tables import markdown_table, show_sentences, show_table
 
 _LOG = logging.getLogger(__name__)
 PROTOCOL = "full_history_excluded"
@@ -36,14 +35,15 @@ Values = dict[str, dict[str, Floats]]
 """(num_users,) values of a metric, by model and by `TRAINED`, `WITHHELD` or `FLOOR`."""
 
 
-def report(output: Path, folder: Path, config: Config, split: str) -> Content:
-    """Write `cold.json` and `cold.md`, and show the table and the sentences.
+def report(output: Path, folder: Path, config: Config, split: str, *, shown: bool = True) -> Content:
+    """Write `cold.json` and `cold.md`.
 
     Args:
         output: `OUT/cold`.
         folder: Folder with the ranks of the split.
         config: The recipe.
         split: Split whose held-out items were ranked.
+        shown: Print the table and the sentences.
 
     Returns:
         The content of `cold.json`.
@@ -53,10 +53,9 @@ def report(output: Path, folder: Path, config: Config, split: str) -> Content:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with write_atomically(output / "cold.md") as temporary:
         temporary.write_text(_markdown(content), encoding="utf-8")
-    show_table(title_of(content), COLUMNS, rows_of(content))
-    console = Console(width=max(Console().width, 118), markup=False, highlight=False)
-    for sentence in content["sentences"]:
-        console.print(sentence)
+    if shown:
+        show_table(title_of(content), COLUMNS, rows_of(content))
+        show_sentences(content["sentences"])
     _LOG.info("cold: written to %s and %s", output / "cold.md", output / "cold.json")
     return content
 

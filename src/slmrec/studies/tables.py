@@ -20,6 +20,13 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console.print(table)
 
 
+def show_sentences(sentences: Iterable[str]) -> None:
+    """Print sentences, each on lines of its own."""
+    console = Console(width=max(Console().width, MIN_WIDTH), markup=False, highlight=False)
+    for sentence in sentences:
+        console.print(sentence)
+
+
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown.
 

@@ -1,0 +1,1 @@
+"""Whether text, pretraining and distillation pay on a log: controls, slices and cold items."""
