@@ -55,7 +55,7 @@ def test_notebooks_and_files_get_occasional_log_lines(
     times = iter([0.0, 10.0, 35.0, 40.0, 70.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
     run_loop()
-    assert caplog.messages == ["evaluate: users: 500 of 1,000", "evaluate: users: 1,000 of 1,000"]
+    assert caplog.messages == ["evaluate: users: 500 of 1,000, about 35 s left", "evaluate: users: 1,000 of 1,000"]
     assert not stream.getvalue()
     assert not recwarn
 

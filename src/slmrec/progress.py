@@ -44,7 +44,8 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
 
 
 def _log_lines(description: str, total: int | None) -> Callable[[int], None]:
-    done, last = 0, time.monotonic()
+    done, start = 0, time.monotonic()
+    last = start
 
     def advance(steps: int) -> None:
         nonlocal done, last
@@ -52,6 +53,18 @@ def _log_lines(description: str, total: int | None) -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            _LOG.info("%s: %s", description, f"{done:,}" if total is None else f"{done:,} of {total:,}")
+            _LOG.info("%s: %s", description, f"{done:,}" if total is None else _estimate(done, total, now - start))
 
     return advance
+
+
+def _estimate(done: int, total: int, seconds: float) -> str:
+    """Return the progress and the time left, given the seconds so far.
+
+    Example:
+        >>> _estimate(500, 2000, 60), _estimate(9, 10, 90)
+        ('500 of 2,000, about 3 min left', '9 of 10, about 10 s left')
+    """
+    left = seconds * (total - done) / max(done, 1)
+    shown = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
+    return f"{done:,} of {total:,}" + (f", about {shown} left" if done < total else "")

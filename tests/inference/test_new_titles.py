@@ -16,10 +16,12 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.config import ItemTextConfig
 from slmrec.data.dataset import Dataset
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
 from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_titles, text_columns
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextReader
+from slmrec.models.text.sources import read_texts
 from slmrec.models.text.whitening import whitened
 
 TITLES = [f"Thing number {n} in {'red' if n % 2 else 'blue'}" for n in range(NUM_ITEMS)]
@@ -142,3 +144,50 @@ def test_readers_of_another_model_are_refused(folder: Path, tmp_path: Path, caps
         assert main(["recommend", "--model", str(broken), "--history", "i01"]) == 2
         said = capsys.readouterr().err
         assert READERS in said and message in said and said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def words_folder(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a mixture of two models that read words of titles and brands."""
+    settings = ItemTextConfig(template="{title} {brand}", num_components=5)
+    texts = [f"{title} brand{number % 3}" for number, title in enumerate(TITLES)]
+    found = read_texts(settings, texts)
+    white, parts = whitened(found.values, settings), {"one": MODELS["titles"](), "two": MODELS["titles"]()}
+    model = Ensemble.of(parts, {"one": 0.7, "two": 0.3}).eval()
+    for text in model.text_maps().values():
+        text.vectors.copy_(white.vectors)
+        text.reader = TextReader(settings, white.mean.clone(), white.axes.clone(), found.words)
+    path = tmp_path_factory.mktemp("words")
+    save_recommender(model, tiny_dataset, path, "tiny", {})
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_new_items_are_read_by_the_columns_of_the_template(words_folder: Path, tmp_path: Path, form: str) -> None:
+    (tmp_path / "new.jsonl").write_text(
+        json.dumps({"item_id": "twin", "title": TITLES[21], "brand": "brand0"})
+        + "\n"
+        + json.dumps({"item_id": "untitled", "brand": "brand1"})
+    )
+    (tmp_path / "new.csv").write_text(f"item_id,title,brand\ntwin,{TITLES[21]},brand0\nuntitled,,brand1\n")
+    where = ["--items", str(tmp_path / f"new.{form}"), "--output", str(tmp_path / "more")]
+    assert main(["items", "add", "--model", str(words_folder), *where]) == 0
+    rows = [item_rows(load_recommender(folder)[0]) for folder in (words_folder, tmp_path / "more")]
+    texts = text_columns(load_recommender(words_folder)[0])
+    torch.testing.assert_close(rows[1][-2][texts], rows[0][22][texts], rtol=1e-3, atol=1e-3)
+    assert rows[1][-1][texts].any() and rows[1][-1].isfinite().all()
+
+
+def test_texts_without_a_known_word_are_refused(
+    words_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(words_folder, [{"item_id": "new", "title": "äöü"}], tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "has only a title or brand" in said and "no part of 'äöü' occurs in the texts of the known items" in said
+
+
+def test_equal_readers_of_a_folder_are_stored_once(words_folder: Path) -> None:
+    tensors = load_file(words_folder / READERS)
+    readers = [text.reader for text in load_recommender(words_folder)[0].text_maps().values()]
+    assert len(readers) == 2 and len(tensors) == 6
+    assert readers[0] is not None and readers[1] is not None and readers[0].reads_like(readers[1])

@@ -25,7 +25,7 @@ from slmrec.models.folder import (
     replace_vocabulary,
     save_folder,
 )
-from slmrec.models.item_tables import item_rows, rows_of_titles, text_columns
+from slmrec.models.item_tables import item_rows, rows_of_texts, text_columns, text_columns_of_items
 from slmrec.models.model import Model, append_items
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
         model: A model folder.
         items: A table with `item_id`, optionally `title`, and for each item one of: `vector` (its row of `item_rows`,
             with or without the columns of text vectors), `like` (a list of known item ids, whose rows are averaged), or
-            a title alone, for a model that reads titles.
+            the columns of its text alone (`title`, unless the model's template names others), for a model that reads
+            texts.
         output: A new folder; None: the folder of the model is replaced.
 
     Raises:
@@ -62,12 +63,14 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with model_locked(target):
         recommender, vocabulary = load_recommender(model)
-        rows = _read(items)
+        columns = text_columns_of_items(recommender)
+        rows = _read(items, columns)
         new_ids = _new_ids(items, rows, vocabulary)
         known = _Known(item_rows(recommender), text_columns(recommender), _numbers(vocabulary))
-        vectors = [None if _has_title_only(row) else _vector(items, row, known) for row in rows]
-        from_titles = iter(_read_titles(items, [row for row in rows if _has_title_only(row)], recommender))
-        append_items(recommender, torch.stack([next(from_titles) if vector is None else vector for vector in vectors]))
+        vectors = [None if _has_text_only(row, columns) else _vector(items, row, known) for row in rows]
+        with_text_only = [row for row, vector in zip(rows, vectors, strict=True) if vector is None]
+        from_texts = iter(_read_texts(items, with_text_only, columns, recommender))
+        append_items(recommender, torch.stack([next(from_texts) if vector is None else vector for vector in vectors]))
         extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
         with folder_in_place(target, replaced=target == model.resolve()) as folder:
             shutil.copytree(
@@ -161,20 +164,22 @@ def _converted(path: Path, item_id: Any, id_type: pa.DataType) -> Any:
         ) from None
 
 
-def _has_title_only(row: dict[str, Any]) -> bool:
-    return row.get("vector") is None and row.get("like") is None and bool(str(row.get("title") or "").strip())
+def _has_text_only(row: dict[str, Any], columns: tuple[str, ...]) -> bool:
+    if row.get("vector") is not None or row.get("like") is not None:
+        return False
+    return any(str(row.get(name) or "").strip() for name in columns)
 
 
-def _read_titles(path: Path, rows: Rows, model: Model) -> Tensor:
-    """Return the item rows (n, R) of items that have only a title."""
+def _read_texts(path: Path, rows: Rows, columns: tuple[str, ...], model: Model) -> Tensor:
+    """Return the item rows (n, R) of items that have only a text."""
     if not rows:
         return torch.zeros(0)
     try:
-        return rows_of_titles(model, [str(row["title"]) for row in rows])
+        return rows_of_texts(model, {name: [row.get(name) for row in rows] for name in columns}, len(rows))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path}: item {rows[0]['item_id']!r} has only a title ({len(rows)} such items in all), which cannot be "
-            f"read: {error}; give vector or like"
+            f"{path}: item {rows[0]['item_id']!r} has only a {' or '.join(columns)} ({len(rows)} such items in all), "
+            f"which cannot be read: {error}; give vector or like"
         ) from None
 
 
@@ -224,12 +229,12 @@ def _extended(vocabulary: Vocabulary, new_ids: pa.Array, titles: list[Any]) -> V
     )
 
 
-def _read(path: Path) -> Rows:
-    """Return the rows of a table; lists in a csv file are JSON."""
+def _read(path: Path, columns: tuple[str, ...] = ()) -> Rows:
+    """Return the rows of a table; lists in a csv file are JSON, and some columns are texts."""
     if path.suffix not in _FORMATS:
         raise DataError(f"{path}: items are read from {', '.join(_FORMATS)}; got {path.suffix or 'no suffix'!r}")
     try:
-        rows = _rows(path)
+        rows = _rows(path, columns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (pa.ArrowInvalid, ValueError) as error:
@@ -241,13 +246,13 @@ def _read(path: Path) -> Rows:
     return rows
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path, columns: tuple[str, ...]) -> Rows:
     if path.suffix == ".parquet":
         table: Rows = pq.read_table(path).to_pylist()
         return table
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    texts = dict.fromkeys(("item_id", "title", "vector", "like"), pa.string())
+    texts = dict.fromkeys(("item_id", "title", "vector", "like", *columns), pa.string())
     options = pa_csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
     rows: Rows = pa_csv.read_csv(path, convert_options=options).to_pylist()
     lists = ("vector", "like")

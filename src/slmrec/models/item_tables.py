@@ -41,7 +41,8 @@ def rows_of_texts(
     """Return rows (n, R), as in `item_rows`, of new items of which only the texts are known.
 
     Texts are made and read in the way of the known items. Learned vectors are taken from the `num_similar` known items
-    with the most similar texts, by the cosine of the text vectors in the first table of texts: see `blended`.
+    with the most similar texts, by the cosine of the text vectors in the first table in which a new item has a text:
+    see `blended`.
 
     Args:
         model: A model that reads texts.
@@ -50,33 +51,49 @@ def rows_of_texts(
         num_similar: Number of known items whose learned vectors are blended.
 
     Raises:
-        CheckpointError: The model reads no texts, its folder does not say how, or the source cannot be found.
+        CheckpointError: The model reads no texts, its folder does not say how, the source cannot be found, or it knows
+            no word of a text.
     """
     tables = model.item_tables()
     readers = [_reader(table.text) for table in tables if table.text is not None]
     if not readers:
         raise CheckpointError("the model reads no titles")
-    vectors = []
-    read: list[tuple[TextReader, Tensor]] = []
-    for reader in readers:
-        states = next((values for earlier, values in read if earlier.reads_like(reader)), None)
-        if states is None:
-            texts = item_texts(reader.settings, columns, num)
-            states = read_texts(reader.settings, texts, reader.words).values[1:]
-            read.append((reader, states))
-        vectors.append(reader.project(states))
-    known = next(table.values for table in tables if table.text is not None)
-    similar = most_similar(known, vectors[0], num_similar)
+    vectors = [reader.project(values) for reader, values in zip(readers, _read(readers, columns, num), strict=True)]
+    known = [table.values for table in tables if table.text is not None]
+    similar = _most_similar_by_first_text(known, vectors, num_similar)
+    if (unread := (similar == 0).any(dim=1).nonzero()[:, 0]).numel():
+        text = item_texts(readers[0].settings, columns, num)[int(unread[0])]
+        raise CheckpointError(f"no part of {text!r} occurs in the texts of the known items")
     remaining = iter(vectors)
     return torch.cat(
         [blended(table.values, similar) if table.text is None else next(remaining) for table in tables], dim=1
     )
 
 
-def text_columns_of_items(model: Model) -> set[str]:
-    """Return the names of the columns of which the texts of the model's items are made."""
-    readers = [text.reader for text in model.text_maps().values()]
-    return {name for reader in readers if reader is not None for name in reader.settings.columns}
+def text_columns_of_items(model: Model) -> tuple[str, ...]:
+    """Return the names of the columns of which the texts of the model's items are made; `title` if it reads none."""
+    readers = [text.reader for text in model.text_maps().values() if text.reader is not None]
+    return tuple(dict.fromkeys(name for reader in readers for name in reader.settings.columns)) or ("title",)
+
+
+def _read(readers: list[TextReader], columns: Mapping[str, Sequence[Any]], num: int) -> list[Tensor]:
+    """Return the vectors (n, H) of the source of each reader; readers of one source share them."""
+    read: list[tuple[TextReader, Tensor]] = []
+    for reader in readers:
+        values = next((values for earlier, values in read if earlier.reads_like(reader)), None)
+        if values is None:
+            values = read_texts(reader.settings, item_texts(reader.settings, columns, num), reader.words).values[1:]
+        read.append((reader, values))
+    return [values for _, values in read]
+
+
+def _most_similar_by_first_text(known: list[Tensor], new: list[Tensor], num: int) -> Tensor:
+    """Return `most_similar` items (n, num) by the first table in which a new item has a vector; 0: there is none."""
+    similar = torch.zeros(len(new[0]), 0, dtype=torch.int64)
+    for table, vectors in zip(known, new, strict=True):
+        found = most_similar(table, vectors, num).masked_fill(~vectors.any(dim=1, keepdim=True), 0)
+        similar = found if not similar.numel() else torch.where(similar == 0, found[:, : similar.shape[1]], similar)
+    return similar
 
 
 def _reader(text: TitleMap) -> TextReader:

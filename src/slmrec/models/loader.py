@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -88,11 +89,20 @@ def _write_readers(model: Model, folder: Path) -> None:
     readers = {name: text.reader for name, text in model.text_maps().items() if text.reader is not None}
     if readers:
         tensors: dict[str, Tensor] = {}
-        settings = {}
+        copies: dict[str, str] = {}  # members of an ensemble often read the same texts
         for name, reader in readers.items():
-            tensors |= {f"{name}.{part}": values for part, values in reader.tensors().items()}
-            settings[name] = reader.settings.model_dump(mode="json", exclude_defaults=True)
-        _write(tensors, folder / _READERS, readers=json.dumps(settings))
+            for part, values in reader.tensors().items():
+                equal = next((other for other, stored in tensors.items() if _is_same(stored, values)), None)
+                if equal is None:
+                    tensors[f"{name}.{part}"] = values
+                else:
+                    copies[f"{name}.{part}"] = equal
+        settings = {name: reader.settings.model_dump(mode="json") for name, reader in readers.items()}
+        _write(tensors, folder / _READERS, readers=json.dumps(settings), copies=json.dumps(copies))
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _read_readers(model: Model, path: Path) -> None:
@@ -100,6 +110,8 @@ def _read_readers(model: Model, path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             settings = json.loads(file.metadata()["readers"])
+            copies = json.loads(file.metadata().get("copies", "{}"))
+        tensors |= {copy: tensors[name] for copy, name in copies.items()}
         for name, values in settings.items():
             own = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
             reader = TextReader.of(ItemTextConfig.model_validate(values), own)

@@ -13,6 +13,7 @@ from slmrec.config import Config, ItemTextConfig
 from slmrec.config.item_text import MINILM
 from slmrec.data.dataset import Dataset
 from slmrec.data.item_vectors import read_item_vectors
+from slmrec.data.vectors_by_id import read_vectors_by_id
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import write_atomically
 from slmrec.models.backbone import cache_folder, content_of
@@ -46,7 +47,7 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
         return None
     settings, where = config.item_text[name], f"item_text.{name}"
     if settings.reads_file:
-        vectors = TextVectors(read_item_vectors(Path(settings.source), dataset.num_items))
+        vectors = TextVectors(_vectors_of_file(Path(settings.source), dataset))
     else:
         texts = _texts(settings, where, dataset)
         if not any(texts):
@@ -62,6 +63,12 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
     white = whitened(vectors.values, settings)
     reader = TextReader(settings, white.mean, white.axes, vectors.words)
     return ItemText(_shuffled(white.vectors, settings.seed) if settings.shuffled else white.vectors, reader)
+
+
+def _vectors_of_file(path: Path, dataset: Dataset) -> torch.Tensor:
+    if path.suffix == ".parquet":
+        return read_vectors_by_id(path, dataset.item_ids)
+    return read_item_vectors(path, dataset.num_items)
 
 
 def _texts(settings: ItemTextConfig, where: str, dataset: Dataset) -> list[str]:

@@ -54,7 +54,8 @@ class TextReader(NamedTuple):
         """Whether the source gives the same vectors by both recipes, before whitening."""
         ignored = {"whitening", "power", "eps", "shuffled", "required", "num_components"}
         mine, its = (reader.settings.model_dump(exclude=ignored) for reader in (self, other))
-        return mine == its and self.words is other.words
+        tensors = zip(self.words or (), other.words or (), strict=True)
+        return mine == its and all(part is same for part, same in tensors)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return the text vectors (n, C) of vectors (n, H) of the source; zero rows stay zero."""
