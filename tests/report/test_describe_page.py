@@ -53,7 +53,7 @@ def test_the_text_has_the_figures(timed: Path, capsys: pytest.CaptureFixture[str
         "duplicates (same user, item and time)": "0",
         "first event (UTC)": "2023-11-14",
         "last event (UTC)": "2024-01-03",
-        "unit of the times, by their magnitude": "milliseconds",
+        "unit of the times": "seconds",
         "events at the time of the one before or after": "0 %",
         "split": "leave_one_out",
         "train events": "1,120",

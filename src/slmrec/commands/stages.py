@@ -19,7 +19,7 @@ _STUDIES = (
     ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
 )
 FORMATS = """
-The format is recognised by the content (plain, .gz or .zst; a file, or a folder of parts):
+The format is recognised by the content (plain, .gz, .zst or .zip; a file, or a folder of parts):
   Amazon reviews 2014, 2018 and 2023   JSON lines (2014 also as Python literals), and files of ratings only
   MovieLens 100K, 1M, 20M and newer    u.data, ratings.dat, ratings.csv
   RecBole                              .inter

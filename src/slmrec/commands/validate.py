@@ -12,7 +12,7 @@ from slmrec.config.load import load_config
 from slmrec.data.engine import connected, value
 from slmrec.data.logs.read import Events, read_events
 from slmrec.data.logs.row_errors import RowError, counts
-from slmrec.data.logs.times import date, time_unit
+from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
 from slmrec.errors import DataError
 from slmrec.files import printable
 
@@ -70,11 +70,10 @@ def _statistics(log: Events, min_user_events: int) -> dict[str, Any]:
     }
     if times["first"] is None:
         return statistics | {"times": "none"}
-    unit = time_unit(max(abs(time) for time in times.values()))
-    statistics |= {f"{end} time (UTC, if in {unit})": date(time, unit, "s") for end, time in times.items()}
-    smallest = value((events.timestamp > 0).ifelse(events.timestamp, None).min())
-    if smallest is not None and time_unit(smallest) != unit:
-        statistics["warning"] = f"the smallest time, {smallest}, looks like {time_unit(smallest)}: are the units mixed?"
+    statistics |= {f"{end} time (UTC)": date(time, "s", "s") for end, time in times.items()}
+    unit = stored_unit(events)
+    if unit is not None:
+        statistics["unit of the times"] = UNIT_NAMES[unit]
     return statistics
 
 

@@ -15,6 +15,9 @@ from slmrec.errors import ConfigError
 from slmrec.files import one_line, read_text
 from slmrec.recipes import find_recipe
 
+_NOT_YAML = ("%", ",")
+"""Beginnings of values that YAML would refuse, such as `%d.%m.%Y`; they are text."""
+
 
 def load_config(source: Path | str | None, overrides: list[str]) -> Config:
     """Read a YAML file, or a recipe by its name, and apply `key.path=value` overrides.
@@ -97,7 +100,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         values = below
     try:
-        values[name] = parse_yaml(text)
+        values[name] = text if text.startswith(_NOT_YAML) else parse_yaml(text)
     except ValueError as error:
         raise ConfigError(
             f"override {override!r}: {text!r} is not a YAML value ({one_line(error)}); quote it, or close its brackets"

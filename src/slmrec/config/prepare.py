@@ -1,8 +1,10 @@
 """Settings of `prepare`: raw logs to a data set."""
 
+import codecs
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slmrec.config.section import Section, check
 
@@ -11,18 +13,36 @@ OnBadRow = Literal["error", "skip"]
 IdType = Literal["auto", "text"]
 NULL_VALUES = ("NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "NULL", "None", "undefined", "\\N", "-")
 """Words that programs write where there is no value."""
+Unit = Literal["s", "ms", "us", "ns"]
+_DIRECTIVE = re.compile(r"%(-?.?)", re.DOTALL)
+_DIRECTIVES = frozenset("aAwdbBmyYHIpMSfgnzZjUWcxXGVu%") | {f"-{letter}" for letter in "dmHIMS"}
+"""Directives of `strptime` that the embedded engine reads."""
+_ASCII = ',;"\n\ta1'
+_STRPTIME = "write it as for strptime, for example %d.%m.%Y %H:%M"
+
+
+def _is_encoding(name: str) -> bool:
+    """Return whether Python has an encoding of files that keeps ASCII, or puts zeros between it."""
+    try:
+        codec, encoded = codecs.lookup(name).name, _ASCII.encode(name)
+    except (LookupError, UnicodeError, TypeError):
+        return False
+    return not codec.startswith(("iso2022", "hz", "utf-7")) and encoded.replace(b"\0", b"").endswith(_ASCII.encode())
 
 
 class PrepareConfig(Section):
     """Settings of `prepare`: how a log is read, which events are kept, and how they are split."""
 
     input: str | None = None
-    """The log: a file or a folder of parts, plain, .gz or .zst. For an engine other than DuckDB: a Parquet file or the
-    name of a table."""
+    """The log: a file or a folder of parts, plain, .gz, .zst or .zip. For an engine other than DuckDB: a Parquet file
+    or the name of a table."""
     format: LogFormat = "auto"
     """The format of the log. `sequences` has one user per line (`user item item ...`). Text tables differ in their
     delimiter: comma (csv), tab (tsv), semicolon (scsv), space (ssv), | (psv) or :: (dat, as MovieLens). `reference` is
     the paper's processed csv with lists. `auto` detects the format from the content."""
+    encoding: str | None = None
+    """The encoding of text files, also of the table of items, that are not UTF-8 and do not begin with a byte-order
+    mark: for example latin-1, cp1252, utf-16-le or gb18030."""
     columns: tuple[str, ...] | None = None
     """The names of all columns, in order, of a file without a header, for example [user_id, item_id, timestamp]."""
     user_col: str | None = None
@@ -31,6 +51,12 @@ class PrepareConfig(Section):
     """The column of item ids; null: the usual names (item_id, parent_asin, asin, movieId)."""
     time_col: str | None = None
     """The column of times, whole numbers or dates; null: the usual names (timestamp, unixReviewTime)."""
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "mixed"] = "auto"
+    """The unit of times that are numbers. `auto` recognises it by the size of the numbers and refuses times of another
+    unit; `mixed` converts each time by its own size."""
+    time_format: str | None = None
+    """The notation of times that are neither numbers nor dates such as 2014-07-23 10:00, as in `strptime`: for example
+    %d.%m.%Y %H:%M for 23.07.2014 10:00."""
     rating_col: str | None = None
     """The column of ratings, read only if min_rating is set; null: the usual names (rating, overall)."""
     tie_col: str | None = None
@@ -88,11 +114,35 @@ class PrepareConfig(Section):
             return paper | {"core": "single_pass", "repeats": "drop"} | values
         return values
 
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            expected = "expected the encoding of a text file, such as latin-1, cp1252, utf-16-le or gb18030"
+            check(_is_encoding(encoding), f"{encoding!r} is unknown, or not usual for files; {expected}")
+        return encoding
+
+    @field_validator("time_format")
+    @classmethod
+    def _check_time_format(cls, format: str | None) -> str | None:
+        directives = _DIRECTIVE.findall(format or "")
+        unknown = [directive for directive in directives if directive not in _DIRECTIVES]
+        check(not unknown, f"{format!r} has the unknown directive {'%' + ''.join(unknown[:1])!r}; {_STRPTIME}")
+        check(
+            format is None or not {"Y", "y", "G", "c", "x"}.isdisjoint(directives),
+            f"{format!r} has no year; {_STRPTIME}",
+        )
+        return format
+
     @model_validator(mode="after")
     def _check_consistency(self) -> "PrepareConfig":
         check(
             self.split == "leave_one_out" or self.order == "time",
             "split: temporal needs order: time; leave order out, or use split: leave_one_out",
+        )
+        check(
+            self.time_format is None or self.time_unit == "auto",
+            "time_format reads dates, and time_unit is the unit of numbers; leave one of them out",
         )
         check(
             self.items is not None or not (self.items_id_col or self.title_col),

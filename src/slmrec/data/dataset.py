@@ -96,7 +96,7 @@ class Dataset:
     cuts: NDArray[np.int32] | None = None
     """(U, 2): the number of events of each user before validation and before test; None: leave-one-out."""
     preparation: Mapping[str, Any] = field(default_factory=dict)
-    """The entries `rules` and `sources` of `dataset.json`."""
+    """The entries `rules`, `sources` and `timestamp_unit` of `dataset.json`."""
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -111,7 +111,9 @@ class Dataset:
         facts = read_facts(folder)
         flat, offsets, cuts = open_histories(folder)
         users, items = folder / "users.parquet", folder / "items.parquet"
-        preparation: dict[str, Any] = {name: facts[name] for name in ("rules", "sources") if name in facts}
+        preparation: dict[str, Any] = {
+            name: facts[name] for name in ("rules", "sources", "timestamp_unit") if name in facts
+        }
         return cls(flat, offsets, users, items, str(facts.get("fingerprint", "")), cuts, preparation)
 
     @property

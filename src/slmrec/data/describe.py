@@ -12,20 +12,17 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from slmrec.config.prepare import Unit
 from slmrec.data.engine import disable_progress_bar
 from slmrec.data.histories import read_facts
-from slmrec.data.logs.times import Unit, time_unit
+from slmrec.data.logs.times import time_unit
 from slmrec.errors import DataError
 from slmrec.files import one_line
 
 MEMORY, THREADS = "2GB", 4
 """Resources of the queries; each thread needs its share of the memory."""
 MAX_TIME_BINS = 60
-COLUMNS = {
-    "interactions": ("user", "item", "timestamp", "position"),
-    "users": ("user",),
-    "items": ("item",),
-}
+COLUMNS = {"interactions": ("user", "item", "timestamp", "position"), "users": ("user",), "items": ("item",)}
 
 
 class Bin(NamedTuple):
@@ -74,7 +71,7 @@ class Times(NamedTuple):
     """Times of the events, in `unit` since 1970-01-01 UTC."""
 
     unit: Unit
-    """The result of `time_unit`."""
+    """The unit of `dataset.json`; where it has none, a guess."""
     first: int
     last: int
     share_tied: float
@@ -110,7 +107,7 @@ def describe(folder: Path) -> Description:
     Raises:
         DataError: the folder is not a data set.
     """
-    with _opened(folder) as (engine, split):
+    with _opened(folder) as (engine, facts):
         num_users, num_items = _row(engine, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM items)")
         num_events, num_pairs = _row(
             engine, 'SELECT (SELECT count(*) FROM log), (SELECT count(*) FROM (SELECT DISTINCT "user", item FROM log))'
@@ -124,9 +121,9 @@ def describe(folder: Path) -> Description:
             num_titled_items=_row(engine, "SELECT count(title) FROM items")[0] if titled else None,
             histories=_histories(engine),
             repeats=_repeats(engine, num_events, num_pairs),
-            times=_times(engine, num_events),
+            times=_times(engine, num_events, facts.get("timestamp_unit")),
             popularity=_popularity(engine, num_items, num_events),
-            split=split,
+            split=facts["rules"]["split"],
             split_facts=_split_facts(engine),
         )
 
@@ -149,20 +146,20 @@ def split_facts(folder: Path) -> dict[str, float]:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Any, str]]:
-    """Open an engine with `log`, `users`, `items` and the tables of `_tabulate`, and the name of the split."""
+def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open an engine with the tables of the data set and of `_tabulate`; yield it, and `dataset.json`."""
     folder = _data_folder(folder)
     with TemporaryDirectory() as spill, _connect(spill) as engine:
         try:
-            rules = read_facts(folder)["rules"]
+            facts = read_facts(folder)
             for name, columns in COLUMNS.items():
                 _open_table(engine, folder / f"{name}.parquet", columns)
-            positions = _target_positions(rules, folder)
+            positions = _target_positions(facts["rules"], folder)
         except (duckdb.Error, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise DataError(f"{folder}: damaged data set ({reason}); run prepare again") from None
         _tabulate(engine, positions)
-        yield engine, rules["split"]
+        yield engine, facts
 
 
 def _data_folder(folder: Path) -> Path:
@@ -265,7 +262,7 @@ def _repeats(engine: Any, num_events: int, num_pairs: int) -> Repeats:
     )
 
 
-def _times(engine: Any, num_events: int) -> Times | None:
+def _times(engine: Any, num_events: int, unit: Unit | None) -> Times | None:
     first, last = _row(engine, 'SELECT min("timestamp"), max("timestamp") FROM log')
     if first is None:
         return None
@@ -282,7 +279,7 @@ def _times(engine: Any, num_events: int) -> Times | None:
         )
         """,
     )
-    unit = time_unit(max(abs(first), abs(last)))
+    unit = unit or time_unit(max(abs(first), abs(last)))
     return Times(unit, first, last, num_tied / num_events, _time_bins(engine, first, last))
 
 

@@ -43,7 +43,7 @@ def read_items(engine: Any, spill: Path, path: Path, settings: PrepareConfig) ->
         DataError: the file cannot be read or lacks a column, or an id is missing and `on_bad_row` is `error`.
     """
     names = {name for name in (settings.items_id_col, settings.title_col) if name}
-    files = inspect(path, "auto", ALL_USUAL_NAMES | names)
+    files = inspect(path, "auto", ALL_USUAL_NAMES | names, settings.encoding)
     if files.format in {"sequences", "reference"}:
         raise DataError(f"{path}: is not a table of items; expected .csv, .tsv, .dat, .parquet or .jsonl")
     return with_table(engine, spill, files, None, settings.on_bad_row, lambda table: _item_rows(table, path, settings))

@@ -32,6 +32,7 @@ from slmrec.data.logs import row_errors
 from slmrec.data.logs.files import parts
 from slmrec.data.logs.read import Events, read_events
 from slmrec.data.logs.row_errors import RowError
+from slmrec.data.logs.times import in_unit, stored_unit
 from slmrec.errors import DataError
 from slmrec.files import one_line, printable, sha256, write_atomically
 
@@ -109,6 +110,9 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     _LOG.info("prepare: %s events read, %s invalid rows", f"{num_read:,}", f"{len(read.errors):,}")
     order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *read.ties]
     events, num_removed = apply_rules(engine, log, read.table, order, settings)
+    unit = stored_unit(events)
+    if unit is not None:
+        events = in_unit(log, events, unit)
     periods = cut_times(engine, log, events, settings) if settings.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     _LOG.info("prepare: %s events remain; writing them in order", f"{value(events.count()):,}")
@@ -126,6 +130,7 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
         "counts": counts | {f"num_removed_by_{rule}": number for rule, number in num_removed.items()},
         "rules": rules | periods | {"ties": [column for column in read.ties if column != "tie_as_is"]},
         "columns": read.columns,
+        "timestamp_unit": unit,
     }
 
 

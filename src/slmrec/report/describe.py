@@ -95,7 +95,7 @@ def _times(times: Times | None) -> Rows:
         return
     yield "first event (UTC)", _moment(times, times.first)
     yield "last event (UTC)", _moment(times, times.last)
-    yield "unit of the times, by their magnitude", UNITS[times.unit]
+    yield "unit of the times", UNITS[times.unit]
     yield "events at the time of the one before or after", _percent(times.share_tied)
 
 

@@ -1,29 +1,23 @@
 """Input files before they are parsed: their parts, format, compression and encoding, and whether they are complete."""
 
-import codecs
-import collections
-import gzip
 import io
 import itertools
 import json
 import re
 import tempfile
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
-
-import pyarrow as pa
+from typing import NamedTuple
 
 from slmrec.config.prepare import LogFormat
-from slmrec.data.logs.formats import FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
+from slmrec.data.logs.archives import log_in_archive
+from slmrec.data.logs.compression import BLOCK_BYTES, Compression, blocks, compression_of, open_file
+from slmrec.data.logs.encodings import check_text, encoding_of_mark, is_utf8, separator_of, without_escapes
+from slmrec.data.logs.formats import DELIMITERS, FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
 from slmrec.data.logs.literals import as_json
 from slmrec.errors import DataError
 
-Compression = Literal["none", "gzip", "zstd"]
-
-_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_BLOCK_BYTES = 2**20
+_SEPARATED: tuple[Format, ...] = ("csv", "tsv", "scsv", "psv", "ssv")
 _NUM_SAMPLE_LINES = 200
 _NUM_LINES_FOR_KEYS = 1000
 """The first lines determine the keys of JSON lines; some of them may lack a key."""
@@ -43,21 +37,29 @@ class InputFiles(NamedTuple):
     """The user's files for messages; `files` may be unpacked or converted copies."""
     compression: Compression
     encoding: str = "utf-8"
+    """The encoding of the user's files."""
+    escaped: frozenset[Path] = frozenset()
+    """Those of the user's files whose quotes are escaped by a backslash."""
+    is_readable: bool = True
+    """Whether the engine can read the files; otherwise it reads copies (`as_utf8`)."""
 
 
-def inspect(path: Path, format: LogFormat | Format, columns: Collection[str]) -> InputFiles:
+def inspect(
+    path: Path, format: LogFormat | Format, columns: Collection[str], encoding: str | None = None
+) -> InputFiles:
     """Detect the format of a file or folder, and read all of it once in blocks to check that it is complete.
 
     Args:
         path: the file, or a folder of parts in one format; names that begin with `.` or `_` are ignored.
         format: the format; `auto` detects it from the content, or from the name where the content is ambiguous.
         columns: usual names of columns; a first line that contains one of them is a header.
+        encoding: the encoding of text that is not UTF-8 and has no byte-order mark.
 
     Raises:
         DataError: the file does not exist, its format cannot be detected, or it is empty, truncated or not text.
     """
     files = parts(path)
-    formats = [_detect_format(file, columns) if format == "auto" else format for file in files]
+    formats = [_detect_format(file, columns, encoding) if format == "auto" else format for file in files]
     compressions = [compression_of(file) for file in files]
     kinds = [_describe(*pair) for pair in zip(formats, compressions, strict=True)]
     for file, kind in zip(files, kinds, strict=True):
@@ -67,7 +69,7 @@ def inspect(path: Path, format: LogFormat | Format, columns: Collection[str]) ->
                 "log alone, or a folder of parts of one format"
             )
     absolute = tuple(file.resolve() for file in files)  # the engine reports absolute paths
-    return _checked(InputFiles(path, formats[0], absolute, files, compressions[0]))
+    return _checked(InputFiles(path, formats[0], absolute, files, compressions[0]), encoding)
 
 
 def _describe(format: Format, compression: Compression) -> str:
@@ -127,8 +129,34 @@ def unpacked(files: InputFiles, folder: Path) -> InputFiles:
     copies = copy_paths(files, folder)
     for file, copy in zip(files.files, copies, strict=True):
         with copy.open("wb") as stream:
-            stream.writelines(_blocks(file))
+            stream.writelines(blocks(file))
     return files._replace(files=copies, compression="none")
+
+
+def as_utf8(files: InputFiles, folder: Path) -> InputFiles:
+    """Write text that the engine cannot read into a folder: without escapes and `sep=` lines, in UTF-8."""
+    if files.is_readable:
+        return files
+    copies = copy_paths(files, folder)
+    for name, copy in zip(files.names, copies, strict=True):
+        with copy.open("w", encoding="utf-8", newline="") as stream:
+            stream.writelines(text_lines(files, name))
+    return files._replace(files=copies, compression="none", is_readable=True)
+
+
+def text_lines(files: InputFiles, name: Path) -> Iterator[str]:
+    """Yield the lines of one of the user's text files with their ends; the first is empty if it is a `sep=` line.
+
+    Quotes that a backslash escapes are doubled, as csv does.
+    """
+    with open_file(name) as stream:
+        encoding = "utf-8-sig" if files.encoding == "utf-8" else files.encoding
+        lines: Iterator[str] = io.TextIOWrapper(stream, encoding=encoding, newline="")
+        lines = without_escapes(lines) if name in files.escaped else lines
+        first = next(lines, "")
+        is_separator = files.format in DELIMITERS and separator_of(first.strip())
+        yield "" if is_separator else first
+        yield from lines
 
 
 def literals_as_json(files: InputFiles, folder: Path) -> InputFiles:
@@ -151,22 +179,19 @@ def copy_paths(files: InputFiles, folder: Path) -> tuple[Path, ...]:
     return tuple(new / f"{number:06d}" for number in range(len(files.files)))
 
 
-def compression_of(file: Path) -> Compression:
-    """Detect the compression of a file from its first bytes."""
-    with file.open("rb") as stream:
-        first = stream.read(4)
-    return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "none")
-
-
-def _detect_format(file: Path, columns: Collection[str]) -> Format:
-    head = next(_blocks(file), b"")
+def _detect_format(file: Path, columns: Collection[str], encoding: str | None) -> Format:
+    head = next(blocks(file), b"")
     if head.startswith(b"PAR1"):
         return "parquet"
-    text = head.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if len(head) == _BLOCK_BYTES and len(text) > 1:
+    marked = encoding_of_mark(head) or (encoding if encoding and not is_utf8(head) else "utf-8-sig")
+    text = head.decode(marked, errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if len(head) == BLOCK_BYTES and len(text) > 1:
         text.pop()  # the last line may be incomplete
     sample = [line for line in text[:_NUM_SAMPLE_LINES] if line.strip()]
-    format = format_of_lines(sample, columns, format_of_name(file))
+    if separator := separator_of(text[0]):
+        return next((format for format in _SEPARATED if DELIMITERS[format] == separator), "csv")
+    name = Path(log_in_archive(file).filename) if compression_of(file) == "zip" else file
+    format = format_of_lines(sample, columns, format_of_name(name))
     if format is None:
         raise _unknown_format(file, sample)
     return format
@@ -176,107 +201,37 @@ def _unknown_format(file: Path, text: Sequence[str]) -> DataError:
     if not text:
         return DataError(f"{file}: the file is empty; expected {FORMATS}")
     if any("\0" in line for line in text):
-        return _unreadable(file, 1, b"\0", "text")
+        return DataError(
+            f"{file}: line 1: byte b'\\x00' is not text; save the file as UTF-8 text, or set prepare.format if the "
+            "file is not text"
+        )
     return DataError(
         f"{file}: the format cannot be detected from the name or the first line, {excerpt(text[0])}; set "
         f"prepare.format ({FORMATS})"
     )
 
 
-def _checked(files: InputFiles) -> InputFiles:
+def _checked(files: InputFiles, encoding: str | None) -> InputFiles:
     if files.format == "parquet":
         for file in files.files:
             _check_parquet(files, file)
         return files
-    encodings = {file: _check_text(files, file) for file in files.files}
-    distinct = set(encodings.values()) - {"ascii"}
+    checks = {file: check_text(file, files.format, encoding) for file in files.names}
+    differ = {file: check.encoding for file, check in checks.items() if check.encoding != "ascii"}
+    distinct = set(differ.values())
     if len(distinct) > 1:
-        differ = ", ".join(f"{file.name} is {encoding}" for file, encoding in encodings.items() if encoding != "ascii")
-        raise DataError(f"{files.path}: its parts differ: {differ[:200]}; save all of them as UTF-8")
-    return files._replace(encoding=distinct.pop()) if distinct else files
+        names = ", ".join(f"{file.name} is {encoding}" for file, encoding in differ.items())
+        raise DataError(f"{files.path}: its parts differ: {names[:200]}; save all of them as UTF-8")
+    files = files._replace(
+        encoding=distinct.pop() if distinct else "utf-8",
+        escaped=frozenset(file for file, check in checks.items() if check.is_escaped),
+    )
+    has_separators = any(check.has_separator for check in checks.values())
+    is_readable = files.encoding == "utf-8" and files.compression != "zip" and not has_separators and not files.escaped
+    return files._replace(is_readable=is_readable)
 
 
 def _check_parquet(files: InputFiles, file: Path) -> None:
-    size = file.stat().st_size if files.compression == "none" else sum(map(len, _blocks(file)))
+    size = file.stat().st_size if files.compression == "none" else sum(map(len, blocks(file)))
     if not size:
         raise DataError(f"{file}: the file is empty; expected a parquet file with events")
-
-
-def _check_text(files: InputFiles, file: Path) -> str:
-    """Read a text file to its end and return its encoding."""
-    line, has_text, encoding = 1, False, "ascii"
-    line_ends = io.IncrementalNewlineDecoder(None, translate=False)
-    try:
-        for text in _decoded(file):
-            if "\0" in text:
-                raise _unreadable(file, line + text[: text.index("\0")].count("\n"), b"\0", "text")
-            if files.format == "sequences":
-                line_ends.decode(text)
-            line += text.count("\n")
-            encoding = encoding if text.isascii() else "utf-8"
-            has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
-    except UnicodeDecodeError as error:
-        if files.format in ("dat", "psv"):  # MovieLens, with :: or | between its fields, is Latin-1
-            collections.deque(_blocks(file), maxlen=0)  # the file may be truncated
-            return "latin-1"
-        line += error.object[: error.start].count(b"\n")
-        raise _unreadable(file, line, error.object[error.start : error.start + 1], "UTF-8") from None
-    if not has_text:
-        raise DataError(f"{file}: the file is empty; expected {FORMATS}")
-    if isinstance(line_ends.newlines, tuple):
-        ends = " and ".join(map(repr, line_ends.newlines))
-        raise DataError(f"{file}: lines end in {ends}; expected one kind of line end; convert it with dos2unix")
-    return encoding
-
-
-def _decoded(file: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for block in itertools.chain(_blocks(file), [b""]):
-        yield decoder.decode(block, final=not block)
-
-
-def _unreadable(file: Path, line: int, byte: bytes, expected: str) -> DataError:
-    return DataError(
-        f"{file}: line {line}: byte {byte!r} is not {expected}; save the file as UTF-8 text, or set "
-        "prepare.format if the file is not text"
-    )
-
-
-def open_file(file: Path) -> IO[bytes]:
-    """Open a file for reading; compressed content is decompressed on the fly."""
-    compression = compression_of(file)
-    if compression == "gzip":
-        return cast(IO[bytes], gzip.open(file))
-    if compression == "zstd":
-        return io.BufferedReader(cast(io.RawIOBase, _ZstdFile(file)))
-    return file.open("rb")
-
-
-class _ZstdFile(io.RawIOBase):
-    def __init__(self, file: Path) -> None:
-        self._stream = pa.input_stream(str(file), compression="zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-def _blocks(file: Path) -> Iterator[bytes]:
-    try:
-        with open_file(file) as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise DataError(
-            f"{file}: the compressed file is truncated or damaged ({error}); copy or download the whole file again"
-        ) from None

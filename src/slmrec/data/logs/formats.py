@@ -14,7 +14,7 @@ Format = Literal[
     "sequences", "csv", "tsv", "recbole", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"
 ]
 
-FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz or .zst"
+FORMATS = "one user a line (.txt), .csv, .tsv, .dat, .parquet or .jsonl, each plain, .gz, .zst or .zip"
 DELIMITERS = {"csv": ",", "tsv": "\t", "scsv": ";", "ssv": " ", "psv": "|", "dat": "::", "recbole": "\t"}
 QUOTED = {"csv", "tsv", "scsv", "reference"}
 """Formats in which a quoted field may contain delimiters and line breaks."""
@@ -30,7 +30,7 @@ _SUFFIXES: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-_COMPRESSION_SUFFIXES = {".gz", ".zst"}
+_COMPRESSION_SUFFIXES = {".gz", ".zst", ".zip"}
 _EARLIEST_SECOND = 1e8
 """Numbers from here on are taken for times; in seconds, this is the spring of 1973."""
 

@@ -1,13 +1,14 @@
 """Reading logs of all formats as tables of events.
 
 A table of events has the columns `user_id` and `item_id` (text, or whole numbers where the file has types),
-`timestamp` (a whole number or null), `nanosecond` (the fraction of a second of dates, otherwise 0), `rating` (if
-`min_rating` is set), and the columns of `Events.ties`, which order events of the same time.
+`timestamp` (seconds since 1970-01-01 UTC, or null), `nanosecond` (the rest of the time), `rating` (if `min_rating` is
+set), and the columns of `Events.ties`, which order events of the same time.
 
 All tables are Ibis expressions. Text formats, the order of rows and the line numbers of invalid rows need the embedded
 engine.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ibis.expr.types import Column, Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import is_embedded, keep, value
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
-from slmrec.data.logs.files import InputFiles, inspect, lines
+from slmrec.data.logs.files import InputFiles, as_utf8, inspect, lines
 from slmrec.data.logs.per_user import UserHistories, read_lists, read_sequences
 from slmrec.data.logs.row_errors import RowError, check_skippable
 from slmrec.data.logs.tables import (
@@ -31,7 +32,7 @@ from slmrec.data.logs.tables import (
     valid_rows,
     with_table,
 )
-from slmrec.data.logs.times import invalid_time_reason, parse_times
+from slmrec.data.logs.times import ParsedTimes, invalid_time_reason, parse_times, with_times
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import one_line
 
@@ -56,8 +57,7 @@ class Events(NamedTuple):
 def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig) -> Events:
     """Read the events of a log.
 
-    Whole numbers are timestamps in their own unit; dates become seconds since 1970-01-01 UTC, and a date without a
-    time zone is in UTC.
+    Numbers and dates become seconds and nanoseconds since 1970-01-01 UTC; a date without a time zone is in UTC.
 
     Args:
         engine: an engine from `connect`.
@@ -72,7 +72,8 @@ def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig) -> 
     if not is_embedded(engine):
         return _events_of_engine(engine, log, settings)
     named = (settings.user_col, settings.item_col, settings.time_col, *(settings.columns or ()))
-    files = inspect(Path(log), settings.format, ALL_USUAL_NAMES | {name for name in named if name})
+    usual = ALL_USUAL_NAMES | {name for name in named if name}
+    files = as_utf8(inspect(Path(log), settings.format, usual, settings.encoding), spill)
     if files.format == "sequences" and settings.columns:  # named columns imply a table
         files = files._replace(format="tsv" if "\t" in next(lines(files.files[0])) else "ssv")
     with engine_errors_as_data_errors(files):
@@ -121,8 +122,9 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     files = opened.source
     names = _column_names(files.path, opened.head.names, settings)
     raw = {setting: opened.column(name) for setting, name in names.items()}
-    columns, checks = _parse(files.path, raw, names)
+    columns, checks, times = _parse(files.path, raw, names, settings)
     table, errors = valid_rows(opened, columns, checks)
+    table = with_times(opened.engine, table, times) if times else table
     if not value(table.count()):
         raise _no_events(files, errors)
     ties = (*_TIES, "row") if settings.tie_col else ("row",)
@@ -148,27 +150,30 @@ def _column_names(path: Path | str, names: list[str], settings: PrepareConfig) -
     return {key: names[index] for key, index in indices.items() if index is not None}
 
 
-def _parse(path: Path | str, raw: dict[str, Column], names: dict[str, str]) -> tuple[dict[str, Any], list[Check]]:
-    """Return the columns of events, and the checks of their values."""
+def _parse(
+    path: Path | str, raw: dict[str, Column], names: dict[str, str], settings: PrepareConfig
+) -> tuple[dict[str, Any], list[Check], ParsedTimes | None]:
+    """Return the columns of events, the checks of their values, and their times."""
     user, item = (id_column(path, names[setting], raw[setting]) for setting in ("user_col", "item_col"))
     columns: dict[str, Any] = {"user_id": user, "item_id": item}
     checks = [
         Check(is_empty(ids), names[setting], raw[setting], lambda _: "expected an id")
         for setting, ids in (("user_col", user), ("item_col", item))
     ]
-    columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
-    if "time_col" in names:
-        times = parse_times(raw["time_col"])
-        columns |= {"timestamp": times.timestamp, "nanosecond": times.nanosecond}
-        expected = lambda text: invalid_time_reason(text, times)  # noqa: E731
-        checks.append(Check(times.timestamp.isnull(), names["time_col"], raw["time_col"], expected))
+    times = parse_times(raw["time_col"], names["time_col"], settings) if "time_col" in names else None
+    if times:
+        columns |= times.columns
+        reason = partial(invalid_time_reason, times=times)
+        checks.append(Check(times.is_invalid, names["time_col"], raw["time_col"], reason))
+    else:
+        columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
     if "rating_col" in names:
         rating = columns["rating"] = raw["rating_col"].try_cast("float64")
         is_invalid = rating.isnull() | rating.isnan()
         checks.append(Check(is_invalid, names["rating_col"], raw["rating_col"], lambda _: "expected a number"))
     if "tie_col" in names:  # numbers first, by value even where they are text, then other text
         columns |= {"tie": raw["tie_col"].try_cast("float64"), "tie_as_is": raw["tie_col"]}
-    return columns, checks
+    return columns, checks, times
 
 
 def _events_of_engine(engine: Any, log: str, settings: PrepareConfig) -> Events:
@@ -179,13 +184,19 @@ def _events_of_engine(engine: Any, log: str, settings: PrepareConfig) -> Events:
             f"prepare.order is file, but the rows of {log} have no order in the engine {engine.name}; set "
             "prepare.tie_col to the column that numbers them"
         )
+    if settings.time_format is not None:
+        raise ConfigError(
+            f"prepare.time_format is {settings.time_format!r}, but the engine {engine.name} reads typed times and "
+            "dates such as 2014-07-23 10:00; convert the column there, or use duckdb"
+        )
     names = _column_names(log, list(table.columns), settings)
-    columns, checks = _parse(log, {setting: table[name] for setting, name in names.items()}, names)
+    columns, checks, times = _parse(log, {setting: table[name] for setting, name in names.items()}, names, settings)
     stored = keep(engine, table.select(**columns, **check_columns(checks)))
     invalid = stored.filter(stored.fault.notnull()).select("fault", "value")
     rows = (invalid if settings.on_bad_row == "skip" else invalid.limit(1)).to_pyarrow().to_pylist()
     errors = [row_error(Path(log), 0, checks[row["fault"]], row["value"], "row") for row in rows]
     valid = stored.filter(stored.fault.isnull()).drop("fault", "value")
+    valid = with_times(engine, valid, times) if times else valid
     if not value(valid.count()):
         raise DataError(f"{log}: has no rows; expected one event a row")
     ties = (*_TIES, "item_id") if settings.tie_col else ("item_id",)

@@ -6,13 +6,13 @@ unclosed quote rejects all following rows together with its own line.
 """
 
 import csv
-import io
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from slmrec.data.logs.files import InputFiles, open_file
+from slmrec.data.logs.files import InputFiles, text_lines
 from slmrec.data.logs.formats import QUOTED, delimiter_of
 
 _MAX_FIELD_CHARACTERS = 2_000_000
@@ -34,20 +34,24 @@ class Row(NamedTuple):
 
 def read_rows(files: InputFiles, file: Path) -> Iterator[Row]:
     """Yield the rows of one file of a text table, including the lines that cannot be parsed."""
-    encoding = "utf-8-sig" if files.encoding == "utf-8" else files.encoding
-    with open_file(file) as stream:
-        text = io.TextIOWrapper(stream, encoding=encoding, newline="")
-        yield from (_quoted_rows if files.format in QUOTED else _plain_rows)(text, delimiter_of(files.format))
+    rows = _quoted_rows if files.format in QUOTED else _plain_rows
+    yield from rows(text_lines(files, file), delimiter_of(files.format))
 
 
 def _plain_rows(text: Iterable[str], delimiter: str) -> Iterator[Row]:
     for number, line in enumerate(text, 1):
+        if not line:  # a `sep=` line
+            continue
         stripped = line.rstrip("\r\n")
         yield Row(number, stripped.split(delimiter) if stripped else [], stripped)
 
 
 def _quoted_rows(text: Iterable[str], delimiter: str) -> Iterator[Row]:
-    lines, number = _Lines(text), 1
+    text, number = iter(text), 1
+    first = next(text, "")
+    if not first:  # a `sep=` line
+        number += 1
+    lines = _Lines(chain([first] if first else [], text))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         lines.current.clear()

@@ -14,7 +14,7 @@ from ibis.expr.types import Column, Table
 from slmrec.config.prepare import OnBadRow
 from slmrec.data.engine import explain, keep
 from slmrec.data.logs.columns import Header, header
-from slmrec.data.logs.files import InputFiles, copy_paths, literals_as_json, unpacked
+from slmrec.data.logs.files import InputFiles, as_utf8, copy_paths, literals_as_json, unpacked
 from slmrec.data.logs.formats import DELIMITERS, QUOTED, json_object_error
 from slmrec.data.logs.row_errors import RowError, check_skippable, line_numbers
 from slmrec.data.logs.rows import read_rows
@@ -94,7 +94,8 @@ def with_table(
         DataError: the table cannot be read, its columns cannot be detected, or it has an invalid line and
             `on_bad_row` is `error`.
     """
-    source = unpacked(source, spill) if source.format == "parquet" else literals_as_json(source, spill)
+    source = unpacked(source, spill) if source.format == "parquet" else as_utf8(source, spill)
+    source = literals_as_json(source, spill)
     with engine_errors_as_data_errors(source):
         table = _open_table(engine, source, columns, on_bad_row)
         try:
@@ -129,7 +130,7 @@ def _without_bad_lines(opened: OpenTable, spill: Path) -> OpenTable:
                 elif cells:
                     writer.writerow(cells)
     check_skippable(errors, opened.on_bad_row)
-    read = source._replace(format="csv", files=copies, compression="none", encoding="utf-8")
+    read = source._replace(format="csv", files=copies, compression="none")
     return opened._replace(read=read, table=_open_text(opened.engine, read, opened.head), line_errors=errors)
 
 
@@ -259,7 +260,6 @@ def _open_text(engine: Any, files: InputFiles, head: Header) -> Table:
         quote=quote,
         escape=quote,
         comment="",
-        encoding=files.encoding,
         compression=files.compression,
         **_file_name_options(files),
     )
