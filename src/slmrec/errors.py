@@ -19,3 +19,7 @@ class CheckpointError(SlmrecError):
 
 class TrainingError(SlmrecError):
     """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class UnknownItemsWarning(UserWarning):
+    """Users whose history contains only items that the model does not know get the most popular items."""

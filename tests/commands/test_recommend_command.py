@@ -18,7 +18,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import DataError
 from slmrec.inference.batch import recommend_file as module
 from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
-from slmrec.inference.recommender import Recommendations
+from slmrec.inference.recommendations import Recommendations
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.folder import save_recommender
 

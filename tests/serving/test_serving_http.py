@@ -55,7 +55,9 @@ def test_http_gives_what_python_gives(client: Client, recommender: Recommender, 
     for query, answer in zip([*asked, asked[0]], [*together, alone], strict=True):
         assert_same(answer, expected(recommender, query))
         unknown = [item for item in query["history"] if item not in ITEMS]
-        assert (answer["num_unknown"], answer["unknown"]) == (len(unknown), unknown[:10])
+        assert answer["unknown_items"] == list(map(str, unknown))
+        share = len(unknown) / len(query["history"]) if query["history"] else 0
+        assert answer["unknown_share"] == pytest.approx(share, abs=1e-4)
         assert answer["fallback"] == (len(unknown) == len(query["history"]))
         assert answer["session"] is None
 

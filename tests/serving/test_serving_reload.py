@@ -58,7 +58,7 @@ def test_a_session_keeps_what_a_smaller_catalogue_knows(folder: Path, tiny_datas
         replace_vocabulary(vocabulary._replace(item_ids=pa.array(ids)), folder)
         assert client.ask("/reload", {})[0] == 200
         assert client.recommend(session_id="s", events=[])["session"]["num_items"] == 1
-        assert client.recommend(history=["i01"])["unknown"] == ["i01"]
+        assert client.recommend(history=["i01"])["unknown_items"] == ["i01"]
 
 
 def cut(path: Path) -> None:
@@ -149,4 +149,4 @@ def test_a_removed_item_is_given_to_nobody(folder: Path) -> None:
         for asked in ({"history": ["i01"]}, {"history": []}, {"history": ["i01"], "candidates": [best, "i30"]}):
             items = [item["item_id"] for item in client.recommend(k=40, **asked)["items"]]
             assert items and best not in items
-        assert client.recommend(history=[best])["num_unknown"] == 0
+        assert client.recommend(history=[best])["unknown_items"] == []

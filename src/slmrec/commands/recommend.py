@@ -9,7 +9,8 @@ from slmrec.files import printable
 
 if TYPE_CHECKING:
     from slmrec.inference.batch.recommend_file import RankOptions
-    from slmrec.inference.recommender import Recommendations, Recommender
+    from slmrec.inference.recommendations import Recommendations
+    from slmrec.inference.recommender import Recommender
 
 _EPILOG = (
     "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"

@@ -61,17 +61,23 @@ def id_text(value: Any, whole_numbers: bool) -> str:
         text = stripped(value)
         if text[:1] in _OPENING and re.fullmatch(_LIST, text):
             raise ValueError(ONE_ROW_PER_ITEM)
-        return str(int(text.partition(".")[0])) if whole_numbers and re.fullmatch(WHOLE_NUMBER, text) else text
+        is_number = whole_numbers and re.fullmatch(_FLOAT, text)
+        return _whole_text(Decimal(text), is_float=not text.lstrip("-").isdecimal()) if is_number else text
     if isinstance(value, list | tuple | set | dict):
         raise ValueError(ONE_ROW_PER_ITEM)
     if isinstance(value, bool) or is_missing(value):
         raise ValueError("expected an id")
     if isinstance(value, Integral) or not (whole_numbers and isinstance(value, Real | Decimal)):
         return str(value)
-    number = Decimal(value if isinstance(value, Decimal) else float(value))
-    if number % 1 if number.is_finite() else True:
-        raise ValueError("expected a whole number, as all ids of the catalogue are")
-    if isinstance(value, Real) and abs(number) > MAX_EXACT_FLOAT:
+    if isinstance(value, Decimal):
+        return _whole_text(value, is_float=False)
+    return _whole_text(Decimal(float(value)), is_float=True)
+
+
+def _whole_text(number: Decimal, is_float: bool) -> str:
+    if not number.is_finite() or number != number.to_integral_value():
+        raise ValueError("expected a whole number or text")
+    if is_float and abs(number) > MAX_EXACT_FLOAT:
         raise ValueError("a float above 2^53, which is not exact; give the id as a whole number or as text")
     return str(int(number))
 

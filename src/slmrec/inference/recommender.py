@@ -1,7 +1,7 @@
 """Recommender: a model folder that answers for histories in the caller's item ids."""
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from slmrec.data.dataset import Ints
-from slmrec.errors import ConfigError, TrainingError
-from slmrec.inference.catalogue import Catalogue, ItemId
+from slmrec.errors import ConfigError, DataError, TrainingError, UnknownItemsWarning
+from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
 from slmrec.inference.histories import (
@@ -26,6 +26,7 @@ from slmrec.inference.histories import (
     sequences_of,
 )
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
+from slmrec.inference.recommendations import Recommendations
 from slmrec.models.card import About
 from slmrec.models.folder import (
     Vocabulary,
@@ -44,35 +45,6 @@ HistoriesLike = Any
 `user_id, history`, or `user_id, item_id, timestamp`."""
 BATCH_USERS = 256
 """Users who are encoded and ranked at once."""
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """Answer of `Recommender.recommend`."""
-
-    table: pa.Table
-    """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows if no more items are left."""
-    sizes: tuple[int, ...]
-    """Number of rows of each user, in the order of the request."""
-    unknown: tuple[tuple[Any, ...], ...]
-    """Items of each user's history that the model does not know; they were ignored."""
-    fallback_users: tuple[Any, ...]
-    """Users without a known item in their history; they get the most popular items."""
-
-    @property
-    def num_unknown(self) -> int:
-        """Number of ignored items of all users."""
-        return sum(map(len, self.unknown))
-
-    @property
-    def first_unknown(self) -> Any:
-        """First ignored item; None if there is none."""
-        return next((item for items in self.unknown for item in items), None)
-
-    def to_lists(self) -> list[list[tuple[ItemId, float]]]:
-        """Return for each user, in the order of the request, item ids and scores, best first."""
-        rows = zip(self.table["item_id"].to_pylist(), self.table["score"].to_pylist(), strict=True)
-        return [[next(rows) for _ in range(size)] for size in self.sizes]
 
 
 class Recommender:
@@ -162,7 +134,7 @@ class Recommender:
 
         Args:
             histories: List of histories, each a list of item ids, oldest first; text and number forms of an id are the
-                same. Or a table with the columns `user_id, history` or `user_id, item_id, timestamp`.
+                same, and 9.0 is 9. Or a table with the columns `user_id, history` or `user_id, item_id, timestamp`.
             k: Number of items, at least 1.
             filter_seen: Leave out the items of the history.
             candidates: Rank these items only.
@@ -171,15 +143,18 @@ class Recommender:
 
         Raises:
             ConfigError: k is below 1, a candidate is unknown, a history is no list, or the number of user ids differs.
-            DataError: The table has other columns.
+            DataError: The table has other columns, or a value of a history is no item id.
             TrainingError: A score is NaN.
+
+        Warns:
+            UnknownItemsWarning: A history contains only unknown items, so its user gets the most popular items.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
         users, item_ids = self._read(histories, user_ids)
-        known = [self.catalogue.known(history) for history in item_ids]
-        allowed = None if candidates is None else self._items(candidates, "candidate")
-        excluded = self._excluded(exclude)
+        known, unknown = self._split(item_ids)
+        allowed = None if candidates is None else self._items(candidates, "candidates")
+        excluded = self._items(exclude or (), "exclude")
         ranked: list[Ranked] = [NO_ITEMS] * len(known)
         for rows, encoded in self._encode_batches(known):
             requests = [RankRequest(k, known[row] if filter_seen else (), allowed) for row in rows]
@@ -189,9 +164,13 @@ class Recommender:
                 raise self._nan_error(encoded, [users[row] for row in rows]) from None
             for row, answer in zip(rows, answers, strict=True):
                 ranked[row] = answer
-        unknown = tuple(tuple(self.catalogue.unknown(history)) for history in item_ids)
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
-        return Recommendations(self._table(users, ranked), tuple(map(len, ranked)), unknown, fallback)
+        num_items = sum(map(len, known)) + sum(map(len, unknown))
+        lists = Recommendations(self._table(users, ranked), tuple(map(len, ranked)), unknown, fallback, num_items)
+        lost = [user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history]
+        if lost:
+            warnings.warn(UnknownItemsWarning(lists.unknown_message(lost)), stacklevel=2)
+        return lists
 
     def encode(self, histories: HistoriesLike) -> Tensor:
         """Return the user vectors (B, D), on the CPU, of histories that contain at least one known item each.
@@ -217,7 +196,7 @@ class Recommender:
             ConfigError: An item is unknown, a history contains no known item, or a history is no list.
             DataError: A table has other columns than `recommend` takes.
         """
-        chosen = None if items is None else self._items(items, "item")
+        chosen = None if items is None else self._items(items, "items")
         known = self._known_histories(histories)
         scores = torch.zeros(len(known), self.model.num_items if chosen is None else len(chosen))
         for rows, encoded in self._encode_batches(known):
@@ -227,7 +206,7 @@ class Recommender:
 
     def title(self, item_id: ItemId) -> str | None:
         """Return the title of an item, or None if it has none."""
-        item = self.catalogue.items.get(str(item_id))
+        item = self.catalogue.find(item_id)
         if item is None or self.vocabulary.titles is None:
             return None
         title: str | None = self.vocabulary.titles[item - 1].as_py()
@@ -250,9 +229,21 @@ class Recommender:
             users = list(user_ids)
         return Sequences(users, item_ids)
 
+    def _split(self, histories: Sequence[Sequence[Any]]) -> tuple[list[list[int]], tuple[tuple[Any, ...], ...]]:
+        """Return the known items and the unknown ids of each history."""
+        known, unknown = [], []
+        for number, history in enumerate(histories):
+            try:
+                items, rest = self.catalogue.split(history)
+            except ItemIdError as error:
+                raise DataError(f"history {number}: {error}") from None
+            known.append(items)
+            unknown.append(tuple(rest))
+        return known, tuple(unknown)
+
     def _known_histories(self, histories: HistoriesLike) -> list[list[int]]:
         """Return histories as items; each must contain a known item."""
-        known = [self.catalogue.known(history) for history in self._read(histories, None).histories]
+        known, _ = self._split(self._read(histories, None).histories)
         if not all(known):
             raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
         return known
@@ -269,19 +260,19 @@ class Recommender:
         if not has_history.all():
             yield np.flatnonzero(~has_history), None
 
-    def _excluded(self, item_ids: Sequence[ItemId] | None) -> list[int]:
-        if isinstance(item_ids, str):
-            raise _no_list("exclude", item_ids)
-        return self.catalogue.known(item_ids or ())
-
     def _items(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
-        """Return the items of ids, all of which must be known."""
+        """Return the items of ids, all of which must be known, unless they are those to exclude."""
         if isinstance(item_ids, str):
-            raise _no_list(f"{name}s", item_ids)
-        unknown = self.catalogue.unknown(item_ids)
-        if unknown:
-            raise ConfigError(f"{name} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
-        return self.catalogue.known(item_ids)
+            raise ConfigError(f"{name} is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")
+        try:
+            known, unknown = self.catalogue.split(item_ids)
+        except ItemIdError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        if unknown and name != "exclude":
+            raise ConfigError(
+                f"{name.removesuffix('s')} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)"
+            )
+        return known
 
     def _nan_error(self, encoded: Encoded | None, users: list[Any]) -> TrainingError:
         is_nan = [False] if encoded is None else self.ranker.score(encoded).isnan().any(dim=1).tolist()
@@ -320,7 +311,3 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     available = "cpu, cuda" if has_gpu else "cpu"
     raise ConfigError(f"device is {name!r}, which is not available on this machine; choose one of: {available}")
-
-
-def _no_list(name: str, item_ids: str) -> ConfigError:
-    return ConfigError(f"{name} is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")

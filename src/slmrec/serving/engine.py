@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from threading import Lock
 from typing import Any
 
+from slmrec.inference.catalogue import ItemIdError
 from slmrec.inference.ranking import Ranked, RankRequest
 from slmrec.serving.http_errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
@@ -13,8 +15,6 @@ from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import ModelName, Query
 from slmrec.serving.sessions import Session, Sessions, is_full, slide_window, update_vectors
 from slmrec.serving.titles import TitleIndex
-
-_MAX_LISTED_UNKNOWN = 10
 
 
 class ActiveModel:
@@ -33,19 +33,21 @@ class Result:
 
     ranked: Ranked
     unknown: list[Any]
+    num_items: int
+    """Number of items of the history or the events, known and unknown."""
     fallback: bool
     session: dict[str, Any] | None
     active: ActiveModel
 
     def to_answer(self, model: ModelName, time_ms: float) -> dict[str, Any]:
         """Return the fields of `messages.Answer`."""
-        described = self.active.catalogue.described
+        described, has_text_ids = self.active.catalogue.described, self.active.catalogue.has_text_json_ids
         return {
             "items": [
                 {**described(item), "score": score, "rank": rank} for rank, (item, score) in enumerate(self.ranked, 1)
             ],
-            "num_unknown": len(self.unknown),
-            "unknown": self.unknown[:_MAX_LISTED_UNKNOWN],
+            "unknown_items": list(map(str, self.unknown)) if has_text_ids else self.unknown,
+            "unknown_share": round(len(self.unknown) / max(1, self.num_items), 4),
             "fallback": self.fallback,
             "session": self.session,
             "model": model,
@@ -125,19 +127,24 @@ class Engine:
             return error
 
     def _task(self, query: Query, number: int | None) -> _Task:
-        catalogue = self.active.catalogue
-        item_ids = [*(query.history or ()), *(query.events or ())]
-        unknown_candidates = catalogue.unknown(query.candidates or ())
+        prefix = "" if number is None else f"requests[{number}]."
+
+        def split(name: str) -> tuple[list[int], list[Any]]:
+            try:
+                return self.active.catalogue.split(getattr(query, name) or ())
+            except ItemIdError as error:
+                place = f"{prefix}{name}[{error.position}]"
+                raise InvalidRequestError(f"{place} is {shortened(error.value)}: {error.reason}") from None
+
+        items, unknown = split("events" if query.history is None else "history")
+        candidates, unknown_candidates = split("candidates")
         if unknown_candidates:
-            field_name = "candidates" if number is None else f"requests[{number}].candidates"
             raise InvalidRequestError(
-                f"{field_name}: {unknown_candidates[0]!r} is not in the catalogue "
+                f"{prefix}candidates: {unknown_candidates[0]!r} is not in the catalogue "
                 f"({len(unknown_candidates)} unknown in total)"
             )
-        candidates = None if query.candidates is None else catalogue.known(query.candidates)
-        return _Task(
-            query, catalogue.known(item_ids), catalogue.unknown(item_ids), catalogue.known(query.exclude), candidates
-        )
+        excluded, _ = split("exclude")
+        return _Task(query, items, unknown, excluded, None if query.candidates is None else candidates)
 
     def _process(self, tasks: list[_Task]) -> None:
         """Process tasks of distinct sessions: one forward pass for whole histories and one for sessions."""
@@ -173,7 +180,9 @@ class Engine:
                 session.encoded = encoded.select(slice(row, row + 1))
         lists = ranker.rank_users([_request(task) for task in tasks], [task.session.encoded for task in tasks])
         for task, ranked in zip(tasks, lists, strict=True):
-            task.result = Result(ranked, task.unknown, task.session.encoded is None, _session_info(task), self.active)
+            num_items, is_fallback = len(task.items) + len(task.unknown), task.session.encoded is None
+            info = _session_info(task)
+            task.result = Result(ranked, task.unknown, num_items, is_fallback, info, self.active)
 
 
 def _request(task: _Task) -> RankRequest:

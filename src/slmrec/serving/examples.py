@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from slmrec.data.ids import MAX_EXACT_FLOAT, id_text, is_missing
 from slmrec.errors import ConfigError, DataError
-from slmrec.serving.messages import ItemId, Message, Text
+from slmrec.serving.messages import ItemId, Message
 
 MAX_EXAMPLES = 100
 
@@ -14,7 +13,7 @@ MAX_EXAMPLES = 100
 class Example(Message):
     """One example user: a line of the file."""
 
-    user_id: Text | int
+    user_id: ItemId
     history: list[ItemId]
 
 
@@ -31,12 +30,20 @@ def read_examples(path: Path) -> list[Example]:
         lines = path.read_text(encoding="utf-8").splitlines()[:MAX_EXAMPLES]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the example users cannot be read ({error})") from None
-    return [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    examples = [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if any(isinstance(example.user_id, int) and abs(example.user_id) > MAX_EXACT_FLOAT for example in examples):
+        return [example.model_copy(update={"user_id": str(example.user_id)}) for example in examples]  # for browsers
+    return examples
 
 
 def _parse_line(path: Path, number: int, line: str) -> Example:
     try:
-        return Example.model_validate_json(line)
-    except ValidationError:
+        example = Example.model_validate_json(line)
+        for value in (example.user_id, *example.history):
+            id_text(value, whole_numbers=False)
+            if is_missing(value):
+                raise ValueError
+        return example
+    except ValueError:
         form = json.dumps({"user_id": "a", "history": [1, 2]})
         raise DataError(f"{path}: line {number}: {line[:80]!r} is not an example user; expected {form}") from None

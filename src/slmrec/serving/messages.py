@@ -8,14 +8,16 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetPydanticSchema,
     StrictBool,
     Tag,
     TypeAdapter,
     create_model,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
+from slmrec.data.ids import MAX_EXACT_FLOAT
 from slmrec.files import one_line
 from slmrec.serving.limits import Limits
 
@@ -23,11 +25,20 @@ MAX_ID_CHARS = 256
 MAX_SEARCH_RESULTS = 100
 _MAX_FAULTS = 5
 _MAX_SHOWN_CHARS = 50
-_INT64 = 2**63
 ModelName = Literal["student", "teacher"]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
-Number = Annotated[int, Field(strict=True, ge=-_INT64, lt=_INT64)]
-ItemId = Text | Number
+_NUMBERS = (
+    core_schema.int_schema(strict=True, ge=-(2**63), lt=2**64),
+    core_schema.float_schema(strict=True, multiple_of=1, ge=-MAX_EXACT_FLOAT, le=MAX_EXACT_FLOAT),
+)
+_ID_SCHEMA = core_schema.union_schema(
+    [core_schema.str_schema(strict=True, min_length=1, max_length=MAX_ID_CHARS), *_NUMBERS],
+    mode="left_to_right",
+    custom_error_type="item_id",
+    custom_error_message=f"expected an item id: text of 1 to {MAX_ID_CHARS} characters, or a whole number",
+)
+ItemId = Annotated[str | int | float, GetPydanticSchema(lambda *_: _ID_SCHEMA)]
+"""Item id of a request. Whole numbers may be written as floats, such as 9.0; unsigned 64-bit numbers are ids too."""
 
 
 class Message(BaseModel):
@@ -81,8 +92,13 @@ class Answer(Message):
     """Recommendations for one user."""
 
     items: list[RankedItem] = Field(description="best item first")
-    num_unknown: int = Field(description="number of items of history or events that the model does not know; ignored")
-    unknown: list[str | int] = Field(description="the first ten of them")
+    unknown_items: list[str | int | float] = Field(
+        description="items of history or events that the model does not know; they were ignored", examples=[[]]
+    )
+    unknown_share: float = Field(
+        description="share of the items of history or events that the model does not know; 0 if there are none",
+        examples=[0.0],
+    )
     fallback: bool = Field(
         description="true if no item was known; the answer then lists the most popular items, scored by their counts"
     )
@@ -116,7 +132,7 @@ class Items(Message):
 class ExampleUser(Message):
     """Example user of the demo page."""
 
-    user_id: str | int
+    user_id: str | int | float
     history: list[Item]
 
 

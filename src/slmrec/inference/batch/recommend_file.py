@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from slmrec.errors import SlmrecError
 from slmrec.inference.batch.history_files import HistoryFile, read_item_ids
 from slmrec.inference.batch.resumable_output import Parts, check_output
-from slmrec.inference.recommender import Recommendations, Recommender
+from slmrec.inference.recommendations import Recommendations
+from slmrec.inference.recommender import Recommender
 from slmrec.locks import target_locked
 from slmrec.models.folder import find_folder
 from slmrec.progress import progress

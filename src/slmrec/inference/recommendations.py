@@ -1,0 +1,49 @@
+"""Recommendations: lists of items for users, and what was unknown in their histories."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from slmrec.inference.catalogue import ItemId
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Answer of `Recommender.recommend`."""
+
+    table: pa.Table
+    """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows if no more items are left."""
+    sizes: tuple[int, ...]
+    """Number of rows of each user, in the order of the request."""
+    unknown: tuple[tuple[Any, ...], ...]
+    """Items of each user's history that the model does not know; they were ignored."""
+    fallback_users: tuple[Any, ...]
+    """Users without a known item in their history; they get the most popular items."""
+
+    num_history_items: int = 0
+    """Number of item ids in all histories, known and unknown."""
+
+    @property
+    def num_unknown(self) -> int:
+        """Number of ignored items of all users."""
+        return sum(map(len, self.unknown))
+
+    @property
+    def first_unknown(self) -> Any:
+        """First ignored item; None if there is none."""
+        return next((item for items in self.unknown for item in items), None)
+
+    def unknown_message(self, users: Sequence[Any]) -> str:
+        """Return a sentence about users whose histories contain only unknown items, and the share of unknown items."""
+        return (
+            f"{len(users)} of {len(self.sizes)} users, the first one {users[0]!r}, have only unknown items in their "
+            f"history and get the most popular items; {self.num_unknown} of {self.num_history_items} item ids "
+            f"({self.num_unknown / self.num_history_items:.0%}) are unknown, the first one {self.first_unknown!r}"
+        )
+
+    def to_lists(self) -> list[list[tuple[ItemId, float]]]:
+        """Return for each user, in the order of the request, item ids and scores, best first."""
+        rows = zip(self.table["item_id"].to_pylist(), self.table["score"].to_pylist(), strict=True)
+        return [[next(rows) for _ in range(size)] for size in self.sizes]
