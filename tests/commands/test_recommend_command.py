@@ -189,15 +189,13 @@ def test_parts_of_another_request_are_not_used(folder: Path, tmp_path: Path, mon
     assert max(pq.read_table(output)["rank"].to_pylist()) == 2
 
 
-def test_ids_of_two_kinds_are_refused_and_nothing_is_left(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_user_ids_of_two_kinds_are_text(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_USERS", 1)
-    rows = [{"user_id": user, "history": ["i01"]} for user in (1, "x")]
+    rows = [{"user_id": user, "history": ["i01"]} for user in (1, "x", 2.0)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"out\.csv: .*int64.*string.*; give all ids the same type"):
-        recommend_file(folder, tmp_path / "in.jsonl", tmp_path / "out.csv", RankOptions(3))
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}
+    recommend_file(folder, tmp_path / "in.jsonl", tmp_path / "out.parquet", RankOptions(1))
+    assert pq.read_table(tmp_path / "out.parquet")["user_id"].to_pylist() == ["1", "x", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.parquet"}
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv", ".txt"])
@@ -234,7 +232,7 @@ def test_one_history_is_answered_on_the_screen(
         (line,) = [line for line in said.splitlines() if f"{score:.4f}" in line]
         assert str(item_id) in line and (recommender.title(item_id) or "") in line
     assert main(["recommend", "--model", str(folder), "--history", "nope"]) == 0
-    assert "these are the most popular items" in capsys.readouterr().out
+    assert "the history has no known item; these are the most popular items" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [[], ["--input", "a.txt"], ["--history", "i01", "--output", "b.csv"]])

@@ -265,7 +265,8 @@ def test_wrong_files_are_refused(folder: Path, tmp_path: Path) -> None:
         recommend_file(folder, source, tmp_path / "out.csv", RankOptions(3))
     with pytest.raises(ConfigError, match=r"out.xls: recommendations are written as"):
         recommend_file(folder, source, tmp_path / "out.xls", RankOptions(3))
-    with pytest.raises(ConfigError, match=r"in.xls: histories are read from .*\.txt .*; name the file so, or convert"):
+    (tmp_path / "in.xls").write_bytes(b"\xd0\xcf\x11\xe0\x00\x00")
+    with pytest.raises(DataError, match=r"in.xls: line 1: byte .* is not text"):
         recommend_file(folder, tmp_path / "in.xls", tmp_path / "out.csv", RankOptions(3))
     with pytest.raises(DataError, match="no such file"):
         recommend_file(folder, tmp_path / "none.csv", tmp_path / "out.csv", RankOptions(3))
@@ -320,16 +321,41 @@ def test_ids_stay_as_they_are_written(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,\n", r"in\.csv: row 2: timestamp is None, expected a wh"),
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,soon\n", r"row 2: timestamp is 'soon', .*correct it or"),
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,soon\nu,i02,5\n", r"row 1: timestamp is 'soon', expected"),
-        ("in.csv", "user_id,item_id,timestamp\nu,i01,2024-01-09\nu,i02,5\n", r"row 2: timestamp is '5', .*same format"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,\n", r"in\.csv: line 3: timestamp is .*: .*expected "),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,1\nu,i02,soon\n", r"line 3: timestamp is 'soon': .*correct or"),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,soon\nu,i02,5\n", r"line 2: timestamp is 'soon': "),
+        ("in.csv", "user_id,item_id,timestamp\nu,i01,2024-01-09\nu,i02,5\n", r"line 3: timestamp is '5': .*one way"),
         ("in.jsonl", '{"user_id": "u", "history": ["i01"]}\n{"user', r"in\.jsonl: line 2: '\{\"user' is not JSON"),
-        ("in.jsonl", "[1]\n", r"in\.jsonl: line 1: '\[1\]' is not a JSON object; write one JSON object a line"),
+        ("in.jsonl", "[1]\n", r"in\.jsonl: line 1: '\[1\]' is not a JSON object; write one JSON object per line"),
         ("in.jsonl", "", r"in\.jsonl: the file is empty"),
         ("in.csv", "", r"in\.csv: the file is empty"),
         ("in.parquet", "no parquet", r"in\.parquet: cannot be read"),
-        ("in.jsonl", lines_of({"user_id": 1, "history": []}, {"user_id": "x", "history": []}), r"cannot be read .*'x'"),
+        (
+            "in.jsonl",
+            lines_of({"user_id": 1, "history": []}, {"user_id": None, "history": []}),
+            r"line 2: user_id is N",
+        ),
+        (
+            "in.jsonl",
+            lines_of({"user_id": 1, "history": []}, {"user_id": 2}),
+            r"line 2: history is None: expected a list",
+        ),
+        (
+            "in.jsonl",
+            lines_of({"user_id": 1, "history": {"a": 1}}),
+            r"line 1: history is .*: expected a list of item ids",
+        ),
+        (
+            "in.jsonl",
+            lines_of({"user_id": 1, "history": [["i01"]]}),
+            r"line 1: item 1 of the history of user 1 .*one id",
+        ),
+        ("in.csv", "user_id,history\nu,i01,2\n", r"line 2: 'u,i01,2': 3 columns, expected 2; correct the line"),
+        (
+            "in.csv",
+            'user_id,history\n"[1, 2]",i01\n',
+            r"line 2: user_id is '\[1, 2\]': a list or an object, expected one",
+        ),
     ],
 )
 def test_files_that_are_refused(name: str, content: str, message: str, folder: Path, tmp_path: Path) -> None:

@@ -1,20 +1,30 @@
 """`slmrec recommend`: top-k lists for a file of histories, or for one history on the terminal."""
 
 import argparse
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.parsers import add_device_option, new_command
+from slmrec.errors import ConfigError, DataError, UnknownItemsWarning
 from slmrec.files import printable
 
 if TYPE_CHECKING:
+    from slmrec.config import PrepareConfig
     from slmrec.inference.batch.recommend_file import RankOptions
     from slmrec.inference.recommendations import Recommendations
     from slmrec.inference.recommender import Recommender
 
+_LOG = logging.getLogger(__name__)
+_READING = frozenset(
+    ("format", "columns", "user_col", "item_col", "time_col", "time_unit", "time_format", "tie_col", "order")
+) | {"encoding", "id_type", "null_values", "on_bad_row", "memory_limit"}
+"""Settings of `prepare` that say how a file is read."""
 _EPILOG = (
     "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"
     "          slmrec recommend --model out/beauty/distill --history 9,18,27\n"
+    "Files are read as slmrec prepare reads them; for other column names, add prepare.user_col=NAME and so on.\n"
     "Running an interrupted command again continues where it stopped. See docs/serving.md."
 )
 
@@ -36,9 +46,20 @@ def add_parser(subparsers: Any) -> None:
     )
     add_device_option(recommend)
     recommend.add_argument(
+        "--allow-unknown", action="store_true", help="accept a file more than half of whose item ids are unknown"
+    )
+    recommend.add_argument(
+        "--on-bad-row",
+        choices=("error", "skip"),
+        help="what to do with invalid rows of --input; the same as prepare.on_bad_row=...",
+    )
+    recommend.add_argument(
         "--engine",
         choices=("spark",),
         help="compute on Spark: reads Parquet of user_id, history and writes a folder of Parquet files",
+    )
+    recommend.add_argument(
+        "overrides", nargs="*", metavar="prepare.key=value", help="how --input is read, as for slmrec prepare"
     )
 
 
@@ -51,9 +72,12 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
     if options.engine and options.index:
         options.parser.error("--index does not apply to --engine spark, whose search is exact; leave it out")
+    if options.engine and (options.overrides or options.on_bad_row):
+        options.parser.error("settings of prepare do not apply to --engine spark, which reads user_id and history")
     from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 
-    ranking = RankOptions(options.k, not options.keep_seen, options.candidates, options.exclude_items)
+    reading, files_of_items = _reading(options), (options.candidates, options.exclude_items)
+    ranking = RankOptions(options.k, not options.keep_seen, *files_of_items, reading, options.allow_unknown)
     if options.history is not None:
         _recommend_history(options.model, options.history, ranking, options.index, options.device)
     elif options.engine == "spark":
@@ -64,15 +88,43 @@ def run(options: argparse.Namespace) -> None:
         recommend_file(options.model, *files, ranking, options.index, options.device)
 
 
+def _reading(options: argparse.Namespace) -> "PrepareConfig":
+    """Return the settings by which the file of histories is read.
+
+    Raises:
+        ConfigError: A setting is unknown, or does not say how files are read.
+    """
+    from slmrec.config.load import load_config
+
+    given = [f"prepare.on_bad_row={options.on_bad_row}"] if options.on_bad_row else []
+    for override in options.overrides:
+        name = override.partition("=")[0]
+        if name.removeprefix("prepare.") not in _READING or not name.startswith("prepare."):
+            raise ConfigError(
+                f"{name} does not say how histories are read; choose from "
+                f"{', '.join(f'prepare.{key}' for key in sorted(_READING))}"
+            )
+    return load_config(None, [*options.overrides, *given]).prepare
+
+
 def _recommend_history(
     model: Path, history: str, ranking: "RankOptions", index: Path | None, device: str | None
 ) -> None:
-    from slmrec.inference.histories import history_of_text
+
+    from slmrec.inference.histories import history_of
     from slmrec.inference.recommender import Recommender
 
     recommender = Recommender.from_pretrained(model, index=index, device=device)
-    items = history_of_text(history, recommender.id_pattern, "--history")
-    _show(recommender, items, recommender.recommend([items], **ranking.arguments()))
+    try:
+        items = history_of(history, recommender.catalogue.id_pattern)
+    except ValueError as error:
+        raise DataError(f"--history is {history!r}: {error}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownItemsWarning)
+        lists = recommender.recommend([items], **ranking.arguments())
+    _show(recommender, items, lists)
+    if lists.lost_users:
+        _LOG.warning("the history has no known item; these are the most popular items")
 
 
 def _show(recommender: "Recommender", history: list[Any], lists: "Recommendations") -> None:
@@ -88,8 +140,8 @@ def _show(recommender: "Recommender", history: list[Any], lists: "Recommendation
     console.print(table)
     if lists.num_unknown:
         print(f"{lists.num_unknown} unknown items ignored, the first one {printable(repr(lists.first_unknown))}")
-    if lists.fallback_users:
-        print("the history has no known item; these are the most popular items")
+    if not history:
+        print("the history is empty; these are the most popular items")
 
 
 def _label(recommender: "Recommender", item: Any) -> str:

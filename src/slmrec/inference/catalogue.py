@@ -67,6 +67,11 @@ class Catalogue:
         return [None] * len(self.item_ids) if titles is None else titles.to_pylist()
 
     @cached_property
+    def id_pattern(self) -> str:
+        """Pattern of an item id in a history written as text; commas separate ids unless some id contains one."""
+        return r"\S+" if any("," in item_id for item_id in self.items) else r"[^\s,]+"
+
+    @cached_property
     def has_text_json_ids(self) -> bool:
         """Whether ids are text in JSON: they are text, or some number is beyond 2^53, which browsers would change."""
         return any(isinstance(item_id, str) or abs(item_id) > MAX_EXACT_FLOAT for item_id in self.item_ids)

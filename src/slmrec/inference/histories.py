@@ -1,21 +1,23 @@
-"""Histories of users from tables with one row per user or one row per event."""
+"""Histories of users: checked against a catalogue, from lists, tables and files."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from slmrec.config.prepare import PrepareConfig
+from slmrec.data.ids import WHOLE_NUMBER, id_text, is_missing
+from slmrec.data.logs.literals import list_cell
+from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import ConfigError, DataError
+from slmrec.inference.catalogue import Catalogue, ItemIdError
+from slmrec.inference.history_files import HISTORY, UserRow, UserRows
 
-COLUMNS = ("user_id", "history", "item_id", "timestamp")
-ITEM_IDS = r"[^\s,]+"
-"""Pattern of an item id in a history written as text."""
-ITEM_IDS_WITH_COMMAS = r"\S+"
-_TIME_TYPES = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+_WHOLE_NUMBER = re.compile(WHOLE_NUMBER)
+_MAX_INT64, _MAX_UINT64 = 2**63 - 1, 2**64 - 1
 
 
 class Sequences(NamedTuple):
@@ -25,53 +27,149 @@ class Sequences(NamedTuple):
     histories: Sequence[Sequence[Any]]
 
 
+class CheckedHistories:
+    """Users and histories of a file or table, all of which are read once to check them.
+
+    User ids are whole numbers if all of them are, with or without zeros after the point; otherwise they are text.
+
+    Args:
+        rows: The users as they are in the file.
+        catalogue: Catalogue of the model; its ids decide how item ids are read.
+        settings: How invalid rows and ids are treated.
+
+    Raises:
+        DataError: A user id is missing, or a history contains something that is no item id; invalid rows are skipped
+            instead if `on_bad_row` is `skip`.
+    """
+
+    def __init__(self, rows: UserRows, catalogue: Catalogue, settings: PrepareConfig) -> None:
+        self._rows, self._catalogue = rows, catalogue
+        self.user_ids = _UserIds(settings)
+        self.num_users = self.num_items = self.num_unknown = 0
+        self.first_unknown: Any = None
+        self.errors = list(rows.errors)
+        """Invalid rows, which are skipped."""
+        self._skipped: set[int] = set()
+        for number, row in enumerate(rows.read()):
+            error = self._check(row)
+            if error is not None and settings.on_bad_row == "error":
+                raise DataError(
+                    f"{error.message()}; correct or remove the {error.unit}, or set prepare.on_bad_row=skip"
+                )
+            if error is not None:
+                self._skipped.add(number)
+                self.errors.append(error)
+
+    def chunks(self, size: int) -> Iterator[Sequences]:
+        """Yield all users in the order of the file, `size` at a time or fewer; the same ones in every call."""
+        users: list[Any] = []
+        histories: list[list[Any]] = []
+        for number, row in enumerate(self._rows.read()):
+            if number not in self._skipped:
+                users.append(self.user_ids.convert(row.user))
+                histories.append(history_of(row.history, self._catalogue.id_pattern))
+            if len(users) == size:
+                yield Sequences(users, histories)
+                users, histories = [], []
+        if users:
+            yield Sequences(users, histories)
+
+    def _check(self, row: UserRow) -> RowError | None:
+        """Count a row; return its error if it is invalid."""
+        try:
+            self.user_ids.add(row.user)
+        except ValueError as error:
+            return row.error("user_id", row.user, str(error), self._rows.unit)
+        try:
+            known, unknown = self._catalogue.split(history_of(row.history, self._catalogue.id_pattern))
+        except ItemIdError as error:
+            place = f"item {error.position + 1} of the history of user {row.user!r}"
+            return row.error(place, error.value, error.reason, self._rows.unit)
+        except ValueError as error:
+            return row.error(HISTORY, None if row.history is ... else row.history, str(error), self._rows.unit)
+        self.num_users += 1
+        self.num_items += len(known) + len(unknown)
+        self.num_unknown += len(unknown)
+        if unknown and self.first_unknown is None:
+            self.first_unknown = unknown[0]
+        return None
+
+
+class _UserIds:
+    """Type of a column of user ids, decided by all of them."""
+
+    def __init__(self, settings: PrepareConfig) -> None:
+        self._null_values = settings.null_values
+        self._keeps_text = settings.id_type == "text"
+        self._are_whole = not self._keeps_text
+        self._least = self._most = 0
+
+    def add(self, value: Any) -> None:
+        """Take an id into account.
+
+        Raises:
+            ValueError: The id is missing, a list, or a number with a fraction.
+        """
+        if is_missing(value, self._null_values):
+            raise ValueError("expected an id")
+        text = self._text(value)
+        self._are_whole = self._are_whole and _WHOLE_NUMBER.fullmatch(text) is not None
+        if self._are_whole:
+            number = int(text.partition(".")[0])
+            self._least, self._most = min(self._least, number), max(self._most, number)
+
+    def convert(self, value: Any) -> Any:
+        """Return an id in the type of the column."""
+        if pa.types.is_string(self.type):
+            return id_text(value, whole_numbers=True) if self._are_whole else self._text(value)
+        return int(id_text(value, whole_numbers=True))
+
+    @property
+    def type(self) -> pa.DataType:
+        """Type of the ids: the smallest of int64, uint64 and text that holds all of them."""
+        if self._are_whole and self._least >= -_MAX_INT64 - 1 and self._most <= _MAX_INT64:
+            return pa.int64()
+        return pa.uint64() if self._are_whole and self._least >= 0 and self._most <= _MAX_UINT64 else pa.string()
+
+    def _text(self, value: Any) -> str:
+        return id_text(value, whole_numbers=not (self._keeps_text or isinstance(value, str)))
+
+
 def is_table(data: object) -> bool:
     """Return whether an object is an Arrow, pandas or polars table."""
     return hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns")
 
 
-def sequences_of(data: Any, id_pattern: str = ITEM_IDS, where: str = "histories") -> Sequences:
-    """Return the histories of a table with the columns `user_id, history`, or `user_id, item_id, timestamp`.
+def history_of(value: Any, id_pattern: str) -> list[Any]:
+    """Return the item ids of a history: a list, or text with a list or with ids separated by spaces or commas.
 
     Args:
-        data: Arrow, pandas or polars table.
-        id_pattern: Pattern of an item id in a history that is text instead of a list.
-        where: Name of the table in error messages.
+        value: The history; None or an empty text is an empty history.
+        id_pattern: Pattern of an item id in a history that is text.
 
     Raises:
-        DataError: The table has other columns, or a timestamp or a history cannot be read.
+        ValueError: The value is no history, or missing (`...`).
 
     Example:
-        >>> sequences_of(pa.table({"user_id": ["u"], "history": [["a", "b"]]})).histories
-        [['a', 'b']]
+        >>> history_of("a, b", r"[^\\s,]+"), history_of("[1, 2]", r"[^\\s,]+"), history_of("['a']", r"[^\\s,]+")
+        (['a', 'b'], [1, 2], ['a'])
     """
-    table = data if isinstance(data, pa.Table) else pa.table(data)
-    columns = set(table.column_names)
-    if {"user_id", "history"} <= columns:
-        histories = [_history(value, where, id_pattern) for value in table["history"].to_pylist()]
-        return Sequences(table["user_id"].to_pylist(), histories)
-    if {"user_id", "item_id", "timestamp"} <= columns:
-        return _grouped(table, where)
-    raise DataError(
-        f"{where}: columns {', '.join(table.column_names)}; expected user_id and history (one row per user), or "
-        "user_id, item_id and timestamp (one row per event); rename the columns"
-    )
-
-
-def history_of_text(text: str, id_pattern: str, where: str) -> list[Any]:
-    """Return the item ids of a history written as a JSON list, or as ids separated by spaces or commas.
-
-    Raises:
-        DataError: The text begins like a JSON list but is none.
-
-    Example:
-        >>> history_of_text("a, b", ITEM_IDS, "history")
-        ['a', 'b']
-    """
+    if value is ... or isinstance(value, dict):
+        raise ValueError("expected a list of item ids, [] if there are none")
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return [] if value is None else [value]
+    text = value.strip()
+    if not text.startswith("["):
+        return re.findall(id_pattern, text)
     try:
-        return list(json.loads(text) if text.startswith("[") else re.findall(id_pattern, text))
-    except json.JSONDecodeError:
-        raise DataError(f'{where}: history {text!r} is no JSON list; write ["a", "b"], or a b') from None
+        items = json.loads(text)
+    except ValueError:
+        items = list_cell(text)  # as Python writes lists
+    if not isinstance(items, list):
+        raise ValueError('no JSON list; write ["a", "b"], or a b')
+    return items
 
 
 def check_histories(histories: Any) -> None:
@@ -86,51 +184,3 @@ def check_histories(histories: Any) -> None:
         if not hasattr(history, "__len__"):
             given = shortened(histories)
             raise ConfigError(f"histories is {given}, expected a list of histories; give [{given}]")
-
-
-def _history(value: Any, where: str, id_pattern: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str):  # CSV files have no lists
-        return history_of_text(value, id_pattern, where)
-    return [] if value is None else [value]
-
-
-def _grouped(table: pa.Table, where: str) -> Sequences:
-    keys = pa.table({"time": _times(table["timestamp"], where), "row": range(table.num_rows)})
-    users, items = table["user_id"].to_pylist(), table["item_id"].to_pylist()
-    histories: dict[Any, list[Any]] = {user: [] for user in users}
-    for row in pc.sort_indices(keys, [("time", "ascending"), ("row", "ascending")]).to_pylist():
-        histories[users[row]].append(items[row])
-    return Sequences(list(histories), list(histories.values()))
-
-
-def _times(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """Return timestamps as numbers or dates; text is converted."""
-    missing = pc.index(pc.is_null(column, nan_is_null=True), True).as_py()
-    if missing >= 0:
-        raise _bad_time(where, missing, column)
-    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):  # types of polars and pandas
-        column = column.cast(pa.string())
-    if not pa.types.is_string(column.type):
-        return column
-    time_type = next((one for one in _TIME_TYPES if _can_cast(column[:1], one)), None)
-    if time_type is None or not _can_cast(column, time_type):
-        wrong = (row for row in range(len(column)) if not time_type or not _can_cast(column[row : row + 1], time_type))
-        raise _bad_time(where, next(wrong), column)
-    return column.cast(time_type)
-
-
-def _can_cast(texts: pa.ChunkedArray, time_type: pa.DataType) -> bool:
-    try:
-        texts.cast(time_type)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _bad_time(where: str, row: int, column: pa.ChunkedArray) -> DataError:
-    return DataError(
-        f"{where}: row {row + 1}: timestamp is {column[row].as_py()!r}, expected a whole number or a date, in the same "
-        "format in all rows; correct it or remove the row"
-    )

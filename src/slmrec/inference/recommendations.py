@@ -1,6 +1,5 @@
 """Recommendations: lists of items for users, and what was unknown in their histories."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,8 @@ class Recommendations:
     fallback_users: tuple[Any, ...]
     """Users without a known item in their history; they get the most popular items."""
 
+    lost_users: tuple[Any, ...] = ()
+    """Users of `fallback_users` whose history is not empty."""
     num_history_items: int = 0
     """Number of item ids in all histories, known and unknown."""
 
@@ -34,14 +35,6 @@ class Recommendations:
     def first_unknown(self) -> Any:
         """First ignored item; None if there is none."""
         return next((item for items in self.unknown for item in items), None)
-
-    def unknown_message(self, users: Sequence[Any]) -> str:
-        """Return a sentence about users whose histories contain only unknown items, and the share of unknown items."""
-        return (
-            f"{len(users)} of {len(self.sizes)} users, the first one {users[0]!r}, have only unknown items in their "
-            f"history and get the most popular items; {self.num_unknown} of {self.num_history_items} item ids "
-            f"({self.num_unknown / self.num_history_items:.0%}) are unknown, the first one {self.first_unknown!r}"
-        )
 
     def to_lists(self) -> list[list[tuple[ItemId, float]]]:
         """Return for each user, in the order of the request, item ids and scores, best first."""

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,19 +11,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, DataError, TrainingError, UnknownItemsWarning
 from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
 from slmrec.inference.histories import (
-    ITEM_IDS,
-    ITEM_IDS_WITH_COMMAS,
+    CheckedHistories,
     Sequences,
     check_histories,
     is_table,
-    sequences_of,
 )
+from slmrec.inference.history_files import table_user_rows
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
 from slmrec.inference.recommendations import Recommendations
 from slmrec.models.card import About
@@ -43,6 +42,7 @@ from slmrec.types import Encoded
 HistoriesLike = Any
 """List of histories, each a list of item ids, oldest first; or a table (Arrow, pandas, polars) with the columns
 `user_id, history`, or `user_id, item_id, timestamp`."""
+_READING = PrepareConfig()
 BATCH_USERS = 256
 """Users who are encoded and ranked at once."""
 
@@ -166,10 +166,17 @@ class Recommender:
                 ranked[row] = answer
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
         num_items = sum(map(len, known)) + sum(map(len, unknown))
-        lists = Recommendations(self._table(users, ranked), tuple(map(len, ranked)), unknown, fallback, num_items)
-        lost = [user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history]
+        lost = tuple(user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history)
+        sizes = tuple(map(len, ranked))
+        lists = Recommendations(self._table(users, ranked), sizes, unknown, fallback, lost, num_items)
         if lost:
-            warnings.warn(UnknownItemsWarning(lists.unknown_message(lost)), stacklevel=2)
+            warnings.warn(
+                f"{len(lost)} of {len(users)} users, the first one {lost[0]!r}, have only unknown items in their "
+                f"history and get the most popular items; {lists.num_unknown} of {num_items} item ids "
+                f"({lists.num_unknown / num_items:.0%}) are unknown, the first one {lists.first_unknown!r}",
+                UnknownItemsWarning,
+                stacklevel=2,
+            )
         return lists
 
     def encode(self, histories: HistoriesLike) -> Tensor:
@@ -212,14 +219,11 @@ class Recommender:
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
 
-    @cached_property
-    def id_pattern(self) -> str:
-        """Pattern of an item id in a history written as text; commas separate ids unless some id contains one."""
-        return ITEM_IDS_WITH_COMMAS if any("," in item_id for item_id in self.catalogue.items) else ITEM_IDS
-
     def _read(self, histories: HistoriesLike, user_ids: Sequence[Any] | None) -> Sequences:
         if is_table(histories):
-            users, item_ids = sequences_of(histories, self.id_pattern)
+            with table_user_rows(histories, _READING) as rows:
+                read = CheckedHistories(rows, self.catalogue, _READING)
+                users, item_ids = next(read.chunks(max(1, read.num_users)), Sequences([], []))
         else:
             check_histories(histories)
             users, item_ids = list(range(len(histories))), histories
@@ -287,7 +291,7 @@ class Recommender:
         firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
         return pa.table(
             {
-                "user_id": pa.array(users).take(pa.array(np.repeat(np.arange(len(ranked)), sizes))),
+                "user_id": _id_array(users).take(pa.array(np.repeat(np.arange(len(ranked)), sizes))),
                 "item_id": self.vocabulary.item_ids.take(pa.array(items - 1)),
                 "score": pa.array(np.concatenate([*(one.scores for one in ranked), np.zeros(0, dtype=np.float32)])),
                 "rank": pa.array(np.arange(len(items)) - firsts + 1),
@@ -311,3 +315,13 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     available = "cpu, cuda" if has_gpu else "cpu"
     raise ConfigError(f"device is {name!r}, which is not available on this machine; choose one of: {available}")
+
+
+def _id_array(ids: list[Any]) -> pa.Array:
+    """Return ids as an array; unsigned numbers stay numbers, and ids of several types become text."""
+    for id_type in (None, pa.uint64()):
+        try:
+            return pa.array(ids, id_type)
+        except (OverflowError, TypeError, pa.ArrowException):
+            continue
+    return pa.array(list(map(str, ids)))

@@ -1,12 +1,15 @@
 """Recommendations for all histories of a file, written to a file."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slmrec.errors import SlmrecError
-from slmrec.inference.batch.history_files import HistoryFile, read_item_ids
+from slmrec.config.prepare import PrepareConfig
+from slmrec.errors import DataError, SlmrecError, UnknownItemsWarning
 from slmrec.inference.batch.resumable_output import Parts, check_output
+from slmrec.inference.histories import CheckedHistories
+from slmrec.inference.history_files import open_user_rows, read_item_ids
 from slmrec.inference.recommendations import Recommendations
 from slmrec.inference.recommender import Recommender
 from slmrec.locks import target_locked
@@ -20,7 +23,7 @@ CHUNK_USERS = 8192
 
 
 class RankOptions(NamedTuple):
-    """Options of `Recommender.recommend` whose item ids stand in files."""
+    """Options of `Recommender.recommend` whose item ids stand in files, and how files are read."""
 
     k: int = 10
     filter_seen: bool = True
@@ -28,6 +31,10 @@ class RankOptions(NamedTuple):
     """File of the item ids to rank; None: all items."""
     exclude: Path | None = None
     """File of item ids that are not recommended to anyone."""
+    reading: PrepareConfig = PrepareConfig()
+    """How histories are read: format, columns, times, invalid rows."""
+    allow_unknown: bool = False
+    """Accept files more than half of whose item ids are unknown."""
 
     def arguments(self) -> dict[str, Any]:
         """Read the files and return the keyword arguments of `Recommender.recommend`."""
@@ -61,7 +68,8 @@ def recommend_file(
         CheckpointError: the model folder is incomplete or damaged, the index belongs to other items, or another process
             writes the output.
         ConfigError: the format of a file is not supported, FAISS is not installed, or the device does not exist.
-        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, or cannot be read.
+        DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, cannot be read, or more
+            than half of its item ids are unknown.
     """
     check_output(output)
     with target_locked(output):
@@ -71,30 +79,52 @@ def recommend_file(
 def _recommend_file(
     model: Path, input: Path, output: Path, options: RankOptions, index: Path | None, device: str | None
 ) -> None:
-    file, arguments = HistoryFile.open(input), options.arguments()
+    arguments = options.arguments()
     folder = find_folder(model)
     recommender = Recommender.from_pretrained(folder, index=index, device=device)
     files = {"model": _file_states(*sorted(folder.iterdir())), "input": _file_states(input)}
     files |= {} if index is None else {"index": _file_states(index)}
-    parts = Parts(output, {"slmrec": __version__, "chunk_users": CHUNK_USERS, **files, **arguments})
-    try:
-        _write_parts(recommender, file, arguments, parts)
-    except SlmrecError:  # a second run would fail in the same way
-        parts.remove()
-        raise
+    with open_user_rows(input, options.reading, output.absolute().parent) as rows:
+        histories = CheckedHistories(rows, recommender.catalogue, options.reading)
+        check_unknown(input, histories.num_unknown, histories.num_items, histories.first_unknown, options)
+        plan = {"slmrec": __version__, "chunk_users": CHUNK_USERS, "reading": options.reading.model_dump(mode="json")}
+        parts = Parts(output, {**plan, **files, **arguments})
+        try:
+            _write_parts(recommender, histories, arguments, parts)
+        except SlmrecError:  # a second run would fail in the same way
+            parts.remove()
+            raise
     facts = parts.facts()
     parts.finish()
+    _warn(facts, input, histories)
     _LOG.info("; ".join(_summary(facts, output, options.k)))
 
 
-def _write_parts(recommender: Recommender, file: HistoryFile, arguments: dict[str, Any], parts: Parts) -> None:
+def check_unknown(input: Path, num_unknown: int, num_items: int, first: Any, options: RankOptions) -> None:
+    """Refuse a file more than half of whose item ids are unknown, unless the options allow it.
+
+    Raises:
+        DataError: The file seems to belong to another model.
+    """
+    if 2 * num_unknown > num_items and not options.allow_unknown:
+        raise DataError(
+            f"{input}: {num_unknown} of {num_items} item ids ({num_unknown / num_items:.0%}) are unknown to the model, "
+            f"the first one {first!r}; check that --model and --input belong together, or give --allow-unknown"
+        )
+
+
+def _write_parts(
+    recommender: Recommender, histories: CheckedHistories, arguments: dict[str, Any], parts: Parts
+) -> None:
     """Compute and write the parts that do not exist yet."""
-    num_done = len(parts)
-    with progress("recommend: users", file.num_users) as advance:
-        for number, (users, histories) in enumerate(file.chunks(CHUNK_USERS, recommender.id_pattern)):
+    num_done, user_type = len(parts), histories.user_ids.type
+    with progress("recommend: users", histories.num_users) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownItemsWarning)  # the summary says it for all users together
+        for number, (users, sequences) in enumerate(histories.chunks(CHUNK_USERS)):
             if number >= num_done:
-                lists = recommender.recommend(histories, user_ids=users, **arguments)
-                parts.append(lists.table, _facts(lists))
+                lists = recommender.recommend(sequences, user_ids=users, **arguments)
+                table = lists.table.set_column(0, "user_id", lists.table["user_id"].cast(user_type))
+                parts.append(table, _facts(lists))
             advance(len(users))
     if not len(parts):
         lists = recommender.recommend([], **arguments)
@@ -108,6 +138,8 @@ def _facts(lists: Recommendations) -> dict[str, Any]:
         "unknown": lists.num_unknown,
         "first_unknown": repr(lists.first_unknown),
         "fallback": len(lists.fallback_users),
+        "lost": len(lists.lost_users),
+        "first_lost": repr(next(iter(lists.lost_users), None)),
     }
 
 
@@ -130,3 +162,19 @@ def _file_states(*files: Path) -> list[tuple[str, int, int]]:
     """Return path, size and modification time of each file."""
     states = ((file.resolve(), file.stat()) for file in files if file.is_file())
     return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in states]
+
+
+def _warn(facts: list[dict[str, Any]], input: Path, histories: CheckedHistories) -> None:
+    """Log the skipped rows, and the users whose histories contain only unknown items."""
+    if histories.errors:
+        first_error = histories.errors[0].message()
+        _LOG.warning("%d invalid rows skipped, the first one: %s", len(histories.errors), first_error)
+    lost = sum(part["lost"] for part in facts)
+    if lost:
+        first = next(part["first_lost"] for part in facts if part["lost"])
+        _LOG.warning(
+            "%s: %d of %d users, the first one %s, have only unknown items in their history and get the most popular "
+            "items; %d of %d item ids (%.0f%%) are unknown, the first one %r",
+            *(input, lost, histories.num_users, first, histories.num_unknown, histories.num_items),
+            *(100 * histories.num_unknown / histories.num_items, histories.first_unknown),
+        )

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from slmrec.errors import ConfigError, DataError
-from slmrec.inference.batch.recommend_file import RankOptions
-from slmrec.inference.histories import sequences_of
+from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
+from slmrec.inference.histories import history_of
 from slmrec.inference.recommender import Recommender
 from slmrec.locks import target_locked
 
@@ -49,7 +49,9 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     frame = _read(_session(), input)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
-    rows = frame.mapInArrow(partial(_answer, source, arguments, recommender.id_pattern, schema), columns)
+    if not options.allow_unknown:
+        _check_unknown(frame, source, input, options)
+    rows = frame.mapInArrow(partial(_answer, source, arguments, schema), columns)
     aside = output.with_name(f".{output.name}.partial").resolve()
     with target_locked(output):
         rows.write.mode("overwrite").parquet(aside.as_uri())
@@ -91,7 +93,7 @@ def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
 
 
 def _answer(
-    model: str, arguments: dict[str, Any], id_pattern: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    model: str, arguments: dict[str, Any], schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the recommendations of some users, in a Spark worker with one core."""
     import torch
@@ -99,6 +101,30 @@ def _answer(
     torch.set_num_threads(1)
     recommender = Recommender.from_pretrained(model, device="cpu")
     for batch in batches:
-        users, histories = sequences_of(pa.Table.from_batches([batch]), id_pattern)
-        found = recommender.recommend(histories, user_ids=users, **arguments)
+        histories = _histories(batch, recommender)
+        found = recommender.recommend(histories, user_ids=batch["user_id"].to_pylist(), **arguments)
         yield from found.table.cast(schema).to_batches()
+
+
+def _check_unknown(frame: Any, model: str, path: Path, options: RankOptions) -> None:
+    """Count the unknown items in a first pass, since nothing may be written if most of them are unknown."""
+    counts = frame.mapInArrow(partial(_count, model), "num_unknown bigint, num_items bigint, first string").collect()
+    unknown, items = (sum(row[column] for row in counts) for column in (0, 1))
+    first = next((row[2] for row in counts if row[2] is not None), None)
+    check_unknown(path, unknown, items, first, options)
+
+
+def _count(model: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the numbers of unknown items and of all items of each batch, and the first unknown item."""
+    recommender = Recommender.from_pretrained(model, device="cpu")
+    for batch in batches:
+        split = [recommender.catalogue.split(history) for history in _histories(batch, recommender)]
+        unknown = [item_id for _, ids in split for item_id in ids]
+        num_items = sum(len(known) for known, _ in split) + len(unknown)
+        first = str(unknown[0]) if unknown else None
+        columns = [pa.array([len(unknown)]), pa.array([num_items]), pa.array([first], pa.string())]
+        yield pa.RecordBatch.from_arrays(columns, ["num_unknown", "num_items", "first"])
+
+
+def _histories(batch: pa.RecordBatch, recommender: Recommender) -> list[list[Any]]:
+    return [history_of(value, recommender.catalogue.id_pattern) for value in batch["history"].to_pylist()]

@@ -1,0 +1,268 @@
+"""Files of histories and of item ids, read with the readers of `prepare`."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slmrec.config.prepare import PrepareConfig
+from slmrec.data.engine import batches, connected
+from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header
+from slmrec.data.logs.files import InputFiles, inspect, json_keys, lines, literals_as_json, unpacked
+from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error
+from slmrec.data.logs.read import read_events
+from slmrec.data.logs.row_errors import RowError
+from slmrec.data.logs.rows import read_rows
+from slmrec.errors import DataError
+from slmrec.files import one_line, printable
+
+HISTORY = "history"
+_ROWS_AT_ONCE = 2**13
+_EVENTS_AT_ONCE = 2**18
+
+
+class UserRow(NamedTuple):
+    """A user and the history as they are in the file."""
+
+    file: Path
+    line: int
+    """The line of a text file or the row of a table, from 1; 0 if the history is that of several rows."""
+    user: Any
+    history: Any
+
+    def error(self, column: str, value: Any, reason: str, unit: str) -> RowError:
+        """Return the error of this row."""
+        return RowError(self.file, self.line, column, None if value is None else str(value), reason, unit)
+
+
+class UserRows(NamedTuple):
+    """All users of a file of histories."""
+
+    path: Path
+    unit: str
+    """Name of a row in messages: `line` or `row`."""
+    read: Callable[[], Iterator[UserRow]]
+    """Reads all rows, in the same order in every call."""
+    errors: list[RowError]
+    """Invalid events, which are skipped."""
+
+
+@contextmanager
+def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = None) -> Iterator[UserRows]:
+    """Open a file, or a folder of parts, with one row per user or one row per event.
+
+    Files with one row per user are streamed. Events are sorted by the embedded engine, on disk if they are many.
+
+    Args:
+        path: The file, in any format that `prepare` reads.
+        settings: How it is read: format, columns, times, invalid rows.
+        spill: Folder for temporary files; None: that of the system.
+
+    Raises:
+        DataError: The file cannot be read, or has neither `user_id` and `history` nor `user_id`, `item_id` and
+            `timestamp`.
+    """
+    source = _inspect(path, settings)
+    with TemporaryDirectory(dir=spill, prefix=".spill-") as temporary:
+        folder = Path(temporary)
+        if source.format == "sequences":
+            yield UserRows(path, "line", lambda: _of_lines(source), [])
+            return
+        names = _names(source, settings)
+        index = {
+            "user": find_column(path, names, "user_col", settings.user_col),
+            "history": _history_column(source, names, settings),
+        }
+        if index["history"] is None:
+            if find_column(path, names, "item_col", settings.item_col) is None or index["user"] is None:
+                raise _other_columns(path, names)
+            with connected("duckdb", folder, settings.memory_limit) as engine:
+                events = read_events(engine, folder, str(path), settings)
+                order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *events.ties]
+                yield UserRows(path, "row", lambda: _of_events(engine, path, events.table, order), events.errors)
+            return
+        if index["user"] is None:
+            raise _other_columns(path, names)
+        user, history = (names[number] for number in index.values() if number is not None)
+        read = _readable(source, folder)
+        unit = "row" if source.format == "parquet" else "line"
+        yield UserRows(path, unit, lambda: _of_rows(read, names, user, history, settings), [])
+
+
+@contextmanager
+def table_user_rows(table: Any, settings: PrepareConfig) -> Iterator[UserRows]:
+    """Open an Arrow, pandas or polars table of histories, which is read as a Parquet file is.
+
+    Raises:
+        DataError: The object is no table, or lacks a column.
+    """
+    with TemporaryDirectory(prefix="slmrec-") as folder:
+        path = Path(folder) / "histories.parquet"
+        try:
+            pq.write_table(pa.table(table), path)
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"histories: cannot be read as a table ({one_line(error)}); give each column one type"
+            ) from None
+        try:
+            with open_user_rows(path, settings) as rows:
+                yield rows
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), "histories")) from None
+
+
+def read_item_ids(path: Path) -> list[Any]:
+    """Return the item ids of a file: one per line (.txt), or the column `item_id` of a table.
+
+    Raises:
+        DataError: It cannot be read, has no such column, or a .txt file begins with a header.
+    """
+    settings = PrepareConfig()
+    source = _inspect(path, settings, one_column=True)
+    if source.format == "sequences":
+        ids = [line.strip() for file in source.files for line in lines(file) if line.strip()]
+        if ids and find_column(path, ids[:1], "items_id_col", None) is not None:
+            raise DataError(
+                f"{path}: line 1 is {ids[0]!r}, a header, but .txt has one item id per line; remove the line, or name "
+                "the file .csv"
+            )
+        return ids
+    names = _names(source, settings)
+    index = find_column(path, names, "items_id_col", None)
+    if index is None:
+        raise DataError(f"{path}: columns {_shown(names)}; expected item_id; rename the column")
+    with TemporaryDirectory(prefix="slmrec-") as folder:
+        read = _readable(source, Path(folder))
+        return [row.user for row in _of_rows(read, names, names[index], names[index], settings)]
+
+
+def _inspect(path: Path, settings: PrepareConfig, one_column: bool = False) -> InputFiles:
+    """Detect the format as `prepare` does; .txt without a header has one user, or one item id, per line."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    named = (settings.user_col, settings.item_col, settings.time_col, *(settings.columns or ()))
+    source = inspect(path, settings.format, ALL_USUAL_NAMES | {HISTORY} | {name for name in named if name})
+    is_text = settings.format == "auto" and settings.columns is None and format_of_name(path) == "sequences"
+    if is_text and source.format in DELIMITERS and (one_column or not _has_header(source)):
+        return source._replace(format="sequences")
+    return source
+
+
+def _readable(source: InputFiles, folder: Path) -> InputFiles:
+    """Unpack Parquet, and convert lines of Python literals to JSON lines."""
+    return unpacked(source, folder) if source.format == "parquet" else literals_as_json(source, folder)
+
+
+def _has_header(source: InputFiles) -> bool:
+    try:
+        return header(source, None).in_file
+    except DataError:
+        return False
+
+
+def _names(source: InputFiles, settings: PrepareConfig) -> list[str]:
+    if source.format == "parquet":
+        with _errors_of_arrow(source.path), TemporaryDirectory(prefix="slmrec-") as folder:
+            return list(pq.read_schema(unpacked(source, Path(folder)).files[0]).names)
+    if source.format in {"jsonl", "literal"}:
+        return json_keys(source)
+    return header(source, settings.columns).names
+
+
+def _history_column(source: InputFiles, names: list[str], settings: PrepareConfig) -> int | None:
+    """Return the column of histories; in the reference's table, the column of items holds lists."""
+    plain = [name.strip().casefold() for name in names]
+    if HISTORY in plain:
+        return plain.index(HISTORY)
+    is_reference = source.format == "reference"
+    return find_column(source.path, names, "item_col", settings.item_col) if is_reference else None
+
+
+def _other_columns(path: Path, names: list[str]) -> DataError:
+    return DataError(
+        f"{path}: columns {_shown(names)}; expected user_id and history (one row per user), or user_id, item_id and "
+        "timestamp (one row per event); rename the columns, or name them: prepare.user_col=NAME, "
+        "prepare.item_col=NAME, prepare.time_col=NAME"
+    )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(map(printable, names)) or "none"
+
+
+def _of_lines(source: InputFiles) -> Iterator[UserRow]:
+    for file, name in zip(source.files, source.names, strict=True):
+        for number, line in enumerate(lines(file), 1):
+            user, *items = re.findall(r"[^ \t\n]+", line) or [None]
+            if user is not None:
+                yield UserRow(name, number, user, items)
+
+
+def _of_rows(
+    source: InputFiles, names: list[str], user: str, history: str, settings: PrepareConfig
+) -> Iterator[UserRow]:
+    if source.format in {"parquet", "jsonl"}:
+        yield from (_of_parquet if source.format == "parquet" else _of_json)(source, user, history)
+        return
+    has_header = header(source, settings.columns).in_file
+    columns = names.index(user), names.index(history)
+    for file in source.names:
+        for number, row in enumerate(read_rows(source, file)):
+            if (number == 0 and has_header) or not (row.cells or row.error):
+                continue
+            if row.error or len(row.cells) != len(names):
+                reason = row.error or f"{len(row.cells)} columns, expected {len(names)}"
+                raise DataError(f"{RowError(file, row.line, None, row.text, reason).message()}; correct the line")
+            yield UserRow(file, row.line, *(row.cells[column] for column in columns))
+
+
+def _of_json(source: InputFiles, user: str, history: str) -> Iterator[UserRow]:
+    for file, name in zip(source.files, source.names, strict=True):
+        for number, line in enumerate(lines(file), 1):
+            if error := json_error(line):
+                raise DataError(f"{name}: line {number}: {error}; write one JSON object per line")
+            if line.strip():
+                row = json.loads(line)
+                yield UserRow(name, number, row.get(user), row.get(history, ...))
+
+
+def _of_parquet(source: InputFiles, user: str, history: str) -> Iterator[UserRow]:
+    for file, name in zip(source.files, source.names, strict=True):
+        number = 0
+        with _errors_of_arrow(name), pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=list(dict.fromkeys((user, history)))):
+                for pair in zip(batch[user].to_pylist(), batch[history].to_pylist(), strict=True):
+                    number += 1
+                    yield UserRow(name, number, *pair)
+
+
+def _of_events(engine: Any, path: Path, events: Any, order: list[str]) -> Iterator[UserRow]:
+    """Yield users in the order of their first row, each with all items in order."""
+    firsts = events.group_by("user_id").aggregate(first_row=events.row.min())
+    joined = events.join(firsts, "user_id").order_by(["first_row", *order])
+    user: Any = None
+    items: list[Any] = []
+    newest = None
+    for part in batches(engine, joined.select("first_row", "user_id", "item_id"), _EVENTS_AT_ONCE):
+        for first_row, user_id, item_id in zip(*(column.to_pylist() for column in part.columns), strict=True):
+            if first_row != newest:
+                if newest is not None:
+                    yield UserRow(path, 0, user, items)
+                user, items, newest = user_id, [], first_row
+            items.append(item_id)
+    if newest is not None:
+        yield UserRow(path, 0, user, items)
+
+
+@contextmanager
+def _errors_of_arrow(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error, 200)})") from None
