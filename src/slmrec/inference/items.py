@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from slmrec.data.ids import id_text
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.files import one_line
 from slmrec.folders import folder_in_place, read_record
@@ -100,7 +101,7 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
     with model_locked(target):
         _, vocabulary = load_recommender(model)
         numbers = _numbers(vocabulary)
-        item_ids = [str(item_id) for item_id in _ids(items, _read(items))]
+        item_ids = [str(item_id) for item_id in _ids(items, _read(items), vocabulary)]
         unknown = [item_id for item_id in item_ids if item_id not in numbers]
         if unknown:
             raise DataError(
@@ -130,11 +131,19 @@ def _numbers(vocabulary: Vocabulary) -> dict[str, int]:
     return {str(item_id): item for item, item_id in enumerate(vocabulary.item_ids.to_pylist(), 1)}
 
 
-def _ids(path: Path, rows: Rows) -> list[Any]:
-    ids = [row.get("item_id") for row in rows]
-    if None in ids:
-        raise DataError(f"{path}: row {ids.index(None) + 1} has no item_id; name the item, or remove the row")
-    item_id, count = Counter(map(str, ids)).most_common(1)[0]
+def _ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> list[str | int]:
+    """Return ids in the type of the vocabulary: 9.0 and `009` are 9 where all ids are whole numbers."""
+    ids, id_type = [], vocabulary.item_ids.type
+    for number, row in enumerate(rows, 1):
+        item_id = row.get("item_id")
+        if item_id is None:
+            raise DataError(f"{path}: row {number} has no item_id; name the item, or remove the row")
+        try:
+            text = id_text(item_id, pa.types.is_integer(id_type))
+        except ValueError as error:
+            raise DataError(f"{path}: row {number}: item_id is {item_id!r}: {error}") from None
+        ids.append(_converted(path, text, id_type))
+    item_id, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise DataError(f"{path}: item {item_id!r} occurs {count} times; keep one row of it")
     return ids
@@ -142,22 +151,21 @@ def _ids(path: Path, rows: Rows) -> list[Any]:
 
 def _new_ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> pa.Array:
     """Return the ids of new items with the type of the vocabulary: texts or numbers."""
-    numbers, id_type = _numbers(vocabulary), vocabulary.item_ids.type
-    ids = _ids(path, [row | {"item_id": _converted(path, row.get("item_id"), id_type)} for row in rows])
+    numbers, ids = _numbers(vocabulary), _ids(path, rows, vocabulary)
     known = [item_id for item_id in ids if str(item_id) in numbers]
     if known:
         raise DataError(
             f"{path}: item {known[0]!r} is in the catalogue already ({len(known)} known in all); remove the row"
         )
-    return pa.array(ids, id_type)
+    return pa.array(ids, vocabulary.item_ids.type)
 
 
-def _converted(path: Path, item_id: Any, id_type: pa.DataType) -> Any:
-    """Convert an id to the type of the vocabulary; `007` and 7 are one number."""
-    if item_id is None or not pa.types.is_integer(id_type):
-        return item_id if item_id is None else str(item_id)
+def _converted(path: Path, item_id: str, id_type: pa.DataType) -> str | int:
+    """Convert the text of an id to the type of the vocabulary."""
+    if not pa.types.is_integer(id_type):
+        return item_id
     try:
-        return pa.scalar(int(str(item_id)), id_type).as_py()
+        return int(pa.scalar(int(item_id), id_type).as_py())
     except (ValueError, OverflowError, pa.ArrowInvalid):
         raise DataError(
             f"{path}: item {item_id!r} is not a number, but the ids of this model are; give a number"
@@ -193,10 +201,11 @@ def _vector(path: Path, row: dict[str, Any], known: _Known) -> Tensor:
         return _given_vector(path, name, given, known.is_text)
     if not isinstance(similar, list) or not similar:
         raise DataError(f"{path}: item {name}: like is {similar!r}, expected a list of item ids; name some")
-    unknown = [item_id for item_id in similar if str(item_id) not in known.numbers]
+    texts = [str(int(id_)) if isinstance(id_, float) and id_.is_integer() else str(id_) for id_ in similar]
+    unknown = [item_id for item_id, text in zip(similar, texts, strict=True) if text not in known.numbers]
     if unknown:
         raise DataError(f"{path}: item {name} is like {unknown[0]!r}, which the model does not know; leave it out")
-    return known.rows[[known.numbers[str(item_id)] for item_id in similar]].mean(dim=0)
+    return known.rows[[known.numbers[text] for text in texts]].mean(dim=0)
 
 
 def _given_vector(path: Path, name: str, given: Any, is_text: Tensor) -> Tensor:

@@ -88,7 +88,11 @@ class Engine:
         with self._lock:
             previous, self.active = self.active.catalogue, active
             self.sessions.max_history = self._session_length(loaded)
-            self.sessions.translate(lambda items: active.catalogue.known(previous.item_ids[item - 1] for item in items))
+            numbers = active.catalogue.items
+            texts = [str(item_id) for item_id in previous.item_ids]
+            self.sessions.translate(
+                lambda items: [numbers[text] for item in items if (text := texts[item - 1]) in numbers]
+            )
 
     def _session_length(self, loaded: LoadedModel) -> int:
         """Return the number of items kept per session, at least as many as the cache of the model holds."""
