@@ -14,7 +14,7 @@ from slmrec.data.logs.literals import list_cell
 from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import ConfigError, DataError
 from slmrec.inference.catalogue import Catalogue, ItemIdError
-from slmrec.inference.history_files import HISTORY, UserRow, UserRows
+from slmrec.inference.history_files import HISTORY, SKIP_REMEDY, UserRow, UserRows
 
 _WHOLE_NUMBER = re.compile(WHOLE_NUMBER)
 _MAX_INT64, _MAX_UINT64 = 2**63 - 1, 2**64 - 1
@@ -53,9 +53,7 @@ class CheckedHistories:
         for number, row in enumerate(rows.read()):
             error = self._check(row)
             if error is not None and settings.on_bad_row == "error":
-                raise DataError(
-                    f"{error.message()}; correct or remove the {error.unit}, or set prepare.on_bad_row=skip"
-                )
+                raise DataError(f"{error.message()}; correct or remove the {error.unit}{SKIP_REMEDY}")
             if error is not None:
                 self._skipped.add(number)
                 self.errors.append(error)

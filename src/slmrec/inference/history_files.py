@@ -23,6 +23,7 @@ from slmrec.errors import DataError
 from slmrec.files import one_line, printable
 
 HISTORY = "history"
+SKIP_REMEDY = ", or set prepare.on_bad_row=skip"
 _ROWS_AT_ONCE = 2**13
 _EVENTS_AT_ONCE = 2**18
 
@@ -114,7 +115,8 @@ def table_user_rows(table: Any, settings: PrepareConfig) -> Iterator[UserRows]:
             with open_user_rows(path, settings) as rows:
                 yield rows
         except DataError as error:
-            raise DataError(str(error).replace(str(path), "histories")) from None
+            message = str(error).replace(str(path), "histories").removesuffix(SKIP_REMEDY)
+            raise DataError(message) from None
 
 
 def read_item_ids(path: Path) -> list[Any]:
