@@ -97,7 +97,12 @@ def parse_json(text: str, allow_nan: bool = True) -> Any:
         ValueError: the key 'seed' occurs twice
     """
     try:
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=None if allow_nan else _refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_distinct,
+            parse_constant=None if allow_nan else _refuse_constant,
+            parse_float=None if allow_nan else _finite,
+        )
     except RecursionError:
         raise ValueError("values are nested too deeply") from None
     level = [value]
@@ -134,6 +139,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
 
 
 def sha256(path: Path) -> str:

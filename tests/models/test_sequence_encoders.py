@@ -14,8 +14,7 @@ from slmrec.models.backbone import random_decoder
 from slmrec.models.build import layer_influence, student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
-from slmrec.models.layer_dropout import add_branch_dropout
-from slmrec.models.layers import choose_layers, evenly_spaced
+from slmrec.models.layers import add_branch_dropout, choose_layers, evenly_spaced
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
 from slmrec.models.sasrec import SasRec, SasRecConfig
@@ -140,15 +139,14 @@ def test_position_schemes_differ_and_agree_for_a_full_history() -> None:
 
 @torch.no_grad()
 def test_saved_and_loaded_is_the_same(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def base(source: str, quantization: object = None) -> object:
-        torch.manual_seed(0)
-        return random_decoder(LLAMA)
-
-    monkeypatch.setattr("slmrec.models.decoder.load_decoder", base)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    random_decoder(LLAMA).save_pretrained("tiny")  # the backbone that the folder of the adapters names
     save_model(model, tmp_path)
     again = load_model(tmp_path)
+    rounding = 1e-6 if model.has_adapters else 0  # the layers of a backbone lie at another address than those in memory
     torch.testing.assert_close(
-        encode(again, batch([1, 2, 3])).users, encode(model, batch([1, 2, 3])).users, rtol=0, atol=0
+        encode(again, batch([1, 2, 3])).users, encode(model, batch([1, 2, 3])).users, rtol=rounding, atol=rounding
     )
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pkl"))
 

@@ -43,6 +43,10 @@ DEFAULT_MAX_HISTORY_ITEMS = 50
 """Number of newest items that a model reads where neither its settings nor its teacher say otherwise."""
 
 
+MAX_LOW_PASS_ITEMS = 2_048
+"""Longest history with a low-pass filter, which holds a matrix of this size squared."""
+
+
 class LowPassSettings(Section):
     """Low-pass filter beside the attention of each block. Defaults: published settings of BSARec for Beauty."""
 
@@ -106,6 +110,11 @@ class SasRecSettings(StudentSettings):
             self.hidden_size % self.num_attention_heads == 0,
             f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size {self.hidden_size}; "
             "choose a number that divides it",
+        )
+        check(
+            self.low_pass is None or self.num_positions <= MAX_LOW_PASS_ITEMS,
+            f"max_history_items is {self.max_history_items}, but low_pass holds a matrix of its square; choose at "
+            f"most {MAX_LOW_PASS_ITEMS}, or leave low_pass out",
         )
         return self
 

@@ -15,11 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import one_line, sha256
+from slmrec.models.untrusted import LOCAL, bounded_modules, checked_source, refuse_code
 
 _LOG = logging.getLogger(__name__)
 SMOLLM2 = "smollm2-135m"
@@ -60,12 +70,11 @@ def load_backbone(
         CheckpointError: The source cannot be found, or is not a decoder.
         ConfigError: It cannot be quantised in this way.
     """
-    folder = resolve(source, setting)
     decoder = load_decoder(source, quantization, setting)
     if not prefix and not response:
         nothing = torch.zeros(0, decoder.config.hidden_size)
         return Backbone(decoder, nothing, nothing)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(source, setting)
     before = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
     if before and tokenizer.bos_token_id is not None:
         before = [tokenizer.bos_token_id, *before]
@@ -78,26 +87,55 @@ def load_backbone(
     return Backbone(decoder, *vectors)
 
 
-def load_decoder(source: str, quantization: dict[str, Any] | None = None, setting: str = "backbone") -> PreTrainedModel:
-    """Load a pretrained decoder in float32, without its output head.
+def load_decoder(
+    source: str, quantization: dict[str, Any] | None = None, setting: str = "backbone", download: bool = True
+) -> PreTrainedModel:
+    """Load a pretrained decoder in float32, without its output head; code of its author is never run.
 
     Args:
         source: As in `load_backbone`.
         quantization: `quantization_config` of transformers: the linear maps are stored in fewer bits, on the device
             that the library chooses.
         setting: Path of the source in the YAML.
+        download: Whether a hub is asked for a source that the caller named; False: only its local copy is opened.
 
     Raises:
         CheckpointError: The source cannot be found, or is not a decoder.
         ConfigError: It cannot be quantised in this way.
     """
-    folder = resolve(source, setting)
-    settings = {"quantization_config": _quantization(quantization, setting)} if quantization else {}
+    path = resolve(source, setting)
+    settings: dict[str, Any] = {"quantization_config": _quantization(quantization, setting)} if quantization else {}
     try:
-        with _without_progress_bars():
-            return AutoModel.from_pretrained(folder, dtype=torch.float32, **settings)
-    except (OSError, ValueError) as error:
-        raise _cannot_be_loaded(source, setting, error) from None
+        folder, options = checked_source(path, download)
+        settings |= options | {"use_safetensors": True, "adapter_kwargs": {"local_files_only": True}}
+        with _without_progress_bars(), bounded_modules():
+            model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **settings)
+    except Exception as error:  # the type depends on what is wrong with the files
+        raise _cannot_be_loaded(source, setting, error, download) from None
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)  # a pooler is not read
+    if missing:  # transformers would leave random weights
+        raise CheckpointError(f"{setting} is {source!r}, which lacks weights, the first {missing[0]}; copy it again")
+    return model
+
+
+def load_tokenizer(source: str, setting: str = "backbone", download: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a pretrained decoder.
+
+    Args:
+        source: As in `load_backbone`.
+        setting: Path of the source in the YAML.
+        download: As in `load_decoder`.
+
+    Raises:
+        CheckpointError: The source cannot be found, or has no tokenizer.
+    """
+    path = resolve(source, setting)
+    try:
+        folder, options = checked_source(path, download)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # the type depends on what is wrong with the files
+        raise _cannot_be_loaded(source, setting, error, download) from None
+    return tokenizer
 
 
 def random_decoder(settings: dict[str, Any], setting: str = "backbone_config") -> PreTrainedModel:
@@ -112,7 +150,12 @@ def random_decoder(settings: dict[str, Any], setting: str = "backbone_config") -
     """
     values = dict(settings)
     try:
-        return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values), dtype=torch.float32)
+        refuse_code(values)
+        kind = values.pop("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(f"{kind!r} is no causal decoder of transformers")
+        config = AutoConfig.for_model(kind, **values)
+        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{setting} is {settings!r}, which makes no decoder ({one_line(error)}); give model_type (for example "
@@ -132,8 +175,13 @@ def check_backbone(source: str, quantization: dict[str, Any] | None = None, sett
     read_architecture(source, setting)
 
 
-def read_architecture(source: str, setting: str = "backbone") -> dict[str, Any]:
+def read_architecture(source: str, setting: str = "backbone", download: bool = True) -> dict[str, Any]:
     """Read the architecture of a backbone in transformers' names, without its weights.
+
+    Args:
+        source: As in `load_backbone`.
+        setting: Path of the source in the YAML.
+        download: As in `load_decoder`.
 
     Raises:
         CheckpointError: The source cannot be found, or is not a model.
@@ -141,13 +189,14 @@ def read_architecture(source: str, setting: str = "backbone") -> dict[str, Any]:
     gguf = _gguf(source, setting)
     try:
         if gguf is None:
-            config = AutoConfig.from_pretrained(source)
+            place, options = checked_source(source, download)
+            config = AutoConfig.from_pretrained(place, **options)
         elif (folder := _dequantized_folder(gguf)).is_dir():
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, **LOCAL)
         else:
-            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError) as error:
-        raise _cannot_be_loaded(source, setting, error) from None
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, **LOCAL)
+    except Exception as error:  # the type depends on what is wrong with the files
+        raise _cannot_be_loaded(source, setting, error, download) from None
     values: dict[str, Any] = config.to_diff_dict()
     kept = {key: value for key, value in values.items() if key not in _NOT_ARCHITECTURE}
     return kept | {"model_type": config.model_type}
@@ -160,8 +209,8 @@ def count_tokens(source: str, text: str) -> int | None:
     if gguf is not None and not Path(folder).is_dir():
         return None
     try:
-        return len(AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"])
-    except (OSError, ValueError):
+        return len(load_tokenizer(folder)(text, add_special_tokens=False)["input_ids"])
+    except CheckpointError:
         return None
 
 
@@ -188,7 +237,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmrec"
 
 
-def _cannot_be_loaded(source: str, setting: str, error: Exception) -> CheckpointError:
+def _cannot_be_loaded(source: str, setting: str, error: Exception, download: bool) -> CheckpointError:
+    if not download and not Path(source).exists():
+        return CheckpointError(f"{setting}: {error}")
     return CheckpointError(
         f"{setting} is {source!r}, which cannot be loaded ({one_line(error)}); give a hub id that can be reached, a "
         f"local folder, a .gguf file, or {SMOLLM2!r}"
@@ -270,9 +321,12 @@ def _without_progress_bars() -> Iterator[None]:
 @_without_progress_bars()
 def _dequantize(file: Path, folder: Path) -> None:
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError) as error:
+        if (file.parent / "adapter_config.json").exists():
+            raise ValueError("adapter_config.json beside it names another model; move the file to a folder of its own")
+        with bounded_modules():
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **LOCAL)
+    except Exception as error:  # the type depends on what is wrong with the file
         raise CheckpointError(f"{file}: not a GGUF decoder: {one_line(error)}") from None
     del model.config.quantization_config  # the weights are float32 now
     model.hf_quantizer = None

@@ -119,6 +119,14 @@ class Cooccurrence(Model):
             buffer.copy_(torch.from_numpy(values))
         return model
 
+    def check_values(self) -> None:
+        """Check that the offsets point into the pairs, and the pairs at items."""
+        steps = self.offsets.diff()
+        if self.offsets[0] != 0 or (steps < 0).any() or self.offsets[-1] != len(self.neighbours):
+            raise ValueError("offsets are not those of the pairs of items")
+        if ((self.neighbours < 1) | (self.neighbours > self.num_items)).any():
+            raise ValueError(f"neighbours has an item outside 1 to {self.num_items}")
+
     def item_vectors(self) -> Tensor:
         """(V+1, 1)."""
         return self.popularity

@@ -5,7 +5,7 @@ Teacher and student belong to this class and differ in depth only. The class tra
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from peft import inject_adapter_in_model
@@ -14,15 +14,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from slmrec.config import DecoderTraining
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import load_decoder, random_decoder
-from slmrec.models.layer_dropout import add_branch_dropout
-from slmrec.models.layers import compile_layers, drop_token_table, keep_layers
+from slmrec.models.backbone import load_decoder, random_decoder, read_architecture
+from slmrec.models.layers import add_branch_dropout, compile_layers, empty_decoder, keep_layers
 from slmrec.models.model import ItemTable, Model, embedding_table, register
 from slmrec.models.packed.attention import KeysValues
 from slmrec.models.packed.batch import PackedBatch, pack
 from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
 from slmrec.models.text.item_text import TitleMap, TitleSide
+from slmrec.models.untrusted import check_decoder
 from slmrec.models.weights import lora_config, own_state_dict, with_layers
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
@@ -56,6 +56,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
         for name, default in defaults.items():
             value = values.pop(name, default)
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
+        check_decoder(vars(self))
         super().__init__(**values)
 
 
@@ -80,7 +81,7 @@ class DecoderRecommender(Model):
                 f"a model with adapters on {config.backbone!r} holds none of its layers; open its folder with "
                 "slmrec.Recommender.from_pretrained"
             )
-        self.decoder = decoder if decoder is not None else _empty_decoder(config.decoder)
+        self.decoder = decoder if decoder is not None else empty_decoder(config.decoder)
         width = self.decoder.config.hidden_size
         if config.lora:
             inject_adapter_in_model(lora_config(config.lora), self.decoder)
@@ -257,10 +258,20 @@ class DecoderRecommender(Model):
         """Return the model of an architecture; below adapters are the frozen layers of the backbone."""
         if config.lora is None:
             return cls(config)
-        backbone = load_decoder(str(config.backbone), config.quantization)
+        backbone = load_decoder(str(config.backbone), config.quantization, download=False)
         keep_layers(backbone, config.layers)
         (model := cls(config, backbone)).set_trainable(train_items=False)
         return model
+
+    @classmethod
+    def skeleton(cls, config: DecoderRecommenderConfig) -> "DecoderRecommender":
+        """Return the model on the meta device; below adapters are layers of the backbone's architecture."""
+        if config.lora is None:
+            return cast(DecoderRecommender, super().skeleton(config))
+        with torch.device("meta"):
+            backbone = random_decoder(read_architecture(str(config.backbone), download=False))
+            keep_layers(backbone, config.layers)
+            return cls(config, backbone)
 
     @property
     def has_adapters(self) -> bool:
@@ -330,15 +341,6 @@ class LayerStates(NamedTuple):
     """(tokens, H) after the final norm; (B, H) if the last layer ran for the newest tokens only."""
     inputs: tuple[Tensor, ...]
     """(tokens, H) input of each layer; empty unless requested."""
-
-
-def _empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
-    """Return a decoder with random weights and without token embeddings."""
-    decoder = random_decoder(
-        settings | {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    )
-    drop_token_table(decoder)
-    return decoder
 
 
 register(DecoderRecommender)

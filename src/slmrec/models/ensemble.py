@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
-from slmrec.models.model import ItemTable, Model, model_without_weights, register
+from slmrec.models.model import ItemTable, Model, model_without_weights, register, skeleton_of
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 if TYPE_CHECKING:
@@ -68,6 +68,20 @@ class Ensemble(Model):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave the weights of the models as they are."""
+
+    @classmethod
+    def skeleton(cls, config: EnsembleConfig) -> "Ensemble":
+        """Return the ensemble of the skeletons of its models."""
+        configs = {name: AutoConfig.for_model(**values) for name, values in config.members.items()}
+        return cls(config, {name: skeleton_of(values) for name, values in configs.items()})
+
+    def check_values(self) -> None:
+        """Check the weights of all models, and that the models have the same items."""
+        for model in self.models.values():
+            model.check_values()
+        sizes = {(model.num_items, model.max_history_items) for model in self.models.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"its models differ in (items, length of histories): {sorted(sizes)}")
 
     @classmethod
     def of(cls, models: Mapping[str, Model], weights: Mapping[str, float]) -> "Ensemble":

@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slmrec.config import ItemTextConfig
+from slmrec.config.item_text import MINILM
 from slmrec.errors import CheckpointError
+from slmrec.models.backbone import SMOLLM2
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextReader, TitleMap
 from slmrec.models.text.sources import item_texts, read_texts
+from slmrec.models.untrusted import local_source
 
 NUM_SIMILAR = 3
 """Number of known items whose learned vectors stand in for those of a new item with a text only."""
@@ -82,7 +86,8 @@ def _read(readers: list[TextReader], columns: Mapping[str, Sequence[Any]], num: 
     for reader in readers:
         values = next((values for earlier, values in read if earlier.reads_like(reader)), None)
         if values is None:
-            values = read_texts(reader.settings, item_texts(reader.settings, columns, num), reader.words).values[1:]
+            texts = item_texts(reader.settings, columns, num)
+            values = read_texts(_with_local_source(reader.settings), texts, reader.words).values[1:]
         read.append((reader, values))
     return [values for _, values in read]
 
@@ -94,6 +99,16 @@ def _most_similar_by_first_text(known: list[Tensor], new: list[Tensor], num: int
         found = most_similar(table, vectors, num).masked_fill(~vectors.any(dim=1, keepdim=True), 0)
         similar = found if not similar.numel() else torch.where(similar == 0, found[:, : similar.shape[1]], similar)
     return similar
+
+
+def _with_local_source(settings: ItemTextConfig) -> ItemTextConfig:
+    """Return settings that a folder names, with the local copy of a model of the hub, which is not asked."""
+    if not settings.reads_language_model or settings.source in (MINILM, SMOLLM2):
+        return settings
+    try:
+        return settings.model_copy(update={"source": local_source(settings.source)})
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _reader(text: TitleMap) -> TextReader:

@@ -1,13 +1,15 @@
-"""Layers of transformers' decoders: which are kept, and their compilation."""
+"""Layers of transformers' decoders: which are kept, dropout inside them, and their compilation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slmrec.errors import ConfigError
 from slmrec.files import one_line
+from slmrec.models.backbone import random_decoder
 
 
 def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -28,12 +30,40 @@ def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:
     drop_token_table(decoder)
 
 
+def empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
+    """Return a decoder with random weights and without token embeddings; settings are in transformers' names."""
+    no_tokens = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    decoder = random_decoder(settings | no_tokens)
+    drop_token_table(decoder)
+    return decoder
+
+
 def drop_token_table(decoder: PreTrainedModel) -> None:
     """Free the token embeddings: items enter as vectors, and the few vectors of the prompt are stored separately."""
     decoder.set_input_embeddings(nn.Embedding(0, decoder.config.hidden_size))
     decoder.config.vocab_size = 0
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(decoder.config, token, None)
+
+
+def add_branch_dropout(decoder: PreTrainedModel, dropout: nn.Dropout) -> None:
+    """Apply dropout to the outputs of attention and MLP in each layer, before they are added to the residual stream.
+
+    Raises:
+        ConfigError: The layers have no MLP where LLaMA has it.
+    """
+
+    def apply(_: nn.Module, __: Any, output: Any) -> Any:
+        return dropout(output) if isinstance(output, Tensor) else (dropout(output[0]), *output[1:])
+
+    for layer in decoder.layers:
+        if not isinstance(getattr(layer, "mlp", None), nn.Module):
+            raise ConfigError(
+                f"layer_dropout: the MLPs of {type(decoder).__name__} are not found; set it to 0, or choose a "
+                "LLaMA-like decoder"
+            )
+        for branch in (layer.self_attn, layer.mlp):
+            branch.register_forward_hook(apply)
 
 
 def choose_layers(

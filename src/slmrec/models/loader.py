@@ -1,23 +1,26 @@
 """Weights and architecture of a model: written to a folder, and read from it with a check of every weight."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.config import ItemTextConfig
+from slmrec.data.tensor_files import TensorFacts, read_header, read_metadata, read_tensors
 from slmrec.errors import CheckpointError
-from slmrec.files import one_line
+from slmrec.files import one_line, parse_json
 from slmrec.models import import_kinds
-from slmrec.models.model import Model, model_without_weights
+from slmrec.models.model import Model, model_without_weights, skeleton_of
 from slmrec.models.text.item_text import TextReader
+from slmrec.models.untrusted import bounded_modules, check_num_layers, misfits, read_config
 from slmrec.models.weights import adapter_state_dict, load_adapter, lora_config
 
-_ADAPTER, _READERS = "adapter_model.safetensors", "title_readers.safetensors"
+_WEIGHTS, _ADAPTER, _READERS = "model.safetensors", "adapter_model.safetensors", "title_readers.safetensors"
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -27,7 +30,7 @@ def save_model(model: Model, folder: Path) -> None:
     """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    _write(model.own_state_dict(), folder / "model.safetensors")
+    _write(model.own_state_dict(), folder / _WEIGHTS)
     _write_readers(model, folder)
     decoder = model.decoder_part
     if decoder is not None and decoder.has_adapters:
@@ -40,23 +43,23 @@ def save_model(model: Model, folder: Path) -> None:
 def load_model(folder: Path) -> Model:
     """Return the model of a folder, in eval mode.
 
+    The folder may come from a stranger: no code in it is run, nothing is downloaded, and the sizes of the configuration
+    are compared with the header of the weights before memory is taken for them.
+
     Raises:
-        CheckpointError: A weight is missing, unknown or of another shape, or the backbone cannot be found.
+        CheckpointError: A weight is missing, unknown, of another shape or not finite, the configuration is not one that
+            slmrec wrote, or the backbone cannot be found.
     """
-    config = _config(folder)
-    weights = _read(folder / "model.safetensors")
-    try:
+    header = _header(folder / _WEIGHTS)
+    with _faults_reported(folder), bounded_modules():
+        config = _config(folder, len(header))
+        skeleton = skeleton_of(config)
+    _refuse(folder, misfits(skeleton.own_state_dict(), header))
+    if (decoder := skeleton.decoder_part) is not None and decoder.has_adapters:
+        _refuse(folder, misfits(adapter_state_dict(decoder), _header(folder / _ADAPTER)))
+    with _faults_reported(folder):
         model = model_without_weights(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    except Exception as error:  # the type depends on what was edited in the file
-        raise _no_model(folder, error) from None
-    _load_strictly(model, weights, folder)
-    decoder = model.decoder_part
-    if decoder is not None and decoder.has_adapters:
-        _refuse(folder, load_adapter(decoder, _read(folder / _ADAPTER)))
-    if (folder / _READERS).is_file():
-        _read_readers(model, folder / _READERS)
+    _load(model, folder)
     return model.eval()
 
 
@@ -71,18 +74,29 @@ def merge_adapters(model: Model) -> Model:
     return model.merged()
 
 
-def _config(folder: Path) -> PretrainedConfig:
+def _config(folder: Path, num_tensors: int) -> PretrainedConfig:
     import_kinds()
+    values = read_config(folder / "config.json")
+    check_num_layers(values, num_tensors)
+    return AutoConfig.for_model(**values)
+
+
+@contextmanager
+def _faults_reported(folder: Path) -> Iterator[None]:
+    """Report whatever a configuration causes that was edited or made up.
+
+    Raises:
+        CheckpointError: The configuration makes no model.
+    """
     try:
-        return AutoConfig.from_pretrained(folder)
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # the type depends on what was edited in the file
-        raise _no_model(folder, error) from None
-
-
-def _no_model(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{folder / 'config.json'}: makes no model ({one_line(error)}); copy the folder again, or train the model again"
-    )
+        raise CheckpointError(
+            f"{folder / 'config.json'}: makes no model ({one_line(error)}); copy the folder again, or train the model "
+            "again"
+        ) from None
 
 
 def _write_readers(model: Model, folder: Path) -> None:
@@ -108,9 +122,8 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 def _read_readers(model: Model, path: Path) -> None:
     tensors, texts = _read(path), model.text_maps()
     try:
-        with safe_open(path, "pt") as file:
-            settings = json.loads(file.metadata()["readers"])
-            copies = json.loads(file.metadata().get("copies", "{}"))
+        metadata = read_metadata(path)
+        settings, copies = parse_json(metadata["readers"]), parse_json(metadata.get("copies", "{}"))
         tensors |= {copy: tensors[name] for copy, name in copies.items()}
         for name, values in settings.items():
             own = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
@@ -124,29 +137,61 @@ def _read_readers(model: Model, path: Path) -> None:
         ) from None
 
 
-def _load_strictly(model: Model, weights: dict[str, Tensor], folder: Path) -> None:
-    own = model.own_state_dict()
-    wrong = own.keys() ^ weights.keys()
-    wrong |= {key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape}
-    _refuse(folder, sorted(wrong))
+def _load(model: Model, folder: Path) -> None:
+    """Load the weights, adapters and text readers of a folder, and check the values."""
+    own, weights = model.own_state_dict(), _read(folder / _WEIGHTS)
     for key, value in weights.items():
         own[key].copy_(value)
+        _check_finite(folder / _WEIGHTS, key, own[key])
+    decoder = model.decoder_part
+    if decoder is not None and decoder.has_adapters:
+        adapters = _read(folder / _ADAPTER)
+        _refuse(folder, load_adapter(decoder, adapters))
+        for key, value in adapters.items():
+            _check_finite(folder / _ADAPTER, key, value.float())
+    if (folder / _READERS).is_file():
+        _read_readers(model, folder / _READERS)
+    try:
+        model.check_values()
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / _WEIGHTS}: {error}; copy the folder again, or train the model again"
+        ) from None
+
+
+def _check_finite(path: Path, name: str, value: Tensor) -> None:
+    if not value.isfinite().all():
+        raise CheckpointError(
+            f"{path}: {name} contains NaN or infinity; copy the folder again, or train the model again"
+        )
 
 
 def _refuse(folder: Path, wrong: list[str]) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise CheckpointError(
-            f"{folder}: weights missing, unknown or of another shape: {shown}; train the model or copy the folder again"
+            f"{folder}: weights missing, unknown or of another shape or type: {shown}; train the model or copy "
+            "the folder again"
         )
 
 
+def _header(path: Path) -> dict[str, TensorFacts]:
+    with _damage_reported(path):
+        return read_header(path)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; the folder is incomplete")
+    with _damage_reported(path):
+        return read_tensors(path)
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; the folder is incomplete") from None
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cut off or damaged ({one_line(error)}); copy it again") from None
 
 

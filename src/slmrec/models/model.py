@@ -105,6 +105,23 @@ class Model(PreTrainedModel):
         """
         return cls(config)
 
+    @classmethod
+    def skeleton(cls, config: Any) -> "Model":
+        """Return a model of an architecture on the meta device, whose weights have shapes and take no memory.
+
+        Raises:
+            CheckpointError: Pretrained weights that it builds on cannot be found.
+        """
+        with torch.device("meta"):
+            return cls(config)
+
+    def check_values(self) -> None:
+        """Check weights that have a meaning of their own, such as indices, after they are loaded.
+
+        Raises:
+            ValueError: They contradict each other.
+        """
+
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """Return user vectors and hidden states, as `SequenceEncoder.encode`."""
         raise NotImplementedError
@@ -228,8 +245,21 @@ def model_without_weights(config: Any) -> Model:
     Raises:
         CheckpointError: The configuration belongs to another program, or pretrained weights cannot be found.
     """
+    return _class_of(config).without_weights(config)
+
+
+def skeleton_of(config: Any) -> Model:
+    """Return a model of any registered architecture on the meta device, as `Model.skeleton`.
+
+    Raises:
+        CheckpointError: The configuration belongs to another program, or pretrained weights cannot be found.
+    """
+    return _class_of(config).skeleton(config)
+
+
+def _class_of(config: Any) -> type[Model]:
     model = MODEL_MAPPING.get(type(config), PreTrainedModel)
     if not issubclass(model, Model):
         raise CheckpointError(f"a {config.model_type} model; expected a model that slmrec trained")
-    built: Model = model.without_weights(config)
-    return built
+    known: type[Model] = model
+    return known

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from slmrec.config import ItemTextConfig
 from slmrec.config.item_text import MINILM
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import one_line
-from slmrec.models.backbone import load_decoder, resolve
+from slmrec.models.backbone import load_decoder, load_tokenizer, resolve
 from slmrec.models.text.minilm import minilm_folder
 from slmrec.models.text.pooling import Pool, Pooling, mean, read_pooling
 
@@ -78,7 +78,7 @@ def _open(settings: ItemTextConfig, texts: Sequence[str], section: str) -> _Read
     folder = language_model_folder(settings, section)
     pooling = read_pooling(folder, f"{section}.source")
     model = _load(settings, folder, f"{section}.source")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, f"{section}.source")
     if pooling is not None or not _is_decoder(model):
         return _encoder(settings, texts, model, tokenizer, pooling or Pooling(), section)
     depth = len(model.layers)
