@@ -1,15 +1,17 @@
 """Load test of `slmrec serve` over HTTP: requests/s, latencies, overload and recovery.
 
-32 clients on the same machine, each with its own connection, send whole histories for one minute and session events for
-another minute. Each client sends its next request when the last one is answered. All answers are compared with
-`Recommender.recommend`. Then requests are sent at five times the measured rate. The results are written to
-benchmarks/results/server.json.
+A plain client (`http.client`) first sends requests one after another over one kept connection; its times are compared
+with those that the server states. Then 32 clients on the same machine, each with its own connection, send whole
+histories for one minute and session events for another minute. Each client sends its next request when the last one is
+answered. All answers are compared with `Recommender.recommend`. Then requests are sent at five times the measured rate.
+The results are written to benchmarks/results/server.json.
 
 Run: python benchmarks/server.py --model out/beauty/distill --data out/beauty/prepare [--seconds 60] [--threads 1]
 """
 
 import argparse
 import asyncio
+import http.client
 import json
 import re
 import signal
@@ -32,6 +34,7 @@ TOLERANCE = 1e-4
 K = 10
 NUM_HISTORIES = 512
 MIN_RATE, MIN_SESSION_RATE, MAX_P99_MS, MAX_RECOVERY_S = 200.0, 400.0, 250.0, 5.0
+MAX_OVERHEAD_MS = 3.0
 OVERLOAD = 5
 Body = dict[str, Any]
 
@@ -98,8 +101,8 @@ class Connection:
         is_reused = self._streams is not None
         try:
             return await self._post(body)
-        except asyncio.IncompleteReadError as error:
-            if error.partial or not is_reused:
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            if getattr(error, "partial", b"") or not is_reused:
                 raise
             self._streams = None
             return await self._post(body)
@@ -151,7 +154,8 @@ async def measure(load: Load, seconds: float, overload_seconds: float, pid: int)
     """Run both closed-loop loads, then the overload."""
     server = psutil.Process(pid)
     await closed(load, load.whole, min(3.0, seconds), server)  # to warm up
-    report = {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds, server)).items()}
+    report = await asyncio.to_thread(alone, load)
+    report |= {f"whole_{key}": value for key, value in (await closed(load, load.whole, seconds, server)).items()}
     report |= {f"sessions_{key}": value for key, value in (await closed(load, load.session, seconds, server)).items()}
     report |= await overload(load, OVERLOAD * report["whole_per_s"], overload_seconds)
     report["server_rss_mb"] = server.memory_info().rss / 2**20
@@ -161,8 +165,30 @@ async def measure(load: Load, seconds: float, overload_seconds: float, pid: int)
         and max(report["whole_p99_ms"], report["sessions_p99_ms"]) <= MAX_P99_MS
         and report["whole_wrong"] + report["sessions_wrong"] + report["overload_wrong"] == 0
         and report["recovery_s"] <= MAX_RECOVERY_S
+        and report["alone_overhead_ms"] <= MAX_OVERHEAD_MS
     )
     return report
+
+
+def alone(load: Load) -> dict[str, Any]:
+    """Measure one plain client that sends requests one after another over a kept connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", load.port)
+    measured, stated, health = [], [], []
+    for history in load.histories:
+        started = time.perf_counter()
+        body = json.dumps({"history": history, "k": K})
+        connection.request("POST", "/recommend", body, {"Content-Type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        measured.append(1e3 * (time.perf_counter() - started))
+        stated.append(answer["time_ms"])
+        started = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        health.append(1e3 * (time.perf_counter() - started))
+    connection.close()
+    p50, p50_stated, p50_health = (float(np.median(times)) for times in (measured, stated, health))
+    overhead = {"alone_overhead_ms": p50 - p50_stated, "alone_health_p50_ms": p50_health}
+    return {"alone_p50_ms": p50, "alone_stated_p50_ms": p50_stated, **overhead}
 
 
 Turn = Callable[[Connection, int], Awaitable[tuple[list[float], int]]]

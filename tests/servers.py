@@ -93,6 +93,7 @@ def serving(folder: Path, limits: Limits = LIMITS, teacher: Path | None = None, 
         models["teacher"] = ServedModel(teacher, load(teacher))
     server = Server(models, limits, **options)
     with socket.create_server(("127.0.0.1", 0)) as bound:
+        server.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         running = HttpServer(server)
         thread = Thread(target=lambda: asyncio.run(running.serve([bound])))
         thread.start()

@@ -222,7 +222,7 @@ def test_few_descriptors_and_a_hangup(student: Path, number: signal.Signals) -> 
         logged = process.stderr.read()
         assert "stopped; 0 requests accepted" in process.stdout.read()
     assert process.returncode == 0
-    assert logged.count("\n") <= 3 and "Traceback" not in logged and "at most 25 connections instead of 512" in logged
+    assert logged.count("\n") <= 3 and "Traceback" not in logged and "at most 25 connections instead of 1024" in logged
 
 
 def test_descriptors_that_run_out_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,7 +247,7 @@ def test_descriptors_are_raised_as_far_as_the_system_allows(
     granted: list[Any] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: granted.append(limits))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 100_000))
-    assert run._within_descriptors(Limits()).max_connections == 512 and granted[0][0] > 640
+    assert run._within_descriptors(Limits()).max_connections == 1024 and granted[0][0] > 1152
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 100))
     assert run._within_descriptors(Limits()).max_connections == 25
-    assert "at most 25 connections instead of 512, since the process may open only 100 files" in caplog.text
+    assert "at most 25 connections instead of 1024, since the process may open only 100 files" in caplog.text

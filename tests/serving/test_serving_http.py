@@ -205,7 +205,7 @@ def test_a_token_is_asked_for(student: Path) -> None:
                 assert content["error"].startswith("the token is missing or wrong")
         assert [client.ask(path)[0] for path in ("/", "/docs", "/health", "/ready", "/openapi.json")] == [200] * 5
         assert client.ask("/recommend?model=teacher", QUERY, Authorization="Bearer secret")[::2] == (
-            *(422, {"error": "no teacher is served; start the server with --teacher DIR"}),
+            *(422, {"error": "model is 'teacher', expected student; start the server with --teacher DIR"}),
         )
 
 
@@ -238,7 +238,9 @@ def test_documented_examples_are_valid(client: Client) -> None:
     body = client.get("/openapi.json")["paths"]["/recommend"]["post"]["requestBody"]["content"]["application/json"]
     assert len(body["examples"]) == 3
     for example in body["examples"].values():
-        assert client.ask("/recommend", example["value"])[0] == 200
+        status, _, content = client.ask("/recommend", example["value"])
+        assert status == 200
+        assert not any(answer["fallback"] for answer in content.get("answers", [content]))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,11 @@ def test_a_redirect_does_not_repeat_the_host(student: Path) -> None:
         ("/recommend?model=", "model is '', expected student or teacher"),
         ("/health?verbose", "verbose: unknown query parameter, expected none"),
         ("/metrics?a%0Ab=1", "a b: unknown query parameter, expected none"),
-        ("/items?limt=5", "limt: unknown query parameter, expected q or limit"),
+        ("/items?limt=5", "limt: unknown query parameter, expected q or limit or id"),
+        ("/items?id=i01&q=red", "q: the parameter has no effect together with id"),
+        ("/items?id=%20", "id: ' ': "),
+        ("/items?id=nan", "id: 'nan': "),
+        ("/items?id=", "id[0]: String should have at least 1 character, got ''"),
         ("/items?limit=5&limit=6", "limit: the query parameter is given 2 times, expected once"),
         ("/items?q=%ff", "q: the value is not valid text in UTF-8"),
         ("/items?q=" + "a" * 201, "q: String should have at most 200 characters, got"),
@@ -307,3 +313,29 @@ def test_query_parameters_are_as_strict_as_bodies(client: Client, path: str, mes
     status, _, content = client.ask(path, QUERY if path.startswith("/recommend") else None)
     assert (status, list(content)) == (422, ["error"])
     assert content["error"].startswith(message) and "\n" not in content["error"]
+
+
+def test_items_are_found_by_their_ids(client: Client) -> None:
+    found = client.get("/items?id=i12&id=nope&id=i03")
+    assert [item["item_id"] for item in found["items"]] == ["i12", "i03"] and not found["similar"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["thng number 12", "thimg number 12", "tihng number 12", "thiing number 12", "thing nomber 12"]
+)
+def test_one_typing_error_is_forgiven(client: Client, typed: str) -> None:
+    found = client.get(f"/items?q={typed.replace(' ', '+')}")
+    assert ([item["item_id"] for item in found["items"]], found["similar"]) == (["i12"], True)
+
+
+@pytest.mark.parametrize("typed", ["thg number 12", "thng nomber 12", "i99", "number 99", "rad", "zzzz"])
+def test_more_errors_and_other_ids_are_not_forgiven(client: Client, typed: str) -> None:
+    assert client.get(f"/items?q={typed.replace(' ', '+')}") == {"items": [], "similar": False}
+
+
+def test_documented_examples_name_the_server(client: Client) -> None:
+    description = client.get("/openapi.json")["paths"]["/recommend"]["post"]["description"]
+    assert f"http://127.0.0.1:{client.port}/recommend" in description
+    assert "curl -H 'Content-Type: application/json' -d '{\"history\": [\"i" in description
+    code = description.split("```python\n")[1].split("```")[0]
+    compile(code, "example", "exec")

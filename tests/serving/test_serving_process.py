@@ -83,3 +83,15 @@ def test_a_taken_port_and_a_missing_library_are_told(
     assert capsys.readouterr().err == (
         "slmrec: serve needs no_such_library; install them with: pip install 'slmrec[serve]'\n"
     )
+
+
+def test_models_have_names(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command._folders([str(student), "b=x/y", "teacher=z"]) == {
+        "student": student,
+        "b": Path("x/y"),
+        "teacher": Path("z"),
+    }
+    (tmp_path / "a=b").mkdir()
+    assert command._folders([str(tmp_path / "a=b")]) == {"student": tmp_path / "a=b"}
+    assert main(["serve", "--model", str(student), "--model", str(student)]) == 2
+    assert "the name student is given twice; give each model a name, as NAME=DIR" in capsys.readouterr().err

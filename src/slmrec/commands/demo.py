@@ -5,18 +5,22 @@ import importlib.util
 import json
 import logging
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.parsers import new_command
+from slmrec.files import write_atomically
 from slmrec.locks import run_locked
 
 if TYPE_CHECKING:
     from slmrec.config import Config
+    from slmrec.data.dataset import Dataset
 
 _LOG = logging.getLogger(__name__)
 _SEED = 0
 _NUM_USERS = 2500
+_NUM_EXAMPLES = 20
 _TRAIN = "{learning_rate: 5e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}"
 _SETTINGS = (
     "pretrain.sasrec.dropout=0.2",
@@ -94,15 +98,28 @@ def _show_example(output: Path) -> None:
 
     student = output / "distill"
     recommender, dataset = Recommender.from_pretrained(student), Dataset.load(output / "prepare")
-    history = [dataset.item_ids[int(item) - 1].as_py() for item in dataset.flat[: dataset.offsets[1]]]
+    examples = _write_examples(dataset, output / "examples.jsonl")
+    user_id, history = examples[0]["user_id"], examples[0]["history"]
     best = recommender.recommend([history], k=5).table["item_id"].to_pylist()
     newest = [str(item_id) for item_id in history[-3:]]
     chosen, recommended = ("; ".join(str(recommender.title(item)) for item in items) for items in (history[-5:], best))
+    others = f"--model sasrec={output / 'pretrain' / 'sasrec'} --teacher {output / 'finetune'}"
     for line in (
-        f"\n{dataset.user_ids[0].as_py()} chose: {chosen}",
+        f"\n{user_id} chose: {chosen}",
         f"the student recommends: {recommended}",
         f"\nuse it:       slmrec recommend --model {student} --history {','.join(newest)}",
         f'in Python:    slmrec.Recommender.from_pretrained("{student}").recommend([{newest}])',
-        f"as a page:    slmrec serve --model {student} --teacher {output / 'finetune'}",
+        f"as a page:    slmrec serve --model {student} {others} --examples {output / 'examples.jsonl'}",
     ):
         _LOG.info(line)
+
+
+def _write_examples(dataset: "Dataset", path: Path) -> list[dict[str, Any]]:
+    """Write the first users for the page of `slmrec serve --examples`, and return them."""
+    users = []
+    for user, (start, end) in enumerate(pairwise(dataset.offsets[: _NUM_EXAMPLES + 1].tolist())):
+        history = [dataset.item_ids[int(item) - 1].as_py() for item in dataset.flat[start:end]]
+        users.append({"user_id": dataset.user_ids[user].as_py(), "history": history})
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(json.dumps(user) + "\n" for user in users), encoding="utf-8")
+    return users

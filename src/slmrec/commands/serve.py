@@ -1,6 +1,7 @@
 """`slmrec serve`: recommendations over HTTP."""
 
 import argparse
+import re
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from slmrec.serving.limits import Limits
 LIBRARIES = ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", "prometheus_client")
 _EPILOG = """
 Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
+          slmrec serve --model out/beauty/distill --model sasrec=out/beauty/pretrain/sasrec
           curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend
 The demo page is at http://127.0.0.1:8000/, the API reference at /docs; docs/serving.md explains both.
 """
@@ -21,8 +23,15 @@ The demo page is at http://127.0.0.1:8000/, the API reference at /docs; docs/ser
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     serve = new_command(subparsers, "serve", "answer requests over HTTP, with a demo page", run, _EPILOG)
-    serve.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-    serve.add_argument("--teacher", type=Path, help="folder of a second model, which the page compares with the first")
+    serve.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="folder of a trained model, named student by default; repeat it with other names for further models, "
+        "which the page shows beside the first and ?model=NAME selects",
+    )
+    serve.add_argument("--teacher", metavar="DIR", help="the same as --model teacher=DIR")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
@@ -48,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: a library of the extra `serve` is missing, or a limit is not positive.
+        ConfigError: a library of the extra `serve` is missing, a limit is not positive, or two models have one name.
     """
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in fields(Limits)})
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
@@ -56,8 +65,7 @@ def run(options: argparse.Namespace) -> None:
     from slmrec.serving.run import serve
 
     serve(
-        options.model,
-        options.teacher,
+        _folders([*options.model, *([f"teacher={options.teacher}"] if options.teacher else [])]),
         limits,
         host=options.host,
         port=options.port,
@@ -67,3 +75,15 @@ def run(options: argparse.Namespace) -> None:
         num_threads=options.threads,
         device=options.device,
     )
+
+
+def _folders(values: list[str]) -> dict[str, Path]:
+    """Return the folders of models by name from values of the form `NAME=DIR` or `DIR`."""
+    folders: dict[str, Path] = {}
+    for value in values:
+        named = re.fullmatch("([A-Za-z0-9][A-Za-z0-9_.-]{0,49})=(.+)", value)
+        name, folder = named.groups() if named and not Path(value).is_dir() else ("student", value)
+        if name in folders:
+            raise ConfigError(f"--model {value}: the name {name} is given twice; give each model a name, as NAME=DIR")
+        folders[name] = Path(folder)
+    return folders

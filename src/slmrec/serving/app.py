@@ -1,5 +1,6 @@
 """ASGI application of a server: routes, OpenAPI document, documentation page and demo page."""
 
+import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from importlib.resources import files
@@ -33,7 +34,6 @@ from slmrec.serving.http_errors import (
     error_response,
 )
 from slmrec.serving.messages import (
-    QUERY_EXAMPLES,
     Answer,
     Answers,
     Error,
@@ -44,6 +44,7 @@ from slmrec.serving.messages import (
     ReloadResult,
     Status,
     describe_faults,
+    query_examples,
 )
 from slmrec.serving.request_head import HostCheck, check_parameters
 from slmrec.serving.server import Server
@@ -56,12 +57,6 @@ _DESCRIPTION = (
 )
 _ASSETS = "/docs/assets"
 _BODY_ERRORS = (MalformedJsonError, BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidRequestError)
-_MODEL_PARAMETER = {
-    "name": "model",
-    "in": "query",
-    "description": "the model that answers",
-    "schema": {"enum": ["student", "teacher"], "default": "student"},
-}
 
 
 def create_app(server: Server) -> ASGIApp:
@@ -95,8 +90,10 @@ def _create_api(server: Server) -> FastAPI:
     api.router.route_class = ObservedRoute
     _add_pages(api)
     definitions = _add_endpoints(api, server)
-    # FastAPI keeps this document until a route is added
-    api.openapi()["components"]["schemas"].update(definitions)
+    document = api.openapi()  # FastAPI keeps this document until a route is added
+    document["components"]["schemas"].update(definitions)
+    (words,) = (each for each in document["paths"]["/items"]["get"]["parameters"] if each["name"] == "q")
+    words["example"] = str(_popular_ids(server)[0])
     return api
 
 
@@ -136,11 +133,12 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
         answer: Any,
         *errors: type[RequestError],
         parameters: Sequence[str] = (),
+        repeatable: Sequence[str] = (),
         dependencies: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         responses = _error_responses(*errors, InvalidRequestError)
-        dependencies = [*dependencies, Depends(_parameter_check(parameters))]
+        dependencies = [*dependencies, Depends(_parameter_check(parameters, repeatable))]
         api.add_api_route(
             path, handler, response_model=answer, responses=responses, dependencies=dependencies, **options
         )
@@ -149,16 +147,21 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
         [("query", "validation", server.request_adapter), ("reload", "validation", TypeAdapter(ReloadRequest))],
         ref_template="#/components/schemas/{model}",
     )
-    query = {"parameters": [_MODEL_PARAMETER], **_request_body(bodies["query", "validation"], QUERY_EXAMPLES)}
+    examples = query_examples(_popular_ids(server))
+    query = {
+        "parameters": [_model_parameter(server)],
+        **_request_body(bodies["query", "validation"], examples),
+        "description": _recommend_description(server, examples["One user"]["value"]),
+    }
     empty = _request_body(bodies["reload", "validation"], {"Reload": {"value": {}}})
     body_errors = (*unauthorized, *_BODY_ERRORS)
     post: dict[str, Any] = {"methods": ["POST"], "openapi_extra": query, "dependencies": protected}
     get: dict[str, Any] = {"dependencies": protected}
     add("/recommend", server.recommend, Answer | Answers, *body_errors, OverloadedError, **post)
-    add("/items", server.items, Items, *unauthorized, parameters=("q", "limit"), **get)
+    add("/items", server.items, Items, *unauthorized, parameters=("q", "limit"), repeatable=("id",), **get)
     add("/examples", server.example_users, ExampleUsers, *unauthorized, **get)
-    add("/model", server.model, Models, *unauthorized, response_model_exclude_unset=True, **get)
-    post |= {"openapi_extra": empty, "response_model_exclude_unset": True}
+    add("/model", server.model, Models, *unauthorized, **get)
+    post |= {"openapi_extra": empty}
     add("/reload", server.reload, ReloadResult, *body_errors, ConflictError, **post)
     add("/metrics", server.prometheus, None, *unauthorized, response_class=PlainTextResponse, **get)
     add("/health", server.health, Status)
@@ -167,11 +170,39 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
     return schemas
 
 
-def _parameter_check(allowed: Sequence[str]) -> Callable[[Request], Coroutine[Any, Any, None]]:
+def _parameter_check(
+    allowed: Sequence[str], repeatable: Sequence[str]
+) -> Callable[[Request], Coroutine[Any, Any, None]]:
     async def check(request: Request) -> None:
-        check_parameters(request, allowed)
+        check_parameters(request, allowed, repeatable)
 
     return check
+
+
+def _popular_ids(server: Server) -> list[Any]:
+    """Return the ids of the four most popular items, for examples that can be tried."""
+    active = server.engines[server.default].active
+    return [active.catalogue.described(item)["item_id"] for item in active.titles.find("", 4)]
+
+
+def _model_parameter(server: Server) -> dict[str, Any]:
+    schema = {"enum": list(server.models), "default": server.default}
+    return {"name": "model", "in": "query", "description": "the model that answers", "schema": schema}
+
+
+def _recommend_description(server: Server, body: dict[str, Any]) -> str:
+    """Return a description with examples to copy, which work as they are."""
+    token = " -H 'Authorization: Bearer TOKEN'" if server.token is not None else ""
+    in_python = ', headers={"Authorization": "Bearer TOKEN"}' if server.token is not None else ""
+    text = json.dumps(body, ensure_ascii=False)
+    in_shell = text.replace("'", "'\\''")
+    return (
+        f"{server.recommend.__doc__}\n\n```sh\n"
+        f"curl{token} -H 'Content-Type: application/json' -d '{in_shell}' {server.url}/recommend\n```\n\n"
+        f"```python\nimport requests\n\nbody = {body!r}\n"
+        f'answer = requests.post("{server.url}/recommend", json=body{in_python})\n'
+        'for item in answer.json()["items"]:\n    print(item["rank"], item["item_id"], item["title"])\n```'
+    )
 
 
 def _request_body(schema: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +223,13 @@ def _add_pages(api: FastAPI) -> None:
         swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{_ASSETS}/swagger-ui.css",
         swagger_favicon_url=f"{_ASSETS}/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None},  # the default is a service on the internet
+        swagger_ui_parameters={
+            "validatorUrl": None,  # the default is a service on the internet
+            "tryItOutEnabled": True,
+            "requestSnippetsEnabled": True,
+            "displayRequestDuration": True,
+            "defaultModelsExpandDepth": 0,
+        },
     )
     for path, content, assets in (("/", demo, ""), ("/docs", bytes(docs.body).decode(), " 'self'")):
         page = HTMLResponse(content, headers=_page_headers(assets))

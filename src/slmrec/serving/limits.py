@@ -26,7 +26,7 @@ class Limits:
         default=4096, metadata={"help": "maximum number of sessions; the least recently used one is evicted"}
     )
     max_connections: int = field(
-        default=512,
+        default=1024,
         metadata={"help": "maximum number of connections; the one that waits longest for a request is closed first"},
     )
     max_header_bytes: int = field(

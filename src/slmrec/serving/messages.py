@@ -25,7 +25,7 @@ MAX_ID_CHARS = 256
 MAX_SEARCH_RESULTS = 100
 _MAX_FAULTS = 5
 _MAX_SHOWN_CHARS = 50
-ModelName = Literal["student", "teacher"]
+ModelName = str
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
 _NUMBERS = (
     core_schema.int_schema(strict=True, ge=-(2**63), lt=2**64),
@@ -124,9 +124,12 @@ class Item(Message):
 
 
 class Items(Message):
-    """Result of a search, most popular item first."""
+    """Result of a search, most popular item first, or the items of the given ids, in their order."""
 
     items: list[Item]
+    similar: bool = Field(
+        description="true if no item matches the words; the items then match after one typing error is corrected"
+    )
 
 
 class ExampleUser(Message):
@@ -156,22 +159,16 @@ class ModelInfo(Message):
     loaded_at: str = Field(examples=["2026-01-31T12:00:00Z"])
 
 
-class Models(Message):
-    """Loaded models by name."""
-
-    student: ModelInfo
-    teacher: ModelInfo | None = None
+Models = dict[ModelName, ModelInfo]
+"""Loaded models by name; the first one answers if a request names none."""
 
 
 class ReloadRequest(Message):
     """Body of a reload; it has no fields."""
 
 
-class ReloadResult(Message):
-    """Result of a reload, by model."""
-
-    student: Literal["loaded", "unchanged"]
-    teacher: Literal["loaded", "unchanged"] | None = None
+ReloadResult = dict[ModelName, Literal["loaded", "unchanged"]]
+"""Result of a reload, by model."""
 
 
 class Status(Message):
@@ -186,11 +183,19 @@ class Error(Message):
     error: str = Field(examples=["k: Input should be greater than or equal to 1"])
 
 
-QUERY_EXAMPLES: dict[str, dict[str, Any]] = {
-    "One user": {"value": {"history": [9, 18, 27], "k": 5}},
-    "Several users": {"value": {"requests": [{"history": [9, 18]}, {"history": [27], "k": 3, "filter_seen": False}]}},
-    "New event of a session": {"value": {"session_id": "f0c2", "events": [31]}},
-}
+def query_examples(item_ids: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Return example bodies of `POST /recommend` for a catalogue.
+
+    Args:
+        item_ids: Four item ids of the catalogue, or fewer.
+    """
+    first, *rest = item_ids
+    several = [{"history": [first, *rest[:1]]}, {"history": rest[-1:] or [first], "k": 3, "filter_seen": False}]
+    return {
+        "One user": {"value": {"history": [first, *rest[:2]], "k": 5}},
+        "Several users": {"value": {"requests": several}},
+        "New event of a session": {"value": {"session_id": "f0c2", "events": [first]}},
+    }
 
 
 def request_adapter(limits: Limits) -> TypeAdapter[Any]:

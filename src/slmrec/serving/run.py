@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def serve(
-    model: Path,
-    teacher: Path | None,
+    folders: Mapping[ModelName, Path],
     limits: Limits,
     *,
     host: str,
@@ -50,8 +49,7 @@ def serve(
     """Serve until SIGTERM, SIGINT or SIGHUP; requests that were accepted before the signal are answered.
 
     Args:
-        model: Folder of the model to serve.
-        teacher: Folder of a second model to compare with.
+        folders: Folders of the models by name; the first one answers if a request names none.
         limits: Limits of the server.
         host: Address to listen on.
         port: Port to listen on; 0 chooses a free one.
@@ -71,14 +69,12 @@ def serve(
     users = read_examples(examples) if examples is not None else []
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    folders: dict[ModelName, Path] = {"student": model}
-    if teacher is not None:
-        folders["teacher"] = teacher
     models = {name: ServedModel(folder, load(folder, device)) for name, folder in folders.items()}
     server = Server(models, _within_descriptors(limits), token, users, AllowedHosts(host, allowed_hosts))
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        title = printable(server.models["student"].loaded.name)
+        server.url = url
+        title = printable(server.models[server.default].loaded.name)
         _LOG.info("serve: %s serves the model %s; stop it with Ctrl-C or SIGTERM", url, title)
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             _LOG.warning("serve: everyone who can reach this address can use it; --token-file FILE requires a token")

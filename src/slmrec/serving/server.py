@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from slmrec.files import one_line
+from slmrec.inference.catalogue import ItemIdError
 from slmrec.serving.admission import Admission
 from slmrec.serving.batching import Batcher
 from slmrec.serving.engine import Engine, Result
@@ -34,6 +35,7 @@ from slmrec.serving.messages import (
     ModelName,
     Query,
     ReloadRequest,
+    Text,
     describe_faults,
     request_adapter,
 )
@@ -74,7 +76,12 @@ class Server:
     """Hosts that a request may be meant for; not checked if there is a token."""
     counter: RequestCounter = field(default_factory=RequestCounter)
 
+    url: str = "http://127.0.0.1:8000"
+    """Address of the server in the examples of the documentation."""
+
     def __post_init__(self) -> None:
+        self.default = next(iter(self.models))
+        """Model that answers if a request names none; the page and the search use its catalogue."""
         self.engines: dict[ModelName, Engine] = {
             name: Engine(served.loaded, self.limits) for name, served in self.models.items()
         }
@@ -137,13 +144,11 @@ class Server:
         return Response(content, media_type="application/json")
 
     def _model_of(self, request: Request) -> ModelName:
-        name = check_parameters(request, ["model"]).get("model", "student")
-        for served in self.models:
-            if name == served:
-                return served
-        if name == "teacher":
-            raise InvalidRequestError("no teacher is served; start the server with --teacher DIR")
-        raise InvalidRequestError(f"model is {one_line(name, 50)!r}, expected student or teacher")
+        name = check_parameters(request, ["model"]).get("model", self.default)
+        if name in self.models:
+            return name
+        hint = "; start the server with --teacher DIR" if name == "teacher" else ""
+        raise InvalidRequestError(f"model is {one_line(name, 50)!r}, expected {' or '.join(self.models)}{hint}")
 
     def _parse(self, body: bytes) -> tuple[list[Query], bool]:
         parsed = _validate(self.request_adapter, body)
@@ -151,21 +156,40 @@ class Server:
 
     async def items(
         self,
+        request: Request,
         q: Annotated[
             str, fastapi.Query(description="words of the title, or an item id", max_length=_MAX_SEARCH_CHARS)
         ] = "",
         limit: Annotated[
             QueryInteger, fastapi.Query(description="maximum number of items", ge=1, le=MAX_SEARCH_RESULTS)
         ] = 10,
+        item_ids: Annotated[
+            list[Text], fastapi.Query(alias="id", description="exact item ids", max_length=MAX_SEARCH_RESULTS)
+        ] = [],  # noqa: B006
     ) -> dict[str, Any]:
-        """Find the items whose title or id contains all words of `q`, most popular first."""
-        active = self.engines["student"].active
-        matches = active.titles.find(q, limit)
-        return {"items": [active.catalogue.described(item) for item in matches]}
+        """Find the items whose title or id contains all words of `q`, most popular first, or describe given items.
+
+        If there are none, one typing error in a word of at least four letters is forgiven. Unknown ids are left out.
+        """
+        active = self.engines[self.default].active
+        if item_ids:
+            if unused := {"q", "limit"}.intersection(request.query_params):
+                raise InvalidRequestError(f"{min(unused)}: the parameter has no effect together with id")
+            try:
+                matches, is_similar = active.catalogue.known(item_ids), False
+            except ItemIdError as error:
+                raise InvalidRequestError(f"id: {error.value!r}: {error.reason}") from None
+        else:
+            matches = active.titles.find(q, limit)
+            is_similar = not matches
+            if is_similar:
+                matches = await asyncio.to_thread(active.titles.find_similar, q, limit)
+        described = [active.catalogue.described(item) for item in matches]
+        return {"items": described, "similar": is_similar and bool(matches)}
 
     async def example_users(self) -> dict[str, Any]:
         """List the example users of the demo page."""
-        catalogue = self.engines["student"].active.catalogue
+        catalogue = self.engines[self.default].active.catalogue
         users = [
             {
                 "user_id": example.user_id,
