@@ -16,6 +16,7 @@ from slmrec.errors import CheckpointError, ConfigError
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.models.folder import save_recommender
 from slmrec.topk import top_k
+from slmrec.types import ItemBonus
 
 pytestmark = pytest.mark.heavy
 
@@ -78,6 +79,19 @@ def test_where_too_few_are_found_search_is_exact(
     scores, best = index.top_k(users[:3], items, 9, allowed=few)
     expected = top_k(users[:3], items, 9, allowed=few)
     assert torch.equal(best, expected[1]) and torch.equal(scores, expected[0])
+
+
+def test_a_bonus_competes_although_the_index_does_not_know_it(
+    many: tuple[torch.Tensor, torch.Tensor, torch.Tensor], index: ItemIndex
+) -> None:
+    items, allowed, queries = many
+    lowest = (queries[:4] @ items.T).masked_fill(~allowed, torch.inf).argmin(dim=1)
+    best = top_k(queries[:4], items, 1, allowed=allowed)[1][:, 0]
+    bonus = ItemBonus(torch.stack([lowest, best, 0 * best], dim=1), torch.tensor([[500.0, -500.0, 9.0]] * 4))
+    expected = top_k(queries[:4], items, 1, allowed=allowed, bonus=bonus)[1]
+    found = index.top_k(queries[:4], items, 5, allowed=allowed, bonus=bonus)[1]
+    assert found[:, 0].equal(lowest) and expected[:, 0].equal(lowest)
+    assert not (found == best[:, None]).any() and all(len(set(row)) == 5 for row in found.tolist())
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from slmrec.training.full_softmax import (
     catalogue_divergence,
     sampled_cross_entropy,
 )
+from slmrec.types import ItemBonus
 
 NUM_ITEMS, NUM_ROWS, WIDTH = 23, 7, 5
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -234,6 +235,47 @@ def test_extreme_scores_stay_finite() -> None:
     value.backward()
     assert value.item() == pytest.approx(2e4)
     assert users.grad is not None and users.grad.item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, NUM_ROWS])
+@pytest.mark.parametrize("kind", ["ce", "ce_with_padding", "smoothed", "kl"])
+def test_a_bonus_counts_in_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, kind: str, rows: int) -> None:
+    chunks_of(monkeypatch, rows)
+    users, items = vectors(torch.float64)
+    chosen = torch.tensor([[1, 1, 0], [2, 3, 4], [0, 0, 0], [4, 5, 6], [9, 0, 0], [2, NUM_ITEMS, 2], [1, 2, 3]])
+    values = torch.randn(chosen.shape, dtype=torch.float64)
+    teacher_values = torch.randn(chosen.shape, dtype=torch.float64)
+    teacher_users, teacher_items = vectors(torch.float64, seed=1, width=3)
+
+    def with_bonus(users: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        is_item = chosen > 0
+        return (users @ items.T).scatter_add(1, chosen, values * is_item)
+
+    def fast(users: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        bonus = ItemBonus(chosen, values)
+        if kind == "kl":
+            own = {"bonus": bonus, "teacher_bonus": ItemBonus(chosen, teacher_values)}
+            return catalogue_divergence(users, items, teacher_users, teacher_items, 3.0, **own)
+        smoothing = 0.2 if kind == "smoothed" else 0.0
+        return catalogue_cross_entropy(users, items, TARGETS, kind == "ce_with_padding", smoothing, bonus)
+
+    def naive(users: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        scores = with_bonus(users, items, values)
+        if kind == "kl":
+            p = (with_bonus(teacher_users, teacher_items, teacher_values)[:, 1:] / 3).log_softmax(dim=1)
+            q = (scores[:, 1:] / 3).log_softmax(dim=1)
+            return 9 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+        if kind == "ce_with_padding":
+            return F.cross_entropy(scores, TARGETS)
+        return F.cross_entropy(scores[:, 1:], TARGETS - 1, label_smoothing=0.2 if kind == "smoothed" else 0.0)
+
+    results = []
+    for loss in (fast, naive):
+        inputs = [value.clone().requires_grad_() for value in (users, items, values)]
+        total = loss(*inputs)
+        results.append([total, *torch.autograd.grad(total, inputs)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_teacher_gets_no_gradient() -> None:

@@ -98,6 +98,9 @@ class SasRecSettings(StudentSettings):
     """Product of user and item vectors, or their cosine divided by `score_temperature`."""
     score_temperature: float = Field(0.07, gt=0)
     """Divisor of cosine scores."""
+    repeat_score: Literal["none", "scalar", "by_age"] = "none"
+    """Learned term that is added to the scores of the items of the history: none, one number, or one for each age
+    (0: the newest item, up to 9: all older ones). It learns from the log whether items are chosen again."""
 
     @property
     def num_positions(self) -> int:
@@ -197,6 +200,15 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
             self.means_one_position or self.supervision != "every_position",
             "supervision: every_position reads all prefixes in one pass, but with positions: from_newest an item has "
             "another position in each prefix; set positions: from_oldest or relative, or supervision: every_prefix",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_compete(self) -> "SasRecModel":
+        check(
+            self.repeat_score == "none" or self.train.loss == "ce",
+            f"repeat_score is {self.repeat_score}, but train.loss is {self.train.loss}, whose sampled items leave out "
+            "those of the history; set train.loss: ce, or repeat_score: none",
         )
         return self
 

@@ -100,4 +100,9 @@ class DistillConfig(Section):
             "num_blocks is 1, so weights.multiple has no block to supervise; set distill.weights.multiple=0, or "
             "num_blocks to 2 or more",
         )
+        check(
+            getattr(self.student, "repeat_score", "none") == "none" or self.train.loss == "ce",
+            f"student.repeat_score is set, but train.loss is {self.train.loss}, whose sampled items leave out those of "
+            "the history; set train.loss: ce, or student.repeat_score: none",
+        )
         return self

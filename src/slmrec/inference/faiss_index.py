@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import read_json
 from slmrec.topk import top_k
+from slmrec.types import ItemBonus
 
 RECALL_AT = 10
 _POINTS_PER_LIST = 64
@@ -103,32 +104,42 @@ class ItemIndex:
         partial.replace(_facts_path(path))
 
     def top_k(
-        self, users: Tensor, items: Tensor, k: int, *, excluded: Tensor | None = None, allowed: Tensor | None = None
+        self,
+        users: Tensor,
+        items: Tensor,
+        k: int,
+        *,
+        excluded: Tensor | None = None,
+        allowed: Tensor | None = None,
+        bonus: ItemBonus | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return scores and items as `slmrec.topk.top_k` does.
 
-        As many additional items are searched as a user has excluded items. Users for whom too few items remain are
-        answered by exact search.
+        As many additional items are searched as a user has excluded items and items with a bonus, and the latter always
+        compete. Users for whom too few items remain are answered by exact search.
         """
+        if bonus is None:
+            bonus = ItemBonus(users.new_zeros(len(users), 0, dtype=torch.int64), users.new_zeros(len(users), 0))
         size = min(k, len(items) - 1)
         hidden = torch.zeros(len(users), 0, dtype=torch.int64, device=users.device) if excluded is None else excluded
-        num_searched = min(size + hidden.shape[1], self._index.ntotal)
+        num_searched = min(size + hidden.shape[1] + bonus.items.shape[1], self._index.ntotal)
         found = torch.from_numpy(self._index.search(users.float().cpu().numpy(), num_searched)[1]).to(users.device)
-        places = (
-            found.clamp(min=0).sort(dim=1).values
-        )  # in ascending order, so that of equal scores the first item wins
+        # In ascending order, so that of equal scores the first item wins.
+        places = torch.cat([found.clamp(min=0), bonus.items], dim=1).sort(dim=1).values
         may_rank = (places > 0) & ~(places[:, :, None] == hidden[:, None, :]).any(dim=2)
+        may_rank[:, 1:] &= places[:, 1:] != places[:, :-1]
         if allowed is not None:
             may_rank &= allowed[places]
         scores = torch.einsum("bd,bfd->bf", users.float(), items[places].float())
+        scores += ((places[:, :, None] == bonus.items[:, None, :]) * bonus.scores[:, None, :]).sum(dim=2)
         ordered = scores.masked_fill(~may_rank, -torch.inf).sort(dim=1, descending=True, stable=True)
         best, values = places.gather(1, ordered.indices)[:, :size], ordered.values[:, :size]
         best, values = (F.pad(part, (0, size - part.shape[1])) for part in (best, values))
         too_few = may_rank.sum(dim=1) < size
         if too_few.any():
-            values[too_few], best[too_few] = top_k(
-                users[too_few], items, k, excluded=None if excluded is None else excluded[too_few], allowed=allowed
-            )
+            own = None if excluded is None else excluded[too_few]
+            some = ItemBonus(bonus.items[too_few], bonus.scores[too_few])
+            values[too_few], best[too_few] = top_k(users[too_few], items, k, excluded=own, allowed=allowed, bonus=some)
         return values, best
 
     def recall(self, queries: Tensor, items: Tensor, allowed: Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from slmrec.data.batching import pad_histories
 from slmrec.inference.frozen_model import FrozenModel, UserCache
 from slmrec.inference.incremental import FrozenDecoder
 from slmrec.models.decoder import DecoderRecommender
@@ -89,7 +90,8 @@ class FrozenEnsemble(FrozenModel):
             member.append([state.members[name] for state in states], items).users
             for name, member in self.members.items()
         ]
-        return Encoded(self.model.weighted(users))
+        histories = pad_histories([state.items for state in states], self.max_history_items).to(self.device)
+        return Encoded(self.model.weighted(users), bonus=self.model.history_bonus(histories))
 
     def slide_window(self, states: Sequence[Any]) -> None:
         """Slide the windows of all members."""

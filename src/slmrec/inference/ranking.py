@@ -151,10 +151,8 @@ class Ranker:
         candidates = requests[0].candidates
         if candidates is None:
             allowed = self._all_except({*excluded_for_all, *self._removed}) if excluded_for_all else self._allowed
-            if self._index is not None and encoded is not None and bonus is None:
-                scores, best = self._index.top_k(users, items, k, excluded=excluded, allowed=allowed)
-            else:
-                scores, best = top_k(users, items, k, excluded=excluded, allowed=allowed, bonus=bonus)
+            search = top_k if self._index is None or encoded is None else self._index.top_k
+            scores, best = search(users, items, k, excluded=excluded, allowed=allowed, bonus=bonus)
         else:
             chosen = sorted({*candidates} - self._removed - {*excluded_for_all})
             if not chosen:

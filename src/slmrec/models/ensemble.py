@@ -166,7 +166,18 @@ class Ensemble(Model):
                 states = encoded.hidden_states
             else:
                 users.append(encoder.encode(histories, every_position=every_position).users)
-        return Encoded(self.weighted(users), states)
+        return Encoded(self.weighted(users), states, self.history_bonus(histories, every_position=every_position))
+
+    def age_scores(self) -> Tensor | None:
+        """Return the weighted sum of the models' scores (A,) for the items of the history."""
+        weighted = [
+            weight * scores
+            for model, weight in zip(self.models.values(), self.config.weights.values(), strict=True)
+            if (scores := model.age_scores()) is not None
+        ]
+        longest = max(map(len, weighted), default=0)
+        padded = [torch.cat([scores, scores[-1:].expand(longest - len(scores))]) for scores in weighted]
+        return torch.stack(padded).sum(dim=0) if padded else None
 
     def train(self, mode: bool = True) -> "Ensemble":
         """Set the mode of the decoder; the other models do not learn and stay in eval mode."""

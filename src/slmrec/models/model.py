@@ -12,7 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig,
 
 from slmrec.config import DecoderTraining, Section
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.types import Encoded, Histories, SequenceEncoder
+from slmrec.types import Encoded, Histories, ItemBonus, SequenceEncoder
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
@@ -139,6 +139,18 @@ class Model(PreTrainedModel):
         super().eval()
         return self
 
+    def age_scores(self) -> Tensor | None:
+        """Return scores (A,) that are added for the items of the history by their age; None: no such term.
+
+        Age 0 is the newest item; items older than A-1 get the last score.
+        """
+        return None
+
+    def history_bonus(self, histories: Histories, *, every_position: bool = False) -> ItemBonus | None:
+        """Return the score term of the items of the history at each supervised position; None: there is none."""
+        scores = self.age_scores()
+        return None if scores is None else repeat_bonus(scores, histories, every_position)
+
     @property
     def num_items(self) -> int:
         """V."""
@@ -207,6 +219,28 @@ class Model(PreTrainedModel):
     def set_num_items(self, num_items: int) -> None:
         """Change V after the item tables have been extended."""
         self.config.num_items = num_items
+
+
+def repeat_bonus(scores: Tensor, histories: Histories, every_position: bool) -> ItemBonus:
+    """Return scores for the items of each history by their age.
+
+    Args:
+        scores: (A,) score of an item of age 0 (the newest), 1, ...; older items have the last score.
+        histories: The histories.
+        every_position: Every prefix of a history is a history of its own.
+
+    Example:
+        >>> histories = Histories(torch.tensor([[3, 7]]), torch.tensor([2]))
+        >>> repeat_bonus(torch.tensor([-1.0, -2.0]), histories, every_position=False).scores
+        tensor([[-2., -1.]])
+    """
+    columns, rows, ends = torch.arange(histories.items.shape[1], device=scores.device), slice(None), histories.lengths
+    if every_position:
+        rows = torch.repeat_interleave(histories.lengths)  # type: ignore[assignment]
+        ends = (columns[None] + 1).expand_as(histories.items)[columns < histories.lengths[:, None]]
+    ages = ends[:, None] - 1 - columns
+    values = scores[ages.clamp(0, len(scores) - 1)]
+    return ItemBonus(histories.items[rows].where(ages >= 0, 0), values.where(ages >= 0, 0.0))
 
 
 def embedding_table(model: Any) -> ItemTable:

@@ -23,6 +23,10 @@ from slmrec.types import Encoded, Histories
 
 START_RMS = 0.3
 """Root mean square of initial item vectors that are not random."""
+NUM_AGES = 10
+"""Number of ages of items with a repeat score of their own."""
+REPEAT_SCALE = 10.0
+"""Factor of the repeat scores, which reach the size of logits in few steps."""
 MAX_PREFIXES = 1024
 """Number of prefixes that are encoded at once where every position of a history needs a pass of its own."""
 
@@ -74,6 +78,9 @@ class SasRec(Model):
             self.output_map = nn.Sequential(
                 nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, settings.item_width)
             )
+        self.repeat_scores = None
+        if settings.repeat_score != "none":
+            self.repeat_scores = nn.Parameter(torch.zeros(NUM_AGES if settings.repeat_score == "by_age" else 1))
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
         self.post_init()
 
@@ -126,18 +133,24 @@ class SasRec(Model):
         if num_blocks:
             raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
         if every_position and not self.settings.means_one_position:
-            return Encoded(torch.cat([self.encode(prefixes).users for prefixes in _prefixes(histories)]))
+            users = torch.cat([self.encode(prefixes).users for prefixes in _prefixes(histories)])
+            return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
         is_item = columns < histories.lengths[:, None]
         x = self._inputs(histories, columns)
         for layer in self.layers[:-1]:
             x = layer(x, x, None, columns[None])
         if every_position:
-            return Encoded(self._users(self.layers[-1](x, x, None, columns[None])[is_item]))
+            users = self._users(self.layers[-1](x, x, None, columns[None])[is_item])
+            return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
         last = histories.lengths - 1
         newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
         states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None]).squeeze(1)
-        return Encoded(self._users(states))
+        return Encoded(self._users(states), bonus=self.history_bonus(histories))
+
+    def age_scores(self) -> Tensor | None:
+        """Return the learned scores (A,) of the items of the history by their age."""
+        return None if self.repeat_scores is None else REPEAT_SCALE * self.repeat_scores
 
     def _inputs(self, histories: Histories, columns: Tensor) -> Tensor:
         """Return the input (B, L, H) of the first block."""

@@ -183,7 +183,9 @@ def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> Cached
         _LOG.info("distill: teacher outputs taken from %s", path)
     else:
         _write_cache(teacher, data, path, num_blocks, key)
-    return CachedTeacher.open(path, key, teacher.item_vectors().cpu(), data, num_blocks=num_blocks)
+    ages = teacher.age_scores()
+    items, ages = teacher.item_vectors().cpu(), None if ages is None else ages.cpu()
+    return CachedTeacher.open(path, key, items, data, num_blocks=num_blocks, age_scores=ages)
 
 
 def _write_cache(teacher: Model, data: TrainingSamples, path: Path, num_blocks: int, key: str) -> None:

@@ -22,11 +22,12 @@ from slmrec.evaluation.rank import eval_mode
 from slmrec.inference.freeze import freeze
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
-from slmrec.models.model import Model
+from slmrec.models.model import Model, repeat_bonus
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import EVAL_BATCH, Validation, validation
 from slmrec.progress import progress
 from slmrec.training.trainer import MONITORED
+from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
 MAX_USERS = 20_000
@@ -49,6 +50,8 @@ class Vectors(NamedTuple):
     """(V+1, D)."""
     deviation: float
     """Standard deviation of the model's own scores, by which `users` was divided."""
+    age_scores: Tensor | None = None
+    """Scores of the items of the history by their age, divided alike; None: no such term."""
 
 
 def mix(task: Task, dataset: Dataset, members: Mapping[str, Model]) -> dict[str, float]:
@@ -101,7 +104,8 @@ def model_vectors(model: Model, users: Validation) -> Vectors:
         for rows, batch in by_length(users.samples, EVAL_BATCH, model.max_history_items):
             vectors[rows] = frozen.encode(batch.histories).users.float()
     deviation = score_deviation(vectors, items[1:])
-    return Vectors(vectors / deviation, items, deviation)
+    ages = model.age_scores()
+    return Vectors(vectors / deviation, items, deviation, None if ages is None else ages / deviation)
 
 
 def score_deviation(users: Tensor, items: Tensor) -> float:
@@ -214,9 +218,18 @@ def _walk(
     size = max(1, MAX_SCORES // (width * max(len(vectors), num_mixtures)))
     for start in range(0, len(samples), size):
         rows = np.arange(start, min(start + size, len(samples)))
-        scores = torch.stack([one.users[start : start + size] @ one.items.T for one in vectors])
         batch = collate(samples, rows, int(samples.lengths(rows).max())).to(device)
+        scores = torch.stack([_scores(one, slice(start, start + size), batch.histories) for one in vectors])
         visit(scores, batch.targets, _candidates(users, rows, batch.histories.items, batch.targets, width))
+
+
+def _scores(vectors: Vectors, rows: slice, histories: Histories) -> Tensor:
+    """Return the scores (b, V+1) of one model for some users."""
+    scores = vectors.users[rows] @ vectors.items.T
+    if vectors.age_scores is not None:
+        bonus = repeat_bonus(vectors.age_scores, histories, every_position=False)
+        scores.scatter_add_(1, bonus.items, bonus.scores)
+    return scores
 
 
 def _candidates(users: Validation, rows: np.ndarray, history: Tensor, targets: Tensor, width: int) -> Tensor:

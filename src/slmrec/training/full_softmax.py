@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from slmrec.config import TrainConfig
 from slmrec.data.dataset import Ints
+from slmrec.types import ItemBonus
 
 MAX_CHUNK_SCORES = 2**25
 """Number of scores (float32) in a chunk, 128 MiB; smaller chunks read and write the item table more often."""
@@ -61,16 +62,27 @@ class CatalogueLoss:
                 raise ValueError("include_padding is true, but the padding item is never sampled; give one of the two")
             self.sampler = ItemSampler(item_counts, SAMPLING_EXPONENT)
 
-    def __call__(self, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of user vectors (N, D) with respect to item vectors (V+1, D) and targets (N,)."""
+    def __call__(self, users: Tensor, items: Tensor, targets: Tensor, bonus: ItemBonus | None = None) -> Tensor:
+        """Return the loss of user vectors (N, D) with respect to item vectors (V+1, D) and targets (N,).
+
+        Raises:
+            ValueError: A bonus is given, and items are sampled.
+        """
         if self.sampler is None or self.num_sampled is None:
-            return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing)
+            return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing, bonus)
+        if bonus is not None:
+            raise ValueError("scores of single items are not supported with sampled items; use the whole catalogue")
         sampled = self.sampler.draw(self.num_sampled)
         return sampled_cross_entropy(users, items, targets, sampled, self.sampler.log_q)
 
 
 def catalogue_cross_entropy(
-    users: Tensor, items: Tensor, targets: Tensor, include_padding: bool = False, label_smoothing: float = 0.0
+    users: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    include_padding: bool = False,
+    label_smoothing: float = 0.0,
+    bonus: ItemBonus | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy of the targets over the whole catalogue.
 
@@ -83,6 +95,7 @@ def catalogue_cross_entropy(
         targets: (N,) items 1..V.
         include_padding: Let the padding item compete, as the reference implementation does.
         label_smoothing: Share of each label that is spread evenly over all competing items (Szegedy et al. 2016).
+        bonus: Term that is added to the scores of a few items of each row; None: no such term.
 
     Example:
         >>> catalogue_cross_entropy(torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([3])).exp().item()
@@ -91,13 +104,19 @@ def catalogue_cross_entropy(
     Source: SLMRec, the recommendation loss.
     """
     first = 0 if include_padding else 1
-    return _chunked(
-        users, items, first, _cross_entropy_chunks(targets - first, label_smoothing), _matmul_dtype(users, items)
-    )
+    chunk_loss = _cross_entropy_chunks(targets - first, label_smoothing)
+    return _chunked(users, items, first, chunk_loss, _matmul_dtype(users, items), bonus)
 
 
 def catalogue_divergence(
-    users: Tensor, items: Tensor, teacher_users: Tensor, teacher_items: Tensor, temperature: float
+    users: Tensor,
+    items: Tensor,
+    teacher_users: Tensor,
+    teacher_items: Tensor,
+    temperature: float,
+    *,
+    bonus: ItemBonus | None = None,
+    teacher_bonus: ItemBonus | None = None,
 ) -> Tensor:
     """Return KL(teacher || student) of the softened scores of items 1..V, times the temperature squared.
 
@@ -110,6 +129,8 @@ def catalogue_divergence(
         teacher_users: (N, D') user vectors of the teacher.
         teacher_items: (V+1, D') item vectors of the teacher.
         temperature: Temperature that divides the scores of both models.
+        bonus: Term that is added to the student's scores of a few items of each row.
+        teacher_bonus: The same for the teacher.
 
     Example:
         >>> items = torch.eye(3)
@@ -120,7 +141,9 @@ def catalogue_divergence(
     """
     dtype = _matmul_dtype(users, items)
     teacher = (teacher_users.detach() / temperature).to(dtype), teacher_items.detach()[1:].to(dtype)
-    return _chunked(users / temperature, items, 1, _divergence_chunks(*teacher), dtype) * temperature**2
+    terms = [one and one._replace(scores=one.scores / temperature) for one in (bonus, teacher_bonus)]
+    chunk_loss = _divergence_chunks(*teacher, _columns(terms[1], 1))
+    return _chunked(users / temperature, items, 1, chunk_loss, dtype, terms[0]) * temperature**2
 
 
 def sampled_cross_entropy(
@@ -185,10 +208,26 @@ def _matmul_dtype(users: Tensor, items: Tensor) -> torch.dtype:
     return torch.promote_types(users.dtype, items.dtype)
 
 
-def _chunked(users: Tensor, items: Tensor, first: int, chunk_loss: _ChunkLoss, dtype: torch.dtype) -> Tensor:
+def _columns(bonus: ItemBonus | None, first: int) -> ItemBonus | None:
+    """Return a bonus by columns of the scores, which begin at item `first`; padding has score 0 in column 0."""
+    if bonus is None:
+        return None
+    is_item = bonus.items >= max(first, 1)
+    return ItemBonus((bonus.items - first).where(is_item, 0), bonus.scores.where(is_item, 0.0))
+
+
+def _chunked(
+    users: Tensor,
+    items: Tensor,
+    first: int,
+    chunk_loss: _ChunkLoss,
+    dtype: torch.dtype,
+    bonus: ItemBonus | None = None,
+) -> Tensor:
+    columns, added = _columns(bonus, first) or (None, None)
     if not torch.is_grad_enabled():  # a custom function does not see the gradient mode
-        users, items = users.detach(), items.detach()
-    loss: Tensor = _ChunkedLoss.apply(users, items, first, chunk_loss, dtype)  # type: ignore[no-untyped-call]
+        users, items, added = users.detach(), items.detach(), None if added is None else added.detach()
+    loss: Tensor = _ChunkedLoss.apply(users, items, added, columns, first, chunk_loss, dtype)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -197,15 +236,24 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, items: Tensor, first: int, chunk_loss: _ChunkLoss, dtype: torch.dtype
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        added: Tensor | None,
+        columns: Tensor | None,
+        first: int,
+        chunk_loss: _ChunkLoss,
+        dtype: torch.dtype,
     ) -> Tensor:
         accumulate_dtype = torch.promote_types(dtype, torch.float32)
         grads = [
-            torch.zeros_like(value, dtype=accumulate_dtype) if needed else None
-            for value, needed in zip((users, items), ctx.needs_input_grad, strict=False)
+            torch.zeros_like(value, dtype=accumulate_dtype) if needed and value is not None else None
+            for value, needed in zip((users, items, added), ctx.needs_input_grad, strict=False)
         ]
+        bonus = None if added is None or columns is None else ItemBonus(columns, added.to(dtype))
         with torch.autocast(users.device.type, enabled=False):
-            total = _sum_chunks(users.to(dtype), items[first:].to(dtype), chunk_loss, grads[0], _from(grads[1], first))
+            own = users.to(dtype), items[first:].to(dtype), bonus
+            total = _sum_chunks(*own, chunk_loss, grads[0], _from(grads[1], first), grads[2])
         ctx.num_rows = len(users)
         ctx.save_for_backward(*grads)
         return total / len(users)
@@ -214,8 +262,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad / ctx.num_rows
-        users, items = (None if value is None else value * scale for value in ctx.saved_tensors)
-        return users, items, None, None, None
+        users, items, added = (None if value is None else value * scale for value in ctx.saved_tensors)
+        return users, items, added, None, None, None, None
 
 
 def _from(grad: Tensor | None, first: int) -> Tensor | None:
@@ -223,7 +271,13 @@ def _from(grad: Tensor | None, first: int) -> Tensor | None:
 
 
 def _sum_chunks(
-    users: Tensor, items: Tensor, chunk_loss: _ChunkLoss, grad_users: Tensor | None, grad_items: Tensor | None
+    users: Tensor,
+    items: Tensor,
+    bonus: ItemBonus | None,
+    chunk_loss: _ChunkLoss,
+    grad_users: Tensor | None,
+    grad_items: Tensor | None,
+    grad_added: Tensor | None,
 ) -> Tensor:
     """Return the summed loss, and add its gradients to the given tensors."""
     accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
@@ -234,13 +288,16 @@ def _sum_chunks(
         rows = slice(start, start + num_rows)
         chunk = users[rows]
         chunk_scores, chunk_log_q = scores[: len(chunk)], log_q[: len(chunk)]
-        _log_softmax(chunk, items, chunk_scores, chunk_log_q)
+        own = None if bonus is None else bonus.select(rows)
+        _log_softmax(chunk, items, own, chunk_scores, chunk_log_q)
         total += chunk_loss(rows, chunk_scores, chunk_log_q)
         grad_scores = chunk_log_q.to(users.dtype)
         if grad_users is not None:
             _add_product(grad_users[rows], grad_scores, items)
         if grad_items is not None:
             _add_product(grad_items, grad_scores.T, chunk)
+        if grad_added is not None and own is not None:
+            grad_added[rows] = chunk_log_q.gather(1, own.items)
     return total
 
 
@@ -248,8 +305,10 @@ def _rows_per_chunk(users: Tensor, items: Tensor) -> int:
     return min(len(users), max(1, MAX_CHUNK_SCORES // len(items)))
 
 
-def _log_softmax(users: Tensor, items: Tensor, scores: Tensor, out: Tensor) -> None:
+def _log_softmax(users: Tensor, items: Tensor, bonus: ItemBonus | None, scores: Tensor, out: Tensor) -> None:
     torch.mm(users, items.T, out=scores)
+    if bonus is not None:
+        scores.scatter_add_(1, bonus.items, bonus.scores.to(scores.dtype))
     torch.log_softmax(scores, dim=1, dtype=out.dtype, out=out)
 
 
@@ -275,13 +334,13 @@ def _cross_entropy_chunks(columns: Tensor, smoothing: float) -> _ChunkLoss:
     return evaluate
 
 
-def _divergence_chunks(users: Tensor, items: Tensor) -> _ChunkLoss:
+def _divergence_chunks(users: Tensor, items: Tensor, bonus: ItemBonus | None) -> _ChunkLoss:
     accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
     all_log_p, all_p = users.new_empty(2, _rows_per_chunk(users, items), len(items), dtype=accumulate_dtype)
 
     def evaluate(rows: slice, scores: Tensor, log_q: Tensor) -> Tensor:
         log_p, p = all_log_p[: len(log_q)], all_p[: len(log_q)]
-        _log_softmax(users[rows], items, scores, log_p)
+        _log_softmax(users[rows], items, None if bonus is None else bonus.select(rows), scores, log_p)
         torch.exp(log_p, out=p)
         loss: Tensor = log_p.sub_(log_q).mul_(p).sum()
         log_q.exp_().sub_(p)

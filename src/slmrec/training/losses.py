@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from slmrec.config import DistillConfig
 from slmrec.training.full_softmax import CatalogueLoss, catalogue_divergence
 from slmrec.training.teacher import TeacherOutputs
-from slmrec.types import Batch, Encoded, LossTerms, SequenceEncoder
+from slmrec.types import Batch, Encoded, ItemBonus, LossTerms, SequenceEncoder
 
 Side = Literal["student", "teacher"]
 
@@ -65,8 +65,8 @@ class NextItemLoss(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss of a batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
-        users = encoder.encode(batch.histories, every_position=batch.every_position).users
-        total = self.catalogue_loss(users, encoder.item_vectors(), batch.targets)
+        encoded = encoder.encode(batch.histories, every_position=batch.every_position)
+        total = self.catalogue_loss(encoded.users, encoder.item_vectors(), batch.targets, encoded.bonus)
         return LossTerms(total, {"ce": total.detach()})
 
 
@@ -79,6 +79,8 @@ class ModelOutput(NamedTuple):
     """(V+1, D) item vectors."""
     hidden_states: tuple[Tensor, ...] = ()
     """Hidden states (N, H) at the end of each block; empty unless a term needs them."""
+    bonus: ItemBonus | None = None
+    """Additive score term for a few items of each user; None: no such term."""
 
 
 class DistillationOutputs(NamedTuple):
@@ -138,7 +140,7 @@ class CrossEntropy(DistillationTerm):
     def forward(self, outputs: DistillationOutputs) -> Tensor:
         """Return the loss of a batch."""
         student = outputs.student
-        return self.catalogue_loss(student.users, student.items, outputs.targets)
+        return self.catalogue_loss(student.users, student.items, outputs.targets, student.bonus)
 
 
 class CosineLoss(DistillationTerm):
@@ -197,7 +199,15 @@ class KLDivergence(DistillationTerm):
     def forward(self, outputs: DistillationOutputs) -> Tensor:
         """Return the loss of a batch."""
         student, teacher = outputs.student, outputs.teacher
-        return catalogue_divergence(student.users, student.items, teacher.users, teacher.items, self.temperature)
+        return catalogue_divergence(
+            student.users,
+            student.items,
+            teacher.users,
+            teacher.items,
+            self.temperature,
+            bonus=student.bonus,
+            teacher_bonus=teacher.bonus,
+        )
 
 
 TERMS: dict[str, type[DistillationTerm]] = {
@@ -272,7 +282,9 @@ class DistillationLoss(nn.Module):
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}
         if self.online:
-            teacher_ce = self.catalogue_loss(teacher_output.users, teacher_output.items, batch.targets)
+            teacher_ce = self.catalogue_loss(
+                teacher_output.users, teacher_output.items, batch.targets, teacher_output.bonus
+            )
             total, parts = total + teacher_ce, parts | {"teacher_ce": teacher_ce.detach()}
         return LossTerms(total, parts)
 
@@ -281,7 +293,7 @@ class DistillationLoss(nn.Module):
         encoded = student.encode(
             batch.histories, every_position=batch.every_position, num_blocks=self.num_student_blocks
         )
-        return ModelOutput(encoded.users, student.item_vectors(), encoded.hidden_states)
+        return ModelOutput(encoded.users, student.item_vectors(), encoded.hidden_states, encoded.bonus)
 
     def _teacher_output(self, batch: Batch) -> ModelOutput:
         if not self.reads_teacher:
@@ -289,7 +301,7 @@ class DistillationLoss(nn.Module):
         teacher: TeacherOutputs = self.teacher  # type: ignore[assignment]
         with torch.set_grad_enabled(self.online and torch.is_grad_enabled()):
             encoded: Encoded = teacher.outputs(batch, self.num_teacher_blocks)
-        return ModelOutput(encoded.users, teacher.item_vectors(), encoded.hidden_states)
+        return ModelOutput(encoded.users, teacher.item_vectors(), encoded.hidden_states, encoded.bonus)
 
 
 def _projection(student: Any, teacher: Any) -> nn.Module:

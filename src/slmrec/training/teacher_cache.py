@@ -25,6 +25,7 @@ from slmrec.errors import CheckpointError
 from slmrec.evaluation.rank import eval_mode
 from slmrec.files import one_line
 from slmrec.inference.freeze import freeze
+from slmrec.models.model import repeat_bonus
 from slmrec.training.samples import TrainingSamples
 from slmrec.types import Batch, Encoded, SequenceEncoder
 from slmrec.version import __version__
@@ -126,15 +127,24 @@ class CachedTeacher(nn.Module):
     """
 
     item_table: Tensor
+    age_scores: Tensor | None
 
-    def __init__(self, parts: list[Mapped], rows: "_Rows", item_vectors: Tensor) -> None:
+    def __init__(self, parts: list[Mapped], rows: "_Rows", item_vectors: Tensor, age_scores: Tensor | None) -> None:
         super().__init__()
         self._parts, self._rows = parts, rows
         self.register_buffer("item_table", item_vectors.detach(), persistent=False)
+        self.register_buffer("age_scores", None if age_scores is None else age_scores.detach(), persistent=False)
 
     @classmethod
     def open(
-        cls, path: Path, key: str, item_vectors: Tensor, data: TrainingSamples, *, num_blocks: int
+        cls,
+        path: Path,
+        key: str,
+        item_vectors: Tensor,
+        data: TrainingSamples,
+        *,
+        num_blocks: int,
+        age_scores: Tensor | None = None,
     ) -> "CachedTeacher":
         """Open a file that `write_teacher_cache` wrote with the same arguments.
 
@@ -144,6 +154,8 @@ class CachedTeacher(nn.Module):
             item_vectors: (V+1, D) item vectors of the teacher.
             data: Samples that the teacher has read.
             num_blocks: Number of blocks whose hidden states are cached.
+            age_scores: The teacher's scores of the items of the history by their age, as in `Model.age_scores`; they
+                are not cached.
 
         Raises:
             CheckpointError: The file is damaged, or belongs to another teacher, other data or other settings.
@@ -154,7 +166,7 @@ class CachedTeacher(nn.Module):
         _check(path, "format version", metadata.get("version"), VERSION)
         _check(path, "key", metadata.get("key"), key)
         _check(path, "content", shapes, _shapes(num_blocks, rows.total, hidden_size, item_vectors.shape[1]))
-        return cls(_map_parts(path, shapes, "r"), rows, item_vectors)
+        return cls(_map_parts(path, shapes, "r"), rows, item_vectors, age_scores)
 
     @property
     def hidden_size(self) -> int:
@@ -179,7 +191,10 @@ class CachedTeacher(nn.Module):
         rows = self._rows.of_batch(batch)
         parts = (*blocks[:num_blocks], users)
         tensors = [torch.from_numpy(part[rows]).to(batch.targets.device) for part in parts]
-        return Encoded(tensors[-1], tuple(tensors[:-1]))
+        bonus = None
+        if self.age_scores is not None:
+            bonus = repeat_bonus(self.age_scores, batch.histories, batch.every_position)
+        return Encoded(tensors[-1], tuple(tensors[:-1]), bonus)
 
 
 class _Rows:
