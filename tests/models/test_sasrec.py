@@ -16,9 +16,10 @@ from slmrec.config import Config
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import CheckpointError
+from slmrec.models.blocks import LowPass, low_pass_matrix
 from slmrec.models.decoder import DecoderRecommenderConfig
 from slmrec.models.loader import load_model, save_model
-from slmrec.models.sasrec import LowPass, SasRec, SasRecConfig, low_pass_matrix
+from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.pipeline import pretrain
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss

@@ -44,6 +44,9 @@ class ExportableDecoder(nn.Module):
         """Return (V+1, D) item vectors."""
         return self.model.item_vectors()
 
+    def age_scores(self) -> None:
+        """Return None: decoders have no scores of the items of the history."""
+
     def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
         """Return user vectors (B, D).
 

@@ -1,0 +1,135 @@
+"""Blocks of SASRec: attention, optionally mixed with a low-pass filter, and a feed-forward network."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slmrec.config import LowPassSettings, SasRecSettings
+
+
+class LowPass(nn.Module):
+    """Low-pass filter of a sequence, to which a learned share of the high frequencies is added in each channel.
+
+    Source: BSARec: LayerNorm(x + Dropout(low + beta^2 * (x - low))). The frequencies are those of a window of
+    `max_history_items` positions that ends with the position that is read and holds zeros before the oldest item.
+    BSARec filters the padding along with the items, and later items too; here, the state of a position depends on the
+    items up to it alone, so that one pass encodes all prefixes of a history.
+    Each beta is initialised from N(0, 1): its square is 1 on average, and channels start with different values.
+
+    Args:
+        settings: Architecture of the model.
+        frequencies: Number of frequencies that pass.
+    """
+
+    def __init__(self, settings: SasRecSettings, frequencies: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.empty(settings.hidden_size))
+        self.norm = nn.Identity() if settings.norm_first else nn.LayerNorm(settings.hidden_size)
+        self.dropout = nn.Dropout(settings.dropout)
+        self._matrix = np.tril(low_pass_matrix(settings.num_positions, frequencies))
+
+    def forward(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+        """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).
+
+        The filter depends only on the distance between positions, so the result is the same wherever the history lies
+        in the window.
+        """
+        output: Tensor = self.norm(queries + self.filtered(queries, x, columns))
+        return output
+
+    def filtered(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+        """Return the output (B, Q, D) without residual connection and norm."""
+        matrix = torch.from_numpy(self._matrix).to(x)
+        low = matrix[columns, : x.shape[1]] @ x
+        output: Tensor = self.dropout(low + self.beta.square() * (queries - low))
+        return output
+
+
+def low_pass_matrix(window: int, frequencies: int) -> NDArray[np.float32]:
+    """Return the matrix P (window, window) for which P x keeps the lowest frequencies of x and removes all higher ones.
+
+    P is symmetric and circulant: an entry depends only on the distance of its positions.
+
+    Args:
+        window: Number of positions.
+        frequencies: Number of frequencies that are kept: 0, 1, ...
+
+    Example:
+        >>> low_pass_matrix(4, 1)[0].tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
+    spectrum = np.fft.rfft(np.eye(window), axis=0)
+    spectrum[frequencies:] = 0
+    return np.fft.irfft(spectrum, window, axis=0).astype(np.float32)
+
+
+class Block(nn.Module):
+    """Transformer block: attention, optionally mixed with a low-pass filter, and a feed-forward network.
+
+    Each of the two has dropout, a residual connection, and a layer norm of its input or of its output.
+
+    Args:
+        settings: Architecture of the model.
+    """
+
+    def __init__(self, settings: SasRecSettings) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.num_heads, self.norm_first = settings.num_attention_heads, settings.norm_first
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.attention_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.output_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.distance_bias = None
+        if settings.positions == "relative":
+            self.distance_bias = nn.Embedding(settings.num_positions, settings.num_attention_heads)
+        low_pass: LowPassSettings | None = settings.low_pass
+        self.filter_weight = low_pass.weight if low_pass else 0.0
+        self.low_pass = LowPass(settings, low_pass.frequencies) if low_pass else None
+
+    def forward(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor) -> Tensor:
+        """Return the states (B, Q, H) of the queries.
+
+        Args:
+            queries: (B, Q, H) some positions of `x`.
+            x: (B, L, H) keys and values.
+            visible: (B, 1, 1, L) bool, the positions that are attended to; None: causal attention.
+            columns: (B or 1, Q) positions of the queries in `x`.
+        """
+        if self.norm_first:
+            own, keys = self.attention_norm(queries), self.attention_norm(x)
+            mixed = queries + self.dropout(self._attended(own, keys, visible, columns))
+            if self.low_pass is not None:
+                weight, attended = self.filter_weight, mixed - queries
+                mixed = queries + weight * self.low_pass.filtered(own, keys, columns) + (1 - weight) * attended
+            return mixed + self.dropout(self.feed_forward(self.output_norm(mixed)))  # type: ignore[no-any-return]
+        mixed = self.attention_norm(queries + self.dropout(self._attended(queries, x, visible, columns)))
+        if self.low_pass is not None:
+            mixed = self.filter_weight * self.low_pass(queries, x, columns) + (1 - self.filter_weight) * mixed
+        return self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))  # type: ignore[no-any-return]
+
+    def _attended(self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor) -> Tensor:
+        mask = visible if self.distance_bias is None else self._biases(columns, x.shape[1])
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.query(queries)),
+            self._heads(self.key(x)),
+            self._heads(self.value(x)),
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        output: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def _biases(self, columns: Tensor, num_keys: int) -> Tensor:
+        """Return attention biases (B or 1, heads, Q, L) by the distance of a key before its query; -inf after it."""
+        assert self.distance_bias is not None
+        distances = columns[:, :, None] - torch.arange(num_keys, device=columns.device)
+        biases: Tensor = self.distance_bias(distances.clamp(min=0)).permute(0, 3, 1, 2)
+        return biases.masked_fill((distances < 0)[:, None], -torch.inf)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
