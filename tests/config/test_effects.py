@@ -92,11 +92,13 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("prepare", "prepare.min_rating"): ({}, {"prepare": {"min_rating": 1}}),
     ("prepare", "prepare.order: time"): ({"prepare": {"order": "file"}}, {}),
     ("prepare", "prepare.engine: duckdb"): ({"prepare": {"engine": "spark"}}, {}),
+    ("prepare", "prepare.engine: the URL"): ({}, {"prepare": {"engine": "postgres://ann@host/shop"}}),
 }
 """Settings without and with the condition of each requirement, by its section and the beginning of its words."""
 
 VALUES: Values = {
     "columns": ["user_id", "item_id"],
+    "engine_password_file": "password",
     "item_embeddings": "train",
     "item_text": "llm",
     "item_text_side": "input",

@@ -3,10 +3,13 @@
 import argparse
 import logging
 import sys
+import traceback
+from types import TracebackType
 
 from slmrec.commands import compare, data, demo, export, import_reference, items, recommend, report, serve, stages
 from slmrec.commands.logs import messages_shown
 from slmrec.commands.parsers import add_logging_options
+from slmrec.config.secrets import redacted
 from slmrec.errors import SlmrecError
 from slmrec.files import printable
 from slmrec.version import __version__
@@ -29,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         with messages_shown(getattr(options, "level", logging.INFO)):
             options.run(options)
     except SlmrecError as error:
-        print(f"slmrec: {printable(str(error))}", file=sys.stderr)
+        print(f"slmrec: {printable(redacted(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("slmrec: interrupted; run the same command again to continue where it stopped", file=sys.stderr)
@@ -39,7 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> None:
     """Run the command of this process and exit: the console script `slmrec`."""
+    sys.excepthook = _print_traceback
     sys.exit(main())
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error of slmrec; a driver's message may contain the URL of a connection."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -56,5 +65,5 @@ def command_parser() -> argparse.ArgumentParser:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options, unknown = command_parser().parse_known_args(arguments)
     if unknown:  # argparse itself would show the usage of `slmrec`, not of the command
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.parser.error(redacted(f"unrecognized arguments: {' '.join(unknown)}"))
     return options

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.config.load import load_config
-from slmrec.data.engine import connected, value
+from slmrec.data.engine import engines_of, value
 from slmrec.data.logs.read import Events, read_events
 from slmrec.data.logs.row_errors import RowError, counts
 from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
@@ -32,10 +32,11 @@ def validate(file: str, overrides: list[str]) -> None:
     """
     inputs = [f"prepare.input={json.dumps(file, ensure_ascii=False)}", 'prepare.on_bad_row="skip"']
     settings = load_config(None, [*overrides, *inputs]).prepare
+    file = settings.input or file
     with TemporaryDirectory(prefix="slmrec-") as name:
         folder = Path(name)
-        with connected(settings.engine, folder, settings.memory_limit) as engine:
-            log = read_events(engine, folder, file, settings)
+        with engines_of(settings, folder) as (source, embedded):
+            log = read_events(source, folder, file, settings, embedded)
             _print(file, log, settings.min_user_events)
     if log.errors:
         raise DataError(

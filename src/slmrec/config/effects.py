@@ -42,6 +42,10 @@ def _is_table(_: "Config", prepare: Any) -> bool:
     return bool(prepare.format != "sequences")
 
 
+def _uses_duckdb(_: "Config", prepare: Any) -> bool:
+    return bool(prepare.engine == "duckdb" or prepare.engine.startswith("postgres"))
+
+
 _OF_DECODERS = (
     *("num_layers", "layer_step", "layers", "lora", "quantization_config", "prompt", "positions"),
     *("item_dropout", "layer_dropout", "item_text", "item_text_width", "item_text_side", "item_embeddings", "item_dim"),
@@ -139,7 +143,13 @@ REQUIREMENTS = (
     ),
     Requirement("prepare", ("rating_col",), lambda _, prepare: prepare.min_rating is not None, "prepare.min_rating"),
     Requirement("prepare", ("tie_col",), lambda _, prepare: prepare.order == "time", "prepare.order: time"),
-    Requirement("prepare", ("memory_limit",), lambda _, prepare: prepare.engine == "duckdb", "prepare.engine: duckdb"),
+    Requirement("prepare", ("memory_limit",), _uses_duckdb, "prepare.engine: duckdb, or a PostgreSQL"),
+    Requirement(
+        "prepare",
+        ("engine_password_file",),
+        lambda _, prepare: "@" in prepare.engine,
+        "prepare.engine: the URL of a database with a user, such as postgres://USER@HOST/DATABASE",
+    ),
 )
 
 

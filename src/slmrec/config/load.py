@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from slmrec.config import Config, Section
 from slmrec.config.kinds import KINDS, base_model_section, student_section
 from slmrec.config.old_keys import old_keys
+from slmrec.config.secrets import redacted, without_secrets
 from slmrec.config.yaml_text import MAX_YAML_BYTES, parse_yaml
 from slmrec.errors import ConfigError
 from slmrec.files import one_line, read_text
@@ -68,7 +69,7 @@ def _origin(location: tuple[Any, ...], path: Path | None, overrides: list[str]) 
     keys = {f"{override.partition('=')[0]}.": override for override in overrides}
     named = [override for key, override in keys.items() if where.startswith(key)]
     if named:
-        return f"override {named[-1]!r}"
+        return f"override {redacted(named[-1])!r}"
     is_below = not path or any(key.startswith(where) for key in keys)
     return " and ".join(([str(path)] if path else []) + (["the command line"] if is_below else []))
 
@@ -79,14 +80,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
+        raise ConfigError(f"{path}: not valid YAML: {redacted(one_line(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected sections such as prepare and pretrain")
-    return values
+    return dict(without_secrets(values))
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    override = redacted(override)
     if not separator or not key:
         raise ConfigError(f"override {override!r}: expected key.path=value, such as distill.student.num_layers=2")
     *sections, name = key.split(".")
@@ -100,11 +102,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         values = below
     try:
-        values[name] = text if text.startswith(_NOT_YAML) else parse_yaml(text)
+        values[name] = without_secrets(text if text.startswith(_NOT_YAML) else parse_yaml(text))
     except ValueError as error:
-        raise ConfigError(
-            f"override {override!r}: {text!r} is not a YAML value ({one_line(error)}); quote it, or close its brackets"
-        ) from None
+        fault = f"{text!r} is not a YAML value ({one_line(error)}); quote it, or close its brackets"
+        raise ConfigError(f"override {override!r}: {redacted(fault)}") from None
 
 
 def _describe(fault: Any) -> str:

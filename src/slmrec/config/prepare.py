@@ -101,7 +101,10 @@ class PrepareConfig(Section):
     test_share: float = Field(0.1, gt=0, lt=1)
     """The share of all events in the test period, the newest one, of a temporal split."""
     engine: str = "duckdb"
-    """The engine that computes: `duckdb` (embedded), `spark`, or the connection URL of another Ibis backend."""
+    """The engine that computes: `duckdb` (embedded), `spark`, or the connection URL of another Ibis backend. Its
+    password is never written: it may stand in the URL, the variable SLMREC_ENGINE_PASSWORD, or a file."""
+    engine_password_file: str | None = None
+    """A file whose first line is the password of the engine's URL."""
     memory_limit: str = "4GB"
     """The memory that DuckDB may use; larger intermediate results are written to the output's disk."""
 

@@ -1,12 +1,24 @@
 """Base class of every configuration section, and the checks that sections share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+
+from slmrec.config.secrets import without_secrets
 
 
 class Section(BaseModel):
-    """Frozen group of settings that refuses unknown keys; the text under each field documents it."""
+    """Frozen group of settings that refuses unknown keys; the text under each field documents it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    URLs lose their passwords before they are validated, and pydantic's own errors, which show what was given, hide it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remove_secrets(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return handler(without_secrets(values))
 
 
 def check(condition: bool, message: str) -> None:

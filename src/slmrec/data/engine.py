@@ -14,6 +14,8 @@ import pyarrow as pa
 from ibis.expr import operations
 from ibis.expr.types import Table
 
+from slmrec.config.prepare import PrepareConfig
+from slmrec.config.secrets import PASSWORD_VARIABLE, with_password, without_secrets, without_url
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import one_line
 
@@ -27,12 +29,26 @@ _MAX_MESSAGE = 2000
 
 
 @contextmanager
-def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
+def engines_of(settings: PrepareConfig, spill: Path) -> Iterator[tuple[Any, Any]]:
+    """Connect to the engine of the log and to the embedded engine, which are one and the same for files.
+
+    The errors are those of `connect`.
+    """
+    with connected("duckdb", spill, settings.memory_limit) as embedded:
+        if settings.engine == "duckdb":
+            yield embedded, embedded
+            return
+        with connected(settings.engine, spill, settings.memory_limit, settings.engine_password_file) as source:
+            yield source, embedded
+
+
+@contextmanager
+def connected(name: str, spill: Path, memory_limit: str, password_file: str | None = None) -> Iterator[Any]:
     """Connect to an engine and disconnect at the end; a Spark session stays open, since it may belong to the caller.
 
     The arguments and errors are those of `connect`.
     """
-    engine = connect(name, spill, memory_limit)
+    engine = connect(name, spill, memory_limit, password_file)
     try:
         yield engine
     finally:
@@ -40,14 +56,15 @@ def connected(name: str, spill: Path, memory_limit: str) -> Iterator[Any]:
             engine.disconnect()
 
 
-def connect(name: str, spill: Path, memory_limit: str) -> Any:
+def connect(name: str, spill: Path, memory_limit: str, password_file: str | None = None) -> Any:
     """Connect to an engine by its name.
 
     Args:
         name: `duckdb`; `spark` (the running session, or a new local one); or the connection URL of another Ibis
-            backend, such as `bigquery://project/dataset`.
+            backend, such as `bigquery://project/dataset`; see `with_password` for its password.
         spill: the folder for intermediate results that do not fit in memory.
         memory_limit: the memory that DuckDB may use, for example `4GB`; for a new local Spark, that of its driver.
+        password_file: a file with the password of the URL.
 
     Raises:
         ConfigError: the engine does not exist, cannot be reached, or lacks a required operation.
@@ -55,20 +72,39 @@ def connect(name: str, spill: Path, memory_limit: str) -> Any:
     """
     if name == "duckdb":
         return _duckdb(spill, memory_limit)
+    name = without_secrets(name)
+    url = with_password(name, password_file)
     try:
-        engine = _spark(memory_limit) if name == "spark" else ibis.connect(name)
+        engine = _spark(memory_limit) if name == "spark" else ibis.connect(url)
     except ImportError as error:
-        extra = "pip install 'slmrec[spark]'" if name == "spark" else "install the packages of the Ibis backend"
+        packages = {"spark": "pip install 'slmrec[spark]'", "postgres": "pip install 'slmrec[postgres]'"}
+        scheme = name.partition(":")[0].replace("postgresql", "postgres")
+        extra = packages.get(scheme, "install the packages of the Ibis backend")
         raise ConfigError(f"prepare.engine is {name!r}: {one_line(error)}; {extra}") from None
     except Exception as error:  # database drivers have no common base class of errors
-        raise ConfigError(
-            f"prepare.engine is {name!r}: {one_line(error)}; expected duckdb, spark, or the connection URL of an Ibis "
-            "backend"
-        ) from None
+        raise ConfigError(f"prepare.engine is {name!r}: {_connection_error(error, url)}") from None
+    if engine.name == "postgres":
+        _protect(engine.con)
     absent = [operation.__name__ for operation in _REQUIRED if not engine.has_operation(operation)]
     if absent:
         raise unsupported(name, f"the Ibis backend {engine.name} has no {absent[0]}")
     return engine
+
+
+def _protect(connection: Any) -> None:
+    """Make a PostgreSQL connection read only, and let the server cancel its query once this process is gone."""
+    connection.execute("SET default_transaction_read_only = on")
+    connection.execute("SET application_name = 'slmrec'")
+    interval = "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+    connection.execute(interval)  # absent before PostgreSQL 14
+
+
+def _connection_error(error: Exception, url: str) -> str:
+    """Return the reason of a failed connection, and its remedy."""
+    text = without_url(one_line(error, _MAX_MESSAGE), url)[:300]
+    if "password" in text:
+        return f"{text}; give it in the URL, in {PASSWORD_VARIABLE}, or in the file prepare.engine_password_file"
+    return f"{text}; expected duckdb, spark, or the connection URL of an Ibis backend"
 
 
 def unsupported(name: str, reason: str) -> ConfigError:

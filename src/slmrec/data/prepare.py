@@ -6,7 +6,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ from ibis.expr.types import Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, connected, explain, first_row, keep, unsupported, value
+from slmrec.data.engine import batches, engines_of, explain, first_row, keep, unsupported, value
 from slmrec.data.filters import apply_rules, cut_times
 from slmrec.data.histories import write_histories
 from slmrec.data.items import ItemRows, one_row_per_item, read_items
@@ -69,17 +68,16 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
     if output.resolve().is_relative_to(Path(log).resolve()):
         raise DataError(f"{log}: contains the output folder, whose files would be read too; choose another --output")
     items = Path(settings.items) if settings.items else None
-    with TemporaryDirectory(dir=output.absolute(), prefix=".spill-") as folder, ExitStack() as engines:
+    with (
+        TemporaryDirectory(dir=output.absolute(), prefix=".spill-") as folder,
+        engines_of(settings, Path(folder)) as (source, embedded),
+    ):
         spill = Path(folder)
-        embedded = engines.enter_context(connected("duckdb", spill, settings.memory_limit))
-        engine = embedded
-        if settings.engine != "duckdb":
-            engine = engines.enter_context(connected(settings.engine, spill, settings.memory_limit))
         _LOG.info("prepare: reading %s", printable(log))
         try:
             known = read_items(embedded, spill, items, settings) if items else None  # small: errors appear early
-            events = read_events(engine, spill, log, settings)
-            facts = _write_events(engine, log, output, events, settings)
+            events = read_events(source, spill, log, settings, embedded)
+            facts = _write_events(events.table.get_backend(), log, output, events, settings)
             if known is None and events.titles is not None:
                 known = ItemRows(events.titles.rename(text="item_id"), [])
             if known is not None:

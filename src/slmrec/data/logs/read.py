@@ -18,6 +18,7 @@ from ibis.expr.types import Column, Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import is_embedded, keep, value
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
+from slmrec.data.logs.database import copied, is_row_store
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, lines
 from slmrec.data.logs.per_user import UserHistories, read_lists, read_sequences
 from slmrec.data.logs.row_errors import RowError, check_skippable
@@ -54,7 +55,7 @@ class Events(NamedTuple):
     """`item_id`, `title` and `row`, if the log itself has titles."""
 
 
-def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig) -> Events:
+def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig, embedded: Any = None) -> Events:
     """Read the events of a log.
 
     Numbers and dates become seconds and nanoseconds since 1970-01-01 UTC; a date without a time zone is in UTC.
@@ -64,13 +65,14 @@ def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig) -> 
         spill: a folder for temporary files.
         log: a file, or a folder of parts; for other engines than the embedded one, Parquet or the name of a table.
         settings: the format, the columns, and how to treat invalid rows.
+        embedded: the embedded engine, which computes for engines that only store the table; needed for these.
 
     Raises:
         ConfigError: the engine does not support the settings.
         DataError: the log cannot be read as events; the message has the file, the line or row, and the value.
     """
     if not is_embedded(engine):
-        return _events_of_engine(engine, log, settings)
+        return _events_of_engine(engine, embedded, spill, log, settings)
     named = (settings.user_col, settings.item_col, settings.time_col, *(settings.columns or ()))
     usual = ALL_USUAL_NAMES | {name for name in named if name}
     files = as_utf8(inspect(Path(log), settings.format, usual, settings.encoding), spill)
@@ -176,7 +178,7 @@ def _parse(
     return columns, checks, times
 
 
-def _events_of_engine(engine: Any, log: str, settings: PrepareConfig) -> Events:
+def _events_of_engine(engine: Any, embedded: Any, spill: Path, log: str, settings: PrepareConfig) -> Events:
     """Read a table of an engine whose rows have no order: `tie_col` or the item ids order events of the same time."""
     table = _table_of_engine(engine, log)
     if settings.order == "file" and not settings.tie_col:
@@ -184,12 +186,15 @@ def _events_of_engine(engine: Any, log: str, settings: PrepareConfig) -> Events:
             f"prepare.order is file, but the rows of {log} have no order in the engine {engine.name}; set "
             "prepare.tie_col to the column that numbers them"
         )
-    if settings.time_format is not None:
+    if settings.time_format is not None and not is_row_store(engine):
         raise ConfigError(
             f"prepare.time_format is {settings.time_format!r}, but the engine {engine.name} reads typed times and "
             "dates such as 2014-07-23 10:00; convert the column there, or use duckdb"
         )
     names = _column_names(log, list(table.columns), settings)
+    columns_of = {"format": f"{engine.name} table"} | names
+    if is_row_store(engine):
+        table, engine = copied(engine, table, names, embedded, spill, log), embedded
     columns, checks, times = _parse(log, {setting: table[name] for setting, name in names.items()}, names, settings)
     stored = keep(engine, table.select(**columns, **check_columns(checks)))
     invalid = stored.filter(stored.fault.notnull()).select("fault", "value")
@@ -201,7 +206,7 @@ def _events_of_engine(engine: Any, log: str, settings: PrepareConfig) -> Events:
         raise DataError(f"{log}: has no rows; expected one event a row")
     ties = (*_TIES, "item_id") if settings.tie_col else ("item_id",)
     check_skippable(errors, settings.on_bad_row)
-    return Events(valid, ties, {"format": f"{engine.name} table"} | names, errors)
+    return Events(valid, ties, columns_of, errors)
 
 
 def _table_of_engine(engine: Any, log: str) -> Table:
