@@ -1,7 +1,9 @@
 """Files of histories are read as `prepare` reads logs: in any format and spelling, and faults are named by place."""
 
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,13 @@ def text(delimiter: str, header: str, rows: list[list[str]], quote: str = "") ->
     return "\n".join([delimiter.join(header.split()), *lines, ""])
 
 
+def zipped(name: str, content: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 PER_USER = [["1", "9 18"], ["2", "27"]]
 PER_EVENT = [["1", "9", "1"], ["2", "27", "1"], ["1", "18", "2"]]
 FILES: dict[str, str | bytes] = {
@@ -66,6 +75,10 @@ FILES: dict[str, str | bytes] = {
     "lists.csv": 'user_id,history\n1,"[9, 18]"\n2,"[27.0]"\n',
     "python_lists.csv": "user_id\thistory\n1\t['9', '18']\n2\t['27']\n",
     "tabs.txt": text("\t", "user_id history", PER_USER),
+    "sep.csv": "sep=;\n" + text(";", "user_id history", PER_USER),
+    "utf16.csv": text(",", "user_id history", PER_USER).encode("utf-16"),
+    "packed.zip": zipped("log.csv", text(",", "user_id history", PER_USER)),
+    "fractions.csv": text(",", "user_id item_id timestamp", [["1", "18", "1.75"], ["2", "27", "2"], ["1", "9", "1.5"]]),
     "bom.csv": "\ufeff" + text(",", "user_id history", PER_USER),
     "quoted.tsv": text("\t", "user_id history", PER_USER, '"'),
     "no_header.txt": "1 9 18\n\n2\t27\n",
@@ -113,6 +126,18 @@ def test_settings_of_prepare_name_the_columns(
     source.write_text(text("|", "", rows).lstrip("\n"), encoding="utf-8")
     assert main([*command, "prepare.format=psv", f"prepare.columns=[{header.replace(' ', ', ')}]", *names]) == 0
     assert same(pq.read_table(output), recommender.recommend([[9, 18], [27]], 3, user_ids=[1, 2]).table)
+
+
+def test_the_encoding_can_be_named(
+    folder: Path, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.parquet"
+    source.write_bytes("user_id;history\nJosé;9 18\n".encode("latin-1"))
+    command = ["recommend", "--model", str(folder), "--input", str(source), "--output", str(output), "--k", "3"]
+    assert main(command) == 2
+    assert "prepare.encoding" in capsys.readouterr().err
+    assert main([*command, "prepare.encoding=latin-1"]) == 0
+    assert same(pq.read_table(output), recommender.recommend([[9, 18]], 3, user_ids=["José"]).table)
 
 
 def test_settings_that_do_not_say_how_files_are_read_are_refused(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import batches, connected
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header
-from slmrec.data.logs.files import InputFiles, inspect, json_keys, lines, literals_as_json, unpacked
+from slmrec.data.logs.files import InputFiles, as_utf8, inspect, json_keys, lines, literals_as_json, unpacked
 from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error
 from slmrec.data.logs.read import read_events
 from slmrec.data.logs.row_errors import RowError
@@ -69,9 +69,9 @@ def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = Non
         DataError: The file cannot be read, or has neither `user_id` and `history` nor `user_id`, `item_id` and
             `timestamp`.
     """
-    source = _inspect(path, settings)
     with TemporaryDirectory(dir=spill, prefix=".spill-") as temporary:
         folder = Path(temporary)
+        source = _inspect(path, settings, folder)
         if source.format == "sequences":
             yield UserRows(path, "line", lambda: _of_lines(source), [])
             return
@@ -126,30 +126,35 @@ def read_item_ids(path: Path) -> list[Any]:
         DataError: It cannot be read, has no such column, or a .txt file begins with a header.
     """
     settings = PrepareConfig()
-    source = _inspect(path, settings, one_column=True)
-    if source.format == "sequences":
-        ids = [line.strip() for file in source.files for line in lines(file) if line.strip()]
-        if ids and find_column(path, ids[:1], "items_id_col", None) is not None:
-            raise DataError(
-                f"{path}: line 1 is {ids[0]!r}, a header, but .txt has one item id per line; remove the line, or name "
-                "the file .csv"
-            )
-        return ids
-    names = _names(source, settings)
-    index = find_column(path, names, "items_id_col", None)
-    if index is None:
-        raise DataError(f"{path}: columns {_shown(names)}; expected item_id; rename the column")
     with TemporaryDirectory(prefix="slmrec-") as folder:
+        source = _inspect(path, settings, Path(folder), one_column=True)
+        if source.format == "sequences":
+            return _ids_of_lines(path, source)
+        names = _names(source, settings)
+        index = find_column(path, names, "items_id_col", None)
+        if index is None:
+            raise DataError(f"{path}: columns {_shown(names)}; expected item_id; rename the column")
         read = _readable(source, Path(folder))
         return [row.user for row in _of_rows(read, names, names[index], names[index], settings)]
 
 
-def _inspect(path: Path, settings: PrepareConfig, one_column: bool = False) -> InputFiles:
+def _ids_of_lines(path: Path, source: InputFiles) -> list[str]:
+    ids = [line.strip() for file in source.files for line in lines(file) if line.strip()]
+    if ids and find_column(path, ids[:1], "items_id_col", None) is not None:
+        raise DataError(
+            f"{path}: line 1 is {ids[0]!r}, a header, but .txt has one item id per line; remove the line, or name "
+            "the file .csv"
+        )
+    return ids
+
+
+def _inspect(path: Path, settings: PrepareConfig, folder: Path, one_column: bool = False) -> InputFiles:
     """Detect the format as `prepare` does; .txt without a header has one user, or one item id, per line."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     named = (settings.user_col, settings.item_col, settings.time_col, *(settings.columns or ()))
-    source = inspect(path, settings.format, ALL_USUAL_NAMES | {HISTORY} | {name for name in named if name})
+    usual = ALL_USUAL_NAMES | {HISTORY} | {name for name in named if name}
+    source = as_utf8(inspect(path, settings.format, usual, settings.encoding), folder)
     is_text = settings.format == "auto" and settings.columns is None and format_of_name(path) == "sequences"
     if is_text and source.format in DELIMITERS and (one_column or not _has_header(source)):
         return source._replace(format="sequences")
