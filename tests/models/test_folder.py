@@ -1,6 +1,8 @@
 """A model folder is the recommender: it stands alone, and is refused by name when it is damaged."""
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -129,6 +131,14 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def piped(name: str) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
 def cut(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100]) and None
 
@@ -177,7 +187,10 @@ CORRUPT = {
     ),
     "no items": (without("items.parquet"), r"items\.parquet is missing, without which items have no ids"),
     "truncated items": (cut("items.parquet"), r"items\.parquet: "),
-    "fewer items": (items(lambda table: table.slice(0, 39)), r"items\.parquet has 39 rows but the model knows 40"),
+    "fewer items": (
+        items(lambda table: table.slice(0, 39)),
+        r"items\.parquet has 39 rows but the model knows 40",
+    ),
     "items in another order": (column("item", list(range(40, 0, -1))), r"column item is not 1 to 40 in order"),
     "an id twice": (column("item_id", TWICE), r"items\.parquet: item_id 'i00' occurs more than once"),
     "no id": (column("item_id", [None, *TWICE[1:]]), r"items\.parquet: an item has no id or no count"),
@@ -200,6 +213,83 @@ def test_a_damaged_folder_is_refused_by_name(
     assert "\n" not in str(caught.value) and "broken" in str(caught.value)
     assert main(["recommend", "--model", str(broken), "--history", "i01"]) == 2
     assert capsys.readouterr().err == f"slmrec: {caught.value}\n"
+
+
+SETTINGS = {"split": "test", "exclude_history": True, "num_negatives": None, "ties": "mean", "seed": 1}
+MEASURED = {"protocol": "full", "settings": SETTINGS, "metrics": {}, "num_users": 1, "num_items": 1, "command": "x"}
+STRANGE = {
+    "binary ids": (column("item_id", [b"%d" % n for n in range(40)]), r"column item_id has the type binary"),
+    "ids with fractions": (column("item_id", [n + 0.5 for n in range(40)]), r"column item_id has the type double"),
+    "lists as ids": (column("item_id", [[n] for n in range(40)]), r"column item_id has the type list"),
+    "counts of NaN": (column("count", [float("nan")] * 40), r"a count is no number of events"),
+    "negative counts": (column("count", [-1] * 40), r"a count is no number of events"),
+    "counts as texts": (column("count", ["1"] * 40), r"column count has the type string"),
+    "numbers as titles": (
+        items(lambda table: table.append_column("title", pa.array(range(40)))),
+        r"column title has the type int64",
+    ),
+    "removed as a text": (
+        items(lambda table: table.append_column("removed", pa.array(["no"] * 40))),
+        r"column removed has the type string",
+    ),
+    "a billion rows of a dictionary": (
+        items(lambda table: pa.table({name: pa.repeat(table[name][0], 10**7) for name in table.column_names})),
+        r"items\.parquet has 10000000 rows but the model knows 40",
+    ),
+    "a title that unfolds": (
+        items(lambda table: table.append_column("title", pa.array(["x" * 4_000_000] * 40))),
+        r"its columns take more than 67,149,824 bytes in memory",
+    ),
+    "titles that unpack": (
+        items(lambda table: table.append_column("title", pa.array([f"{n}" + "x" * 4_000_000 for n in range(40)]))),
+        r"its columns take more than 67,149,824 bytes in memory",
+    ),
+    "metrics of NaN": (
+        edited("about.json", lambda about: about.update(metrics={"ndcg@10": float("nan")})),
+        r"about\.json: NaN is not a number in JSON",
+    ),
+    "metrics as texts": (
+        edited("about.json", lambda about: about.update(metrics={"a": "x"})),
+        r"about\.json: .*number",
+    ),
+    "a title of another type": (
+        edited("about.json", lambda about: about.update(title=[1])),
+        r"about\.json: .*string",
+    ),
+    "measured in part": (
+        edited("about.json", lambda about: about.update(measured=[MEASURED | {"settings": {"split": "test"}}])),
+        r"about\.json: the settings of full lack exclude_history, num_negatives, seed, ties",
+    ),
+    "a checksum elsewhere": (
+        edited("about.json", lambda about: about["sha256"].update({"../secret": "0" * 64})),
+        r"about\.json: sha256 names '\.\./secret', which is not a file of the folder",
+    ),
+    "a checksum of an absolute path": (
+        edited("about.json", lambda about: about["sha256"].update({"/etc/passwd": "0" * 64})),
+        r"sha256 names '/etc/passwd', which is not a file of the folder",
+    ),
+    "a key twice": (
+        written("about.json", b'{"title": "a", "title": "b"}'),
+        r"json: the key 'title' occurs twice",
+    ),
+    "a pipe": (
+        lambda folder: os.mkfifo(folder / "notes"),
+        r"notes: is a named pipe, which is no part of a",
+    ),
+    "a pipe for the weights": (piped("model.safetensors"), r"model\.safetensors: is a named pipe"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_folder_that_would_fail_later_is_refused_when_it_is_opened(case: str, folder: Path, tmp_path: Path) -> None:
+    damage, message = STRANGE[case]
+    strange = Path(shutil.copytree(folder, tmp_path / "strange"))
+    damage(strange)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Recommender.from_pretrained(strange)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, file: str, folder
     name = max(weights)
     weights[name].view(-1)[0] = value
     save_file(weights, folder / file)
-    with pytest.raises(CheckpointError, match=rf"{file}: {name} contains NaN or infinity"):
+    with pytest.raises(CheckpointError, match=rf"{file}: the weights {name} contain NaN or infinity"):
         load_model(folder)
 
 
@@ -202,7 +202,7 @@ def test_other_kinds_of_numbers_are_refused(tmp_path: Path) -> None:
     save_file(halved, tmp_path / "model.safetensors")
     load_model(tmp_path)
     save_file(halved | {"norm.weight": halved["norm.weight"].long()}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"of another shape or type: norm\.weight"):
+    with pytest.raises(CheckpointError, match=r"of another shape: norm\.weight"):
         load_model(tmp_path)
 
 

@@ -15,6 +15,7 @@ from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, DataError, TrainingError, UnknownItemsWarning
 from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
+from slmrec.inference.dry_run import check_outputs, failures_reported
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
 from slmrec.inference.histories import (
@@ -94,7 +95,11 @@ class Recommender:
         folder = find_folder(source, revision)
         loaded_index = None if index is None else ItemIndex.load(Path(index), fingerprint_of(folder))
         model, vocabulary = load_recommender(folder)
-        return cls(model.to(chosen), vocabulary, read_about(folder), loaded_index)
+        about = read_about(folder)
+        with failures_reported(folder):
+            recommender = cls(model.to(chosen), vocabulary, about, loaded_index)
+            check_outputs(recommender, folder)
+        return recommender
 
     @property
     def device(self) -> torch.device:

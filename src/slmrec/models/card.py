@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,21 @@ class About:
     """Results of `evaluate`, the primary protocol first."""
     protocol: str = ""
     """Protocol of `metrics`; empty if it is not known."""
+
+
+def check_card(about: About) -> None:
+    """Check that the metadata of a model makes a card.
+
+    Raises:
+        ValueError: An entry is missing, or of another form.
+    """
+    for measured in about.measured:
+        absent = {"split", "exclude_history", "num_negatives", "ties", "seed"} - measured.settings.keys()
+        if absent:
+            raise ValueError(f"the settings of {measured.protocol} lack {', '.join(sorted(absent))}")
+    sources = about.preprocessing.get("sources", ())
+    if not isinstance(sources, Sequence) or not all(isinstance(source, Mapping) for source in sources):
+        raise ValueError("the sources of preprocessing are no list of objects")
 
 
 def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -> str:

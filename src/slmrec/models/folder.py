@@ -4,27 +4,47 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from slmrec.data.dataset import Dataset
+from slmrec.data.parquet import RowsError, read_columns
 from slmrec.errors import CheckpointError
-from slmrec.files import one_line, sha256
-from slmrec.models.card import HUB_ID, About, Measured, card
+from slmrec.files import one_line, read_json, sha256, special_file
+from slmrec.models.card import HUB_ID, About, Measured, card, check_card
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
 from slmrec.version import __version__, is_outdated
 
+_VOCABULARY = ("item", "item_id", "title", "count", "removed")
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
 _PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]
 _TRAINING_STAGES = ("pretrain", "finetune", "distill")
+
+
+_MAX_BYTES, _MAX_BYTES_OF_ITEM = 2**26, 2**10
+"""Largest size of a vocabulary in memory, in all and for each item."""
+_IS_TEXT = (pa.types.is_string, pa.types.is_large_string)
+_IS_NUMBER = (pa.types.is_integer, pa.types.is_floating)
+_COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "item": (pa.types.is_integer,),
+    "item_id": (*_IS_TEXT, pa.types.is_integer),
+    "title": (*_IS_TEXT, pa.types.is_null),
+    "count": _IS_NUMBER,
+    "removed": (pa.types.is_boolean,),
+}
+_ABOUT_TYPE = TypeAdapter(About)
 
 
 class Vocabulary(NamedTuple):
@@ -106,7 +126,7 @@ def note_measured(folder: Path, model: Model, measured: tuple[Measured, ...]) ->
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as temporary:
         partial = Path(temporary)
         _write_about(partial, content | {"measured": [asdict(result) for result in measured]})
-        _write_card(partial, model, _read_items(folder / _ITEMS), read_about(partial))
+        _write_card(partial, model, _read_items(folder / _ITEMS, model.num_items), read_about(partial))
         for name in (_ABOUT, _CARD):
             (partial / name).replace(folder / name)
     return True
@@ -130,12 +150,8 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
     """
     _check_is_model(folder)
     _check_version(folder)
-    vocabulary = _read_items(folder / _ITEMS)
     model = load_model(folder)
-    if len(vocabulary.item_ids) != model.num_items:
-        raise CheckpointError(
-            f"{folder}: {_ITEMS} has {len(vocabulary.item_ids)} rows but the model knows {model.num_items} items"
-        )
+    vocabulary = _read_items(folder / _ITEMS, model.num_items)
     check_sums(folder)
     return model, vocabulary
 
@@ -168,9 +184,12 @@ def read_about(folder: Path) -> About:
     content = _read_about(folder)
     known = {name: content[name] for name in About.__dataclass_fields__ if name in content}
     try:
-        return About(**known | {"measured": tuple(Measured(**result) for result in known.get("measured", ()))})
-    except TypeError as error:
+        _ABOUT_TYPE.validate_json(json.dumps(known), strict=True)
+        about = About(**known | {"measured": tuple(Measured(**result) for result in known.get("measured", ()))})
+        check_card(about)
+    except (TypeError, ValidationError, ValueError) as error:
         raise _damaged(folder / _ABOUT, one_line(error)) from None
+    return about
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
@@ -218,6 +237,9 @@ def publish(folder: Path, repo_id: str, private: bool, token: str | None) -> str
 
 
 def _check_is_model(folder: Path) -> None:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if kind := special_file(file):
+            raise CheckpointError(f"{file}: is {kind}, which is no part of a model folder; remove it")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(
             f"{folder}: not a model folder (config.json is missing); give the output of a training stage"
@@ -228,8 +250,8 @@ def _check_version(folder: Path) -> None:
     """Refuse folders of version 0.1."""
     version = _read_about(folder).get("slmrec", "")
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError:
+        config = read_json(folder / _CONFIG)
+    except (OSError, ValueError):
         return  # reported when the model is built
     has_old_layout = isinstance(config, dict) and isinstance(config.get("members"), list)
     if is_outdated(version) or has_old_layout:
@@ -240,20 +262,30 @@ def _check_version(folder: Path) -> None:
         )
 
 
-def _read_items(path: Path) -> Vocabulary:
+def _read_items(path: Path, num_items: int) -> Vocabulary:
     try:
-        items = pq.read_table(path)
+        items = read_columns(path, _VOCABULARY, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: {_ITEMS} is missing, without which items have no ids") from None
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, one_line(error)) from None
+    except RowsError as error:
+        raise CheckpointError(
+            f"{path.parent}: {_ITEMS} has {error.num_rows} rows but the model knows {num_items} items"
+        ) from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
     absent = [name for name in ("item", "item_id", "count") if name not in items.column_names]
     if absent:
         raise _damaged(path, f"column {absent[0]} is missing")
-    if items["item"].to_pylist() != list(range(1, items.num_rows + 1)):
-        raise _damaged(path, f"column item is not 1 to {items.num_rows} in order")
-    if any(items[name].null_count for name in ("item_id", "count")):
+    if any(items[name].null_count for name in set(items.column_names) - {"title"}):
         raise _damaged(path, "an item has no id or no count")
+    for name, is_type in _COLUMN_TYPES.items():
+        if name in items.column_names and not any(check(items[name].type) for check in is_type):
+            raise _damaged(path, f"column {name} has the type {items[name].type}")
+    if not np.array_equal(items["item"].to_numpy(), np.arange(1, num_items + 1)):
+        raise _damaged(path, f"column item is not 1 to {num_items} in order")
+    counts = pc.cast(items["count"], pa.float64(), safe=False).to_numpy()
+    if not (np.isfinite(counts) & (counts >= 0)).all():
+        raise _damaged(path, "a count is no number of events")
     _check_unique(path, [str(item_id) for item_id in items["item_id"].to_pylist()])
     columns = {name: items[name].combine_chunks() for name in items.column_names}
     return Vocabulary(columns["item_id"], columns.get("title"), columns["count"], columns.get("removed"))
@@ -272,6 +304,8 @@ def check_sums(folder: Path) -> None:
         CheckpointError: A file is missing or has another content.
     """
     for name, expected in _read_about(folder).get("sha256", {}).items():
+        if Path(name).name != name or name == "..":
+            raise _damaged(folder / _ABOUT, f"sha256 names {name!r}, which is not a file of the folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing; the folder is incomplete, copy it again")
         if sha256(folder / name) != expected:
@@ -283,8 +317,8 @@ def _read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path, allow_nan=False)
+    except (OSError, ValueError) as error:
         raise _damaged(path, one_line(error)) from None
     if not isinstance(content, dict) or not isinstance(content.get("sha256", {}), dict):
         raise _damaged(path, "it is no JSON object")

@@ -162,7 +162,7 @@ def _load(model: Model, folder: Path) -> None:
 def _check_finite(path: Path, name: str, value: Tensor) -> None:
     if not value.isfinite().all():
         raise CheckpointError(
-            f"{path}: {name} contains NaN or infinity; copy the folder again, or train the model again"
+            f"{path}: the weights {name} contain NaN or infinity; copy the folder again, or train again"
         )
 
 
@@ -170,8 +170,7 @@ def _refuse(folder: Path, wrong: list[str]) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise CheckpointError(
-            f"{folder}: weights missing, unknown or of another shape or type: {shown}; train the model or copy "
-            "the folder again"
+            f"{folder}: weights missing, unknown or of another shape: {shown}; train the model or copy the folder again"
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrec.errors import CheckpointError, SlmrecError
+from slmrec.inference.dry_run import failures_reported
 from slmrec.inference.recommender import Recommender
 from slmrec.models.folder import fingerprint_of
 
@@ -54,25 +54,8 @@ def load(folder: Path, device: str | None = None) -> LoadedModel:
     Raises:
         CheckpointError: A file is missing or damaged, or the model cannot be built or run; the message names the file.
     """
-    try:
+    with failures_reported(folder):
         fingerprint = fingerprint_of(folder)
         recommender = Recommender.from_pretrained(folder, device=device)
-        _check_outputs(recommender, folder)
-    except SlmrecError:
-        raise
-    except Exception as error:  # an edited configuration can fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{folder}: the model cannot be loaded ({type(error).__name__}: {reason}); copy the folder again or retrain"
-        ) from error
     about = recommender.about
     return LoadedModel(recommender, fingerprint, about.title, dict(about.metrics), time.time())
-
-
-def _check_outputs(recommender: Recommender, folder: Path) -> None:
-    """Encode one history; this also fills the caches that the model keeps for inference."""
-    item_id = recommender.vocabulary.item_ids[0].as_py()
-    if not recommender.model.item_vectors().isfinite().all():
-        raise CheckpointError(f"{folder}: the item vectors contain NaN or infinity; copy the folder again or retrain")
-    if not recommender.encode([[item_id]]).isfinite().all():
-        raise CheckpointError(f"{folder}: the model returns NaN or infinity; copy the folder again or retrain")
