@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from artefacts import decoder, ensemble, sasrec
 from runs import read_json, refused
 
+from slmrec import prepare
 from slmrec.commands.main import main
 from slmrec.data.batching import pad_histories
 from slmrec.data.dataset import Dataset
@@ -72,6 +74,35 @@ def test_the_users_are_those_whose_target_is_withheld(finished: Path, tmp_path: 
             if own[place] in items:
                 expected[user] = [item for item in own[:place] if item not in items] + [own[place]]
         assert num_targets == len(expected)
+        assert found == {user: own for user, own in expected.items() if len(own) > 1}
+
+
+def test_users_of_a_temporal_split(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    events = pa.table(
+        {
+            "user_id": np.repeat(np.arange(30), 8),
+            "item_id": generator.integers(0, 12, 240),
+            "timestamp": generator.permutation(240),
+        }
+    )
+    whole = Dataset.load(prepare(events, tmp_path / "all", split="temporal", valid_share=0.2, test_share=0.2))
+    assert whole.cuts is not None
+    for split, cut in (("valid", 0), ("test", 1)):
+        folder = tmp_path / split
+        folder.mkdir()
+        num_targets = write_target_users(tmp_path / "all", folder, split, ITEMS[:2])  # type: ignore[arg-type]
+        expected = {}
+        for user, cuts in enumerate(whole.cuts):
+            own = whole.flat[whole.offsets[user] : whole.offsets[user + 1]].tolist()
+            place, end = cuts[cut], cuts[1] if cut == 0 else len(own)
+            if 0 < place < end and own[place] in ITEMS[:2]:
+                expected[user] = [item for item in own[:place] if item not in ITEMS[:2]] + [own[place]]
+        samples = Dataset.load(folder).held_out(split)  # type: ignore[arg-type]
+        starts, ends, users = samples.spans(np.arange(len(samples)))
+        spans = zip(users.tolist(), starts, ends, strict=True)
+        found = {user: samples.flat[start : stop + 1].tolist() for user, start, stop in spans}
+        assert num_targets == len(expected) > 0
         assert found == {user: own for user, own in expected.items() if len(own) > 1}
 
 
@@ -142,6 +173,10 @@ def test_finished_steps_are_skipped(finished: Path, recipe: Path, caplog: pytest
     assert main(["cold", "--config", str(recipe), "--output", str(finished), "--share=0.2", "--split=test"]) == 0
     assert caplog.text.count(": done in") == 1  # the models are the same, only the ranks are others
     assert read_json(finished / "cold" / "cold.json")["split"] == "test"
+    caplog.clear()
+    command = ["cold", "--config", str(recipe), "--output", str(finished), "--share=0.2", "prepare.input=null"]
+    assert main(command) == 0 and ": done in" not in caplog.text  # the data set of the run is used as it is
+    assert (finished / "cold" / "cold.json").read_bytes() == before
 
 
 def test_mistakes_are_one_line(

@@ -126,11 +126,12 @@ def _sentence(name: str, model: Content) -> str:
     text = f"{name} knows them by {model['origin']}: {label(METRIC)} {means[WITHHELD]:.4f}"
     if kept.value is not None:
         text += f", {kept.value:.0%} ({_interval(kept, '.0%')}) of the {means[TRAINED]:.4f} when it is trained on them"
-    if not floor["low"] <= 0 <= floor["high"]:
-        factor = "" if times.value is None else f"{times.value:.1f} times ({_interval(times, '.1f')}) "
-        word = "above" if floor["difference"] > 0 else "below"
-        return f"{text}, and {factor}the floor of {means[FLOOR]:.4f}, {word} which it is by {_signed(floor)}."
-    return f"{text}; no difference to the floor of {means[FLOOR]:.4f} was shown: {_signed(floor)}."
+    text += f"; {_signed(floor)} against the floor of {means[FLOOR]:.4f}"
+    if floor["low"] <= 0 <= floor["high"]:
+        return f"{text}, so no difference to it was shown."
+    return (
+        f"{text}." if times.value is None else f"{text}: {times.value:.1f} times as much ({_interval(times, '.1f')})."
+    )
 
 
 def _signed(result: Content) -> str:

@@ -6,13 +6,17 @@ from rich.console import Console
 from rich.table import Table
 
 MIN_WIDTH = 130
+"""Width of the terminal that is assumed at least."""
+MAX_NAME = 24
+"""Length from which names are wrapped where a table is wide."""
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table whose first column holds names."""
     console = Console(width=max(Console().width, MIN_WIDTH), markup=False, highlight=False)
     table = Table(title=title, title_justify="left")
-    table.add_column(columns[0])
+    rows = list(rows)
+    table.add_column(columns[0], min_width=min(MAX_NAME, max((len(row[0]) for row in rows), default=0)))
     for name in columns[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

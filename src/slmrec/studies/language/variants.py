@@ -163,7 +163,9 @@ def _decoder_controls(config: Config, values: Values) -> Iterator[tuple[str, str
         for key in ("quantization_config", "lora", "prompt"):
             random["finetune"].pop(key, None)
         random["finetune"] |= {"backbone": "random", "lora": None, "prompt": "none"}
-        random["finetune"]["backbone_config"] = read_architecture(finetune.backbone, "finetune.backbone")
+        layers = finetune.num_layers * finetune.layer_step if finetune.layers is None else max(finetune.layers) + 1
+        architecture = read_architecture(finetune.backbone, "finetune.backbone")
+        random["finetune"]["backbone_config"] = architecture | {"num_hidden_layers": layers}
         yield "random_decoder", "a decoder of the same form with random weights", random, False
 
 
