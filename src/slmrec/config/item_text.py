@@ -40,8 +40,8 @@ class ItemTextConfig(Section):
     ngram_weight: float = Field(0.5, ge=0)
     """Norm of the character n-grams of a word in `words`; that of the word itself is 1."""
     num_components: int | None = Field(None, ge=1)
-    """C, the number of leading principal components that are kept, or of singular vectors of `words`; null: the full
-    width, and 384 of `words` (at most a quarter of the number of texts)."""
+    """C, the number of leading principal components that are kept, or the width of `words`; null: the full width,
+    and 384 of `words` (at most a quarter of the number of texts)."""
     whitening: Literal["zca", "pca", "none"] = "zca"
     """Scaling of the vectors: `zca` stays close to the axes of the source, `pca` rotates to principal components."""
     power: float = Field(1.0, gt=0, le=1)

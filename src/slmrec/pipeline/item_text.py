@@ -21,6 +21,7 @@ from slmrec.models.text.item_text import ItemText, TextReader
 from slmrec.models.text.language_models import MAX_TOKENS
 from slmrec.models.text.sources import TextVectors, item_texts, read_texts
 from slmrec.models.text.whitening import whitened
+from slmrec.models.text.words import VERSION as WORDS_VERSION
 from slmrec.models.text.words import FittedWords
 from slmrec.progress import progress
 
@@ -126,7 +127,7 @@ def _cached(section: str, where: str, settings: ItemTextConfig, texts: list[str]
 def _facts(settings: ItemTextConfig) -> list[object]:
     """Return everything but the texts that the vectors of a source depend on."""
     if not settings.reads_language_model:
-        return [settings.source, settings.num_components, settings.num_hashes, settings.ngram_weight]
+        return [settings.source, WORDS_VERSION, settings.num_components, settings.num_hashes, settings.ngram_weight]
     content = settings.source if settings.source == MINILM else content_of(settings.source)
     limit = settings.max_tokens or (None if settings.layer is None else MAX_TOKENS)
     return [content, settings.layer, limit, *([settings.seed] if settings.random_weights else [])]

@@ -1,10 +1,13 @@
 """Word vectors: shared words bring texts together, and every text has a direction of its own."""
 
+import math
+
 import pytest
 import torch
 
 from slmrec.config import ItemTextConfig
 from slmrec.errors import ConfigError
+from slmrec.models.text import words
 from slmrec.models.text.item_text import TextReader
 from slmrec.models.text.sources import read_texts
 from slmrec.models.text.whitening import whitened
@@ -30,18 +33,26 @@ def test_shared_words_bring_texts_together() -> None:
     )
 
 
-def test_products_are_those_of_the_weights() -> None:
-    """With all components, inner products are those of the sparse vectors: TF-IDF weights of words, rows of norm 1."""
-    texts = ["red lamp", "red chair", "blue chair"]
-    settings = ItemTextConfig(ngram_weight=0)
+def test_products_are_those_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all singular vectors, inner products are those of the sparse vectors: TF-IDF weights, rows of norm 1."""
+    monkeypatch.setattr(words, "_REMAINDER", 0)
+    texts, settings = ["red lamp", "red chair", "blue chair"], ItemTextConfig(ngram_weight=0)
     vectors = read_words(fit_words(texts, 3, settings), texts, settings)
-    often, once = torch.log(torch.tensor(4 / 3)) + 1, torch.log(torch.tensor(4 / 2)) + 1
-    length = (often**2 + once**2).sqrt()
-    expected = torch.eye(3) + (often / length) ** 2 * torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]])
-    expected[1, 2] = expected[2, 1] = (often / (often * 2**0.5)) * (often / length)
+    often, once = math.log(4 / 3) + 1, math.log(4 / 2) + 1
     rows = torch.tensor([[often, once, 0, 0], [often, 0, often, 0], [0, 0, often, once]])
     rows = torch.nn.functional.normalize(rows)
     torch.testing.assert_close(vectors @ vectors.T, rows @ rows.T, rtol=1e-2, atol=1e-2)
+
+
+def test_texts_that_differ_by_a_rare_word_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = [f"{title}, {extra}" for title in TITLES for extra in ("boxed", "single")] + ["Red lamp, no. 1, vega"]
+    twins = titles.index("Red lamp, no. 1, boxed"), len(titles) - 1
+    cosines = []
+    for share in (0, 1 / 3):
+        monkeypatch.setattr(words, "_REMAINDER", share)
+        vectors = whitened(read_texts(SETTINGS, titles).values, SETTINGS).vectors[1:]
+        cosines.append(float(torch.nn.functional.cosine_similarity(*vectors[list(twins)], dim=0)))
+    assert cosines[1] < cosines[0]
 
 
 def test_names_that_share_no_word_differ() -> None:
@@ -84,7 +95,7 @@ def test_widths() -> None:
     [("idf", torch.zeros(3)), ("axes", torch.zeros(2, 2)), ("buckets", torch.zeros(4, dtype=torch.int64))],
 )
 def test_recipes_that_do_not_fit_are_refused(part: str, value: torch.Tensor) -> None:
-    words = fit_words(["red lamp"], 1, ItemTextConfig())
-    words.check(ItemTextConfig().num_hashes, 1)
+    fitted = fit_words(["red lamp"], 1, ItemTextConfig())
+    fitted.check(ItemTextConfig().num_hashes, 1)
     with pytest.raises(ValueError, match=r"recipe|buckets"):
-        words._replace(**{part: value}).check(ItemTextConfig().num_hashes, 1)
+        fitted._replace(**{part: value}).check(ItemTextConfig().num_hashes, 1)

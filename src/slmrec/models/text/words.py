@@ -2,7 +2,8 @@
 
 A text is the weighted sum of its words, and a word the sum of a bucket of its own and of those of its n-grams. Words
 that several texts share bring their vectors together; n-grams do so for related words, and give a direction to a text
-whose words occur in no other text. Nothing is downloaded.
+whose words occur in no other text. Random projections of what the singular vectors leave out keep texts apart that
+differ by rare words alone. Nothing is downloaded.
 """
 
 import re
@@ -22,6 +23,10 @@ from slmrec.config import ItemTextConfig
 _WORD = re.compile(r"\w+")
 _NGRAM_SIZES = (3, 4, 5)
 _OVERSAMPLING, _ITERATIONS, _SEED = 32, 2, 0
+VERSION = 2
+"""Version of the vectors that this module makes from given settings and texts."""
+_REMAINDER = 1 / 3
+"""Share of the components that are random projections of what the singular vectors leave out."""
 DEFAULT_WIDTH = 384
 TEXTS_PER_COMPONENT = 4
 
@@ -62,7 +67,7 @@ def fit_words(texts: Sequence[str], num_components: int, settings: ItemTextConfi
 
     Args:
         texts: Texts that are not empty.
-        num_components: C, at most the number of texts.
+        num_components: C, at most the number of texts; a third are random projections.
         settings: `num_hashes` and `ngram_weight`.
 
     Example:
@@ -77,7 +82,9 @@ def fit_words(texts: Sequence[str], num_components: int, settings: ItemTextConfi
     counts, features = _factors(documents, words, idf, ngram_idf, settings)
     buckets, columns = np.unique(features.columns, return_inverse=True)
     features = features._replace(columns=columns, shape=(len(words), len(buckets)))
-    axes = _right_singular_vectors(counts, features, num_components)
+    num_singular = num_components - int(num_components * _REMAINDER)
+    axes = _right_singular_vectors(counts, features, num_singular)
+    axes = torch.cat([axes, _remainder(axes, num_components - num_singular)], dim=1)
     return FittedWords(idf, ngram_idf, torch.from_numpy(buckets), axes.half())
 
 
@@ -168,6 +175,12 @@ def _joined(rows: list[_Row], shape: tuple[int, int]) -> _Entries:
     nothing: _Row = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     numbers, columns, values = (np.concatenate(parts) for parts in zip(nothing, *rows, strict=True))
     return _Entries(numbers, columns, values, shape)
+
+
+def _remainder(axes: Tensor, num: int) -> Tensor:
+    """Return random axes (F, num) orthogonal to some others; on them, texts differ by words that those do not hold."""
+    drawn = torch.randn(len(axes), num, generator=torch.Generator().manual_seed(_SEED + 1))
+    return torch.nn.functional.normalize(drawn - axes @ (axes.T @ drawn), dim=0)
 
 
 def _right_singular_vectors(counts: _Entries, features: _Entries, num: int) -> Tensor:
