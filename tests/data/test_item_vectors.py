@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,55 @@ def test_a_damaged_storage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v.pkl").write_bytes(content.replace(magic, magic[::-1]))
     with pytest.raises(DataError, match=r"v\.pkl: only a pickled tensor"):
         read_item_vectors(tmp_path / "v.pkl", 4)
+
+
+def opcodes(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def claimed_storage(number: int) -> bytes:
+    """A pickle whose storage claims a number of values that it does not have."""
+    content = pickle.dumps(torch.zeros(4, 3), 2)
+    claim = number.to_bytes(4, "little")
+    return content.replace(b"K\x0cN", b"J" + claim + b"N").replace(b"K\x0c", b"J" + claim)
+
+
+BOMBS = {
+    "a tensor that repeats one value": lambda: pickle.dumps(torch.zeros(1).expand(2**14, 2**18)),
+    "an array by its shape": lambda: opcodes(b"cnumpy\nndarray\n", pickle.dumps(((2**31,),), 2)[2:-1], b"R"),
+    "an index of a memo": lambda: opcodes(b"]", b"r" + (2**31 - 1).to_bytes(4, "little")),
+    "bytes by their length": lambda: b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+    "a storage by its size": lambda: claimed_storage(2**31 - 1),
+    "many operations": lambda: opcodes(b"]" + b"]0" * 20_000),
+    "an encoding": lambda: opcodes(b"c_codecs\nencode\n", pickle.dumps(("x", "idna"), 2)[2:-1], b"R"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_small_pickle_takes_no_memory(case: str, tmp_path: Path) -> None:
+    (tmp_path / "v.pkl").write_bytes(BOMBS[case]())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"v\.pkl: (only a pickled tensor or array is loaded|contains a)") as caught:
+        read_item_vectors(tmp_path / "v.pkl", 2**14)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("shape", ["(4, 1000000000000)", "(4000000000, 3)", "(4, -3)", "(10**9, 10**9)"])
+def test_the_shape_of_an_array_is_compared_with_the_file(shape: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", VECTORS.numpy())
+    content = (tmp_path / "v.npy").read_bytes()
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    (tmp_path / "v.npy").write_bytes(content[:10] + text.encode() + content[128:])
+    with pytest.raises(DataError, match=r"v\.npy: not an array of numbers"):
+        read_item_vectors(tmp_path / "v.npy", 4)
+
+
+def test_archives_and_pipes_are_no_vectors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", a=VECTORS.numpy())
+    (tmp_path / "v.npz").rename(tmp_path / "v.npy")
+    with pytest.raises(DataError, match="not an array of numbers but an archive of several"):
+        read_item_vectors(tmp_path / "v.npy", 4)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(DataError, match=r"pipe\.npy: is a named pipe, expected a file of item vectors"):
+        read_item_vectors(tmp_path / "pipe.npy", 4)

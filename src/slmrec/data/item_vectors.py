@@ -2,26 +2,28 @@
 
 import collections
 import io
+import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from slmrec.data.tensor_files import read_tensors
 from slmrec.errors import DataError
-from slmrec.files import one_line
+from slmrec.files import one_line, special_file
 
 _BROKEN_PICKLE = (
     pickle.UnpicklingError,
     *(EOFError, AttributeError, IndexError, TypeError, ValueError, KeyError),
-    RuntimeError,  # raised for a damaged storage
+    *(RuntimeError, MemoryError),  # raised for a damaged storage
 )
+_MAX_OPERATIONS = 10_000
+"""Largest number of operations of a pickle; a tensor has some 50."""
 
 
 def read_item_vectors(path: Path, num_items: int) -> Tensor:
@@ -37,17 +39,20 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
     Raises:
         DataError: the file is missing, of an unknown format, or has another number of rows, or a value is not finite.
     """
+    if kind := special_file(path):
+        raise DataError(f"{path}: is {kind}, expected a file of item vectors; save them to a file first")
     if not path.is_file():
         raise DataError(f"{path}: no such file of item vectors")
     readers = {".npy": _npy, ".safetensors": _safetensors, ".pkl": _pickled}
     if path.suffix not in readers:
         raise DataError(f"{path}: item vectors are read from {', '.join(readers)}; got {path.suffix or 'no suffix'!r}")
-    vectors = readers[path.suffix](path).float()
+    vectors = readers[path.suffix](path)
     if vectors.dim() != 2 or len(vectors) not in (num_items, num_items + 1):
         raise DataError(
             f"{path}: shape {tuple(vectors.shape)}; expected ({num_items}, D), one row for each item of items.parquet, "
             f"or ({num_items + 1}, D) with the padding item first"
         )
+    vectors = vectors.float()
     if not torch.isfinite(vectors).all():
         row = int((~torch.isfinite(vectors)).any(dim=1).nonzero()[0])
         raise DataError(f"{path}: row {row} contains a value that is not finite; correct the vectors")
@@ -57,16 +62,18 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
 
 def _npy(path: Path) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: the shape is compared with the file's size
+    except (ValueError, EOFError, OverflowError, SyntaxError, MemoryError) as error:
         raise DataError(f"{path}: not an array of numbers ({one_line(error)})") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: not an array of numbers but an archive of several; save one with numpy.save")
     return _tensor(path, array)
 
 
 def _safetensors(path: Path) -> Tensor:
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        tensors = read_tensors(path)
+    except ValueError as error:
         raise DataError(f"{path}: not a safetensors file ({one_line(error)})") from None
     if len(tensors) != 1:
         raise DataError(f"{path}: contains {len(tensors)} tensors ({', '.join(tensors)}); expected one")
@@ -75,11 +82,15 @@ def _safetensors(path: Path) -> Tensor:
 
 def _pickled(path: Path) -> Tensor:
     try:
-        value = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
+        content = path.read_bytes()
+        _check_operations(io.BytesIO(content))
+        value = _TensorUnpickler(io.BytesIO(content)).load()
     except _BROKEN_PICKLE as error:
         raise DataError(f"{path}: only a pickled tensor or array is loaded ({one_line(error)})") from None
     if isinstance(value, dict) and len(value) == 1:  # the reference's file has one named table
         (value,) = value.values()
+    if isinstance(value, _PickledArray):
+        value = value.array
     if isinstance(value, np.ndarray):
         value = _tensor(path, value)
     if not isinstance(value, Tensor):
@@ -90,12 +101,51 @@ def _pickled(path: Path) -> Tensor:
 def _tensor(path: Path, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: contains an array of {array.dtype}; expected numbers")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _check_operations(stream: io.BytesIO, max_number: int | None = None) -> None:
+    """Refuse a pickle for which the unpickler would take memory that the file does not fill.
+
+    Args:
+        stream: Stream at the start of the pickle; afterwards it is behind the pickle.
+        max_number: Largest number in it; None: any.
+    """
+    for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+        is_memo = operation.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        limit = _MAX_OPERATIONS if is_memo else max_number
+        if count > _MAX_OPERATIONS or (isinstance(argument, int) and limit is not None and argument > limit):
+            raise pickle.UnpicklingError("it claims more values than it has")
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Rebuild bytes as written by pickle protocols 0 to 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
     return text.encode(encoding)
+
+
+class _PickledArray:
+    """Array whose shape and bytes, as they stand in a pickle, are compared before it is built."""
+
+    def __init__(self, *_: object) -> None:
+        self.array: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], np.dtype[Any], bool, Any]) -> None:
+        _, shape, dtype, is_fortran, content = state
+        if dtype.kind not in "fiu":  # refused by its type, whatever it holds
+            self.array = np.zeros(0, dtype)
+            return
+        if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
+            raise pickle.UnpicklingError(f"an array of shape {shape} has other content")
+        self.array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], *rest: Any) -> Any:
+    """Rebuild a tensor that has no more values than its storage."""
+    if math.prod(size) > len(storage):
+        raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} has a storage of {len(storage)} values")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, *rest)  # type: ignore[no-untyped-call]
 
 
 def _from_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
@@ -104,6 +154,9 @@ def _from_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Liter
 
 
 def _load_storage(raw: bytes) -> Any:
+    stream = io.BytesIO(raw)
+    for max_number in (None, None, None, len(raw)):  # magic number, protocol, system, and the storage with its size
+        _check_operations(stream, max_number)
     return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
 
 
@@ -111,15 +164,15 @@ class _TensorUnpickler(pickle.Unpickler):
     """Unpickler that builds only tensors and arrays; other names are rejected before they are imported."""
 
     _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
         ("torch.storage", "_load_from_bytes"): _load_storage,
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("_codecs", "encode"): _encode,
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): _PickledArray,
         ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
+        ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
         ("numpy.core.numeric", "_frombuffer"): _from_buffer,
         ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     }
