@@ -37,7 +37,8 @@ class Log(NamedTuple):
     titles: list[dict[str, Any]] | None
 
     def events(self) -> list[tuple[Any, Any, Any]]:
-        return [(row["user_id"], row["item_id"], row["timestamp"]) for row in self.rows]
+        """Users and items by the text of their ids, and times."""
+        return [(str(row["user_id"]), str(row["item_id"]), row["timestamp"]) for row in self.rows]
 
     def places(self) -> list[tuple[str, int, str | None, str | None]]:
         return [(error.file.name, error.line, error.column, error.value) for error in self.errors]

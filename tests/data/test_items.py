@@ -194,9 +194,12 @@ def test_keys_that_only_later_lines_have_are_kept(tmp_path: Path) -> None:
     assert (rows[-1]["title"], rows[-1]["brand"]) == ("Why", "Z")
 
 
-def test_ids_that_are_floats_are_refused(tmp_path: Path) -> None:
+def test_ids_that_are_floats_are_whole_numbers_or_refused(tmp_path: Path) -> None:
     table = pa.table({"item_id": [1.0, 2.0], "title": ["a", "b"]})
+    rows, _ = all_rows(write(tmp_path / "items.parquet", table))
+    assert [row["text"] for row in rows] == ["1", "2"]
+    table = pa.table({"item_id": [1.0, 2.5], "title": ["a", "b"]})
     with pytest.raises(
-        DataError, match=r"column 'item_id' has the type float64, expected ids that are text or whole numbers"
+        DataError, match=r"items\.parquet: row 2: item_id is '2\.5': a fraction, .*prepare\.id_type=text"
     ):
         all_rows(write(tmp_path / "items.parquet", table))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from slmrec.config import PrepareConfig
 from slmrec.data import prepare as module
 from slmrec.data.dataset import Dataset
+from slmrec.data.ids import stripped
 from slmrec.data.logs.read import read_events
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
@@ -201,7 +202,7 @@ def test_repeats_are_kept(tmp_path: Path) -> None:
 
 
 def test_ids_survive(tmp_path: Path) -> None:
-    items = ["007", "7", "+7", "a,b", 'say "x"', "naïve", "日本", "😀", " a", "Z", "null", "-0"]
+    items = ["007", "7", "+7", "a,b", 'say "x"', "naïve", "日本", "😀", "a b", "Z", "null-", "-0"]
     folder, _ = prepare(write_csv(tmp_path / "log.csv", [("Ü,1", item, 1) for item in items]))
     assert histories(folder) == {"Ü,1": items}
     assert Dataset.load(folder).item_ids.to_pylist() == sorted(items)
@@ -215,7 +216,9 @@ def test_ids_survive(tmp_path: Path) -> None:
         (["10", "9", "+1"], ["+1", "10", "9"]),
         (["10", "9", "a"], ["10", "9", "a"]),
         (["1234567890123456789", "9223372036854775807", "2"], [2, 1234567890123456789, 2**63 - 1]),
-        (["9223372036854775808", "9", "10"], ["10", "9", "9223372036854775808"]),
+        (["9223372036854775808", "9", "10"], [9, 10, 2**63]),
+        (["18446744073709551616", "9", "10"], ["10", "18446744073709551616", "9"]),
+        (["10.0", "9", "-1.0"], [-1, 9, 10]),
         (["\U0001f600", "\uffee", "z"], ["z", "\uffee", "\U0001f600"]),
     ],
 )
@@ -224,7 +227,8 @@ def test_ids_are_ordered_by_value_or_code_point(tmp_path: Path, ids: list[str], 
     assert [(row["item"], row["item_id"]) for row in tables(folder)["items"]] == list(enumerate(expected, 1))
 
 
-ids = st.one_of(st.integers(-(10**18), 10**18), st.text(st.characters(codec="utf-8", exclude_categories=["C"])))
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"])).map(lambda text: f"i{stripped(text)}")
+ids = st.one_of(st.integers(-(10**18), 10**18), texts)
 
 
 @settings(max_examples=6, deadline=None)

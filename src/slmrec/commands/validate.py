@@ -1,6 +1,7 @@
 """The command `slmrec data validate`: checks whether a log can be prepared."""
 
 import json
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,12 +11,13 @@ from rich.table import Table
 
 from slmrec.config.load import load_config
 from slmrec.data.engine import engines_of, value
-from slmrec.data.logs.read import Events, read_events
+from slmrec.data.logs.read import Events, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError, counts
 from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
 from slmrec.errors import DataError
 from slmrec.files import printable
 
+_LOG = logging.getLogger(__name__)
 _MAX_SHOWN = 10
 """The maximum number of invalid rows to print."""
 
@@ -52,6 +54,8 @@ def _print(file: str, log: Events, min_user_events: int) -> None:
     for name, fact in (log.columns | _statistics(log, min_user_events)).items():
         table.add_row(name, printable(fact) if isinstance(fact, str) else f"{fact:,}")
     console.print(table)
+    for warning in large_shares(log.table):
+        _LOG.warning("%s: %s", file, warning)
     if log.errors:
         console.print(_error_table(log.errors))
 

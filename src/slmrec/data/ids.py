@@ -120,12 +120,31 @@ def is_missing_id(ids: Column, null_values: Sequence[str]) -> Any:
     return ids.isnull() | ids.isnan() if ids.type().is_floating() else ids.isnull()
 
 
+def missing_reason(value: str | None) -> str:
+    """Return what is expected instead of a missing id."""
+    is_word = value is not None and stripped(value) not in ("", "nan")  # the text of a float is nan
+    return f"expected an id{' (the word is one of prepare.null_values)' if is_word else ''}"
+
+
 def is_list(ids: Column) -> Any:
     """Return a condition that holds where the text of an id is a list or an object."""
     if not ids.type().is_string():
         return ibis.literal(False)
     begins = ids.startswith("[") | ids.startswith("{") | ids.startswith("(")  # cheaper than the pattern
     return ibis.ifelse(begins, ids.re_search(_LIST), False).fill_null(False)
+
+
+def as_ids_of(text: Column, whole_numbers: bool) -> Column:
+    """Return ids as text in the way of a catalogue: where its ids are whole numbers, `5.0` is 5.
+
+    Args:
+        text: ids as they are written.
+        whole_numbers: whether the ids of the catalogue are whole numbers.
+    """
+    if not whole_numbers:
+        return text
+    plain = ibis.ifelse(_is_whole(text), text.re_replace(_ZEROS, ""), text)
+    return ibis.ifelse(plain == "-0", "0", plain)
 
 
 class IdKind(NamedTuple):
@@ -184,6 +203,8 @@ def _kind_of_whole_numbers(numbers: Column) -> IdKind:
     facts = first_row(
         table.aggregate(least=table.number.min(), most=table.number.max(), is_huge=table.number.isnull().any())
     )
+    if facts["least"] is None and not facts["is_huge"]:  # no rows
+        return IdKind("int64")
     if facts["is_huge"] or facts["most"] > _MAX_UINT64 or facts["least"] < -_MAX_INT64 - 1:
         return IdKind("whole")
     if facts["most"] <= _MAX_INT64:

@@ -7,11 +7,12 @@ import ibis
 from ibis.expr.types import Table
 
 from slmrec.config.prepare import PrepareConfig
+from slmrec.data.logs.checks import id_checks
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
 from slmrec.data.logs.files import inspect
 from slmrec.data.logs.formats import plain_name
 from slmrec.data.logs.row_errors import RowError
-from slmrec.data.logs.tables import Check, OpenTable, id_column, is_empty, valid_rows, with_table
+from slmrec.data.logs.tables import OpenTable, valid_rows, with_table
 from slmrec.errors import DataError
 
 _RESERVED = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
@@ -57,13 +58,16 @@ def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRo
     if id_index is None:
         raise missing_columns(path, names, ["items_id_col"])
     id_name = names[id_index]
-    columns = {"text": id_column(path, id_name, opened.column(id_name)).cast("string")}
+    ids, checks = id_checks(path, id_name, opened.column(id_name), settings.null_values)
+    columns = {"text": ids}
     if title_index is not None:
         columns["title"] = opened.column(names[title_index]).cast("string").nullif("")
     rest = [name for index, name in enumerate(names) if index not in (id_index, title_index)]
     columns |= {new: opened.column(name) for name, new in zip(rest, _unique_names(rest), strict=True)}
-    check = Check(is_empty(columns["text"]), id_name, columns["text"], lambda _: "expected an id")
-    return ItemRows(*valid_rows(opened, columns, [check]))
+    # Text is read as ids of the log's type later; other columns are whole numbers, or refused.
+    id_type = "text" if ids.type().is_string() else settings.id_type
+    rows, errors = valid_rows(opened, columns, checks, {"text": id_name}, id_type)
+    return ItemRows(rows.mutate(text=rows.text.cast("string")), errors)
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -26,10 +26,11 @@ from slmrec.data.describe import split_facts
 from slmrec.data.engine import batches, engines_of, explain, first_row, keep, unsupported, value
 from slmrec.data.filters import apply_rules, cut_times
 from slmrec.data.histories import write_histories
+from slmrec.data.ids import as_ids_of
 from slmrec.data.items import ItemRows, one_row_per_item, read_items
 from slmrec.data.logs import row_errors
 from slmrec.data.logs.files import parts
-from slmrec.data.logs.read import Events, read_events
+from slmrec.data.logs.read import Events, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.times import in_unit, stored_unit
 from slmrec.errors import DataError
@@ -49,9 +50,9 @@ _LOG = logging.getLogger(__name__)
 def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str, float]:
     """Write `interactions`, `items` and `users` (Parquet), the histories and `dataset.json` into a folder.
 
-    Ids are dense from 1, in the order of the original ids. If all ids of a column are whole numbers without leading
-    zeros, they are stored as numbers and ordered by value; otherwise they are text and ordered by code point. The order
-    of the input's rows therefore affects only events of the same time.
+    Ids are dense from 1, in the order of the original ids. Ids that are whole numbers are stored as numbers and ordered
+    by value; otherwise they are text and ordered by code point (`slmrec.data.ids` has the rules). The order of the
+    input's rows therefore affects only events of the same time.
 
     Args:
         settings: how the log is read, and which events are kept; `settings.input` is not used.
@@ -106,6 +107,8 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     """Write `interactions`, `users`, and `items` with ids only; return facts for `dataset.json`."""
     num_read = value(read.table.count())
     _LOG.info("prepare: %s events read, %s invalid rows", f"{num_read:,}", f"{len(read.errors):,}")
+    for warning in large_shares(read.table):
+        _LOG.warning("prepare: %s", warning)
     order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *read.ties]
     events, num_removed = apply_rules(engine, log, read.table, order, settings)
     unit = stored_unit(events)
@@ -114,8 +117,8 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     periods = cut_times(engine, log, events, settings) if settings.split == "temporal" else {}
     users, items = _index(engine, events, "user"), _index(engine, events, "item")
     _LOG.info("prepare: %s events remain; writing them in order", f"{value(events.count()):,}")
-    write_table(output / "users.parquet", batches(engine, _ids(users, "user"), ROWS_PER_PART))
-    write_table(output / "items.parquet", batches(engine, _ids(items, "item"), ROWS_PER_PART))
+    write_table(output / "users.parquet", _ids(engine, users, "user"))
+    write_table(output / "items.parquet", _ids(engine, items, "item"))
     ordered = _ordered(events, users, items, order)
     write_table(output / "interactions.parquet", with_positions(batches(engine, ordered, ROWS_PER_PART)))
     dropped = {
@@ -133,19 +136,20 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
 
 
 def _index(engine: Any, events: Table, name: str) -> Table:
-    """Number the distinct ids of users or items from 1; `key` is an id as read, `caller_id` as it is written."""
+    """Number the distinct ids of users or items from 1, in the order of the ids (`key`)."""
     ids = events.select(key=events[f"{name}_id"]).distinct()
-    caller_id = ids.key
-    if ids.key.type().is_string():
-        number = ids.key.try_cast("int64")
-        if value((number.cast("string") == ids.key).fill_null(False).all()):
-            caller_id = number
-    ids = ids.mutate(caller_id=caller_id)
-    return keep(engine, ids.mutate(**{name: ibis.row_number().over(order_by=ids.caller_id) + 1}))
+    return keep(engine, ids.mutate(**{name: ibis.row_number().over(order_by=ids.key) + 1}))
 
 
-def _ids(index: Table, name: str) -> Table:
-    return index.select(**{name: index[name].cast("int64"), f"{name}_id": index.caller_id}).order_by(name)
+def _ids(engine: Any, index: Table, name: str) -> Iterator[pa.Table]:
+    ids = index.select(**{name: index[name].cast("int64"), f"{name}_id": index.key}).order_by(name)
+    return map(_with_unsigned_ids, batches(engine, ids, ROWS_PER_PART))
+
+
+def _with_unsigned_ids(part: pa.Table) -> pa.Table:
+    """Store whole numbers above the range of int64 as uint64."""
+    types = [pa.uint64() if pa.types.is_decimal(field.type) else field.type for field in part.schema]
+    return part.cast(pa.schema(list(zip(part.column_names, types, strict=True))))
 
 
 def _ordered(events: Table, users: Table, items: Table, order: list[str]) -> Table:
@@ -173,6 +177,7 @@ def with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _write_items(engine: Any, path: Path, rows: Table, table: Path | None) -> dict[str, float]:
     """Add titles and other columns to the written table of items, and return counts."""
     items = engine.read_parquet(str(path))
+    rows = rows.mutate(text=as_ids_of(rows.text, whole_numbers=not items.item_id.type().is_string()))
     items = keep(engine, items.mutate(text=items.item_id.cast("string")))
     known = keep(engine, one_row_per_item(rows, items))
     if not value(known.count()):

@@ -80,14 +80,33 @@ def _as_file(table: Any, path: Path) -> str:
     if type(table).__module__.startswith("pandas"):
         table = table.reset_index() if any(table.index.names) else table.reset_index(drop=True)
     try:
-        arrow = pa.table(table)
-        pq.write_table(arrow, path)
+        pq.write_table(_without_categories(pa.table(table)), path)
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{type(table).__name__}: not a table ({one_line(error)}); expected a path, or a table of pandas, polars "
             "or Arrow whose columns each have one type"
         ) from None
     return str(path)
+
+
+def _without_categories(table: pa.Table) -> pa.Table:
+    """Replace categorical columns by columns of their values."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            values = pa.array([], field.type.value_type).cast(_plain_type(field.type.value_type))
+            chunks = [_values(chunk) for chunk in table.column(index).chunks]
+            table = table.set_column(index, field.name, pa.chunked_array([values, *chunks]))
+    return table
+
+
+def _values(categories: pa.DictionaryArray) -> pa.Array:
+    values = categories.dictionary.cast(_plain_type(categories.dictionary.type))
+    return pa.DictionaryArray.from_arrays(categories.indices, values).dictionary_decode()
+
+
+def _plain_type(value_type: pa.DataType) -> pa.DataType:
+    """Return the type, or, for the views of polars, which Arrow cannot take values from, large strings."""
+    return pa.large_string() if pa.types.is_string_view(value_type) else value_type
 
 
 def _log_summary(settings: PrepareConfig, counts: dict[str, float]) -> None:

@@ -39,6 +39,9 @@ def test_a_very_long_line_is_read(tmp_path: Path) -> None:
     [
         ("u a b\nv\nw a\n", r"log\.txt: line 2: user is 'v': no items, expected `user item item \.\.\.` \(set prepare"),
         ("u a b\n\nw a\n", r"log\.txt: line 2: user is '': no items"),
+        ("u a b\nNULL a\n", r"log\.txt: line 2: user is 'NULL': expected an id \(the word is one of prepare\.null"),
+        ("u a b\nv a nan\n", r"log\.txt: line 2: item is 'nan': expected an id"),
+        ("u 1 2.5\nv 3\n", r"log\.txt: item '2\.5' is a fraction, expected ids that .*prepare\.id_type=text"),
         ("u a b\nv a\nu b c d\n", r"log\.txt: line 3: user is 'u': the user already has line 1, .*prepare\.format"),
         ("u " + "a " * 2**24, r"log\.txt: a line is too long; split it, or set prepare\.format"),
     ],
@@ -84,7 +87,7 @@ LISTS = 'reviewerID,asin,title\nA,"[\'x\', \'y\', 5]","[\'t, t\', ""it\'s""]"\n\
 @pytest.mark.parametrize("packed", [False, True])
 def test_lists_of_the_reference(tmp_path: Path, packed: bool) -> None:
     log = read(write(tmp_path / "log", gzip.compress(LISTS.encode()) if packed else LISTS))
-    assert [(user, item) for user, item, _ in log.events()] == [("A", "x"), ("A", "y"), ("A", "5"), ("B,\n", "x")]
+    assert [(user, item) for user, item, _ in log.events()] == [("A", "x"), ("A", "y"), ("A", "5"), ("B,", "x")]
     assert log.columns == {"format": "reference", "user_col": "reviewerID", "item_col": "asin", "title_col": "title"}
     assert log.titles is not None
     assert [(row["item_id"], row["title"]) for row in log.titles] == [
@@ -107,6 +110,9 @@ def test_lists_of_parts_and_without_titles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "line", "column", "value", "reason"),
     [
+        ("N/A,['a'],[]", 6, "reviewerID", "N/A", "expected an id (the word is one of prepare.null_values)"),
+        ("B,\"['a', None]\",[]", 6, "asin", "['a', None]", "an item of the list is missing, expected an id"),
+        ("B,\"['a', ['b']]\",[]", 6, "asin", "['a', ['b']]", "a list or an object, expected one id; write one row"),
         ("B,no list,[]", 6, "asin", "no list", "expected a list of items"),
         ("B,\"('a',)\",[]", 6, "asin", "('a',)", "expected a list of items"),
         ("B,\"[__import__('os').getcwd()]\",[]", 6, "asin", "[__import__('os').getcwd()]", "expected a list of items"),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_files import HEADER, PACKINGS, as_bytes, read, write
 
+from slmrec.data.ids import stripped
 from slmrec.data.logs.files import lines
 from slmrec.errors import DataError, SlmrecError
 
@@ -86,7 +87,7 @@ FORMATS: dict[str, tuple[str | bytes | pa.Table, str, list[tuple[Any, Any, Any]]
     "parquet": (
         pa.table({"user_id": ["u", "v"], "item_id": [7, 8], "timestamp": [3, 2]}),
         "parquet",
-        [("u", 7, 3), ("v", 8, 2)],
+        [("u", "7", 3), ("v", "8", 2)],
     ),
     "check-ins": (
         "0\t2049\t1287503727.0\n0\t0\t1287411463.0\n1\t0\t1287330123.0",
@@ -218,11 +219,11 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
         ("log.csv", HEADER, r"log\.csv: has columns but no rows"),
         (
             "log.csv",
-            "user_id,item\n1,2\n",
-            r"no column 'item_id' or .*; it has user_id, item; set prepare\.item_col, prepare\.time_col to",
+            "user_id,thing\n1,2\n",
+            r"no column 'item_id' or .*; it has user_id, thing; set prepare\.item_col, prepare\.time_col to",
         ),
-        ("log.csv", "user_id,item_id,time\n1,2,3\n", r"no column 'timestamp' .*item_id, time; set prepare\.time_col"),
-        ("log.csv", "user,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has user, .*set prepare\.user_col"),
+        ("log.csv", "user_id,item_id,when\n1,2,3\n", r"no column 'timestamp' .*item_id, when; set prepare\.time_col"),
+        ("log.csv", "who,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has who, .*set prepare\.user_col"),
         ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, a\\nb; set prepare\.time_col"),
         ("log.jsonl", '{"a": 1}\n', r"log\.jsonl: no column 'user_id' .*; it has a; set prepare\.user_col"),
         ("log.parquet", pa.table({"a": [1]}), r"log\.parquet: no column 'user_id' .*; it has a; set prepare\.user_col"),
@@ -243,14 +244,15 @@ def test_logs_that_are_refused(tmp_path: Path, name: str, content: Any, message:
     assert name in str(caught.value)
 
 
-def test_ids_stay_as_they_are_written(tmp_path: Path) -> None:
-    rows = [("007", 'a,"b"', 1), (" 1 ", "ü\n\tx", 2), ("nan", "None", 3), ("1e5", "-0", 4), ("007", 'a,"b"', 1)]
+def test_text_ids_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [("007", 'a,"b"', 1), ("1", "ü\n\tx", 2), ("1.0", "nan1", 3), ("1e5", "-0", 4), ("007", 'a,"b"', 1)]
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([HEADER.strip().split(","), *rows])
     assert read(write(tmp_path / "log.csv", text.getvalue())).events() == rows
 
 
-ids = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=8)
+characters = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+ids = st.text(characters, max_size=8).map(lambda text: f"i{stripped(text)}")
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -324,6 +326,25 @@ def test_python_literals_are_read_and_never_run(tmp_path: Path) -> None:
     assert (len(log.rows), [reject.line for reject in log.errors]) == (3, [4, 5])
     assert log.errors[0].value == bad
     assert not trap.exists()
+
+
+def test_baskets_with_times_are_no_lists_of_the_reference(tmp_path: Path) -> None:
+    text = 'user_id,item_id,timestamp\nu,"[1, 2]",5\nu,"[3]",6\n'
+    with pytest.raises(DataError, match=r"log\.csv: line 2: item_id is '\[1, 2\]': a list .*; write one row per item"):
+        read(write(tmp_path / "log.csv", text))
+
+
+def test_other_names_of_columns_are_recognised_with_one_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="slmrec")
+    for header in ("USER_ID,ItemID,TimeStamp", "Customer ID, Stock Code, Order-Date", "CustomerId,sku,created_at"):
+        caplog.clear()
+        log = read(write(tmp_path / "log.csv", f"{header}\nu, a ,1\n v ,b,2\n"))
+        assert log.events() == [("u", "a", 1), ("v", "b", 2)]
+        assert [record.getMessage().count("columns recognised: user: ") for record in caplog.records] == [1]
+    with pytest.raises(DataError, match=r"User-ID and USER_ID may each be the column 'user_id'; set prepare\.user_col"):
+        read(write(tmp_path / "log.csv", "User-ID,USER_ID,item_id,timestamp\nu,v,a,1\n"))
 
 
 TOKENS = [

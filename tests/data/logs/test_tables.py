@@ -12,13 +12,13 @@ BAD_ROWS = [
     ("1,2,3\n,2,3\n", 3, "user_id", None, "expected an id"),
     ('1,2,3\n"",2,3\n', 3, "user_id", None, "expected an id"),
     ('1,"a\n\nb",3\n\n\n1,,3\n', 7, "item_id", None, "expected an id"),
-    ("1,2,3\n\n\n1,2,soon\n", 5, "timestamp", "soon", "expected a whole number or a date"),
+    ("1,2,3\n\n\n1,2,soon\n", 5, "timestamp", "soon", "expected a number or a date"),
     ("1,2,3\n1,2\n", 3, None, "1,2", "2 columns, expected 3"),
     ("1,2,3\n\n1,2,3,4\n", 4, None, "1,2,3,4", "4 columns, expected 3"),
     ('1,"\n2",3\n\nx\n', 5, None, "x", "1 columns, expected 3"),
     ('1,2,3\n1,"2,3\n', 3, None, '1,"2,3', "quotes are not closed"),
     ('1,2,3\n1,"2"x,3\n', 3, None, '1,"2"x,3', "quotes are not closed, or text follows a closing one"),
-    ('1,"\n",3\n1,"2"x,3\n', 4, None, '1,"2"x,3', "quotes are not closed"),
+    ('1,"a\n",3\n1,"2"x,3\n', 4, None, '1,"2"x,3', "quotes are not closed"),
 ]
 
 
@@ -54,7 +54,7 @@ def test_all_bad_rows_of_parts_are_told_in_order(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log/a\.csv: line 3: '1,2': 2 columns, expected 3"):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert log.events() == [("1", "2", 3), ("1", "2\n", 3), ("5", "6", 7)]
+    assert log.events() == [("1", "2", 3), ("1", "2", 3), ("5", "6", 7)]
     assert log.places() == [
         ("a.csv", 3, None, "1,2"),
         ("a.csv", 4, "timestamp", "x"),
@@ -87,7 +87,7 @@ def test_lines_that_end_in_different_ways_are_read(tmp_path: Path) -> None:
         ('{"user_id": 1, "timestamp": 3}', "item_id", None, "expected an id"),
         ('{"user_id": "", "item_id": 1, "timestamp": 3}', "user_id", "", "expected an id"),
         ('{"user_id": null, "item_id": 1, "timestamp": 3}', "user_id", None, "expected an id"),
-        ('{"user_id": 1, "item_id": 1, "timestamp": [3]}', "timestamp", "[3]", "expected a whole number"),
+        ('{"user_id": 1, "item_id": 1, "timestamp": [3]}', "timestamp", "[3]", "expected a number"),
     ],
 )
 def test_bad_json_lines_are_told(tmp_path: Path, line: str, column: str | None, value: str | None, reason: str) -> None:
@@ -109,9 +109,7 @@ def test_parts_of_parquet_are_matched_by_names_and_their_types_widened(tmp_path:
     first = parquet(user_id=[1], item_id=[2], timestamp=[3])
     second = parquet(timestamp=[4.0, 4.5], item_id=["x", "y"], user_id=[5, 6])
     path = write(tmp_path / "log", {"a.parquet": first, "b.parquet": second})
-    with pytest.raises(DataError, match=r"log/b\.parquet: row 2: timestamp is '4\.5': expected a whole number"):
-        read(path)
-    assert read(path, on_bad_row="skip").events() == [(1, "2", 3), (5, "x", 4)]
+    assert read(path).events() == [("1", "2", 3), ("5", "x", 4), ("6", "y", 4)]
 
 
 def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
@@ -120,7 +118,7 @@ def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log\.parquet: row 2: item_id is None: expected an id"):
         read(path)
     log = read(path, on_bad_row="skip")
-    assert (log.events(), log.places()) == ([(1, 1, 1), (2, 3, 3)], [("log.parquet", 2, "item_id", None)])
+    assert (log.events(), log.places()) == ([("1", "1", 1), ("2", "3", 3)], [("log.parquet", 2, "item_id", None)])
 
 
 @pytest.mark.parametrize(
@@ -130,17 +128,27 @@ def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
         (
             "log.parquet",
             parquet(user_id=[1.0, None], item_id=[1, 2], timestamp=[1, 2]),
-            r"column 'user_id' has the type float64, expected ids that are text or whole numbers; convert",
+            r"log\.parquet: row 2: user_id is None: expected an id",
+        ),
+        (
+            "log.parquet",
+            parquet(user_id=[1.0, 1.5], item_id=[1, 2], timestamp=[1, 2]),
+            r"log\.parquet: row 2: user_id is '1\.5': a fraction, .*set prepare\.id_type=text",
+        ),
+        (
+            "log.csv",
+            HEADER + "1,2,3\n1.5,2,3\n",
+            r"log\.csv: line 3: user_id is '1\.5': a fraction, .*prepare\.id_type",
+        ),
+        (
+            "log.parquet",
+            parquet(user_id=[[1, 2]], item_id=[1], timestamp=[1]),
+            r"column 'user_id' has the type array<int64>, a list or an object, .*write one row per item",
         ),
         (
             "log.parquet",
             parquet(user_id=[b"a"], item_id=[1], timestamp=[1]),
             r"column 'user_id' has the type binary, expec",
-        ),
-        (
-            "log.parquet",
-            parquet(user_id=pa.array([2**64 - 1], pa.uint64()), item_id=[1], timestamp=[1]),
-            r"row 1: user_id is '18446744073709551615': expected an id",
         ),
         (
             "log.jsonl",

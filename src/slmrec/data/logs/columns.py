@@ -1,7 +1,7 @@
 """Names of the columns of known logs, and the columns of files without a header."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from slmrec.data.logs.formats import (
     is_time,
     looks_like_events,
     majority,
+    normal_name,
     number,
     plain_name,
     regular_rows,
@@ -34,7 +35,41 @@ USUAL_NAMES = {
 Amazon 2014 and 2018 use reviewerID, asin, unixReviewTime and overall; Amazon 2023 uses user_id, parent_asin, timestamp
 and rating (its `asin` distinguishes variants of a product); MovieLens uses userId, movieId, timestamp and rating.
 """
-ALL_USUAL_NAMES = frozenset(name for names in USUAL_NAMES.values() for name in names)
+_ITEMS = (
+    "product_id",
+    "article_id",
+    "stock_code",
+    "sku",
+    "book_id",
+    "isbn",
+    "track_id",
+    "song_id",
+    "video_id",
+    "game_id",
+)
+OTHER_NAMES = {
+    "user_col": (
+        "customer_id",
+        "client_id",
+        "visitor_id",
+        "member_id",
+        "account_id",
+        "customer",
+        "client",
+        "user",
+        "uid",
+    ),
+    "item_col": (*_ITEMS, "item", "product"),
+    "time_col": (
+        *("time", "datetime", "event_time", "created_at", "invoice_date", "order_date", "purchase_date", "date", "ts"),
+    ),
+    "rating_col": ("score", "stars"),
+    "items_id_col": (*_ITEMS, "item", "product"),
+    "title_col": ("item_title", "product_name", "product_title", "book_title", "track_name", "game_name"),
+}
+"""Further names by setting, used where a table has no usual name; a message says so."""
+ALL_USUAL_NAMES = frozenset(name for names in (*USUAL_NAMES.values(), *OTHER_NAMES.values()) for name in names)
+_NORMAL_NAMES = frozenset(map(normal_name, ALL_USUAL_NAMES))
 _GENRES = (
     *("unknown", "action", "adventure", "animation", "children", "comedy", "crime", "documentary", "drama", "fantasy"),
     *("film_noir", "horror", "musical", "mystery", "romance", "sci_fi", "thriller", "war", "western"),
@@ -120,7 +155,7 @@ def _check_headers(files: InputFiles, parts: Sequence[Sequence[Sequence[str]]]) 
 
 
 def _is_header(row: Sequence[str]) -> bool:
-    return any(plain_name(cell) in ALL_USUAL_NAMES for cell in row) or all(number(cell) is None for cell in row)
+    return any(normal_name(cell) in _NORMAL_NAMES for cell in row) or all(number(cell) is None for cell in row)
 
 
 def _line(files: InputFiles, row: Sequence[str]) -> str:
@@ -165,28 +200,64 @@ def _pair(rows: Sequence[Sequence[str]]) -> list[str] | None:
     return ["user_id", "item_id"] if majority(number(row[0]) is not None for row in rows) else None
 
 
-def find_column(path: Path | str, names: Sequence[str], setting: str, column: str | None) -> int | None:
+def find_column(
+    path: Path | str, names: Sequence[str], setting: str, column: str | None, other_names: bool = True
+) -> int | None:
     """Return the index of the column of a setting, or None if no usual name is present.
+
+    A name matches as it is, or else without regard to capitals, spaces and underscores (`Customer ID`).
 
     Args:
         path: the table, for messages.
         names: the column names of the table.
         setting: the setting of `prepare`, a key of `USUAL_NAMES`.
         column: the name that the user set, or None for the usual names.
+        other_names: whether names of `OTHER_NAMES` match too.
 
     Raises:
         DataError: the table does not have the column that the user set, or has several columns of that name.
     """
-    for name in (column,) if column else USUAL_NAMES[setting]:
-        exact = [index for index, candidate in enumerate(names) if candidate.strip() == name]
-        matches = exact or [index for index, candidate in enumerate(names) if plain_name(candidate.strip()) == name]
-        if len(matches) > 1:
-            raise DataError(f"{path}: {len(matches)} columns are named {name!r}, expected one; rename the others")
-        if matches:
-            return matches[0]
+    usual = (column,) if column else USUAL_NAMES[setting]
+    for rule in (str.strip, _plain, normal_name):
+        others = OTHER_NAMES[setting] if other_names and not column and rule is normal_name else ()
+        for name in (*usual, *others):
+            matches = [index for index, candidate in enumerate(names) if rule(candidate) == rule(name)]
+            if len(matches) > 1:
+                raise _ambiguous(path, setting, name, [names[index] for index in matches])
+            if matches:
+                return matches[0]
     if column:
         raise DataError(f"{path}: no column {column!r}; {_available(names)}; set prepare.{setting} to one of them")
     return None
+
+
+def _plain(name: str) -> str:
+    return plain_name(name.strip())
+
+
+def _ambiguous(path: Path | str, setting: str, name: str, matches: Sequence[str]) -> DataError:
+    if len(set(map(_plain, matches))) == 1:
+        return DataError(f"{path}: {len(matches)} columns are named {name!r}, expected one; rename the others")
+    return DataError(
+        f"{path}: {' and '.join(map(printable, matches))} may each be the column {name!r}; set prepare.{setting} to "
+        "one of them"
+    )
+
+
+def recognised(columns: Mapping[str, str], given: Mapping[str, str | None]) -> str:
+    """Return which columns are read under another than a usual name, as the end of a message, or an empty text.
+
+    Args:
+        columns: the column name of each setting.
+        given: the column names that the user set.
+    """
+    other = {
+        setting: name
+        for setting, name in columns.items()
+        if _plain(name) not in USUAL_NAMES.get(setting, ()) and _plain(name) != given.get(setting)
+    }
+    taken = ", ".join(f"{setting.removesuffix('_col')}: {printable(name.strip())}" for setting, name in other.items())
+    return taken and f"columns recognised: {taken} (to read others, set {', '.join(f'prepare.{key}' for key in other)})"
 
 
 def missing_columns(path: Path | str, names: Sequence[str], settings: Sequence[str]) -> DataError:

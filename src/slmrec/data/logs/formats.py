@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def _format_of_objects(text: Sequence[str]) -> Format:
 
 def _format_of_table(text: Sequence[str], columns: Collection[str], by_name: Format | None) -> Format | None:
     for format, delimiter in DELIMITERS.items():
-        if _header_names(text[0], delimiter) & set(columns):
+        if _is_header(text[0], delimiter, columns):
             return cast(Format, format)
     if DELIMITERS.get(by_name or "", "\0") not in text[0] and majority(line.count("|") > 1 for line in text):
         return "psv"
@@ -135,14 +136,17 @@ def number(text: str) -> float | None:
         return None
 
 
-def _header_names(line: str, delimiter: str) -> set[str]:
-    return {plain_name(name.strip().strip('"')) for name in line.split(delimiter)}
+def _is_header(line: str, delimiter: str, columns: Collection[str]) -> bool:
+    """Return whether a line contains a usual name, or two if they are words between spaces."""
+    names = {normal_name(name.strip().strip('"')) for name in line.split(delimiter)}
+    return len(names.intersection(map(normal_name, columns))) >= (2 if delimiter == " " else 1)
 
 
 def _has_lists(text: Sequence[str], columns: Collection[str]) -> bool:
     names, *rows = csv.reader(io.StringIO("\n".join(text[:2])))
     cells = dict(zip(names, rows[0], strict=False)) if rows else {}
-    return any(cell.startswith("[") for name, cell in cells.items() if plain_name(name) in columns)
+    usual = set(map(normal_name, columns))
+    return any(cell.startswith("[") for name, cell in cells.items() if normal_name(name) in usual)
 
 
 def plain_name(column: str) -> str:
@@ -154,6 +158,16 @@ def plain_name(column: str) -> str:
     """
     name, _, suffix = column.partition(":")
     return name if suffix in {"token", "float", "token_seq", "float_seq"} else column
+
+
+def normal_name(column: str) -> str:
+    """Return the name of a column without capitals, spaces, underscores and type suffix.
+
+    Example:
+        >>> normal_name(" Customer ID "), normal_name("customer_id"), normal_name("CustomerId:token")
+        ('customerid', 'customerid', 'customerid')
+    """
+    return re.sub(r"[\W_]+", "", plain_name(column.strip()).casefold())
 
 
 def delimiter_of(format: Format) -> str:

@@ -1,6 +1,6 @@
 """Reading logs of all formats as tables of events.
 
-A table of events has the columns `user_id` and `item_id` (text, or whole numbers where the file has types),
+A table of events has the columns `user_id` and `item_id` (whole numbers or text, as `slmrec.data.ids` says),
 `timestamp` (seconds since 1970-01-01 UTC, or null), `nanosecond` (the rest of the time), `rating` (if `min_rating` is
 set), and the columns of `Events.ties`, which order events of the same time.
 
@@ -8,7 +8,9 @@ All tables are Ibis expressions. Text formats, the order of rows and the line nu
 engine.
 """
 
+import logging
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,29 +18,28 @@ import ibis
 from ibis.expr.types import Column, Table
 
 from slmrec.config.prepare import PrepareConfig
-from slmrec.data.engine import is_embedded, keep, value
-from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
+from slmrec.data.engine import first_row, is_embedded, keep, value
+from slmrec.data.logs.checks import Check, check_columns, convert_ids, id_checks, row_error
+from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header, missing_columns, recognised
 from slmrec.data.logs.database import copied, is_row_store
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, lines
 from slmrec.data.logs.per_user import UserHistories, read_lists, read_sequences
 from slmrec.data.logs.row_errors import RowError, check_skippable
+from slmrec.data.logs.rows import read_rows
 from slmrec.data.logs.tables import (
-    Check,
     OpenTable,
-    check_columns,
     engine_errors_as_data_errors,
-    id_column,
-    is_empty,
-    row_error,
     valid_rows,
     with_table,
 )
 from slmrec.data.logs.times import ParsedTimes, invalid_time_reason, parse_times, with_times
 from slmrec.errors import ConfigError, DataError
-from slmrec.files import one_line
+from slmrec.files import one_line, printable
 
+_LOG = logging.getLogger(__name__)
 _TIES = ("tie", "tie_as_is")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
+_LARGE_SHARE = 0.1
 
 
 class Events(NamedTuple):
@@ -78,18 +79,27 @@ def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig, emb
     files = as_utf8(inspect(Path(log), settings.format, usual, settings.encoding), spill)
     if files.format == "sequences" and settings.columns:  # named columns imply a table
         files = files._replace(format="tsv" if "\t" in next(lines(files.files[0])) else "ssv")
+    if files.format == "reference" and settings.format == "auto" and _has_times(files, settings):
+        files = files._replace(format="csv")  # events with baskets, not one user a row
     with engine_errors_as_data_errors(files):
         return _events_of_files(engine, spill, files, settings)
+
+
+def _has_times(files: InputFiles, settings: PrepareConfig) -> bool:
+    """Return whether the first row of a table has one time, not a list of them."""
+    index = find_column(files.path, header(files, None).names, "time_col", settings.time_col)
+    first = next(islice(read_rows(files, files.names[0]), 1, None), None)
+    return index is not None and first is not None and not "".join(first.cells[index : index + 1]).startswith("[")
 
 
 def _events_of_files(engine: Any, spill: Path, files: InputFiles, settings: PrepareConfig) -> Events:
     if files.format in {"sequences", "reference"}:
         _check_no_columns(files, settings)
     if files.format == "sequences":
-        return _events_of_histories(files, read_sequences(engine, files, settings.on_bad_row))
+        return _events_of_histories(files, read_sequences(engine, files, settings))
     if files.format == "reference":
         columns = {"user_col": settings.user_col, "item_col": settings.item_col, "title_col": None}
-        return _events_of_histories(files, read_lists(engine, spill, files, columns, settings.on_bad_row))
+        return _events_of_histories(files, read_lists(engine, spill, files, columns, settings))
     return with_table(
         engine, spill, files, settings.columns, settings.on_bad_row, lambda table: _events_of_table(table, settings)
     )
@@ -125,12 +135,28 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     names = _column_names(files.path, opened.head.names, settings)
     raw = {setting: opened.column(name) for setting, name in names.items()}
     columns, checks, times = _parse(files.path, raw, names, settings)
-    table, errors = valid_rows(opened, columns, checks)
+    table, errors = valid_rows(opened, columns, checks, _id_names(names), settings.id_type)
     table = with_times(opened.engine, table, times) if times else table
     if not value(table.count()):
         raise _no_events(files, errors)
+    _log_recognised(files.path, names, settings)
     ties = (*_TIES, "row") if settings.tie_col else ("row",)
     return Events(table, ties, {"format": files.format} | names, errors)
+
+
+def large_shares(events: Table) -> list[str]:
+    """Return a warning for the user, and for the item, that has more than a tenth of the events."""
+    warnings = []
+    num_events = value(events.count())
+    for name in ("user", "item"):
+        sizes = events.group_by(id=events[f"{name}_id"]).aggregate(size=events.count())
+        largest = first_row(sizes.order_by(ibis.desc("size"), "id"))
+        if largest and largest["size"] > _LARGE_SHARE * num_events:
+            warnings.append(
+                f"the {name} {printable(str(largest['id']))} has {largest['size'] / num_events:.0%} of the events "
+                f"({largest['size']:,} of {num_events:,}); if it stands for no {name}, list it in prepare.null_values"
+            )
+    return warnings
 
 
 def _no_events(files: InputFiles, errors: list[RowError]) -> DataError:
@@ -142,7 +168,10 @@ def _no_events(files: InputFiles, errors: list[RowError]) -> DataError:
 def _column_names(path: Path | str, names: list[str], settings: PrepareConfig) -> dict[str, str]:
     """Return the column name of each setting, for the columns that the table has."""
     keys = ["user_col", "item_col", "time_col", "rating_col"] + ["tie_col"] * bool(settings.tie_col)
-    indices = {key: find_column(path, names, key, getattr(settings, key)) for key in keys}
+    needs_time = settings.order == "time"  # otherwise, a column with a name such as `date` may hold anything
+    indices = {
+        key: find_column(path, names, key, getattr(settings, key), needs_time or key != "time_col") for key in keys
+    }
     if settings.min_rating is None:
         del indices["rating_col"]
     optional = {"time_col"} if settings.order == "file" else set()
@@ -152,16 +181,23 @@ def _column_names(path: Path | str, names: list[str], settings: PrepareConfig) -
     return {key: names[index] for key, index in indices.items() if index is not None}
 
 
+def _log_recognised(path: Path | str, names: dict[str, str], settings: PrepareConfig) -> None:
+    if message := recognised(names, settings.model_dump()):
+        _LOG.info("%s: %s", printable(str(path)), message)
+
+
+def _id_names(names: dict[str, str]) -> dict[str, str]:
+    return {"user_id": names["user_col"], "item_id": names["item_col"]}
+
+
 def _parse(
     path: Path | str, raw: dict[str, Column], names: dict[str, str], settings: PrepareConfig
 ) -> tuple[dict[str, Any], list[Check], ParsedTimes | None]:
     """Return the columns of events, the checks of their values, and their times."""
-    user, item = (id_column(path, names[setting], raw[setting]) for setting in ("user_col", "item_col"))
+    user, user_checks = id_checks(path, names["user_col"], raw["user_col"], settings.null_values)
+    item, item_checks = id_checks(path, names["item_col"], raw["item_col"], settings.null_values)
     columns: dict[str, Any] = {"user_id": user, "item_id": item}
-    checks = [
-        Check(is_empty(ids), names[setting], raw[setting], lambda _: "expected an id")
-        for setting, ids in (("user_col", user), ("item_col", item))
-    ]
+    checks = [*user_checks, *item_checks]
     times = parse_times(raw["time_col"], names["time_col"], settings) if "time_col" in names else None
     if times:
         columns |= times.columns
@@ -206,7 +242,12 @@ def _events_of_engine(engine: Any, embedded: Any, spill: Path, log: str, setting
         raise DataError(f"{log}: has no rows; expected one event a row")
     ties = (*_TIES, "item_id") if settings.tie_col else ("item_id",)
     check_skippable(errors, settings.on_bad_row)
-    return Events(valid, ties, columns_of, errors)
+    _log_recognised(log, names, settings)
+    converted = convert_ids(valid, _id_names(names), settings.id_type)
+    if isinstance(converted, Check):
+        refused = first_row(valid.filter(converted.condition).select(value=converted.value.cast("string")))
+        raise DataError(row_error(Path(log), 0, converted, refused["value"], "row").message())
+    return Events(converted, ties, columns_of, errors)
 
 
 def _table_of_engine(engine: Any, log: str) -> Table:

@@ -2,7 +2,7 @@
 
 import csv
 import glob
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -11,8 +11,9 @@ import duckdb
 import ibis
 from ibis.expr.types import Column, Table
 
-from slmrec.config.prepare import OnBadRow
+from slmrec.config.prepare import IdType, OnBadRow
 from slmrec.data.engine import explain, keep
+from slmrec.data.logs.checks import Check, check_columns, convert_ids, row_error
 from slmrec.data.logs.columns import Header, header
 from slmrec.data.logs.files import InputFiles, as_utf8, copy_paths, literals_as_json, unpacked
 from slmrec.data.logs.formats import DELIMITERS, QUOTED, json_object_error
@@ -55,18 +56,6 @@ class OpenTable(NamedTuple):
             keys = _json_keys(objects).unnest().name("key").as_table().distinct()
             names += sorted(set(keys.to_pyarrow()["key"].to_pylist()) - set(names))
         return names
-
-
-class Check(NamedTuple):
-    """A condition under which a row is invalid."""
-
-    condition: Any
-    column: str | None
-    """The name of the checked column in the file; None for the whole line."""
-    value: Column
-    """The value to report."""
-    expected: Callable[[str | None], str] | None
-    """Maps an invalid value to what was expected; None: the row is skipped without an error."""
 
 
 def with_table(
@@ -143,68 +132,48 @@ def _wrong_width(cells: Sequence[str], expected: int) -> str | None:
     return f"{len(cells)} columns, expected {expected}" if cells and len(cells) != expected else None
 
 
-def valid_rows(opened: OpenTable, columns: dict[str, Any], checks: Sequence[Check]) -> tuple[Table, list[RowError]]:
+def valid_rows(
+    opened: OpenTable, columns: dict[str, Any], checks: Sequence[Check], ids: Mapping[str, str], id_type: IdType
+) -> tuple[Table, list[RowError]]:
     """Read the rows of a table into the engine and separate the invalid ones.
 
     Args:
         opened: the table.
         columns: the columns to keep, by their new name.
         checks: the checks of each row; the first one that applies is reported.
+        ids: the columns of ids among `columns`, and their names in the file.
+        id_type: the setting of `prepare`.
 
     Returns:
         The valid rows, with their place in the input (`row`, from 0), and the errors of the invalid ones.
 
     Raises:
-        DataError: a row is invalid, and `on_bad_row` is `error`.
+        DataError: a row is invalid, and `on_bad_row` is `error`; or a column of ids holds fractions.
     """
     if opened.source.format == "jsonl":
         line = opened.table.line
-        blank = Check(is_empty(line.strip()), None, line, None)
+        blank = Check(line.fill_null("").strip() == "", None, line, None)
         checks = [blank, Check(~opened.table.is_object, None, line, _not_an_object), *checks]
     marked = opened.table.select(**columns, file=file_column(opened.table), **check_columns(checks))
     stored = keep(opened.engine, marked)
     rows = stored.mutate(row=stored.rowid())
     errors = check_skippable(_row_errors(opened, rows, checks), opened.on_bad_row)
-    return rows.filter(rows.fault.isnull()).drop("fault", "value", "file"), errors
+    valid = rows.filter(rows.fault.isnull())
+    converted = convert_ids(valid, ids, id_type)
+    if isinstance(converted, Check):
+        opened = opened._replace(on_bad_row="error")
+        refused = valid.mutate(fault=ibis.ifelse(converted.condition, 0, None), value=converted.value.cast("string"))
+        raise DataError(_row_errors(opened, refused, [converted])[-1].message())
+    return converted.drop("fault", "value", "file"), errors
 
 
 def _not_an_object(line: str | None) -> str:
     return json_object_error(line or "") or "not JSON (it contains characters that are not Unicode)"
 
 
-def check_columns(checks: Sequence[Check]) -> dict[str, Any]:
-    """Return the columns `fault`, the number of the first check that applies to a row, and `value`, its value."""
-    return {
-        "fault": ibis.cases(*((check.condition, number) for number, check in enumerate(checks))),
-        "value": ibis.cases(*((check.condition, check.value.cast("string")) for check in checks)),
-    }
-
-
 def file_column(table: Table) -> Any:
     """Return the column with the file of each row; null if there is only one file."""
     return table[_FILE] if _FILE in table.columns else ibis.literal(None, "string")
-
-
-def id_column(path: Path | str, name: str, ids: Column) -> Column:
-    """Return a column of ids as whole numbers or text.
-
-    Raises:
-        DataError: the column has another type.
-    """
-    dtype = ids.type()
-    if dtype.is_integer():
-        return ids.try_cast("int64")
-    if not dtype.is_string():
-        raise DataError(
-            f"{path}: column {name!r} has the type {dtype}, expected ids that are text or whole numbers; convert the "
-            "column (missing ids turn whole numbers into float64)"
-        )
-    return ids
-
-
-def is_empty(column: Column) -> Any:
-    """Return a condition that holds where a column has no value."""
-    return column.isnull() | (column == "") if column.type().is_string() else column.isnull()
 
 
 def read_lines(engine: Any, files: InputFiles) -> Table:
@@ -330,12 +299,6 @@ def first_rows(rows: Table) -> dict[str | None, int]:
     """Return the number (`row`) of the first row of each file."""
     firsts = rows.group_by("file").aggregate(first=rows.row.min()).to_pyarrow().to_pylist()
     return {row["file"]: row["first"] for row in firsts}
-
-
-def row_error(file: Path, line: int, check: Check, value: str | None, unit: str) -> RowError:
-    """Return the error of a row to which a check applies."""
-    assert check.expected is not None
-    return RowError(file, line, check.column, value, check.expected(value), unit)
 
 
 def _lines_of(opened: OpenTable, file: Path, rows: Collection[int]) -> dict[int, int]:

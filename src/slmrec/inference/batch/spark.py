@@ -87,7 +87,7 @@ def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
     users = dict(frame.dtypes)["user_id"]
     if users not in _USERS:
         raise DataError(f"{path}: user_id is of the type {users}; expected text or whole numbers")
-    items = pa.int64() if pa.types.is_integer(recommender.vocabulary.item_ids.type) else pa.string()
+    items = pa.int64() if pa.types.is_signed_integer(recommender.vocabulary.item_ids.type) else pa.string()
     types = {"user_id": _USERS[users], "item_id": items, "score": pa.float32(), "rank": pa.int64()}
     return pa.schema(list(types.items()))
 
