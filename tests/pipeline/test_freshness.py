@@ -8,8 +8,9 @@ from runs import STEPS, contents, refused
 
 from slmrec.commands.main import main
 from slmrec.config.load import load_config
+from slmrec.errors import DataError
 from slmrec.models.folder import load_recommender, note_measured
-from slmrec.pipeline.stage import _content, _fingerprint, is_outdated
+from slmrec.pipeline.stage import Task, _content, _fingerprint, is_outdated
 from slmrec.pipeline.table import Step, stage_named
 from slmrec.training.trainer import _Trainer
 
@@ -109,6 +110,10 @@ def outdate(folder: Path) -> None:
     (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
 
 
+def fail(task: Task) -> dict[str, float]:
+    raise DataError("cannot start")
+
+
 @pytest.mark.parametrize("stage", ["prepare", "pretrain", "finetune", "distill", "evaluate"])
 def test_folders_of_version_0_1_are_refused_and_made_again(
     stage: str, output: Path, common: list[str], capsys: pytest.CaptureFixture[str], finished: Path
@@ -124,6 +129,10 @@ def test_folders_of_version_0_1_are_refused_and_made_again(
         error = refused(["distill", *common], capsys)
         assert f"{output / stage}: made by version 0.1.0" in error
     if stage == "pretrain":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("slmrec.pipeline.pretrain.build", fail)
+            assert "cannot start" in refused([stage, *common, "--force"], capsys)
+        assert stale.exists() and (output / stage / "stage.json").exists()  # until the new ones are complete
         assert main([stage, *common, "--force"]) == 0
         assert not stale.exists() and not (output / stage / "stage.json").exists()
         assert contents(output / stage) == contents(finished / stage)

@@ -249,6 +249,15 @@ def test_steps_of_an_earlier_version_are_named(output: Path) -> None:
     assert "pretrain/sasrec: made by an earlier version (0.1.0)" in texts
 
 
+def test_studies_that_were_not_run_are_no_faults(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "slmrec")
+    show(list(sections_of(output).values()))
+    assert "ablat" not in caplog.text and "depth" not in caplog.text
+    shutil.rmtree(output / "distill")
+    show(list(sections_of(output).values()))
+    assert "report: missing: distill: not run; make it with: slmrec distill" in caplog.text
+
+
 def test_a_run_that_was_evaluated_on_validation_alone_says_so(output: Path) -> None:
     for name in ("metrics.json", "per_user.parquet", "users.parquet"):
         (output / "evaluate" / name).unlink()
@@ -256,7 +265,10 @@ def test_a_run_that_was_evaluated_on_validation_alone_says_so(output: Path) -> N
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     content["evaluate"]["splits"] = ["valid"]
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert set(lacks(output)) == {"depth", "ablation"}
+    assert {name: [notice.fault for notice in found] for name, found in lacks(output).items()} == {
+        "depth": ["optional"],
+        "ablation": ["optional"],
+    }
     assert "Results on the validation split" in sections_of(output)["models"].lead
     assert {row["split"] for row in grids_of(output)["efficiency"]} == {"valid"}
 

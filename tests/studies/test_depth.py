@@ -20,7 +20,8 @@ from slmrec.models.folder import load_recommender
 from slmrec.studies.depth import _points
 
 DEPTHS = ("1", "2", "4")
-PROTOCOL = "full_history_excluded"
+PROTOCOL = "sampled_20"
+"""The primary protocol of the recipe, by which the study decides."""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def recipe(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(tiny_recipe)
     content["finetune"]["ensemble"] = ["sasrec"]
     content["finetune"]["train"] |= {"learning_rate": 1e-2, "eval_max_users": 60}
+    content["evaluate"] = {"protocols": ["full", PROTOCOL], "primary_protocol": PROTOCOL}
     content["depth"] = {"layer_steps": [2], "drop_users": 30, "quality_loss": 0.5, "similarity_users": 50}
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -72,6 +72,11 @@ class TrainConfig(Section):
         )
         return self
 
+    @property
+    def memory_savers(self) -> tuple[str, ...]:
+        """Settings, as `name=value`, that would lower the memory of training."""
+        return ()
+
     @model_validator(mode="after")
     def _sampling_is_whole(self) -> "TrainConfig":
         check(
@@ -111,6 +116,11 @@ class DecoderTraining(TrainConfig):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
     """Compile the norms and MLPs of the layers; needs a C++ compiler and some seconds at the start."""
+
+    @property
+    def memory_savers(self) -> tuple[str, ...]:
+        """Settings, as `name=value`, that would lower the memory of training."""
+        return () if self.gradient_checkpointing else ("gradient_checkpointing=true",)
 
 
 class DecoderBaseTraining(DecoderTraining, BaseModelTraining):

@@ -32,7 +32,7 @@ from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
 
 _LOG = logging.getLogger(__name__)
-PLACES = {"input", "items", "memory_limit"}
+PLACES = {"input", "items", "memory_limit", "engine_password_file"}
 """Settings that change no result: a file may move without its stage being redone, as long as its content stays."""
 _CARD_FILES = ("README.md", "about.json")
 """Files of a model folder that `evaluate` rewrites and on which no result depends."""
@@ -116,6 +116,7 @@ def run_step(
         record = {"fingerprint": fingerprint, "upstream": upstream, "done": True, "version": __version__}
         _write_json(partial / "stage.json", record | facts)
         (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
+        _remove_outdated(step, output)
         put_in_place(partial, target)
         _LOG.info("%s: done in %.0f s, written to %s", step.folder, facts["wall_s"], target)
     return target
@@ -170,7 +171,7 @@ def _outdated(folder: Path, stage: str, record: dict[str, Any]) -> CheckpointErr
 
 
 def _refuse_outdated(step: Step, output: Path, force: bool) -> None:
-    """Refuse to write over a stage of an earlier version; with `force` it is replaced.
+    """Refuse to write over a stage of an earlier version; with `force` it is replaced once the new one is complete.
 
     Raises:
         CheckpointError: The folder was made by such a version.
@@ -181,8 +182,20 @@ def _refuse_outdated(step: Step, output: Path, force: bool) -> None:
         return
     if not force:
         raise _outdated(folder, step.stage.name, record)
-    if step.model is not None:  # the stage had one folder, which now holds a folder for each model
-        shutil.rmtree(folder)
+
+
+def _remove_outdated(step: Step, output: Path) -> None:
+    """Remove the stage of an earlier version from the folder that now holds a folder for each model."""
+    folder = output / step.stage.name
+    if step.model is None or not is_outdated(read_record(folder).get("version")):
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "stage.json"):  # its record goes last
+        if path.name.startswith("."):  # locks, and folders that are being written
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def dump(config: Config) -> str:

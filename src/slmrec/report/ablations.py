@@ -20,7 +20,7 @@ def ablations(run: Run) -> Section:
         name = "ablation" if number == 1 else f"ablation-{number}"
         blocks += blocks_or_notice(str(path), lambda path=path, name=name: _blocks(path, name))  # type: ignore[misc]
     if not paths:
-        blocks.append(Notice("missing", "no ablation was made", _command(run)))
+        blocks.append(Notice("optional", "no ablation was run", _command(run)))
     lead = "The effect of each part of the distillation: variants of the student, each with several seeds."
     return Section("ablation", "Ablation", lead, blocks)
 

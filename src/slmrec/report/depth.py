@@ -35,7 +35,7 @@ def depth(run: Run) -> Section:
     if path.is_file():
         blocks = blocks_or_notice("the depth study", lambda: _blocks(path))
     else:
-        blocks = [Notice("missing", "no depth study was made", run.command("depth", run.output))]
+        blocks = [Notice("optional", "the study of depth was not run", run.command("depth", run.output))]
     return Section("depth", "Depth", lead, blocks)
 
 

@@ -168,7 +168,8 @@ def show(sections: list[Section]) -> None:
                 protocol = grid.columns[first].group
                 quality = range(first, first + len(METRICS))
                 console.print(_table(f"efficiency: quality, {protocol}", grid, [0, 1, *quality]))
-    for notice in dict.fromkeys(notice for section in sections for notice in section.notices()):
+    notices = dict.fromkeys(notice for section in sections for notice in section.notices())
+    for notice in (notice for notice in notices if notice.fault != "optional"):
         remedy = f"; make it with: {notice.command}" if notice.command else ""
         _LOG.info("report: %s: %s%s", notice.fault, notice.text, remedy)
 

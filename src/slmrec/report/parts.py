@@ -104,10 +104,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Notice:
-    """Message about a part that is missing."""
+    """Message about a part that is missing; `optional` is a study that no run needs."""
 
     kind: ClassVar[str] = "notice"
-    fault: Faults
+    fault: Faults | Literal["optional"]
     text: str
     command: str | None = None
     """Command line that makes it."""

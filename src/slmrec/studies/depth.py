@@ -102,5 +102,6 @@ def _measure_deepest(recipe: Config, point: Path, removed: range, force: bool) -
 
 def _measure(build: Build, recipe: Config, point: Path, name: str, force: bool) -> None:
     """Execute a measurement as a step with a folder of its own."""
-    stage = Stage(FOLDER, "measure the layers of a model", reads=lambda config: ("prepare", "finetune"))
+    reads = ("prepare", "finetune")
+    stage = Stage(FOLDER, "measure the layers of a model", reads=lambda config: reads, validates=True)
     run_step(Step(stage), recipe, point, force, target=point / name, build=build)

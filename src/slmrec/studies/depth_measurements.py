@@ -13,18 +13,19 @@ from torch import Tensor
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.metrics import Ints, ranking_metrics
-from slmrec.evaluation.rank import EncoderScorer, RankingProtocol, Scorer, VectorScorer, evaluate_scorer, throughput
+from slmrec.evaluation.rank import EncoderScorer, Scorer, VectorScorer, evaluate_scorer, throughput
 from slmrec.models.build import student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
 from slmrec.pipeline.fitting import training_samples
 from slmrec.pipeline.stage import Task
-from slmrec.pipeline.validation import EVAL_BATCH, validation
+from slmrec.pipeline.validation import EVAL_BATCH, Validation, validation
 from slmrec.progress import progress
 from slmrec.studies.layer_similarity import cka, layer_cosines
 from slmrec.studies.linear_probes import LinearHeads, apply_head
 
-PROTOCOLS: tuple[RankingProtocol, ...] = ("full_history_excluded", "full")
+PROTOCOLS = ("full_history_excluded", "full")
+"""Protocols that are measured besides the primary one, by which the study decides."""
 TIMED_USERS = 1000
 """Number of users over whom the speed of a model is measured."""
 Metrics = dict[str, dict[str, float]]
@@ -37,7 +38,7 @@ def validate_model(task: Task) -> dict[str, float]:
     scorer = EncoderScorer(study.model)
     timed = study.samples.take(np.arange(min(TIMED_USERS, len(study.samples))))
     speed = throughput({"model": scorer}, timed, batch_size=EVAL_BATCH)["model"]
-    metrics, ranks = _metrics(scorer, study.samples)
+    metrics, ranks = _metrics(study, scorer)
     table = pa.table({"user": study.samples.users()} | ranks)
     pq.write_table(table, task.folder / "per_user.parquet")
     _write(task, {"metrics": metrics, "layers": study.model.config.layers, "infer_s_per_1000_users": 1000 / speed})
@@ -57,7 +58,7 @@ def analyse_layers(task: Task) -> dict[str, float]:
     for depth in range(1, model.num_layers + 1):
         fitted = apply_head(heads[depth - 1], model.final_norm(states[depth].to(model.device)))
         for head, vectors in (("final", users[depth - 1]), ("fitted", fitted)):
-            metrics, _ = _metrics(VectorScorer(vectors, items, model.max_history_items), study.samples)
+            metrics, _ = _metrics(study, VectorScorer(vectors, items, model.max_history_items))
             early_exits.append({"num_layers": depth, "head": head, "metrics": metrics})
     some = states[:, : task.config.depth.similarity_users]
     similarity = {"cosine": layer_cosines(states).tolist(), "cka": cka(some).tolist(), "num_users": some.shape[1]}
@@ -71,7 +72,7 @@ def validate_without_layer(task: Task, layer: int) -> dict[str, float]:
     kept = tuple(number for number in range(study.model.num_layers) if number != layer)
     model = student_from(study.model, kept, item_dropout=0.0, train_items=False).to(study.model.device)
     users = np.arange(min(task.config.depth.drop_users, len(study.samples)))
-    metrics, _ = _metrics(EncoderScorer(model), study.samples.take(users))
+    metrics, _ = _metrics(study, EncoderScorer(model), study.samples.take(users))
     _write(task, {"without": layer, "num_users": len(users), "metrics": metrics})
     return _flat(metrics)
 
@@ -81,20 +82,30 @@ class _Study(NamedTuple):
 
     model: DecoderRecommender
     dataset: Dataset
-    samples: Samples
-    """Validation users of its training."""
+    validation: Validation
+    """Validation of its training: users and primary protocol."""
+
+    @property
+    def samples(self) -> Samples:
+        return self.validation.samples
 
 
 def _load(task: Task) -> _Study:
     model, _ = load_recommender(task.output / "finetune")  # a decoder, since the recipe has no ensemble
     dataset = Dataset.load(task.output / "prepare")
-    samples = validation(task, dataset, task.config.finetune.train.eval_max_users).samples
-    return _Study(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), dataset, samples)
+    users = validation(task, dataset, task.config.finetune.train.eval_max_users)
+    return _Study(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), dataset, users)
 
 
-def _metrics(scorer: Scorer, samples: Samples) -> tuple[Metrics, dict[str, Ints]]:
-    """Return the metrics and the ranks of the users, by protocol."""
-    ranks = evaluate_scorer(scorer, samples, batch_size=EVAL_BATCH, protocols=PROTOCOLS)
+def _metrics(study: _Study, scorer: Scorer, samples: Samples | None = None) -> tuple[Metrics, dict[str, Ints]]:
+    """Return the metrics and the ranks of the users, all of them or those of `samples`, by protocol."""
+    ranks = evaluate_scorer(
+        scorer,
+        study.samples if samples is None else samples,
+        batch_size=EVAL_BATCH,
+        protocols=tuple(dict.fromkeys((study.validation.protocol, *PROTOCOLS))),
+        negatives=study.validation.negatives,
+    )
     return {name: ranking_metrics(own) for name, own in ranks.items()}, ranks
 
 

@@ -19,7 +19,6 @@ from slmrec.studies.compare import numbers
 from slmrec.studies.evaluated import label
 
 _LOG = logging.getLogger(__name__)
-PROTOCOL = "full_history_excluded"
 COLUMNS = ("layers", "parameters", "training", "ms a user", label(METRIC), "of the best", "difference", "early exit")
 REDUNDANT = 0.99
 """Cosine between the input and the output of a layer from which the layer is listed as redundant."""
@@ -36,20 +35,23 @@ def report(folder: Path, names: list[str], deepest: str, removed: range, config:
         removed: Layers without which it was evaluated.
         config: The recipe.
     """
+    protocol = config.evaluate.primary_protocol
     trained = [_trained(folder / name, name) for name in names]
-    best = max(trained, key=_quality)
+    best = max(trained, key=lambda point: _quality(point, protocol))
+    most = _values(folder / best["name"], protocol)
     for point in trained:
-        point["difference"] = None if point is best else _difference(folder, best["name"], point["name"])
+        values = _values(folder / point["name"], protocol)
+        point["difference"] = None if point is best else numbers(compare_means(most, values), None)
     content: Content = {
         "split": "valid",
-        "protocol": PROTOCOL,
-        "num_users": len(_values(folder / deepest)),
+        "protocol": protocol,
+        "num_users": len(_values(folder / deepest, protocol)),
         "num_layers": int(deepest),
         "seed": config.seed,
         "trained": trained,
         **_measurements(folder / deepest / "layers"),
         "dropped": [_without_layer(folder / deepest, layer) for layer in removed],
-        "recommended": _recommended(trained, best, config.depth.quality_loss),
+        "recommended": _recommended(trained, best, protocol, config.depth.quality_loss),
     }
     path = folder / "depth.json"
     with write_atomically(path) as temporary:
@@ -78,24 +80,21 @@ def _without_layer(point: Path, layer: int) -> Content:
     return measured | {"whole": whole}
 
 
-def _quality(point: Content) -> float:
-    value: float = point["metrics"][PROTOCOL][METRIC]
+def _quality(point: Content, protocol: str) -> float:
+    value: float = point["metrics"][protocol][METRIC]
     return value
 
 
-def _difference(folder: Path, best: str, other: str) -> Content:
-    return numbers(compare_means(_values(folder / best), _values(folder / other)), None)
-
-
-def _values(point: Path) -> Floats:
+def _values(point: Path, protocol: str) -> Floats:
     """Return the metric of each user (num_users,), in the order of the users."""
     table = pq.read_table(point / "validate" / "per_user.parquet").sort_by("user")
-    return user_metrics(np.asarray(table[PROTOCOL], np.int64))[METRIC]
+    return user_metrics(np.asarray(table[protocol], np.int64))[METRIC]
 
 
-def _recommended(trained: list[Content], best: Content, quality_loss: float) -> Content:
+def _recommended(trained: list[Content], best: Content, protocol: str, quality_loss: float) -> Content:
     """Return the smallest model whose quality is close enough to the best."""
-    close = [point for point in trained if _quality(point) >= (1 - quality_loss) * _quality(best)]
+    least = (1 - quality_loss) * _quality(best, protocol)
+    close = [point for point in trained if _quality(point, protocol) >= least]
     chosen = min(close, key=lambda point: point["num_layers"])
     return {
         "name": chosen["name"],
@@ -107,10 +106,10 @@ def _recommended(trained: list[Content], best: Content, quality_loss: float) -> 
 
 
 def _show(content: Content) -> None:
-    recommended = content["recommended"]
+    recommended, protocol = content["recommended"], content["protocol"]
     best = next(point for point in content["trained"] if point["name"] == recommended["best"])
     title = (
-        f"{content['num_users']:,} users of the validation split, {PROTOCOL}, seed {content['seed']}; differences "
+        f"{content['num_users']:,} users of the validation split, {protocol}, seed {content['seed']}; differences "
         f"({CONFIDENCE:.0%} intervals) to {recommended['best']}; early exit: the deepest model up to this layer, with "
         "its own head"
     )
@@ -118,10 +117,10 @@ def _show(content: Content) -> None:
     table.add_column("model")
     for name in COLUMNS:
         table.add_column(name, justify="right")
-    exits = {exit["num_layers"]: _quality(exit) for exit in content["early_exit"] if exit["head"] == "final"}
+    exits = {exit["num_layers"]: _quality(exit, protocol) for exit in content["early_exit"] if exit["head"] == "final"}
     for point in content["trained"]:
         are_first = point["layers"] == list(range(point["num_layers"]))
-        table.add_row(*_cells(point, best, exits.get(point["num_layers"]) if are_first else None))
+        table.add_row(*_cells(point, best, protocol, exits.get(point["num_layers"]) if are_first else None))
     console = Console(width=max(Console().width, 140), markup=False, highlight=False)
     console.print(table)
     cosines = enumerate(content["similarity"]["cosine"])
@@ -133,8 +132,9 @@ def _show(content: Content) -> None:
     )
 
 
-def _cells(point: Content, best: Content, early_exit: float | None) -> list[str]:
+def _cells(point: Content, best: Content, protocol: str, early_exit: float | None) -> list[str]:
     difference, interval = point["difference"], ""
+    quality, most = _quality(point, protocol), _quality(best, protocol)
     if difference:
         interval = f"{difference['difference']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
     return [
@@ -143,8 +143,8 @@ def _cells(point: Content, best: Content, early_exit: float | None) -> list[str]
         f"{point['num_parameters'] / 1e6:,.1f} M",
         f"{point['training_s']:,.0f} s",
         f"{point['infer_s_per_1000_users']:.2f}",
-        f"{_quality(point):.4f}",
-        f"{_quality(point) / _quality(best):.1%}" if _quality(best) else "-",
+        f"{quality:.4f}",
+        f"{quality / most:.1%}" if most else "-",
         interval,
         "" if early_exit is None else f"{early_exit:.4f}",
     ]

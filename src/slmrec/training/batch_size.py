@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from slmrec.config import DecoderTraining, TrainConfig
+from slmrec.config import TrainConfig
 from slmrec.errors import TrainingError
 from slmrec.training.memory import can_measure_growth, free_mb, gpu_growth_mb, growth_mb
 
@@ -64,9 +64,7 @@ def memory_remedies(name: str, settings: TrainConfig) -> str:
     remedies = f"set {name}.train.per_device_train_batch_size=auto with reference_batch_size"
     if settings.per_device_train_batch_size == "auto":
         remedies = f"lower {name}.train.reference_batch_size, repeat with --force to measure the memory again"
-    if isinstance(settings, DecoderTraining) and not settings.gradient_checkpointing:
-        remedies += f", set {name}.train.gradient_checkpointing=true"
-    return remedies
+    return ", ".join([remedies, *(f"set {name}.train.{setting}" for setting in settings.memory_savers)])
 
 
 def _sizes(max_samples: int) -> Iterator[int]:

@@ -55,7 +55,7 @@ class Steps:
     def __init__(
         self, data: TrainingSamples, settings: TrainConfig, seed: int, name: str, process: int, num_processes: int
     ) -> None:
-        self.data, self.seed = data, seed
+        self.data, self.settings, self.seed, self.name = data, settings, seed, name
         self.process, self.num_processes = process, num_processes
         self.batch_size = _batch_size(settings, name, num_processes)
         """Number of samples in a batch of one process."""

@@ -57,30 +57,28 @@ def fit(
         ConfigError: A tracker is not installed.
         TrainingError: A loss, gradient or score is not finite, or memory is short.
     """
-    return _Trainer(loss, data, settings, validate, folder, seed, name, trackers).run()
+    trackers.check()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    prepared = accelerator.prepare_model(loss)  # moves the parameters to the device
+    state = TrainingState(loss, settings, folder)
+    steps = Steps(data, settings, seed, name, accelerator.process_index, int(accelerator.num_processes))
+    return _Trainer(accelerator, prepared, state, steps, validate, trackers).run()
 
 
 class _Trainer:
     def __init__(
         self,
+        accelerator: Accelerator,
         loss: nn.Module,
-        data: TrainingSamples,
-        settings: TrainConfig,
+        state: TrainingState,
+        steps: Steps,
         validate: Validate,
-        folder: Path,
-        seed: int,
-        name: str,
         trackers: Trackers,
     ) -> None:
-        trackers.check()
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.bf16 = use_bf16(settings.bf16)
-        self.loss = self.accelerator.prepare_model(loss)  # moves the parameters to the device
-        self.state = TrainingState(loss, settings, folder)
-        processes = self.accelerator.process_index, int(self.accelerator.num_processes)
-        self.steps = Steps(data, settings, seed, name, *processes)
-        self.data, self.settings, self.validate = data, settings, validate
-        self.seed, self.name, self.trackers = seed, name, trackers
+        self.accelerator, self.loss, self.state, self.steps = accelerator, loss, state, steps
+        self.validate, self.trackers = validate, trackers
+        self.data, self.settings, self.seed, self.name = steps.data, steps.settings, steps.seed, steps.name
+        self.bf16 = use_bf16(self.settings.bf16)
 
     @property
     def progress(self) -> TrainingProgress:
