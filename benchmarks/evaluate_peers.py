@@ -5,7 +5,7 @@ It runs in our environment. The folder of a peer holds `vectors.safetensors` (`u
 ranked after all others. Writes benchmarks/results/peers.json and, with --ranks, the ranks of the users in the columns
 of OUT/evaluate/per_user.parquet.
 
-Run: python benchmarks/evaluate_peers.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain
+Run: python benchmarks/evaluate_peers.py OUT/prepare rectools=OUT/peers/rectools sasrec=OUT/pretrain/sasrec
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Cost of the low-pass filter of SASRec in a training step, with the settings of configs/beauty.yaml.
+"""Cost of the low-pass filter of SASRec in a training step, with the settings of the recipe `beauty`.
 
 The first batches of an epoch run with and without the filter in turn; the ratio is that of the medians of the rounds.
 Times are processor seconds, so that other programs on the machine have little influence. Writes

@@ -1,18 +1,11 @@
 """The score bonus of a few items in top-k search."""
 
-import doctest
-
 import pytest
 import torch
 
 from slmrec import topk
 from slmrec.topk import top_k
 from slmrec.types import ItemBonus
-
-
-def test_examples_of_the_module() -> None:
-    result = doctest.testmod(topk)
-    assert result.attempted >= 2 and result.failed == 0
 
 
 def test_bonus_changes_the_ranking() -> None:

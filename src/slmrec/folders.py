@@ -41,7 +41,7 @@ def folder_in_place(target: Path, replaced: bool = False) -> Iterator[Path]:
 
     Args:
         target: The final folder.
-        replaced: Whether an existing folder is replaced.
+        replaced: True if an existing folder is replaced.
 
     Raises:
         CheckpointError: The target exists and must not be replaced, or the disk is full.

@@ -1,4 +1,4 @@
-"""Top-k items of many users over a large catalogue, in chunks; the B x V matrix of scores is never held."""
+"""Top-k items of many users over a large catalogue, in chunks; the B x V matrix of scores never exists."""
 
 import torch
 from torch import Tensor
@@ -22,22 +22,22 @@ def top_k(
     bonus: ItemBonus | None = None,
     max_scores: int = MAX_RANKED_SCORES,
 ) -> tuple[Tensor, Tensor]:
-    """The k best items of each user and their scores, best first, the smaller item first among equal scores.
+    """Return the k best items of each user and their scores, best first, the smaller item first among equal scores.
 
     Args:
         users: (N, D) user vectors.
-        items: (V+1, D) item vectors; row 0 is padding and never ranks.
-        k: at least 1; the V best are returned where V is smaller.
+        items: (V+1, D) item vectors; row 0 is padding and is never ranked.
+        k: number of items, at least 1; all V items are returned if V is smaller.
         excluded: (N, E) items that a user must not get, padded with 0.
-        allowed: (V+1,) bool, the items that anyone may get.
+        allowed: (V+1,) bool, items that users may get; None: all.
         bonus: term added to the scores of a few items of each user, before items are excluded.
-        max_scores: computed at once; the result does not depend on it, but for the rounding of scores.
+        max_scores: number of scores computed at once; it affects only the rounding of scores.
 
     Returns:
-        Scores and items, each (N, min(k, V)). Where fewer items are left, the score is -inf and the item 0.
+        Scores and items, each (N, min(k, V)); where fewer items are left, the score is -inf and the item is 0.
 
     Raises:
-        ValueError: an item that may rank has the score NaN; the message names the first such row.
+        ValueError: an item that may be ranked has the score NaN; the message names the first such row.
 
     Example:
         >>> scores, best = top_k(torch.tensor([[1.0]]), torch.tensor([[9.0], [1.0], [2.0], [2.0]]), 2)
@@ -65,7 +65,7 @@ def top_k(
 
 
 def by_columns(items: Tensor) -> Tensor:
-    """A copy of item vectors, each coordinate of all items in one place: `top_k` reads it faster, for one user most.
+    """Return a copy of item vectors in column-major order, which `top_k` reads faster, above all for a single user.
 
     Args:
         items: (V+1, D).
@@ -85,9 +85,9 @@ def _rank_at_once(
     allowed: Tensor | None,
     bonus: ItemBonus | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Scores and items as `top_k` gives them, in few steps; None where scores are equal, NaN, or too few.
+    """Return scores and items as `top_k` does, in fewer steps; None if scores are equal, NaN, or too few.
 
-    Of the k + 1 best scores each must be less than the one before.
+    The k + 1 best scores must differ from each other.
     """
     if not len(users) or k + 1 >= len(items) or users.dtype != torch.float32 or items.dtype != torch.float32:
         return None
@@ -144,7 +144,7 @@ def _add_bonus(scores: Tensor, start: int, bonus: ItemBonus) -> None:
 
 
 def _mask(scores: Tensor, start: int, excluded: Tensor | None, allowed: Tensor | None) -> None:
-    """Sets to -inf what may not rank among the items that begin at `start`."""
+    """Set the scores of items that must not be ranked to -inf, in a chunk that begins at the item `start`."""
     stop = start + scores.shape[1]
     if allowed is not None:
         scores.masked_fill_(~allowed[start:stop], -torch.inf)
@@ -154,9 +154,9 @@ def _mask(scores: Tensor, start: int, excluded: Tensor | None, allowed: Tensor |
 
 
 def best_columns(scores: Tensor, k: int) -> Tensor:
-    """(N, min(k, width)) columns of each row's best scores, ascending; of equal scores the first columns are chosen.
+    """Return the columns (N, min(k, width)) of the best scores of each row, ascending; the first among equal scores.
 
-    NaN counts as the best of all. Which of several -inf are chosen is not said.
+    NaN counts as the best score. The choice among several scores of -inf is not defined.
 
     Args:
         scores: (N, width).
@@ -179,7 +179,7 @@ def best_columns(scores: Tensor, k: int) -> Tensor:
 
 
 def _first_of_equals(scores: Tensor, least: Tensor, k: int) -> Tensor:
-    """Columns above the least chosen score, and as many of the first ones at it as make k."""
+    """Return the columns with scores above the least chosen one, and the first columns with that score, k in all."""
     above, level = ~(scores <= least), scores == least
     missing = k - above.sum(dim=1, keepdim=True)
     chosen = above | (level & (level.cumsum(dim=1, dtype=torch.int32) <= missing))

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class Histories(NamedTuple):
-    """Item histories of a batch of users, oldest item first."""
+    """Item histories of a batch of users, oldest item first.
+
+    Example:
+        >>> import torch
+        >>> Histories(torch.tensor([[3, 7, 0], [5, 0, 0]]), torch.tensor([2, 1])).items.shape
+        torch.Size([2, 3])
+    """
 
     items: "Tensor"
     """(B, L) int64 items, padded with 0 on the right."""
@@ -76,7 +82,7 @@ class Encoded(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """A loss and what it is made of."""
+    """Loss, and the terms of which it is the weighted sum."""
 
     total: "Tensor"
     """Scalar, to be minimised."""

@@ -234,6 +234,7 @@ def test_no_file_message_or_log_of_a_run_has_a_secret(
     content["finetune"] = {"backbone": None, "ensemble": ["sasrec"]}
     content["pretrain"]["sasrec"]["max_history_items"] = 50
     content["distill"] = {"student": {"kind": "sasrec"}, "weights": {"ce": 1.0, "cosine": 0, "norm": 0, "multiple": 0}}
+    content["evaluate"] = {"protocols": ["full_history_excluded"], "timing_users": 20}
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     with caplog.at_level(logging.DEBUG):
         fast = [f"{section}.train.num_train_epochs=1" for section in ("pretrain.sasrec", "distill")]

@@ -1,4 +1,3 @@
-import doctest
 import math
 
 import numpy as np
@@ -31,12 +30,6 @@ def top_lists(draw, k=3):
     items = st.lists(st.integers(1, NUM_ITEMS), max_size=k, unique=True)
     rows = draw(st.lists(items, min_size=1, max_size=6).filter(any))
     return np.array([row + [0] * (k - len(row)) for row in rows], dtype=np.int32)
-
-
-def test_examples_of_the_module():
-    result = doctest.testmod(diversity)
-    assert result.attempted >= 7
-    assert result.failed == 0
 
 
 def test_all_metrics_are_those_worked_out_by_hand():

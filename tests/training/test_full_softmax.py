@@ -1,6 +1,5 @@
 """The chunked losses and rankings against naive ones that hold every score."""
 
-import doctest
 import math
 from collections.abc import Callable
 from typing import Any
@@ -96,11 +95,6 @@ def loss_and_gradients(loss: Loss, users: Tensor, items: Tensor, weight: float =
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
-
-
-def test_examples_of_the_module() -> None:
-    result = doctest.testmod(catalogue)
-    assert result.attempted >= 3 and result.failed == 0
 
 
 @LOSSES

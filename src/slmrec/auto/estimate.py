@@ -122,8 +122,8 @@ def training_bytes(
         scores: Number of scores that are computed at once: supervised positions times items.
         settings: Training settings.
         bits: Bits of the frozen layers; None: float32.
-        bf16: Whether matrix products are computed in bfloat16.
-        with_kl: Whether the loss compares the score distributions of student and teacher.
+        bf16: True if matrix products are computed in bfloat16.
+        with_kl: True if the loss compares the score distributions of student and teacher.
     """
     weights = 4 * sizes.parameters - (sizes.frozen_layer_entries * (32 - bits) // 8 if bits else 0)
     state = 3 * 4 * sizes.trainable

@@ -59,7 +59,12 @@ def _default_base_models() -> dict[str, BaseModelSettings]:
 
 
 class Config(Section):
-    """Settings of the whole pipeline: the content of one YAML file."""
+    """Settings of the whole pipeline: the content of one YAML file.
+
+    Example:
+        >>> Config(seed=7).pretrain["sasrec"].hidden_size
+        64
+    """
 
     seed: int = 42
     """Seed of initial weights, of the order of training samples, of dropout, and of sampled negatives."""

@@ -30,6 +30,10 @@ def load_config(source: Path | str | None, overrides: list[str]) -> Config:
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown, or a value is out of range; the message names
             every fault.
+
+    Example:
+        >>> load_config("tiny", ["distill.student.num_layers=2"]).distill.student.num_layers
+        2
     """
     path = None if source is None else find_recipe(source)
     values = _read_yaml(path) if path else {}
@@ -53,6 +57,10 @@ def vary(config: Config, changes: dict[str, Any], where: str) -> Config:
     Raises:
         ConfigError: A key is unknown, a value is out of range, or settings contradict each other; the message begins
             with `where`.
+
+    Example:
+        >>> vary(load_config("tiny", []), {"seed": 7}, "example").seed
+        7
     """
     values = config.model_dump(mode="json", exclude_unset=True)
     for key, value in changes.items():

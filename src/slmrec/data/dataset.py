@@ -37,6 +37,11 @@ class Samples:
 
     A sample with the span (start, end) has the history `flat[start:end]` and the target `flat[end]`. With a target at
     every position, its targets are `flat[start+1 : end+1]`.
+
+    Example:
+        >>> samples = Samples.of(np.array([4, 2, 9]), np.array([0]), np.array([2]), np.array([0]))
+        >>> len(samples), samples.lengths(np.array([0])).tolist()
+        (1, [2])
     """
 
     flat: Items
@@ -81,7 +86,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Histories in time order, and the original ids of users and items."""
+    """Histories in time order, and the original ids of users and items.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from slmrec import prepare
+        >>> events = pa.table({"user_id": ["u"] * 4, "item_id": ["a", "b", "c", "d"], "timestamp": [1, 2, 3, 4]})
+        >>> with TemporaryDirectory() as folder:
+        ...     dataset = Dataset.load(prepare(events, f"{folder}/shop"))
+        ...     dataset.num_users, dataset.num_items, len(dataset.held_out("test"))
+        (1, 4, 1)
+    """
 
     flat: Items
     """Items 1..V, user after user, oldest first."""

@@ -99,6 +99,10 @@ class Shop:
 
         Raises:
             ConfigError: `num_families` is out of range.
+
+        Example:
+            >>> Shop.generate(seed=1, num_families=3).num_items == Shop.generate(seed=1, num_families=3).num_items
+            True
         """
         known = _words(FAMILIES)
         if not 1 <= num_families <= len(known):

@@ -35,6 +35,12 @@ def list_metrics(
 
     Raises:
         ValueError: No item occurs in the train split.
+
+    Example:
+        >>> lists, counts = np.array([[1, 2], [1, 3]]), np.array([0, 6, 3, 1])
+        >>> metrics = list_metrics(lists, counts, history_popularity=4.0, item_vectors=None)
+        >>> sorted(metrics), metrics["coverage@2"]
+        (['coverage@2', 'gini@2', 'novelty@2', 'popularity_lift@2'], 1.0)
     """
     counts = recommendation_counts(lists, len(train_counts) - 1)
     metrics = {"coverage": coverage(counts)}

@@ -87,6 +87,10 @@ def user_metrics(ranks: Ints) -> dict[str, Floats]:
 
     Source: NDCG, Järvelin and Kekäläinen (TOIS 2002), with the discount of Burges et al. (ICML 2005); MRR, Voorhees
     (TREC-8, 1999).
+
+    Example:
+        >>> user_metrics(np.array([0, 2, 30]))["ndcg@10"].tolist()
+        [1.0, 0.5, 0.0]
     """
     gains = 1 / np.log2(ranks + 2)
     return {

@@ -63,6 +63,11 @@ class EncoderScorer:
     Args:
         model: The model; its mode is restored after each call.
         replace: Function that returns the item vectors (V+1, D) to score instead of those of the model, given these.
+
+    Example:
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> EncoderScorer(SasRec(SasRecConfig(num_items=40, hidden_size=8))).num_items
+        40
     """
 
     def __init__(self, model: SequenceEncoder, replace: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -176,6 +181,13 @@ def evaluate_scorer(
     Raises:
         TrainingError: The scores of a user are not finite; the message names the users.
         ValueError: Negatives are missing for a sampled protocol, or given without one.
+
+    Example:
+        >>> from slmrec.models.baselines import Popularity
+        >>> scorer = EncoderScorer(Popularity.of(dataset))
+        >>> ranks = evaluate_scorer(scorer, dataset.held_out("test"), batch_size=64, protocols=("full",))
+        >>> len(ranks["full"]) == dataset.num_users
+        True
     """
     sampled = [protocol for protocol in protocols if is_sampled(protocol)]
     if sampled != ([] if negatives is None else [f"sampled_{negatives.shape[1]}"]):
@@ -264,6 +276,11 @@ def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints 
 
     Raises:
         DataError: A user has fewer than `num_negatives` such items.
+
+    Example:
+        >>> negatives = draw_negatives(dataset, 20, seed=1)
+        >>> negatives.shape == (dataset.num_users, 20)
+        True
     """
     generator = np.random.default_rng(seed)
     negatives = np.zeros((dataset.num_users, num_negatives), dtype=np.int32)
@@ -299,6 +316,13 @@ def throughput(
         samples: Samples to encode.
         batch_size: Number of users encoded at once.
         rounds: Number of measurements.
+
+    Example:
+        >>> from slmrec.models.baselines import Popularity
+        >>> scorers = {"popularity": EncoderScorer(Popularity.of(dataset))}
+        >>> speed = throughput(scorers, dataset.held_out("test"), batch_size=64)
+        >>> speed["popularity"] > 0
+        True
     """
     batches = {
         name: [batch for _, batch in by_length(samples, batch_size, scorer.max_history_items)]

@@ -82,6 +82,11 @@ def bootstrap_interval(
         confidence: Share of the resampled means inside the interval.
 
     Source: Efron, Bootstrap methods (Annals of Statistics, 1979); the percentile interval.
+
+    Example:
+        >>> low, high = bootstrap_interval(np.linspace(-1, 2, 200), num_resamples=500)
+        >>> low < 0.5 < high
+        True
     """
     (sums,) = _resampled_sums((differences,), seed, num_resamples)
     low, high = np.quantile(sums / len(differences), _tails(confidence))

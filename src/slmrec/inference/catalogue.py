@@ -53,7 +53,7 @@ class Catalogue:
         self.items = {str(item_id): item for item, item_id in enumerate(self.item_ids, 1)}
         """Items by the text of their ids."""
         self.has_whole_numbers = pa.types.is_integer(vocabulary.item_ids.type) or _are_huge_numbers(self.items)
-        """Whether all ids are whole numbers."""
+        """True if all ids are whole numbers."""
         self.counts: NDArray[np.float32] = vocabulary.counts.to_numpy(zero_copy_only=False).astype(np.float32)
         """(V,) number of events of each item in the train split."""
         removed = vocabulary.removed
@@ -73,7 +73,7 @@ class Catalogue:
 
     @cached_property
     def has_text_json_ids(self) -> bool:
-        """Whether ids are text in JSON: they are text, or some number is beyond 2^53, which browsers would change."""
+        """True if ids are text in JSON: they are text, or some number is beyond 2^53, which browsers would change."""
         return any(isinstance(item_id, str) or abs(item_id) > MAX_EXACT_FLOAT for item_id in self.item_ids)
 
     def find(self, item_id: Any) -> int | None:

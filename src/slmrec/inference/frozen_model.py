@@ -37,7 +37,7 @@ class FrozenModel:
     """
 
     is_incremental = False
-    """Whether `append` processes only the new items instead of the whole history."""
+    """True if `append` processes only the new items instead of the whole history."""
 
     def __init__(self, model: SequenceEncoder, *, fused: bool = True) -> None:
         if isinstance(model, nn.Module):

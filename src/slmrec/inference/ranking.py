@@ -59,6 +59,13 @@ class Ranker:
         model: Frozen model.
         catalogue: Counts of the items, and the removed ones.
         index: Approximate index to search in where a request has no candidates; None: exact search.
+
+    Example:
+        >>> from slmrec import Recommender
+        >>> ranker = Recommender.from_pretrained(folder).ranker
+        >>> (ranked,) = ranker.rank([RankRequest(k=2, excluded=[3, 7])], ranker.encode([[3, 7]]))
+        >>> len(ranked), bool({3, 7} & set(ranked.items.tolist()))
+        (2, False)
     """
 
     def __init__(self, model: FrozenModel, catalogue: Catalogue, index: ItemIndex | None = None) -> None:

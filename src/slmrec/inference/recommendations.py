@@ -10,7 +10,14 @@ from slmrec.inference.catalogue import ItemId
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Answer of `Recommender.recommend`."""
+    """Answer of `Recommender.recommend`.
+
+    Example:
+        >>> from slmrec import Recommender
+        >>> answer = Recommender.from_pretrained(folder).recommend([["i01", "i02"], ["i07", "unknown"]], k=3)
+        >>> answer.table.column_names, answer.sizes, answer.unknown
+        (['user_id', 'item_id', 'score', 'rank'], (3, 3), ((), ('unknown',)))
+    """
 
     table: pa.Table
     """`user_id, item_id, score, rank`: best first, rank from 1; fewer than k rows if no more items are left."""

@@ -59,6 +59,14 @@ class Recommender:
         vocabulary: Item ids, titles and counts.
         about: Contents of the model card.
         index: Approximate index of the items; None: exact search.
+
+    Example:
+        >>> recommender = Recommender.from_pretrained(folder)
+        >>> best = recommender.recommend([["i01", "i02"]], k=5).to_lists()[0]
+        >>> len(best), best[0][1] >= best[1][1], recommender.title("i01")
+        (5, True, None)
+        >>> recommender.encode([["i01"]]).shape, recommender.score([["i01"]], ["i05", "i06"]).shape
+        (torch.Size([1, 8]), torch.Size([1, 2]))
     """
 
     def __init__(
@@ -115,7 +123,7 @@ class Recommender:
 
         Args:
             repo_id: `owner/name`; created if it does not exist.
-            private: Whether a new repository is visible to its owner only.
+            private: True if a new repository is visible to its owner only.
             token: Access token; None: the token of `hf auth login`.
 
         Raises:
@@ -153,6 +161,11 @@ class Recommender:
 
         Warns:
             UnknownItemsWarning: A history contains only unknown items, so its user gets the most popular items.
+
+        Example:
+            >>> answer = Recommender.from_pretrained(folder).recommend([["i01"]], candidates=["i03"], user_ids=["ann"])
+            >>> answer.table.select(["user_id", "item_id", "rank"]).to_pylist()
+            [{'user_id': 'ann', 'item_id': 'i03', 'rank': 1}]
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")

@@ -97,7 +97,7 @@ def load_decoder(
         quantization: `quantization_config` of transformers: the linear maps are stored in fewer bits, on the device
             that the library chooses.
         setting: Path of the source in the YAML.
-        download: Whether a hub is asked for a source that the caller named; False: only its local copy is opened.
+        download: True if a hub is asked for a source that the caller named; False: only its local copy is opened.
 
     Raises:
         CheckpointError: The source cannot be found, or is not a decoder.

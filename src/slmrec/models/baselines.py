@@ -29,7 +29,12 @@ class PopularityConfig(PretrainedConfig):
 
 
 class Popularity(Model):
-    """Score of an item: the number of its events in the train split. The history does not matter."""
+    """Score of an item: the number of its events in the train split. The history does not matter.
+
+    Example:
+        >>> Popularity.of(dataset).num_items == dataset.num_items
+        True
+    """
 
     config_class = PopularityConfig
     base_model_prefix = "popularity"
@@ -80,6 +85,10 @@ class Cooccurrence(Model):
     The newest item itself has the count 0. Ties are broken by popularity, which adds at most 1/2 to a score. For each
     item the `MAX_NEIGHBOURS` items with the highest counts are kept, the more popular ones where counts are equal; all
     other items count as never seen together with it.
+
+    Example:
+        >>> Cooccurrence.of(dataset).num_items == dataset.num_items
+        True
     """
 
     config_class = CooccurrenceConfig

@@ -127,7 +127,7 @@ def build_decoder(
         item_vectors: (V+1, D) initial item vectors.
         text: Vectors of the item texts, which join the item vectors; None for a model without text.
         section: Path of the settings in the YAML, for messages.
-        train_items: Whether the item vectors train.
+        train_items: True if the item vectors train.
 
     Raises:
         ConfigError: The backbone does not have the layers or the linear maps that the settings name.
@@ -206,7 +206,7 @@ def student_from(
         layers: Numbers of the teacher's layers, from 0, in the order of the student.
         item_dropout: Dropout on the item vectors that the student reads.
         layer_dropout: Dropout on the outputs of attention and MLP of each layer.
-        train_items: Whether the item vectors train.
+        train_items: True if the item vectors train.
     """
     student = with_layers(teacher, layers, item_dropout=item_dropout, layer_dropout=layer_dropout)
     student.set_trainable(train_items)

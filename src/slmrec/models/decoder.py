@@ -124,7 +124,7 @@ class DecoderRecommender(Model):
 
     @property
     def reads_prefixes_in_one_pass(self) -> bool:
-        """Whether the state of each position equals that of the prefix that ends there, read alone."""
+        """True if the state of each position equals that of the prefix that ends there, read alone."""
         moves_with_length = self.config.positions == "right_aligned" and len(self.prefix) > 0
         return not moves_with_length and not len(self.response)
 
@@ -275,7 +275,7 @@ class DecoderRecommender(Model):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the layers are frozen and have adapters."""
+        """True if the layers are frozen and have adapters."""
         return bool(self.config.lora)
 
     def merged(self) -> "DecoderRecommender":

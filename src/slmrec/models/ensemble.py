@@ -52,6 +52,12 @@ class Ensemble(Model):
     Args:
         config: Architecture.
         models: The models by name; None: they are built from the configuration.
+
+    Example:
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> models = {name: SasRec(SasRecConfig(num_items=40, hidden_size=8)) for name in ("one", "two")}
+        >>> Ensemble.of(models, {"one": 0.7, "two": 0.3}).num_items
+        40
     """
 
     config_class = EnsembleConfig
@@ -189,7 +195,7 @@ class Ensemble(Model):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether one of the models has adapters."""
+        """True if one of the models has adapters."""
         return any(model.has_adapters for model in self.models.values())
 
     def merged(self) -> "Ensemble":

@@ -55,7 +55,7 @@ class Vocabulary(NamedTuple):
     counts: pa.Array
     """Number of events of each item in the train split."""
     removed: pa.Array | None = None
-    """Whether an item must not be recommended; None if every item may be. Histories may contain removed items."""
+    """True if an item must not be recommended; None if every item may be. Histories may contain removed items."""
 
 
 def save_recommender(
@@ -72,6 +72,14 @@ def save_recommender(
         title: Title of the card.
         metrics: Validation metrics by name.
         protocol: Ranking protocol of the metrics.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from slmrec.models.baselines import Popularity
+        >>> with TemporaryDirectory() as parent:
+        ...     save_recommender(Popularity.of(dataset), dataset, Path(parent), "popularity", {})
+        ...     load_recommender(Path(parent))[0].num_items == dataset.num_items
+        True
     """
     counts = pa.array(dataset.train_counts()[1:])
     vocabulary = Vocabulary(dataset.item_ids, dataset.titles, counts)
@@ -147,6 +155,11 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
     Raises:
         CheckpointError: A file is missing, damaged, or not the file that was saved; the weights do not fit the
             architecture; or the folder was written by version 0.1.
+
+    Example:
+        >>> model, vocabulary = load_recommender(Path(folder))
+        >>> model.num_items, vocabulary.item_ids[0].as_py()
+        (40, 'i00')
     """
     _check_is_model(folder)
     _check_version(folder)

@@ -182,7 +182,7 @@ class Model(PreTrainedModel):
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the model has adapters on frozen layers of a backbone, without which its folder does not open."""
+        """True if the model has adapters on frozen layers of a backbone, without which its folder does not open."""
         return False
 
     def merged(self) -> "Model":

@@ -46,7 +46,7 @@ def refuse_code(values: Any, is_named: bool = False) -> None:
 
     Args:
         values: Settings in transformers' names.
-        is_named: Whether the caller named the model: then its own code is ignored where transformers has the
+        is_named: True if the caller named the model: then its own code is ignored where transformers has the
             architecture.
 
     Raises:
@@ -156,7 +156,7 @@ def checked_source(source: str, download: bool) -> tuple[str, dict[str, Any]]:
 
     Args:
         source: A folder, or an id on a hub.
-        download: Whether the caller named the model, so that a hub may be asked for it; False: its copy in the cache
+        download: True if the caller named the model, so that a hub may be asked for it; False: its copy in the cache
             is taken, without a request.
 
     Raises:

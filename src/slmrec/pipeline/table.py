@@ -33,11 +33,11 @@ class Stage:
     files: Callable[[Config, Any], tuple[str | None, ...]] = _nothing
     """Files outside the run that the result depends on, given the settings and the section of the step."""
     is_needed: Callable[[Config], bool] = lambda config: True
-    """Whether `run` executes the stage."""
+    """True if `run` executes the stage."""
     models: Callable[[Config], tuple[str, ...]] | None = None
     """Names of the models that the stage trains, each into a folder of its own; None: the stage writes one folder."""
     validates: bool = False
-    """Whether the stage chooses weights or epochs by the primary protocol, so that its result depends on it."""
+    """True if the stage chooses weights or epochs by the primary protocol, so that its result depends on it."""
 
     def steps(self, config: Config) -> tuple["Step", ...]:
         """Return the steps of the stage: one, or one for each model."""

@@ -64,7 +64,7 @@ class Batcher(Generic[QueryT, AnswerT]):
 
     @property
     def is_running(self) -> bool:
-        """Whether submitted requests will be computed."""
+        """True if submitted requests will be computed."""
         return self._thread.is_alive() and not self._is_stopping
 
     async def submit(self, queries: Sequence[QueryT], timeout_s: float) -> AnswerT:

@@ -55,6 +55,14 @@ class NextItemLoss(nn.Module):
     Args:
         model: The model to train, a `SequenceEncoder`.
         catalogue_loss: Cross-entropy to use; None: the plain one over the whole catalogue.
+
+    Example:
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> from slmrec.types import Histories
+        >>> loss = NextItemLoss(SasRec(SasRecConfig(num_items=40, hidden_size=8)))
+        >>> batch = Batch(Histories(torch.tensor([[3, 7, 0]]), torch.tensor([2])), torch.tensor([5]), False)
+        >>> loss(batch).total.requires_grad
+        True
     """
 
     def __init__(self, model: nn.Module, catalogue_loss: CatalogueLoss | None = None) -> None:
@@ -246,6 +254,18 @@ class DistillationLoss(nn.Module):
         catalogue_loss: Cross-entropy of all terms that use one.
 
     Source: SLMRec, the distillation losses; docs/paper.md names the class of each term.
+
+    Example:
+        >>> from slmrec.config import DistillWeights
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> from slmrec.training.teacher import LiveTeacher
+        >>> from slmrec.types import Histories
+        >>> student, teacher = (SasRec(SasRecConfig(num_items=40, hidden_size=8)) for _ in range(2))
+        >>> settings = DistillConfig(weights=DistillWeights(ce=1, cosine=0, norm=0, multiple=0, kl=0.5))
+        >>> loss = DistillationLoss(student, LiveTeacher(teacher), settings, CatalogueLoss())
+        >>> batch = Batch(Histories(torch.tensor([[3, 7, 0]]), torch.tensor([2])), torch.tensor([5]), False)
+        >>> sorted(loss(batch).parts)
+        ['ce', 'kl']
     """
 
     def __init__(

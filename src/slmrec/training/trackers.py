@@ -64,7 +64,7 @@ class Live:
     Args:
         name: Section of the settings that is trained.
         trackers: Experiment trackers.
-        shown: Whether this process writes to the terminal.
+        shown: True if this process writes to the terminal.
     """
 
     def __init__(self, name: str, trackers: Trackers, shown: bool) -> None:

@@ -56,6 +56,18 @@ def fit(
     Raises:
         ConfigError: A tracker is not installed.
         TrainingError: A loss, gradient or score is not finite, or memory is short.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> from slmrec.training.losses import NextItemLoss
+        >>> loss = NextItemLoss(SasRec(SasRecConfig(num_items=dataset.num_items, hidden_size=8)))
+        >>> data = TrainingSamples(dataset.train("every_prefix", 5), max_history_items=5, every_position=False)
+        >>> with TemporaryDirectory() as folder:
+        ...     result = fit(loss, data, TrainConfig(num_train_epochs=1, warmup_steps=0), folder=Path(folder), seed=1,
+        ...                  name="example", validate=lambda: {"ndcg@10": 0.1})
+        >>> result.epoch
+        1
     """
     trackers.check()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -86,7 +86,7 @@ class Header(NamedTuple):
 
     names: list[str]
     in_file: bool
-    """Whether the first line of the file is a header."""
+    """True if the first line of the file is a header."""
 
 
 def header(files: InputFiles, columns: Sequence[str] | None) -> Header:

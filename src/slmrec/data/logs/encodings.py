@@ -65,7 +65,7 @@ def has_escaped_quote(text: str, delimiter: str) -> bool:
     r"""Return whether a quoted field has a quote after a backslash that does not end the field, as it would in csv.
 
     Example:
-        >>> has_escaped_quote('1;"5\" disk"', ";"), has_escaped_quote('1;"c:\";2', ";")
+        >>> has_escaped_quote(r'1;"5\" disk"', ";"), has_escaped_quote(r'1;"c:\";2', ";")
         (True, False)
     """
     end = re.escape(delimiter)

@@ -41,7 +41,7 @@ class InputFiles(NamedTuple):
     escaped: frozenset[Path] = frozenset()
     """Those of the user's files whose quotes are escaped by a backslash."""
     is_readable: bool = True
-    """Whether the engine can read the files; otherwise it reads copies (`as_utf8`)."""
+    """True if the engine can read the files; otherwise it reads copies (`as_utf8`)."""
 
 
 def inspect(

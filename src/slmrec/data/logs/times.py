@@ -44,7 +44,7 @@ class ParsedTimes(NamedTuple):
     columns: dict[str, Column]
     """What `with_times` needs of each row."""
     is_invalid: Column
-    """Whether a value is not a time, or not of the kind or the unit of the others."""
+    """True if a value is not a time, or not of the kind or the unit of the others."""
     kind: Literal["number", "date"]
     """The kind of the first time, which applies to the whole log."""
     first: str | None = None

@@ -1,4 +1,4 @@
-"""Recommendations on a Spark cluster: the same `Recommender`, in every Python worker of it."""
+"""Recommendations on a Spark cluster: each Python worker opens a `Recommender` of its own."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ _LOG = logging.getLogger(__name__)
 _NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
 """Spark's names of the types."""
 _USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "bigint": pa.int64(), "string": pa.string()}
-"""By Spark's names of the types that a user's id may have."""
+"""Arrow types of user ids, by the name of the type in Spark."""
 
 
 def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOptions) -> None:
-    """Writes a folder of Parquet files with the rows that `recommend_file` writes, in any order of users.
+    """Write a folder of Parquet files with the rows that `recommend_file` writes; the order of users is that of Spark.
 
     Args:
         model: a folder that every worker can open, or a hub id.

@@ -199,7 +199,7 @@ class IncrementalAttention:
 
     @cached_property
     def _is_even(self) -> bool:
-        """Whether all users have the same number of new tokens."""
+        """True if all users have the same number of new tokens."""
         return min(self.lengths) == max(self.lengths)
 
     @cached_property

@@ -51,7 +51,7 @@ class TextReader(NamedTuple):
         return {"mean": self.mean, "axes": self.axes, **{f"words.{name}": part for name, part in words.items()}}
 
     def reads_like(self, other: "TextReader") -> bool:
-        """Whether the source gives the same vectors by both recipes, before whitening."""
+        """True if the source gives the same vectors by both recipes, before whitening."""
         ignored = {"whitening", "power", "eps", "shuffled", "required", "num_components"}
         mine, its = (reader.settings.model_dump(exclude=ignored) for reader in (self, other))
         tensors = zip(self.words or (), other.words or (), strict=True)

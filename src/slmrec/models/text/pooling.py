@@ -54,7 +54,7 @@ class Pooling:
     max_tokens: int | None = None
     """Number of tokens after which texts are cut off."""
     lower_case: bool = False
-    """Whether texts are read in lower case."""
+    """True if texts are read in lower case."""
 
     def __call__(self, states: Tensor, is_token: Tensor) -> Tensor:
         """Return the vectors (B, H) of texts from their hidden states (B, N, H)."""

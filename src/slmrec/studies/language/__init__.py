@@ -1,1 +1,1 @@
-"""Whether text, pretraining and distillation pay on a log: controls, slices and cold items."""
+"""Study of language: whether text, pretraining and distillation pay on a log, by controls, slices and cold items."""
