@@ -12,6 +12,8 @@ from uvicorn.server import ServerState
 from slmrec.serving.limits import Limits
 
 _MAX_JOINED_BYTES = 1 << 16
+_MAX_RECEIVED_BYTES = 1 << 16
+"""Bytes that asyncio receives at once from one connection; its own value is four times larger."""
 _MAX_DISCARDED_BYTES = 1 << 24
 _MAX_PIPELINED = 16
 _LINGER_S = 2.0
@@ -68,6 +70,7 @@ class Connection(HttpToolsProtocol):
         """Send answers without delay; refuse the connection if there are too many."""
         connected: socket.socket = transport.get_extra_info("socket")
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.max_size = _MAX_RECEIVED_BYTES  # type: ignore[attr-defined]
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
         self.waiting_since = self.loop.time()
         limit = self.limits.max_connections

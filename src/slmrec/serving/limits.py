@@ -34,7 +34,7 @@ class Limits:
     )
     max_headers: int = field(default=100, metadata={"help": "maximum number of headers of a request"})
     max_unsent_bytes: int = field(
-        default=1 << 26,
+        default=1 << 25,
         metadata={"help": "maximum size of all bodies that are arriving together; the oldest one is given up first"},
     )
     max_unread_bytes: int = field(
