@@ -258,6 +258,15 @@ def test_spark_answers_alike(
         assert main([*arguments, "--output", str(output)]) == 0
         assert main([*arguments, "--output", str(output)]) == 2
         assert "is there already" in capsys.readouterr().err
+        (tmp_path / "bad").mkdir()
+        other = [*arguments[:4], str(tmp_path / "bad" / "in.parquet"), *arguments[5:], "--output", str(tmp_path / "no")]
+        for histories, message in (
+            ([["i01"], [None]], "history of user 'u1': item 1 is None: expected an id; correct or remove the row"),
+            ([["i01"], ["x", "y"]], "2 of 3 item ids (67%) are unknown to the model, the first one 'x'"),
+        ):
+            pq.write_table(pa.table({"user_id": ["u0", "u1"], "history": histories}), tmp_path / "bad" / "in.parquet")
+            assert main(other) == 2
+            assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
     finally:
         session = sql.SparkSession.getActiveSession()
         if session is not None:

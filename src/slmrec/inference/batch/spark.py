@@ -49,8 +49,7 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     frame = _read(_session(), input)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
-    if not options.allow_unknown:
-        _check_unknown(frame, source, input, options)
+    _check_histories(frame, source, input, options)
     rows = frame.mapInArrow(partial(_answer, source, arguments, schema), columns)
     aside = output.with_name(f".{output.name}.partial").resolve()
     with target_locked(output):
@@ -106,24 +105,41 @@ def _answer(
         yield from found.table.cast(schema).to_batches()
 
 
-def _check_unknown(frame: Any, model: str, path: Path, options: RankOptions) -> None:
-    """Count the unknown items in a first pass, since nothing may be written if most of them are unknown."""
-    counts = frame.mapInArrow(partial(_count, model), "num_unknown bigint, num_items bigint, first string").collect()
+def _check_histories(frame: Any, model: str, path: Path, options: RankOptions) -> None:
+    """Check all histories in a first pass, so that nothing is written if one is invalid or most items are unknown.
+
+    Raises:
+        DataError: A history is invalid, or more than half of the item ids are unknown.
+    """
+    columns = "num_unknown bigint, num_items bigint, first string, fault string"
+    counts = frame.mapInArrow(partial(_count, model), columns).collect()
+    fault = next((row["fault"] for row in counts if row["fault"] is not None), None)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}; correct or remove the row")
     unknown, items = (sum(row[column] for row in counts) for column in (0, 1))
-    first = next((row[2] for row in counts if row[2] is not None), None)
-    check_unknown(path, unknown, items, first, options)
+    check_unknown(
+        path, unknown, items, next((row["first"] for row in counts if row["first"] is not None), None), options
+    )
 
 
 def _count(model: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the numbers of unknown items and of all items of each batch, and the first unknown item."""
+    """Yield the numbers of unknown items and of all items of each batch, its first unknown item and its first fault."""
     recommender = Recommender.from_pretrained(model, device="cpu")
     for batch in batches:
-        split = [recommender.catalogue.split(history) for history in _histories(batch, recommender)]
-        unknown = [item_id for _, ids in split for item_id in ids]
-        num_items = sum(len(known) for known, _ in split) + len(unknown)
-        first = str(unknown[0]) if unknown else None
-        columns = [pa.array([len(unknown)]), pa.array([num_items]), pa.array([first], pa.string())]
-        yield pa.RecordBatch.from_arrays(columns, ["num_unknown", "num_items", "first"])
+        num_unknown, num_items, first, fault = 0, 0, None, None
+        for user, history in zip(batch["user_id"].to_pylist(), batch["history"].to_pylist(), strict=True):
+            try:
+                known, unknown = recommender.catalogue.split(history_of(history, recommender.catalogue.id_pattern))
+                if user is None:
+                    raise ValueError("user_id is missing")
+            except ValueError as error:
+                fault = fault or f"history of user {user!r}: {error}"
+                continue
+            num_unknown, num_items = num_unknown + len(unknown), num_items + len(known) + len(unknown)
+            first = first if first is not None or not unknown else str(unknown[0])
+        rows = {"num_unknown": [num_unknown], "num_items": [num_items]}
+        texts = {"first": pa.array([first], pa.string()), "fault": pa.array([fault], pa.string())}
+        yield pa.RecordBatch.from_pydict({**rows, **texts})
 
 
 def _histories(batch: pa.RecordBatch, recommender: Recommender) -> list[list[Any]]:
