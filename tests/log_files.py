@@ -86,4 +86,5 @@ def read(path: Path, **options: Any) -> Log:
 
 def items_of(path: Path, **options: Any) -> tuple[Table, list[RowError]]:
     """Read a table of items."""
-    return read_items(engine(), spill(), path, PrepareConfig(items=str(path), **options))
+    found = read_items(engine(), spill(), path, PrepareConfig(items=str(path), **options))
+    return found.rows, found.errors

@@ -116,7 +116,8 @@ def test_names_of_files_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_command_tells_faults_in_one_line(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.write_text(f"{ROWS}1,2\n", encoding="utf-8")
     assert main(["data", "validate", str(log)]) == 2
-    assert capsys.readouterr().err == (
+    faults = [line for line in capsys.readouterr().err.splitlines(keepends=True) if "slmrec: warning: " not in line]
+    assert "".join(faults) == (
         f"slmrec: {log}: 1 rows are not events; correct them, or prepare with --on-bad-row skip, which leaves them "
         "out\n"
     )

@@ -3,9 +3,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from log_files import PACKINGS, items_of, read, write
+from log_files import PACKINGS, engine, items_of, read, spill, write
 
-from slmrec.data.items import one_row_per_item
+from slmrec.config import PrepareConfig
+from slmrec.data.items import column_name, one_row_per_item, read_items
 from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import DataError
 
@@ -17,6 +18,8 @@ def known_and_rows(path: Path, ids: list[str] | None, **options: Any) -> tuple[d
         catalogue = catalogue.filter(catalogue.text.isin(ids))
     found = one_row_per_item(rows, catalogue).to_pyarrow().to_pylist()
     assert len(found) == len({row["text"] for row in found})
+    names = {column_name(number): name for number, name in enumerate(options.get("item_columns", ()))}
+    found = [{names.get(name, name): value for name, value in row.items()} for row in found]
     return {row.pop("text"): row for row in found}, rows.count().to_pyarrow().as_py()
 
 
@@ -75,7 +78,7 @@ def test_products_count_before_their_variants(tmp_path: Path) -> None:
 
 def test_movielens(tmp_path: Path) -> None:
     rows = "1::Misérables, Les (1995)::Drama|Musical\n2::Heat (1995)::Action|Crime|Thriller\n"
-    found = known(write(tmp_path / "movies.dat", rows.encode("latin-1")))
+    found = known(write(tmp_path / "movies.dat", rows.encode("latin-1")), item_columns=["genres"])
     assert (found["1"]["title"], found["2"]["genres"]) == ("Misérables, Les (1995)", "Action|Crime|Thriller")
     flags = "|0" * 19
     rows = (
@@ -93,26 +96,50 @@ def test_movielens(tmp_path: Path) -> None:
     assert titles(write(tmp_path / "ml.item", recbole)) == {"1": ("Toy Story", 1)}
 
 
-def test_all_columns_are_kept_under_names_of_their_own(tmp_path: Path) -> None:
-    text = ",item_id,title,Title,text,text_,value,fault,file,row,nth,item,brand\n" + ",".join("0123456789abc") + "\n"
-    (row,), _ = all_rows(write(tmp_path / "items.csv", text))
-    assert row == {
-        "text": "1",
-        "title": "2",
-        "unnamed": "0",
-        "Title_": "3",
-        "text_": "4",
-        "text__": "5",
-        "value_": "6",
-        "fault_": "7",
-        "file_": "8",
-        "row_": "9",
-        "nth_": "a",
-        "item_": "b",
-        "brand": "c",
-        "row": 0,
-    }
-    assert known(tmp_path / "items.csv")["1"]["nth_"] == "a"
+def test_only_named_columns_are_kept(tmp_path: Path) -> None:
+    text = ",item_id,title,customer,text,row,value,num_titles,brand:token\n" + ",".join("012345678") + "\n"
+    path = write(tmp_path / "items.csv", text)
+    (row,), _ = all_rows(path)
+    assert row == {"text": "1", "title": "2", "row": 0}
+    rows, _ = items_of(path, item_columns=["brand", "row"])
+    assert sorted(rows.columns) == ["kept_column_0", "kept_column_1", "row", "text", "title"]
+    assert known(path, item_columns=["brand", "row"])["1"] == {"title": "2", "brand": "8", "row": "5", "num_titles": 1}
+
+
+def test_the_message_says_what_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.csv", "ISBN,Name,price,customer\n1,A,2,c\n")
+    settings = PrepareConfig(items=str(path), items_id_col="ISBN", title_col="Name", item_columns=("price",))
+    message = read_items(engine(), spill(), path, settings).message()
+    expected = (
+        "columns of items kept: item_id (ISBN), title (Name), price; not kept: customer (prepare.item_columns keeps"
+    )
+    assert message.startswith(expected)
+    all_kept = settings.model_copy(update={"item_columns": ("price", "customer")})
+    assert read_items(engine(), spill(), path, all_kept).message().endswith("title (Name), price, customer")
+
+
+@pytest.mark.parametrize("columns", [["title"], ["item_id"], ["Brand", "brand"], ["count"]])
+def test_columns_that_cannot_be_kept(columns: list[str]) -> None:
+    with pytest.raises(ValueError, match="would be written twice; item, item_id, title, count, removed are our own"):
+        PrepareConfig(items="items.csv", item_columns=tuple(columns))
+
+
+def test_the_most_frequent_value_is_kept(tmp_path: Path) -> None:
+    rows = "".join(
+        f"a,{title},{price}\n" for title, price in (("Old", 1), ("New", 2), ("New", 1), ("Nan", 3), ("-", 3))
+    )
+    path = write(tmp_path / "items.csv", f"item_id,title,price\n{rows}a,,3\nb,X,\nb,Y,9\n")
+    found = known(path, item_columns=["price"])
+    assert found["a"] == {"title": "New", "price": "3", "num_titles": 2}
+    assert found["b"] == {"title": "X", "price": "9", "num_titles": 2}
+
+
+def test_titles_that_are_words_for_nothing_are_none(tmp_path: Path) -> None:
+    names = ["nan", "None", "NULL", "  ", "N/A", "-", " Good "]
+    text = "item_id,title\n" + "".join(f"{number},{name}\n" for number, name in enumerate(names))
+    found = titles(write(tmp_path / "items.csv", text))
+    assert [found[str(number)] for number in range(7)] == [*[(None, 0)] * 6, ("Good", 1)]
+    assert titles(tmp_path / "items.csv", null_values=["good"])["0"] == ("nan", 1)
 
 
 def test_keys_that_are_no_unicode_are_left_out(tmp_path: Path) -> None:
@@ -190,8 +217,8 @@ def test_every_reviewed_gift_card_has_a_title(shared: Path) -> None:
 
 def test_keys_that_only_later_lines_have_are_kept(tmp_path: Path) -> None:
     lines = [f'{{"asin": "x{number}"}}' for number in range(1200)] + ['{"asin": "y", "title": "Why", "brand": "Z"}']
-    rows, _ = all_rows(write(tmp_path / "items.jsonl", "\n".join(lines)))
-    assert (rows[-1]["title"], rows[-1]["brand"]) == ("Why", "Z")
+    rows, _ = all_rows(write(tmp_path / "items.jsonl", "\n".join(lines)), item_columns=["brand"])
+    assert (rows[-1]["title"], rows[-1][column_name(0)]) == ("Why", "Z")
 
 
 def test_ids_that_are_floats_are_whole_numbers_or_refused(tmp_path: Path) -> None:

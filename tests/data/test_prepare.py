@@ -298,28 +298,47 @@ def test_titles_of_the_log_itself_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert counts["num_titled_items"] == 2
 
 
-def test_other_columns_of_items_are_carried_with_their_types(tmp_path: Path) -> None:
+def test_named_columns_of_items_are_kept_with_their_types(tmp_path: Path) -> None:
     columns = {
         "item_id": ["c", "a", "x"],
         "price": [1.5, None, 3.0],
         "stock": pa.array([7, 8, 9], pa.int32()),
         "tags": [["red", "old"], [], None],
         "maker": [{"name": "Ü", "since": 1900}, None, {"name": "y", "since": 1}],
-        "item": [70, 80, 90],
+        "row": [70, 80, 90],
+        "customer": ["p", "q", "r"],
     }
-    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
-    folder, counts = prepare(write_csv(tmp_path / "log.csv", THREE), items=str(tmp_path / "items.parquet"))
-    nothing = dict.fromkeys(("price", "stock", "tags", "maker", "item_"))
+    items = tmp_path / "items.parquet"
+    pq.write_table(pa.table(columns), items)
+    kept = ("price", "stock", "tags", "maker", "row")
+    folder, counts = prepare(write_csv(tmp_path / "log.csv", THREE), items=str(items), item_columns=kept)
     assert tables(folder)["items"] == [
-        {"item": 1, "item_id": "a", "price": None, "stock": 8, "tags": [], "maker": None, "item_": 80},
-        {"item": 2, "item_id": "b", **nothing},
+        {"item": 1, "item_id": "a", "price": None, "stock": 8, "tags": [], "maker": None, "row": 80},
+        {"item": 2, "item_id": "b", **dict.fromkeys(kept)},
         {
             **{"item": 3, "item_id": "c", "price": 1.5, "stock": 7, "tags": ["red", "old"]},
-            **{"maker": {"name": "Ü", "since": 1900}, "item_": 70},
+            **{"maker": {"name": "Ü", "since": 1900}, "row": 70},
         },
     ]
     assert pq.read_schema(folder / "items.parquet").field("stock").type == pa.int32()
     assert "num_titled_items" not in counts
+
+
+def test_the_log_as_table_of_items_keeps_no_other_column(tmp_path: Path) -> None:
+    rows = "".join(
+        f"u,{item},{time},9.9,{title}\n" for time, (item, title) in enumerate(["aA", "bB", "aA", "bC", "bC"])
+    )
+    log = tmp_path / "orders.csv"
+    log.write_text(f"user_id,item_id,timestamp,price,title\n{rows}u,d,soon,1,D\nu,e\n", encoding="utf-8")
+    folder, counts = prepare(log, items=str(log), on_bad_row="skip")
+    assert tables(folder)["items"] == [
+        {"item": 1, "item_id": "a", "title": "A"},
+        {"item": 2, "item_id": "b", "title": "C"},
+    ]
+    assert (counts["num_retitled_items"], facts(folder)["rejected"]) == (
+        1,
+        {"2 columns, expected 5": 1, "timestamp: expected a number or a date such as 2014-07-23T10:00:00Z": 1},
+    )
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,24 @@ def test_without_the_columns_of_titles_an_item_has_no_title(plain: Path, tmp_pat
     assert changed("add", plain, items, "--output", str(tmp_path / "more")) == 0
     added = item_rows(Recommender.from_pretrained(tmp_path / "more").model)[-1]
     torch.testing.assert_close(added, row.masked_fill(titles, 0.0))
+
+
+def test_further_columns_of_items_are_kept(
+    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tiny_dataset.items if isinstance(tiny_dataset.items, pa.Table) else pq.read_table(tiny_dataset.items)
+    table = table.append_column("brand", pa.array(["A", None] * 20)).append_column("price", pa.array(range(40)))
+    model = tmp_path / "model"
+    save_recommender(MODELS["titles"](), replace(tiny_dataset, items=table), model, "tiny", {})
+    items = write(tmp_path, [{"item_id": "n1", "like": ["i01"], "brand": "B"}, {"item_id": "n2", "like": ["i01"]}])
+    assert changed("add", model, items) == 0
+    found = pq.read_table(model / "items.parquet")
+    assert found["brand"].to_pylist() == [*["A", None] * 20, "B", None]
+    assert found["price"].to_pylist() == [*range(40), None, None]
+    assert Recommender.from_pretrained(model).recommend([["n1"]], 3).table.num_rows == 3
+    items = write(tmp_path, [{"item_id": "n3", "like": ["i01"], "price": "cheap"}])
+    assert changed("add", model, items) == 2
+    assert "column price: " in (said := capsys.readouterr().err) and "expected values of type int64" in said
 
 
 @given(

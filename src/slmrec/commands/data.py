@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     text = "check whether a log can be prepared, and list all faults"
     validate = new_command(inner, "validate", text, _validate, FORMATS)
     validate.add_argument("file", help="interaction log, a file or a folder")
+    validate.add_argument("--items", help="table of items; shows which of its columns would be kept")
     validate.add_argument("overrides", nargs="*", metavar="prepare.key=value", help="settings of how the log is read")
     fetch = new_command(inner, "fetch", "download a public data set", _fetch)
     fetch.add_argument("name", nargs="?", help="name of the data set; omit it to list all")
@@ -35,7 +36,7 @@ def _describe(options: argparse.Namespace) -> None:
 def _validate(options: argparse.Namespace) -> None:
     from slmrec.commands.validate import validate
 
-    validate(options.file, options.overrides)
+    validate(options.file, options.overrides, options.items)
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from slmrec.config.load import load_config
 from slmrec.data.engine import engines_of, value
+from slmrec.data.items import ItemRows, read_items
 from slmrec.data.logs.read import Events, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError, counts
 from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
@@ -22,17 +23,19 @@ _MAX_SHOWN = 10
 """The maximum number of invalid rows to print."""
 
 
-def validate(file: str, overrides: list[str]) -> None:
+def validate(file: str, overrides: list[str], items: str | None = None) -> None:
     """Read a log as `prepare` does and print its statistics and invalid rows; nothing is written.
 
     Args:
         file: the log.
         overrides: settings `prepare.key=value`.
+        items: a table of items, whose columns are listed.
 
     Raises:
-        DataError: the log cannot be read, or has invalid rows.
+        DataError: the log or the table of items cannot be read, or has invalid rows.
     """
     inputs = [f"prepare.input={json.dumps(file, ensure_ascii=False)}", 'prepare.on_bad_row="skip"']
+    inputs += [f"prepare.items={json.dumps(items, ensure_ascii=False)}"] if items else []
     settings = load_config(None, [*overrides, *inputs]).prepare
     file = settings.input or file
     with TemporaryDirectory(prefix="slmrec-") as name:
@@ -40,12 +43,20 @@ def validate(file: str, overrides: list[str]) -> None:
         with engines_of(settings, folder) as (source, embedded):
             log = read_events(source, folder, file, settings, embedded)
             _print(file, log, settings.min_user_events)
+            if settings.items:
+                _check_items(read_items(embedded, folder, Path(settings.items), settings), settings.items)
     if log.errors:
         raise DataError(
             f"{file}: {len(log.errors):,} rows are not events; correct them, or prepare with --on-bad-row skip, which "
             "leaves them out"
         )
     print(f"{printable(file)}: all rows are events")
+
+
+def _check_items(items: ItemRows, file: str) -> None:
+    print(f"{printable(file)}: {items.message()}")
+    if items.errors:
+        raise DataError(f"{file}: {len(items.errors):,} rows are not items; {items.errors[0].message()}; correct them")
 
 
 def _print(file: str, log: Events, min_user_events: int) -> None:

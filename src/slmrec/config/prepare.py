@@ -17,6 +17,8 @@ Unit = Literal["s", "ms", "us", "ns"]
 _DIRECTIVE = re.compile(r"%(-?.?)", re.DOTALL)
 _DIRECTIVES = frozenset("aAwdbBmyYHIpMSfgnzZjUWcxXGVu%") | {f"-{letter}" for letter in "dmHIMS"}
 """Directives of `strptime` that the embedded engine reads."""
+_ITEM_COLUMNS = ("item", "item_id", "title", "count", "removed")
+"""The columns of items.parquet of data sets and models."""
 _ASCII = ',;"\n\ta1'
 _STRPTIME = "write it as for strptime, for example %d.%m.%Y %H:%M"
 
@@ -73,6 +75,9 @@ class PrepareConfig(Section):
     """The column of item ids in the table of items; null: the usual names (item_id, parent_asin, asin, movieId)."""
     title_col: str | None = None
     """The column of titles in the table of items; null: the usual names (title, movie_title, name)."""
+    item_columns: tuple[str, ...] = ()
+    """Columns of the table of items that are kept beside ids and titles, in items.parquet and in model folders; no
+    other column is kept."""
     on_bad_row: OnBadRow = "error"
     """How to treat invalid rows: stop at the first one, or skip them, count them, and write them to
     rejected.parquet."""
@@ -117,6 +122,14 @@ class PrepareConfig(Section):
             return paper | {"core": "single_pass", "repeats": "drop"} | values
         return values
 
+    @field_validator("item_columns")
+    @classmethod
+    def _check_item_columns(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        names = [*_ITEM_COLUMNS, *map(str.lower, columns)]
+        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        check(not twice, f"{', '.join(twice)} would be written twice; {', '.join(_ITEM_COLUMNS)} are our own columns")
+        return columns
+
     @field_validator("encoding")
     @classmethod
     def _check_encoding(cls, encoding: str | None) -> str | None:
@@ -148,8 +161,8 @@ class PrepareConfig(Section):
             "time_format reads dates, and time_unit is the unit of numbers; leave one of them out",
         )
         check(
-            self.items is not None or not (self.items_id_col or self.title_col),
-            "items_id_col and title_col are columns of items; give items, or leave them out",
+            self.items is not None or not (self.items_id_col or self.title_col or self.item_columns),
+            "items_id_col, title_col and item_columns are columns of items; give items, or leave them out",
         )
         check(
             self.valid_share + self.test_share < 1,

@@ -163,6 +163,12 @@ class Dataset:
         schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
         return {name: _column(self.items, name).to_pylist() for name in names if name in schema.names}
 
+    def other_item_columns(self) -> dict[str, pa.Array]:
+        """Return the columns (V,) of the table of items beside ids and titles, by name."""
+        schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
+        own = ("item", "item_id", "title")
+        return {name: _column(self.items, name) for name in schema.names if name not in own}
+
     @property
     def split_rule(self) -> Literal["leave_one_out", "temporal"]:
         """The rule by which events are held out."""

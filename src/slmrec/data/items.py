@@ -1,22 +1,22 @@
 """Tables of items with titles and other columns."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ibis
-from ibis.expr.types import Table
+from ibis.expr.types import Column, Table
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.logs.checks import id_checks
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
 from slmrec.data.logs.files import inspect
-from slmrec.data.logs.formats import plain_name
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.tables import OpenTable, valid_rows, with_table
 from slmrec.errors import DataError
+from slmrec.files import printable
 
-_RESERVED = {"item", "item_id", "title", "num_titles", "text", "text_right", "row", "nth", "file", "fault", "value"}
-"""Column names with a meaning of our own; columns of the table with such a name get an underscore."""
 _MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
 """Titles that are scraped pieces of a web page."""
 
@@ -25,9 +25,21 @@ class ItemRows(NamedTuple):
     """The rows of a table of items."""
 
     rows: Table
-    """`text` (the id), `row`, optionally `title`, and all other columns."""
+    """`text` (the id), `row`, optionally `title`, and the other columns that are kept, as `column_name` names them."""
     errors: list[RowError]
     """The invalid rows, which the table does not contain."""
+    kept: Mapping[str, str] = MappingProxyType({})
+    """The name in the table of each column that is kept: `item_id`, `title`, and those of `item_columns`."""
+    left_out: tuple[str, ...] = ()
+    """The other columns of the table."""
+
+    def message(self) -> str:
+        """Return which columns are kept, and which are not."""
+        kept = ", ".join(new if new == name else f"{new} ({printable(name)})" for new, name in self.kept.items())
+        if not self.left_out:
+            return f"columns of items kept: {kept}"
+        others = ", ".join(map(printable, self.left_out))
+        return f"columns of items kept: {kept}; not kept: {others} (prepare.item_columns keeps more)"
 
 
 def read_items(engine: Any, spill: Path, path: Path, settings: PrepareConfig) -> ItemRows:
@@ -43,7 +55,7 @@ def read_items(engine: Any, spill: Path, path: Path, settings: PrepareConfig) ->
     Raises:
         DataError: the file cannot be read or lacks a column, or an id is missing and `on_bad_row` is `error`.
     """
-    names = {name for name in (settings.items_id_col, settings.title_col) if name}
+    names = {name for name in (settings.items_id_col, settings.title_col, *settings.item_columns) if name}
     files = inspect(path, "auto", ALL_USUAL_NAMES | names, settings.encoding)
     if files.format in {"sequences", "reference"}:
         raise DataError(f"{path}: is not a table of items; expected .csv, .tsv, .dat, .parquet or .jsonl")
@@ -59,46 +71,57 @@ def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRo
         raise missing_columns(path, names, ["items_id_col"])
     id_name = names[id_index]
     ids, checks = id_checks(path, id_name, opened.column(id_name), settings.null_values)
+    kept = {"item_id": id_name}
     columns = {"text": ids}
     if title_index is not None:
-        columns["title"] = opened.column(names[title_index]).cast("string").nullif("")
-    rest = [name for index, name in enumerate(names) if index not in (id_index, title_index)]
-    columns |= {new: opened.column(name) for name, new in zip(rest, _unique_names(rest), strict=True)}
+        kept["title"] = names[title_index]
+        columns["title"] = _title(opened.column(kept["title"]), settings.null_values)
+    for number, name in enumerate(settings.item_columns):
+        index = find_column(path, names, "item_columns", name)
+        assert index is not None
+        kept[name] = names[index]
+        columns[column_name(number)] = opened.column(kept[name])
     # Text is read as ids of the log's type later; other columns are whole numbers, or refused.
     id_type = "text" if ids.type().is_string() else settings.id_type
     rows, errors = valid_rows(opened, columns, checks, {"text": id_name}, id_type)
-    return ItemRows(rows.mutate(text=rows.text.cast("string")), errors)
+    left_out = tuple(name for name in names if name not in kept.values())
+    return ItemRows(rows.mutate(text=rows.text.cast("string")), errors, kept, left_out)
 
 
-def _unique_names(names: list[str]) -> list[str]:
-    """Append underscores until the names differ from each other and from reserved names, ignoring case."""
-    taken, unique = set(_RESERVED), []
-    for name in names:
-        candidate = plain_name(name) or "unnamed"
-        while candidate.lower() in taken:
-            candidate += "_"
-        taken.add(candidate.lower())
-        unique.append(candidate)
-    return unique
+def column_name(number: int) -> str:
+    """Return the name, while tables are computed, of a column of `item_columns`; it differs from all our own names."""
+    return f"kept_column_{number}"
+
+
+def _title(column: Column, null_values: Sequence[str]) -> Any:
+    """Return titles without spaces around them; null for blanks, words for nothing, and scraped markup."""
+    text = column.cast("string").strip()
+    is_none = text.lower().isin(["", *map(str.lower, null_values)]) | text.re_search(_MARKUP)
+    return ibis.ifelse(is_none, None, text)
 
 
 def one_row_per_item(rows: Table, catalogue: Table) -> Table:
-    """Return the first row of each item of a catalogue, and `num_titles`, the number of its distinct titles.
+    """Return one row per item of a catalogue, and `num_titles`, the number of its distinct titles.
 
-    The title of an item is its first one that is not empty and not scraped markup.
+    Each column has the item's most frequent value that is not null; the first of equally frequent ones.
 
     Args:
         rows: a table of items, as in `ItemRows`.
         catalogue: the ids of the items as text, in the column `text`.
     """
     known = rows.semi_join(catalogue, "text")
-    numbered = known.mutate(nth=ibis.row_number().over(group_by="text", order_by="row"))
-    firsts = numbered.filter(numbered.nth == 0).drop("nth", "row")
-    if "title" not in rows.columns:
-        return firsts.mutate(num_titles=0)
-    usable = known.filter(known.title.notnull() & ~known.title.re_search(_MARKUP))
-    titles = usable.group_by("text").aggregate(
-        title=usable.title.first(order_by=usable.row), num_titles=usable.title.nunique()
-    )
-    joined = firsts.drop("title").left_join(titles, "text").drop("text_right")
-    return joined.mutate(num_titles=joined.num_titles.fill_null(0))
+    table = known.select("text").distinct()
+    for name in [name for name in rows.columns if name not in ("text", "row")]:
+        values = known.filter(known[name].notnull()).group_by("text", value=known[name])
+        values = values.aggregate(num=lambda group: group.count(), first=lambda group: group.row.min())
+        order = [ibis.desc(values.num), values["first"]]
+        ranked = values.mutate(
+            rank=ibis.row_number().over(group_by="text", order_by=order),
+            num_values=values.num.count().over(group_by="text"),
+        )
+        best = ranked.filter(ranked["rank"] == 0)
+        number = {"num_titles": best.num_values} if name == "title" else {}
+        best = best.select("text", **{name: best.value}, **number)
+        table = table.left_join(best, "text").drop("text_right")
+    titles = table.num_titles.fill_null(0) if "title" in rows.columns else ibis.literal(0)
+    return table.mutate(num_titles=titles)

@@ -21,12 +21,12 @@ class RowsError(ValueError):
         self.num_rows = num_rows
 
 
-def read_columns(path: Path, columns: Collection[str], num_rows: int, max_bytes: int) -> pa.Table:
+def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max_bytes: int) -> pa.Table:
     """Read some columns of a Parquet file whose number of rows is known; columns that are absent are left out.
 
     Args:
         path: the file.
-        columns: names of columns.
+        columns: names of columns, which hold no lists; None: all columns, of any type.
         num_rows: number of rows that the file must have.
         max_bytes: largest size of these columns in memory.
 
@@ -42,11 +42,11 @@ def read_columns(path: Path, columns: Collection[str], num_rows: int, max_bytes:
             schema, metadata = file.schema_arrow, file.metadata
         if metadata.num_rows != num_rows:
             raise RowsError(metadata.num_rows)
-        names = [name for name in schema.names if name in columns]
+        names = [name for name in schema.names if columns is None or name in columns]
         if len(set(names)) < len(names):
             raise ValueError(f"a column occurs twice: {', '.join(names)}")
         for name in names:
-            if pa.types.is_nested(schema.field(name).type):
+            if columns is not None and pa.types.is_nested(schema.field(name).type):
                 raise ValueError(f"column {name} has the type {schema.field(name).type}")
         _check_size(_unpacked_bytes(metadata, set(names)), max_bytes)
         parts, total = [], 0

@@ -27,7 +27,7 @@ from slmrec.data.engine import batches, engines_of, explain, first_row, keep, un
 from slmrec.data.filters import apply_rules, cut_times
 from slmrec.data.histories import write_histories
 from slmrec.data.ids import as_ids_of
-from slmrec.data.items import ItemRows, one_row_per_item, read_items
+from slmrec.data.items import ItemRows, column_name, one_row_per_item, read_items
 from slmrec.data.logs import row_errors
 from slmrec.data.logs.files import parts
 from slmrec.data.logs.read import Events, large_shares, read_events
@@ -77,18 +77,21 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
         _LOG.info("prepare: reading %s", printable(log))
         try:
             known = read_items(embedded, spill, items, settings) if items else None  # small: errors appear early
+            if known:
+                _LOG.info("prepare: %s", known.message())
             events = read_events(source, spill, log, settings, embedded)
             facts = _write_events(events.table.get_backend(), log, output, events, settings)
             if known is None and events.titles is not None:
                 known = ItemRows(events.titles.rename(text="item_id"), [])
             if known is not None:
-                facts["counts"] |= _write_items(embedded, output / "items.parquet", known.rows, items)
+                facts["counts"] |= _write_items(embedded, output / "items.parquet", known, items, settings)
         except OperationNotDefinedError as error:
             raise unsupported(settings.engine, one_line(error)) from None
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise explain(error, log) from None
     facts["sources"] = [describe_source(path) for path in (Path(log), items) if path]
-    return complete_dataset(output, facts, [*events.errors, *(known.errors if known else [])])
+    errors = [*events.errors, *(known.errors if known else [])]
+    return complete_dataset(output, facts, list(dict.fromkeys(errors)))  # the table of items may be the log
 
 
 def complete_dataset(output: Path, facts: dict[str, Any], errors: list[RowError]) -> dict[str, float]:
@@ -174,10 +177,12 @@ def with_positions(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield part.append_column("position", pa.array(positions))
 
 
-def _write_items(engine: Any, path: Path, rows: Table, table: Path | None) -> dict[str, float]:
+def _write_items(
+    engine: Any, path: Path, found: ItemRows, table: Path | None, settings: PrepareConfig
+) -> dict[str, float]:
     """Add titles and other columns to the written table of items, and return counts."""
     items = engine.read_parquet(str(path))
-    rows = rows.mutate(text=as_ids_of(rows.text, whole_numbers=not items.item_id.type().is_string()))
+    rows = found.rows.mutate(text=as_ids_of(found.rows.text, whole_numbers=not items.item_id.type().is_string()))
     items = keep(engine, items.mutate(text=items.item_id.cast("string")))
     known = keep(engine, one_row_per_item(rows, items))
     if not value(known.count()):
@@ -187,6 +192,7 @@ def _write_items(engine: Any, path: Path, rows: Table, table: Path | None) -> di
             "log's ids"
         )
     joined = items.left_join(known, "text").order_by("item").drop("text", "text_right", "num_titles")
+    joined = joined.rename({name: column_name(number) for number, name in enumerate(settings.item_columns)})
     joined = joined.relocate(*(name for name in ("item", "item_id", "title") if name in joined.columns))
     with write_atomically(path) as temporary:
         write_table(temporary, map(_with_unescaped_titles, batches(engine, joined, ROWS_PER_PART)))

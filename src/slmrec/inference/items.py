@@ -72,7 +72,7 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
         with_text_only = [row for row, vector in zip(rows, vectors, strict=True) if vector is None]
         from_texts = iter(_read_texts(items, with_text_only, columns, recommender))
         append_items(recommender, torch.stack([next(from_texts) if vector is None else vector for vector in vectors]))
-        extended = _extended(vocabulary, new_ids, [row.get("title") for row in rows])
+        extended = _extended(items, vocabulary, new_ids, rows)
         with folder_in_place(target, replaced=target == model.resolve()) as folder:
             shutil.copytree(
                 model, folder, ignore=shutil.ignore_patterns("item_vectors.safetensors"), dirs_exist_ok=True
@@ -222,12 +222,13 @@ def _given_vector(path: Path, name: str, given: Any, is_text: Tensor) -> Tensor:
     return vector if len(vector) == width else torch.zeros(width).masked_scatter(~is_text, vector)
 
 
-def _extended(vocabulary: Vocabulary, new_ids: pa.Array, titles: list[Any]) -> Vocabulary:
+def _extended(path: Path, vocabulary: Vocabulary, new_ids: pa.Array, rows: Rows) -> Vocabulary:
     old, new = len(vocabulary.item_ids), len(new_ids)
 
     def joined(column: pa.Array | None, added: list[Any]) -> pa.Array | None:
         return None if column is None else pa.concat_arrays([column, pa.array(added, column.type)])
 
+    titles = [row.get("title") for row in rows]
     known = vocabulary.titles if vocabulary.titles is not None or not any(titles) else pa.nulls(old, pa.string())
     texts = [None if title is None else str(title) for title in titles]
     return Vocabulary(
@@ -235,7 +236,19 @@ def _extended(vocabulary: Vocabulary, new_ids: pa.Array, titles: list[Any]) -> V
         joined(known, texts),
         pa.concat_arrays([vocabulary.counts, pa.array([0] * new, vocabulary.counts.type)]),
         joined(vocabulary.removed, [False] * new),
+        {name: _with_values(path, name, column, rows) for name, column in vocabulary.columns.items()},
     )
+
+
+def _with_values(path: Path, name: str, column: pa.Array, rows: Rows) -> pa.Array:
+    """Append the values of new items to a column of the vocabulary; null where they have none."""
+    values = [row.get(name) for row in rows]
+    if pa.types.is_string(column.type):
+        values = [None if value is None else str(value) for value in values]
+    try:
+        return pa.concat_arrays([column, pa.array(values, column.type)])
+    except (pa.ArrowException, TypeError) as error:
+        raise DataError(f"{path}: column {name}: {one_line(error)}; expected values of type {column.type}") from None
 
 
 def _read(path: Path, columns: tuple[str, ...] = ()) -> Rows:

@@ -4,9 +4,10 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +28,12 @@ from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
 from slmrec.version import __version__, is_outdated
 
-_VOCABULARY = ("item", "item_id", "title", "count", "removed")
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
 _PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]
 _TRAINING_STAGES = ("pretrain", "finetune", "distill")
 
 
-_MAX_BYTES, _MAX_BYTES_OF_ITEM = 2**26, 2**10
+_MAX_BYTES, _MAX_BYTES_OF_ITEM = 2**26, 2**13
 """Largest size of a vocabulary in memory, in all and for each item."""
 _IS_TEXT = (pa.types.is_string, pa.types.is_large_string)
 _IS_NUMBER = (pa.types.is_integer, pa.types.is_floating)
@@ -56,6 +56,8 @@ class Vocabulary(NamedTuple):
     """Number of events of each item in the train split."""
     removed: pa.Array | None = None
     """True if an item must not be recommended; None if every item may be. Histories may contain removed items."""
+    columns: Mapping[str, pa.Array] = MappingProxyType({})
+    """Further columns of the items, by name (`prepare.item_columns`)."""
 
 
 def save_recommender(
@@ -82,7 +84,7 @@ def save_recommender(
         True
     """
     counts = pa.array(dataset.train_counts()[1:])
-    vocabulary = Vocabulary(dataset.item_ids, dataset.titles, counts)
+    vocabulary = Vocabulary(dataset.item_ids, dataset.titles, counts, columns=dataset.other_item_columns())
     save_folder(folder, model, vocabulary, About(title, metrics, dataset.preparation, protocol=protocol))
 
 
@@ -106,11 +108,11 @@ def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About
 
 
 def write_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
-    """Write the columns `item, item_id, title, count, removed`, without those that are absent from the vocabulary."""
+    """Write the columns `item, item_id, title, count, removed` that the vocabulary has, and its further columns."""
     columns = {"item": pa.array(range(1, len(vocabulary.item_ids) + 1)), "item_id": vocabulary.item_ids}
     optional = {"title": vocabulary.titles, "count": vocabulary.counts, "removed": vocabulary.removed}
     columns |= {name: column for name, column in optional.items() if column is not None}
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns | dict(vocabulary.columns)), path)
 
 
 def replace_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
@@ -277,7 +279,7 @@ def _check_version(folder: Path) -> None:
 
 def _read_items(path: Path, num_items: int) -> Vocabulary:
     try:
-        items = read_columns(path, _VOCABULARY, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
+        items = read_columns(path, None, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: {_ITEMS} is missing, without which items have no ids") from None
     except RowsError as error:
@@ -289,7 +291,7 @@ def _read_items(path: Path, num_items: int) -> Vocabulary:
     absent = [name for name in ("item", "item_id", "count") if name not in items.column_names]
     if absent:
         raise _damaged(path, f"column {absent[0]} is missing")
-    if any(items[name].null_count for name in set(items.column_names) - {"title"}):
+    if any(items[name].null_count for name in {"item_id", "count", "item", "removed"} & set(items.column_names)):
         raise _damaged(path, "an item has no id or no count")
     for name, is_type in _COLUMN_TYPES.items():
         if name in items.column_names and not any(check(items[name].type) for check in is_type):
@@ -301,7 +303,8 @@ def _read_items(path: Path, num_items: int) -> Vocabulary:
         raise _damaged(path, "a count is no number of events")
     _check_unique(path, [str(item_id) for item_id in items["item_id"].to_pylist()])
     columns = {name: items[name].combine_chunks() for name in items.column_names}
-    return Vocabulary(columns["item_id"], columns.get("title"), columns["count"], columns.get("removed"))
+    known = {name: columns.pop(name, None) for name in _COLUMN_TYPES}
+    return Vocabulary(known["item_id"], known["title"], known["count"], known["removed"], columns)
 
 
 def _check_unique(path: Path, item_ids: list[str]) -> None:

@@ -130,6 +130,11 @@ def _log_summary(settings: PrepareConfig, counts: dict[str, float]) -> None:
             "prepare: %s of %s items are in the table of items, %s with a title",
             *(f"{known:,}", f"{counts['num_items']:,}", f"{titled:,}"),
         )
+    if counts.get("num_retitled_items"):
+        _LOG.info(
+            "prepare: %s items have several titles; the most frequent one is kept, the first of equally frequent ones",
+            f"{counts['num_retitled_items']:,}",
+        )
     _log_split(settings, counts)
 
 
