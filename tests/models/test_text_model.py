@@ -8,11 +8,11 @@ import pytest
 import torch
 from encoding import encode
 
-from slmrec.config import ItemTextConfig, SasRecSettings, TextModel
+from slmrec.config import ItemTextConfig, SasRecSettings, SasRecStudent, TextModel
 from slmrec.data.batching import pad_histories
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import ModelParts, append_items
-from slmrec.models.sasrec import START_RMS, SasRec, build_sasrec
+from slmrec.models.sasrec import START_RMS, SasRec, build_sasrec, build_sasrec_student
 from slmrec.models.text.item_text import ItemText, TextReader
 from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch, Histories
@@ -138,3 +138,15 @@ def test_a_text_model_is_a_sasrec_with_other_defaults() -> None:
     own = build_sasrec(TextModel(), ModelParts(NUM_ITEMS, item_text()))
     assert own.settings.scores == "cosine" and own.text is not None and own.hidden_size == 128
     assert TextModel(train={"max_steps": 1}).train.learning_rate == TextModel().train.learning_rate == 1e-3
+
+
+def test_a_student_with_ids_and_text_starts_from_the_projection_too() -> None:
+    settings = SasRecStudent(hidden_size=WIDTH, max_history_items=5, init="projected", item_side="both", item_text="w")
+    histories = pad_histories([[item, item + 1] for item in range(1, NUM_ITEMS)], 5)
+    parts = ModelParts(NUM_ITEMS, item_text(), teacher=model(item_dim=WIDTH), histories=histories)
+    own = build_sasrec_student(settings, parts).eval()
+    assert own.text is not None and own.item_embeddings is not None and own.text.vectors[1:].any()
+    torch.testing.assert_close(own.item_vectors()[1:], own.item_embeddings.weight[1:])
+    assert own.item_vectors()[1:].square().mean().sqrt().item() == pytest.approx(START_RMS, rel=1e-4)
+    with pytest.raises(ValueError, match="init is projected, which is where ID vectors start, but item_side is text"):
+        SasRecStudent(init="projected", item_side="text", item_text="w")

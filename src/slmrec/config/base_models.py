@@ -246,12 +246,15 @@ class SasRecStudent(SasRecSettings):
 
     init: Literal["random", "projected"] = "random"
     """Initial item vectors: random, or `projected`: those whose scores are nearest to the teacher's among all vectors
-    of `item_dim` numbers (a truncated singular value decomposition)."""
+    of `item_dim` numbers (a truncated singular value decomposition). With `item_side: both`, the adaptor of the text
+    starts at zero."""
 
     @model_validator(mode="after")
     def _starts_by_id(self) -> "SasRecStudent":
+        by_text = self.item_side == "text" or (self.item_side == "ids" and self.item_text is not None)
         check(
-            self.init == "random" or (self.item_side == "ids" and self.item_text is None),
-            "init: projected starts ID vectors; set item_side: ids without item_text, or init: random",
+            self.init == "random" or not by_text,
+            f"init is projected, which is where ID vectors start, but item_side is {self.item_side} and item_text is "
+            f"{self.item_text}; set item_side: both, leave item_text out, or set init: random",
         )
         return self

@@ -224,6 +224,8 @@ def build_sasrec_student(settings: SasRecStudent, parts: ModelParts) -> SasRec:
     """Return a student of SASRec's size; its item vectors are random, or projected from the teacher's."""
     model = build_sasrec(settings, parts)
     if settings.init == "projected" and parts.teacher is not None and parts.histories is not None:  # not in a dry run
+        if model.text is not None:
+            nn.init.zeros_(model.text.map[-1].weight)
         model.start_items(projected_items(parts.teacher, parts.histories, settings.item_width))
     return model
 
