@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.config import Config, DecoderStudent
+from slmrec.config import Config, DecoderStudent, SasRecStudent
 from slmrec.config.load import load_config
 from slmrec.data.public.registry import find_dataset
 from slmrec.errors import ConfigError
@@ -18,15 +18,18 @@ from slmrec.recipes import find_recipe, recipe_names
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid(name: str, tmp_path: Path) -> None:
     config = load_config(name, [])
-    assert isinstance(config.distill.student, DecoderStudent)
-    assert config.distill.student.depth * 2 <= config.finetune.num_layers
+    student = config.distill.student
+    if isinstance(student, DecoderStudent):
+        assert student.depth * 2 <= config.finetune.num_layers
+    else:
+        assert isinstance(student, SasRecStudent) and config.finetune.backbone is None
     assert config == load_config(find_recipe(name), [])
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml", []) == config
 
 
 def test_an_unknown_recipe_is_refused_with_a_list_of_all() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: no such file or recipe; recipes: beauty, .*, tiny, toys"):
+    with pytest.raises(ConfigError, match=r"nowhere: no such file or recipe; recipes: beauty, .*, tiny, toys, words"):
         load_config("nowhere", [])
 
 
