@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +27,21 @@ def disk_errors_reported(target: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except Exception as error:  # safetensors and others report errors of the disk as their own
+        number = error.errno if isinstance(error, OSError) else _os_error(error)
+        if number not in _DISK_ERRORS:
             raise
+        place = getattr(error, "filename", None) or target
         raise CheckpointError(
-            f"{error.filename or target}: {os.strerror(error.errno)}; free space or grant permission, or choose "
-            "another --output; existing results are unchanged"
+            f"{place}: {os.strerror(number)}; free space or grant permission, or choose another --output; existing "
+            "results are unchanged"
         ) from None
+
+
+def _os_error(error: Exception) -> int | None:
+    """Return the number of the system's error in a message of a library written in Rust."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return None if found is None else int(found[1])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 from slmrec.commands import compare, data, demo, export, import_reference, items, recommend, report, serve, stages
@@ -12,6 +13,7 @@ from slmrec.commands.parsers import add_logging_options
 from slmrec.config.secrets import redacted
 from slmrec.errors import SlmrecError
 from slmrec.files import printable
+from slmrec.folders import disk_errors_reported
 from slmrec.version import __version__
 
 _COMMANDS = (stages, demo, recommend, serve, compare, report, data, import_reference, export, items)
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        with messages_shown(getattr(options, "level", logging.INFO)):
+        output = Path(str(getattr(options, "output", None) or "the output"))
+        with messages_shown(getattr(options, "level", logging.INFO)), disk_errors_reported(output):
             options.run(options)
     except SlmrecError as error:
         print(f"slmrec: {printable(redacted(str(error)))}", file=sys.stderr)

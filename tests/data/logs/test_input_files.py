@@ -1,4 +1,5 @@
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def inspected(path: Path) -> InputFiles:
         ("log", "u a b c\n", "sequences"),
         ("log.gz", b"PAR1 and so on", "parquet"),
         ("log", "user_id,item_id\ru,a\r", "csv"),
+        ("log", TABLE.encode("utf-16"), "csv"),
     ],
 )
 def test_auto_goes_by_the_content_then_by_the_name(
@@ -119,7 +121,6 @@ def test_latin_1_that_is_cut_off_is_refused(tmp_path: Path) -> None:
             TABLE.encode("utf-16-le"),
             r"line 1: byte b'\\x00' is not UTF-8; set prepare\.encoding=utf-16-le \(",
         ),
-        ("log", TABLE.encode("utf-16"), r"log: line 1: byte b'\\x00' is not text; save"),
         ("log.txt", b"u a\nv b\0c\n", r"log\.txt: line 2: byte b'\\x00' is not text"),
         ("log.csv", TABLE + "u,\0,1\n", r"log\.csv: line 3: byte b'\\x00' is not text"),
         ("log.txt", "u a b\nv b\r\n", r"log\.txt: lines end in '\\n' and '\\r\\n'; .* dos2unix"),
@@ -204,3 +205,20 @@ def test_python_literals_become_json_lines(tmp_path: Path) -> None:
 def test_other_formats_are_not_rewritten(tmp_path: Path) -> None:
     source = inspected(write(tmp_path / "log", TABLE))
     assert literals_as_json(source, tmp_path) is source
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_line_without_end_is_refused(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "log.csv").write_bytes(pack(TABLE.encode() + b"u,b,2\nu," + b"x" * (2**24 + 2**20)))
+    with pytest.raises(DataError, match=r"log\.csv: line 4 is longer than 16,777,216 characters; write one row a line"):
+        inspected(tmp_path / "log.csv")
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.csv")
+    with pytest.raises(DataError, match=r"log\.csv: is a named pipe, which is read several times; save it to a file"):
+        inspected(tmp_path / "log.csv")
+    with pytest.raises(DataError, match=r"/dev/zero: is a device"):
+        inspected(Path("/dev/zero"))
+    with pytest.raises(DataError, match=r"log\.csv: is a named pipe, expected files only; move it out of the folder"):
+        inspected(tmp_path)

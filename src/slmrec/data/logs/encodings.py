@@ -112,6 +112,10 @@ def check_text(file: Path, format: Format, encoding: str | None) -> TextCheck:
         raise _unreadable(file, error, encoding) from None
 
 
+MAX_LINE = 2**24
+"""Longest line of a text file, in characters; some readers hold a whole line."""
+
+
 class _NotTextError(Exception):
     """A byte that is not text in the encoding."""
 
@@ -124,6 +128,7 @@ def _read_text(file: Path, format: Format, encoding: str) -> TextCheck:
     decoder = codecs.getincrementaldecoder(encoding)()
     line_ends = io.IncrementalNewlineDecoder(None, translate=False)
     line, has_text, is_ascii, is_escaped, rest, first = 1, False, encoding == "utf-8", False, "", ""
+    length = 0
     delimiter = DELIMITERS.get(format, ",")
     for block in itertools.chain(blocks(file), [b""]):
         try:
@@ -143,6 +148,10 @@ def _read_text(file: Path, format: Format, encoding: str) -> TextCheck:
             rest = start[:_EXCERPT]
         first += text[: max(0, _MAX_SEPARATOR_LINE - len(first))]
         line += text.count("\n")
+        line_end = max(text.rfind("\n"), text.rfind("\r"))
+        length = length + len(text) if line_end < 0 else len(text) - line_end
+        if length > MAX_LINE:
+            raise DataError(f"{file}: line {line} is longer than {MAX_LINE:,} characters; write one row a line")
         is_ascii = is_ascii and text.isascii()
         has_text = has_text or bool(text.strip("\ufeff \t\r\n"))
     if not has_text:

@@ -16,6 +16,7 @@ from slmrec.data.logs.encodings import check_text, encoding_of_mark, is_utf8, se
 from slmrec.data.logs.formats import DELIMITERS, FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
 from slmrec.data.logs.literals import as_json
 from slmrec.errors import DataError
+from slmrec.files import special_file
 
 _SEPARATED: tuple[Format, ...] = ("csv", "tsv", "scsv", "psv", "ssv")
 _NUM_SAMPLE_LINES = 200
@@ -84,8 +85,13 @@ def parts(path: Path) -> tuple[Path, ...]:
     """
     if path.is_file():
         return (path,)
+    if kind := special_file(path):
+        raise DataError(f"{path}: is {kind}, which is read several times; save it to a file first")
     if not path.is_dir():
         raise DataError(f"{path}: no such file; set prepare.input (or prepare.items) to the path of one: {FORMATS}")
+    for file in path.rglob("*"):
+        if kind := special_file(file):
+            raise DataError(f"{file}: is {kind}, expected files only; move it out of the folder")
     files = (file for file in path.rglob("*") if file.is_file())
     visible = tuple(sorted(file for file in files if not _is_hidden(file.relative_to(path))))
     if not visible:

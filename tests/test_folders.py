@@ -1,0 +1,44 @@
+"""Full disks: one line, whichever library wrote, and the old result stays."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from slmrec.errors import CheckpointError
+from slmrec.folders import disk_errors_reported, folder_in_place
+
+
+@pytest.fixture
+def _full_disk() -> Iterator[None]:
+    """No file can grow beyond 4 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_old_folder(tmp_path: Path, _full_disk: None) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("kept", encoding="utf-8")
+    weights = {"a": torch.zeros(10_000)}
+    for write in (
+        lambda folder: save_file(weights, folder / "weights"),
+        lambda folder: (folder / "text").write_text("x" * 10_000, encoding="utf-8"),
+    ):
+        with (
+            pytest.raises(CheckpointError, match=r"File too large; free space .*existing results are unchanged"),
+            folder_in_place(target, replaced=True) as folder,
+        ):
+            write(folder)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert (target / "old").read_text(encoding="utf-8") == "kept"
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(ValueError, match=r"os error 2"), disk_errors_reported(Path("out")):
+        raise ValueError("missing (os error 2)")
