@@ -133,13 +133,13 @@ class Server:
                 self.counter.answered += 1
                 raise
             self.counter.answered += 1
-        self.metrics.observe_results(results)
-        time_ms = 1e3 * (time.perf_counter() - started)
-        answers: list[bytes] = []
-        for result in results:
-            if answers:
-                await asyncio.sleep(0)  # a large answer must not hold up others
-            answers.append(to_json(result.to_answer(model, time_ms)))
+            self.metrics.observe_results(results)
+            time_ms = 1e3 * (time.perf_counter() - started)
+            answers: list[bytes] = []
+            for result in results:
+                if answers:
+                    await asyncio.sleep(0)  # a large answer must not hold up others
+                answers.append(to_json(result.to_answer(model, time_ms)))
         content = b'{"answers":[' + b",".join(answers) + b"]}" if is_many else answers[0]
         return Response(content, media_type="application/json")
 
