@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "merged, newest": {"tie_col": "tie", "repeats": "merge", "max_history": 5},
     "temporal": {"tie_col": "tie", "split": "temporal", "valid_share": 0.2},
     "paper": {"tie_col": "tie", "preset": "paper", "min_item_events": 12},
+    "returns": {"tie_col": "tie", "quantity_col": "number"},
     "dates": {"tie_col": "tie", "time_col": "day"},
 }
 
@@ -44,6 +45,7 @@ def table(ids: str, num: int = 600) -> pa.Table:
         "rating": [float(draw.randint(1, 5)) for _ in range(num)],
         "day": [f"2024-02-28T23:{second % 60:02d}:59.{second:09d}+0{second % 3}:30" for second in seconds],
         "tie": draw.sample(range(num), num),
+        "number": [draw.choice((1, 2, 2, -1, 0)) for _ in range(num)],
     }
     return pa.table(columns)
 

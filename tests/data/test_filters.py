@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from slmrec.config import PrepareConfig
 from slmrec.data.dataset import Dataset
 from slmrec.data.engine import connected
-from slmrec.data.filters import apply_rules, cut_times
+from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import DataError
 
@@ -225,6 +225,38 @@ def test_every_combination_of_rules(
     for name in ("user", "item"):
         all_ids, left = ({getattr(event, name) for event in part} for part in (log, expected.log))
         assert counts[f"num_dropped_{name}s"] == len(all_ids) - len(left)
+
+
+def without_returns(log: Log, quantities: Sequence[int]) -> tuple[list[int], int]:
+    """Return the rows that stay, and the number of returns that match none, by a stack per user and item."""
+    stacks: dict[tuple[str, str], list[int]] = {}
+    num_unmatched = 0
+    for event in sorted(log, key=ORDERS["time"]):
+        stack = stacks.setdefault((event.user, event.item), [])
+        if quantities[event.row] > 0:
+            stack.append(event.row)
+        elif quantities[event.row] < 0 and stack:
+            stack.pop()
+        else:
+            num_unmatched += quantities[event.row] < 0
+    return sorted(row for stack in stacks.values() for row in stack), num_unmatched
+
+
+@settings(max_examples=15, deadline=None)
+@given(LOGS, st.lists(st.sampled_from([1, 6, -1, -2, 0]), min_size=70, max_size=70))
+def test_a_return_removes_the_newest_earlier_event_of_its_pair(engine: Any, log: Log, quantities: list[int]) -> None:
+    expected, num_unmatched = without_returns(log, quantities)
+    rows = range(len(log))
+    table = table_of(engine, log).join(stored(engine, {"row": list(rows), "quantity": quantities[: len(log)]}), "row")
+    if not expected:
+        with pytest.raises(DataError, match=r"^log\.csv: no event is left after returns; \d+ events were returned"):
+            remove_returns(engine, "log.csv", table, COLUMNS["time"])
+        return
+    found = remove_returns(engine, "log.csv", table, COLUMNS["time"])
+    assert sorted(found.events.row.to_pyarrow().to_pylist()) == expected
+    assert found.num_zero == sum(quantities[row] == 0 for row in rows)
+    assert found.num_unmatched == num_unmatched
+    assert found.num_removed == len(log) - len(expected)
 
 
 def test_newest_events_are_those_of_the_order_where_ties_are_unknown(engine: Any) -> None:

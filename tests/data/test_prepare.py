@@ -548,3 +548,53 @@ def test_a_folder_prepared_earlier_still_loads(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(old), encoding="utf-8")
     assert histories(folder) == expected
     assert Dataset.load(folder).split_rule == "leave_one_out"
+
+
+RETURNS = [
+    *(("u", "a", 1, 2), ("u", "b", 2, 1), ("u", "a", 3, 1), ("u", "a", 4, -1), ("u", "c", 5, 1)),
+    *(("u", "d", 6, -3), ("u", "d", 7, 1), ("u", "e", 8, 0)),
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_returns_remove_events_and_are_none(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("user_id", "item_id", "timestamp", "Quantity")
+    path = tmp_path / f"log.{form}"
+    rows = [dict(zip(names, row, strict=True)) for row in RETURNS]
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        delimiter = "," if form == "csv" else "\t"
+        path.write_text("".join(delimiter.join(map(str, row)) + "\n" for row in (names, *RETURNS)), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        folder, counts = prepare(path, quantity_col="quantity")
+    written = tables(folder)
+    ids = [row["item_id"] for row in written["items"]]
+    assert [ids[row["item"] - 1] for row in written["interactions"]] == ["a", "b", "c", "d"]
+    assert [row["timestamp"] for row in written["interactions"]] == [1, 2, 5, 7]
+    names_of_counts = ("num_read_events", "num_removed_by_quantity_col", "num_returned_events")
+    assert [counts[name] for name in names_of_counts] == [8, 4, 1]
+    assert (counts["num_unmatched_returns"], counts["num_zero_quantities"]) == (1, 1)
+    assert facts(folder)["columns"]["quantity_col"] == "Quantity"
+    assert (
+        "returns in quantity: 1 events and their returns removed; 1 returns without an earlier event and 1 rows of "
+        "quantity 0 dropped" in caplog.text
+    )
+    assert "read as events" not in caplog.text
+    caplog.clear()
+    _, counts = prepare(path)
+    assert caplog.text.count("the column Quantity is negative in 2 rows, which are read as events; set ") == 1
+    assert counts["num_events"] == 8
+
+
+def test_quantities_that_are_no_numbers_are_invalid_rows(tmp_path: Path) -> None:
+    log = write_csv(
+        tmp_path / "log.csv",
+        [*((*row, 1) for row in THREE), ("u", "d", 4, "two")],
+        ("user_id", "item_id", "timestamp", "qty"),
+    )
+    with pytest.raises(DataError, match=r"log\.csv: line 5: qty is 'two': expected a number"):
+        prepare(log, quantity_col="qty")
+    assert prepare(log, quantity_col="qty", on_bad_row="skip")[1]["num_rejected_rows"] == 1

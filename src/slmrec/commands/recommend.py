@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _READING = frozenset(
     ("format", "columns", "user_col", "item_col", "time_col", "time_unit", "time_format", "tie_col", "order")
-) | {"encoding", "id_type", "null_values", "on_bad_row", "memory_limit"}
+) | {"encoding", "quantity_col", "id_type", "null_values", "on_bad_row", "memory_limit"}
 """Settings of `prepare` that say how a file is read."""
 _EPILOG = (
     "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"

@@ -131,7 +131,7 @@ REQUIREMENTS = (
     ),
     Requirement(
         "prepare",
-        ("columns", "user_col", "item_col", "time_col", "rating_col", "tie_col"),
+        ("columns", "user_col", "item_col", "time_col", "rating_col", "quantity_col", "tie_col"),
         _is_table,
         "a table with columns, which format: sequences is not",
     ),

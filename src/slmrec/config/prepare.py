@@ -61,6 +61,9 @@ class PrepareConfig(Section):
     %d.%m.%Y %H:%M for 23.07.2014 10:00."""
     rating_col: str | None = None
     """The column of ratings, read only if min_rating is set; null: the usual names (rating, overall)."""
+    quantity_col: str | None = None
+    """The column of quantities, negative for returns; null: every row is an event. A return removes the newest earlier
+    event of its user and item, or nothing where there is none; returns and rows of quantity 0 are no events."""
     tie_col: str | None = None
     """A column that orders events of the same time; null: the order of the file, or, for engines whose rows have no
     order, the order of the item ids."""

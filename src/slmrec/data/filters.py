@@ -1,7 +1,7 @@
 """Rules that decide which events are kept; they are table expressions and run on every engine."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 from ibis.expr.types import Table
@@ -9,6 +9,7 @@ from ibis.expr.types import Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import drop, keep, value
 from slmrec.errors import DataError
+from slmrec.files import printable
 
 
 @dataclass
@@ -29,6 +30,67 @@ class _Filtering:
         if self.num_removed:  # before the first rule, the table is the log itself
             drop(self.engine, before)
         self.num_removed[rule] = self.num_removed.get(rule, 0) + count
+
+
+class Returns(NamedTuple):
+    """Events without returns, and the numbers of removed rows."""
+
+    events: Table
+    num_returned: int
+    """The number of events that a return removed, and of these returns."""
+    num_unmatched: int
+    """The number of returns without an earlier event of the user and the item."""
+    num_zero: int
+    """The number of rows of quantity 0."""
+
+    @property
+    def num_removed(self) -> int:
+        """The number of removed rows."""
+        return 2 * self.num_returned + self.num_unmatched + self.num_zero
+
+    def message(self, column: str) -> str:
+        """Return a line that says what was removed."""
+        return (
+            f"returns in {printable(column)}: {self.num_returned:,} events and their returns removed; "
+            f"{self.num_unmatched:,} returns without an earlier event and {self.num_zero:,} rows of quantity 0 dropped"
+        )
+
+
+def remove_returns(engine: Any, log: str, rows: Table, order: list[str]) -> Returns:
+    """Remove returns, the events that they take back, and rows of quantity 0.
+
+    Each return removes the newest earlier event of its user and item that no other return removed.
+
+    Args:
+        engine: the engine of the rows.
+        log: the name of the log, for messages.
+        rows: `user_id`, `item_id`, `quantity`, and the columns of `order`.
+        order: columns that order the rows of a user.
+
+    Raises:
+        DataError: no event is left.
+    """
+    pairs = ["user_id", "item_id"]
+    ordered = [*order, ibis.desc("quantity")]  # an event before its return, where the order has ties
+    marked = rows.filter(rows.quantity != 0).mutate(sign=ibis.ifelse(rows.quantity < 0, -1, 1))
+    up_to = ibis.window(group_by=pairs, order_by=ordered, preceding=None, following=0)
+    summed = marked.mutate(balance=marked["sign"].sum().over(up_to))
+    onward = ibis.window(group_by=pairs, order_by=ordered, preceding=0, following=None)
+    # an event is taken back once the balance falls below that right after the event
+    ended = keep(engine, summed.mutate(lowest=summed.balance.min().over(onward)))
+    events = ended.filter((ended["sign"] > 0) & (ended.lowest >= ended.balance))
+    events = keep(engine, events.drop("sign", "balance", "lowest", "quantity"))
+    lowest = ended.group_by(pairs).aggregate(lowest=ended.balance.min())
+    num_unmatched = -int(value(lowest.filter(lowest.lowest < 0).lowest.sum()) or 0)
+    num_zero, num_events = value((rows.quantity == 0).sum()), value(events.count())
+    num_returned = (value(ended.count()) - num_events - num_unmatched) // 2
+    drop(engine, ended)
+    if not num_events:
+        raise DataError(
+            f"{log}: no event is left after returns; {num_returned:,} events were returned, and {num_zero:,} rows have "
+            "quantity 0; give another column as prepare.quantity_col, or leave it out"
+        )
+    return Returns(events, num_returned, num_unmatched, int(num_zero))
 
 
 def apply_rules(

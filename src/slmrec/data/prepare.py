@@ -24,7 +24,7 @@ from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
 from slmrec.data.engine import batches, engines_of, explain, first_row, keep, unsupported, value
-from slmrec.data.filters import apply_rules, cut_times
+from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.histories import write_histories
 from slmrec.data.ids import as_ids_of
 from slmrec.data.items import ItemRows, column_name, one_row_per_item, read_items
@@ -113,7 +113,18 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     for warning in large_shares(read.table):
         _LOG.warning("prepare: %s", warning)
     order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *read.ties]
-    events, num_removed = apply_rules(engine, log, read.table, order, settings)
+    events, num_removed, returns = read.table, {}, {}
+    if settings.quantity_col:
+        found = remove_returns(engine, log, events, order)
+        _LOG.info("prepare: %s", found.message(settings.quantity_col))
+        events, num_removed = found.events, {"quantity_col": found.num_removed}
+        returns = {
+            "num_returned_events": found.num_returned,
+            "num_unmatched_returns": found.num_unmatched,
+            "num_zero_quantities": found.num_zero,
+        }
+    events, removed_by_rules = apply_rules(engine, log, events, order, settings)
+    num_removed |= removed_by_rules
     unit = stored_unit(events)
     if unit is not None:
         events = in_unit(log, events, unit)
@@ -128,7 +139,7 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
         f"num_dropped_{name}s": value(read.table[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))
     }
-    counts = {"num_read_events": num_read, "num_rejected_rows": len(read.errors)} | dropped
+    counts = {"num_read_events": num_read, "num_rejected_rows": len(read.errors)} | returns | dropped
     rules = {name: getattr(settings, name) for name in _RULES}
     return {
         "counts": counts | {f"num_removed_by_{rule}": number for rule, number in num_removed.items()},

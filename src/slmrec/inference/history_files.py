@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import batches, connected
+from slmrec.data.filters import remove_returns
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, json_keys, lines, literals_as_json, unpacked
 from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error
@@ -86,7 +87,10 @@ def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = Non
             with connected("duckdb", folder, settings.memory_limit) as engine:
                 events = read_events(engine, folder, str(path), settings)
                 order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *events.ties]
-                yield UserRows(path, "row", lambda: _of_events(engine, path, events.table, order), events.errors)
+                table = events.table
+                if settings.quantity_col:
+                    table = remove_returns(engine, str(path), table, order).events
+                yield UserRows(path, "row", lambda: _of_events(engine, path, table, order), events.errors)
             return
         if index["user"] is None:
             raise _other_columns(path, names)

@@ -74,7 +74,7 @@ def test_parts_are_told_by_file_and_line(tmp_path: Path) -> None:
     assert {row["user_id"] for row in log.rows} == {"u", "v", "w", "y"}
 
 
-@pytest.mark.parametrize("setting", ["user_col", "item_col", "time_col", "rating_col", "tie_col"])
+@pytest.mark.parametrize("setting", ["user_col", "item_col", "time_col", "rating_col", "quantity_col", "tie_col"])
 def test_columns_of_a_file_without_any_are_refused(tmp_path: Path, setting: str) -> None:
     message = rf"log\.txt: prepare\.{setting} is 'asin', but a log with one user a line .*; leave it out"
     with pytest.raises(DataError, match=message):

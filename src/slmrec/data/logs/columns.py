@@ -68,6 +68,8 @@ OTHER_NAMES = {
     "title_col": ("item_title", "product_name", "product_title", "book_title", "track_name", "game_name"),
 }
 """Further names by setting, used where a table has no usual name; a message says so."""
+QUANTITIES = frozenset(("quantity", "qty"))
+"""Names of columns whose negative numbers may be returns, without regard to capitals, spaces and underscores."""
 ALL_USUAL_NAMES = frozenset(name for names in (*USUAL_NAMES.values(), *OTHER_NAMES.values()) for name in names)
 _NORMAL_NAMES = frozenset(map(normal_name, ALL_USUAL_NAMES))
 _GENRES = (

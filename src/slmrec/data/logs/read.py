@@ -2,13 +2,14 @@
 
 A table of events has the columns `user_id` and `item_id` (whole numbers or text, as `slmrec.data.ids` says),
 `timestamp` (seconds since 1970-01-01 UTC, or null), `nanosecond` (the rest of the time), `rating` (if `min_rating` is
-set), and the columns of `Events.ties`, which order events of the same time.
+set), `quantity` (if `quantity_col` is set), and the columns of `Events.ties`, which order events of the same time.
 
 All tables are Ibis expressions. Text formats, the order of rows and the line numbers of invalid rows need the embedded
 engine.
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,10 @@ from ibis.expr.types import Column, Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import first_row, is_embedded, keep, value
 from slmrec.data.logs.checks import Check, check_columns, convert_ids, id_checks, row_error
-from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header, missing_columns, recognised
+from slmrec.data.logs.columns import ALL_USUAL_NAMES, QUANTITIES, find_column, header, missing_columns, recognised
 from slmrec.data.logs.database import copied, is_row_store
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, lines
+from slmrec.data.logs.formats import normal_name
 from slmrec.data.logs.per_user import UserHistories, read_lists, read_sequences
 from slmrec.data.logs.row_errors import RowError, check_skippable
 from slmrec.data.logs.rows import read_rows
@@ -107,7 +109,8 @@ def _events_of_files(engine: Any, spill: Path, files: InputFiles, settings: Prep
 
 def _check_no_columns(files: InputFiles, settings: PrepareConfig) -> None:
     """Reject settings of columns that a log with one user per row or line does not have."""
-    absent = ["time_col", "rating_col", "tie_col"] + ["user_col", "item_col"] * (files.format == "sequences")
+    absent = ["time_col", "rating_col", "quantity_col", "tie_col"]
+    absent += ["user_col", "item_col"] * (files.format == "sequences")
     for setting in absent:
         column = getattr(settings, setting)
         if column:
@@ -140,6 +143,7 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     if not value(table.count()):
         raise _no_events(files, errors)
     _log_recognised(files.path, names, settings)
+    _warn_of_returns(files.path, opened.head.names, settings, opened.column)
     ties = (*_TIES, "row") if settings.tie_col else ("row",)
     return Events(table, ties, {"format": files.format} | names, errors)
 
@@ -167,7 +171,8 @@ def _no_events(files: InputFiles, errors: list[RowError]) -> DataError:
 
 def _column_names(path: Path | str, names: list[str], settings: PrepareConfig) -> dict[str, str]:
     """Return the column name of each setting, for the columns that the table has."""
-    keys = ["user_col", "item_col", "time_col", "rating_col"] + ["tie_col"] * bool(settings.tie_col)
+    keys = ["user_col", "item_col", "time_col", "rating_col"]
+    keys += [key for key in ("quantity_col", "tie_col") if getattr(settings, key)]
     needs_time = settings.order == "time"  # otherwise, a column with a name such as `date` may hold anything
     indices = {
         key: find_column(path, names, key, getattr(settings, key), needs_time or key != "time_col") for key in keys
@@ -184,6 +189,21 @@ def _column_names(path: Path | str, names: list[str], settings: PrepareConfig) -
 def _log_recognised(path: Path | str, names: dict[str, str], settings: PrepareConfig) -> None:
     if message := recognised(names, settings.model_dump()):
         _LOG.info("%s: %s", printable(str(path)), message)
+
+
+def _warn_of_returns(path: Path | str, names: list[str], settings: PrepareConfig, column: Callable[[str], Any]) -> None:
+    """Warn of negative quantities that are read as events, unless `quantity_col` is set."""
+    quantities = [name for name in names if normal_name(name) in QUANTITIES]
+    if settings.quantity_col or not quantities:
+        return
+    cells = column(quantities[0])
+    number = cells if cells.type().is_numeric() else cells.cast("string").try_cast("float64")
+    if num_negative := int(value((number < 0).sum()) or 0):
+        _LOG.warning(
+            "%s: the column %s is negative in %s rows, which are read as events; set prepare.quantity_col=%s if they "
+            "are returns",
+            *(printable(str(path)), printable(quantities[0]), f"{num_negative:,}", printable(quantities[0])),
+        )
 
 
 def _id_names(names: dict[str, str]) -> dict[str, str]:
@@ -205,10 +225,10 @@ def _parse(
         checks.append(Check(times.is_invalid, names["time_col"], raw["time_col"], reason))
     else:
         columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
-    if "rating_col" in names:
-        rating = columns["rating"] = raw["rating_col"].try_cast("float64")
-        is_invalid = rating.isnull() | rating.isnan()
-        checks.append(Check(is_invalid, names["rating_col"], raw["rating_col"], lambda _: "expected a number"))
+    for setting in {"rating_col", "quantity_col"} & names.keys():
+        number = columns[setting.removesuffix("_col")] = raw[setting].try_cast("float64")
+        is_invalid = number.isnull() | number.isnan()
+        checks.append(Check(is_invalid, names[setting], raw[setting], lambda _: "expected a number"))
     if "tie_col" in names:  # numbers first, by value even where they are text, then other text
         columns |= {"tie": raw["tie_col"].try_cast("float64"), "tie_as_is": raw["tie_col"]}
     return columns, checks, times
@@ -230,7 +250,9 @@ def _events_of_engine(engine: Any, embedded: Any, spill: Path, log: str, setting
     names = _column_names(log, list(table.columns), settings)
     columns_of = {"format": f"{engine.name} table"} | names
     if is_row_store(engine):
-        table, engine = copied(engine, table, names, embedded, spill, log), embedded
+        read = names | {name: name for name in table.columns if normal_name(name) in QUANTITIES}
+        table, engine = copied(engine, table, read, embedded, spill, log), embedded
+    _warn_of_returns(log, list(table.columns), settings, table.__getitem__)
     columns, checks, times = _parse(log, {setting: table[name] for setting, name in names.items()}, names, settings)
     stored = keep(engine, table.select(**columns, **check_columns(checks)))
     invalid = stored.filter(stored.fault.notnull()).select("fault", "value")
