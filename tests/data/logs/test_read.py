@@ -205,9 +205,17 @@ def test_named_columns_make_a_table_of_lines(tmp_path: Path) -> None:
     assert [(row["user_id"], row["timestamp"]) for row in log.rows] == [("u", 5), ("v", 6), ("w", 7)]
 
 
-@pytest.mark.parametrize("rating", ["", "good", "nan"])
+def test_ratings_may_have_decimal_commas(tmp_path: Path) -> None:
+    rows = [("a", "2,5", "-1,0"), ("b", " ,5 ", "3"), ("c", "4", "2.25")]
+    lines = ["user_id;item_id;timestamp;rating;qty", *(f"u;{item};1;{rating};{qty}" for item, rating, qty in rows)]
+    log = read(write(tmp_path / "log.csv", "\n".join(lines) + "\n"), min_rating=0, quantity_col="qty")
+    found = {row["item_id"]: (row["rating"], row["quantity"]) for row in log.rows}
+    assert found == {"a": (2.5, -1), "b": (0.5, 3), "c": (4, 2.25)}
+
+
+@pytest.mark.parametrize("rating", ["", "good", "nan", "1,234", "1.234,5"])
 def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> None:
-    path = write(tmp_path / "log.csv", f"user_id,item_id,timestamp,rating\nu,a,1,5\nu,b,1,{rating}\n")
+    path = write(tmp_path / "log.csv", f"user_id;item_id;timestamp;rating\nu;a;1;5\nu;b;1;{rating}\n")
     with pytest.raises(DataError, match=rf"log\.csv: line 3: rating is {repr(rating) if rating else None}: expected a"):
         read(path, min_rating=0)
     assert len(read(path).rows) == 2, "without a rule on ratings nobody looks"

@@ -34,7 +34,7 @@ from slmrec.data.logs.tables import (
     valid_rows,
     with_table,
 )
-from slmrec.data.logs.times import ParsedTimes, invalid_time_reason, parse_times, with_times
+from slmrec.data.logs.times import ParsedTimes, decimal_number, invalid_time_reason, parse_times, with_times
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import one_line, printable
 
@@ -197,7 +197,7 @@ def _warn_of_returns(path: Path | str, names: list[str], settings: PrepareConfig
     if settings.quantity_col or not quantities:
         return
     cells = column(quantities[0])
-    number = cells if cells.type().is_numeric() else cells.cast("string").try_cast("float64")
+    number = cells if cells.type().is_numeric() else decimal_number(cells.cast("string"))
     if num_negative := int(value((number < 0).sum()) or 0):
         _LOG.warning(
             "%s: the column %s is negative in %s rows, which are read as events; set prepare.quantity_col=%s if they "
@@ -226,7 +226,7 @@ def _parse(
     else:
         columns |= {"timestamp": ibis.literal(None, "int64"), "nanosecond": ibis.literal(0, "int64")}
     for setting in {"rating_col", "quantity_col"} & names.keys():
-        number = columns[setting.removesuffix("_col")] = raw[setting].try_cast("float64")
+        number = columns[setting.removesuffix("_col")] = decimal_number(raw[setting])
         is_invalid = number.isnull() | number.isnan()
         checks.append(Check(is_invalid, names[setting], raw[setting], lambda _: "expected a number"))
     if "tie_col" in names:  # numbers first, by value even where they are text, then other text

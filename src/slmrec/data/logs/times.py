@@ -32,6 +32,7 @@ _DECIMAL = r"^([+-]?[0-9]+)(?:[.,]([0-9]*))?$"
 _SCIENTIFIC = r"^[+-]?[0-9]+(?:\.[0-9]*)?[eE][+-]?[0-9]+$"
 _NUMBER = r"^[+-]?[0-9]+(?:[.,][0-9]*)?(?:[eE][+-]?[0-9]+)?$"
 _THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+$"
+_DECIMAL_COMMA = r"^[+-]?[0-9]*,[0-9]+$"
 _LARGE = r"^[+-]?(?:[0-9]{9,}(?:[.,][0-9]*)?|[0-9]+(?:\.[0-9]*)?[eE][+-]?[0-9]+)$"
 """Numbers that may be large enough to have a unit of their own."""
 _MAX_EXACT_FLOAT = {32: 2.0**24, 64: 2.0**53}
@@ -88,6 +89,15 @@ def parse_times(column: Column, name: str, settings: PrepareConfig) -> ParsedTim
         raise _without_effect(name, "time_unit", settings.time_unit, f"are dates, such as {first!r}")
     seconds, nanosecond = _date_parts(text)
     return ParsedTimes({"timestamp": seconds, "nanosecond": nanosecond}, seconds.isnull(), "date", first)
+
+
+def decimal_number(column: Column) -> Any:
+    """Return the numbers of a column, with a decimal point or comma; null for other texts, such as 1,234."""
+    if not column.type().is_string():
+        return column.try_cast("float64")
+    text = column.strip()
+    has_comma = text.re_search(_DECIMAL_COMMA) & ~text.re_search(_THOUSANDS)
+    return ibis.ifelse(has_comma, text.replace(",", "."), text).try_cast("float64")
 
 
 def with_times(engine: Any, rows: Table, times: ParsedTimes) -> Table:
