@@ -215,9 +215,9 @@ def test_files_of_item_ids(suffix: str, folder: Path, recommender: Recommender, 
 
 
 def test_a_table_without_item_ids_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "ids.csv").write_text("item\ni01\n", encoding="utf-8")
+    (tmp_path / "ids.csv").write_text("thing\ni01\n", encoding="utf-8")
     source = write(tmp_path / "in.txt", [["i01"]])
-    with pytest.raises(DataError, match=r"ids\.csv: columns item; expected item_id; rename the column"):
+    with pytest.raises(DataError, match=r"ids\.csv: columns thing; expected item_id; rename the column"):
         recommend_file(folder, source, tmp_path / "out.parquet", RankOptions(9, exclude=tmp_path / "ids.csv"))
 
 

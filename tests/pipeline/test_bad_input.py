@@ -9,7 +9,7 @@ from slmrec.commands.main import main
 
 BAD_INPUT = {
     "no items": (b"a x y z\nb\n", "shop.txt", "line 2", "remove the row"),
-    "no column": (b"user,thing,timestamp\n1,2,3\n", "shop.csv", "'user_id'", "set prepare.user_col"),
+    "no column": (b"person,thing,timestamp\n1,2,3\n", "shop.csv", "'user_id'", "set prepare.user_col"),
     "empty": (b"", "shop.csv", "is empty", "expected"),
     "short users": (b"a x y\n", "shop.txt: no event is left", "prepare.min_user_events (3): 2", "give more data"),
     "not UTF-8": (b"a x y z\nb \xff y z\n", "shop.txt", "line 2", "UTF-8 text"),

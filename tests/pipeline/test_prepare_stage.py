@@ -92,7 +92,8 @@ def test_a_data_set_from_the_command_line(log: Path, tmp_path: Path, caplog: pyt
     output = tmp_path / "data"
     assert main(["prepare", "--input", str(log), "--items", str(items), "--output", str(output)]) == 0
     said = caplog.text
-    assert caplog.messages[:2] == [f"prepare: reading {log}", "prepare: 7 events read, 0 invalid rows"]
+    kept = "prepare: columns of items kept: item_id, title; not kept: price (prepare.item_columns keeps more)"
+    assert caplog.messages[:3] == [f"prepare: reading {log}", kept, "prepare: 7 events read, 0 invalid rows"]
     assert "prepare: events removed by min_user_events (3) 1; 1 users and 0 items have no events left\n" in said
     assert "leave_one_out looks into the future: 1 of 2 test events precede the last training event" in said
     assert caplog.messages[-1].endswith(f" s, written to {output}")
@@ -206,7 +207,7 @@ def test_bad_input_leaves_the_data_set_alone(
 
 
 KILLED_AT = {
-    "slmrec.data.prepare._complete": "{module}.{name} = dead",
+    "slmrec.data.prepare.complete_dataset": "{module}.{name} = dead",
     "slmrec.data.histories._columns": "{module}.{name} = dead",
     "slmrec.pipeline.stage.put_in_place": "{module}.{name} = dead",
     "slmrec.folders.finish_replacement": "{module}.{name} = dead_if_renamed",
@@ -289,7 +290,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(module, "_write_table"), (module, "_write_json"), (pq, "write_table"), (histories, "_columns")],
+    [(module, "write_table"), (module, "_write_json"), (pq, "write_table"), (histories, "_columns")],
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_writers_that_fail_are_told_in_one_line(

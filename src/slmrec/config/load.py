@@ -132,6 +132,8 @@ def _suggestion(location: tuple[Any, ...]) -> str:
     for part in location[:-1]:
         sections = [below for section in sections for below in _sections_at(section, str(part))]
     known = list(dict.fromkeys(field for section in sections for field in section.model_fields))
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+        return f" (did you mean {close[0]!r}?)"
     for field in known:
         if any(name in below.model_fields for section in sections for below in _sections_at(section, field)):
             return f" (did you mean '{field}.{name}'?)"

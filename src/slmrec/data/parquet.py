@@ -50,7 +50,8 @@ def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max
                 raise ValueError(f"column {name} has the type {schema.field(name).type}")
         _check_size(_unpacked_bytes(metadata, set(names)), max_bytes)
         parts, total = [], 0
-        with pq.ParquetFile(path, read_dictionary=names) as file:  # a text that all rows repeat is held once
+        plain = [name for name in names if not pa.types.is_nested(schema.field(name).type)]
+        with pq.ParquetFile(path, read_dictionary=plain) as file:  # a text that all rows repeat is held once
             for batch in file.iter_batches(_BATCH_ROWS, columns=names):
                 total += sum(_plain_bytes(column) for column in batch.columns)
                 _check_size(total, max_bytes)

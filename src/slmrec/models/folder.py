@@ -202,7 +202,11 @@ def read_about(folder: Path) -> About:
         _ABOUT_TYPE.validate_json(json.dumps(known), strict=True)
         about = About(**known | {"measured": tuple(Measured(**result) for result in known.get("measured", ()))})
         check_card(about)
-    except (TypeError, ValidationError, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _damaged(folder / _ABOUT, f"{where}: {first['msg']}") from None
+    except (TypeError, ValueError) as error:
         raise _damaged(folder / _ABOUT, one_line(error)) from None
     return about
 

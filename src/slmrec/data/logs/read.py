@@ -149,13 +149,16 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
 
 
 def large_shares(events: Table) -> list[str]:
-    """Return a warning for the user, and for the item, that has more than a tenth of the events."""
+    """Return a warning for the user, and for the item, that has more than a tenth of the events.
+
+    Among few users or items each has a large share, so the share must also be more than twice the mean.
+    """
     warnings = []
     num_events = value(events.count())
     for name in ("user", "item"):
         sizes = events.group_by(id=events[f"{name}_id"]).aggregate(size=events.count())
         largest = first_row(sizes.order_by(ibis.desc("size"), "id"))
-        if largest and largest["size"] > _LARGE_SHARE * num_events:
+        if largest and largest["size"] > num_events * max(_LARGE_SHARE, 2 / value(sizes.count())):
             warnings.append(
                 f"the {name} {printable(str(largest['id']))} has {largest['size'] / num_events:.0%} of the events "
                 f"({largest['size']:,} of {num_events:,}); if it stands for no {name}, list it in prepare.null_values"
