@@ -87,20 +87,21 @@ def is_empty_folder(folder: Path) -> bool:
 def put_in_place(partial: Path, target: Path) -> None:
     """Replace the target by a finished folder; a kill at any moment leaves the old or the new one."""
     if target.exists():
-        target.rename(_replaced(target))
+        target.rename(replaced_folder(target))
     partial.rename(target)
     finish_replacement(target)
 
 
 def finish_replacement(target: Path) -> None:
     """Remove the folder that was replaced, or restore it if the process was killed before the new one was in place."""
-    old = _replaced(target)
+    old = replaced_folder(target)
     if old.exists() and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _replaced(target: Path) -> Path:
+def replaced_folder(target: Path) -> Path:
+    """Return the place of the old folder while a new one is put in its place."""
     return target.parent / f".{target.name}.old"
 
 

@@ -298,7 +298,11 @@ def test_a_folder_that_is_no_data_set(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("dataset.json", '{"rules"', r"dataset\.json: cannot be read \(Expecting ':' delimiter: .*\); run prepare again"),
+        (
+            "dataset.json",
+            '{"rules"',
+            r"dataset\.json: cannot be read \(Expecting ':' delimiter: .*\); run prepare again",
+        ),
         ("dataset.json", "{}", r"data: damaged data set \(KeyError: 'rules'\); run prepare again"),
         (
             "dataset.json",

@@ -60,5 +60,7 @@ def test_results_of_another_form_are_refused(tiny_dataset: Dataset, tmp_path: Pa
     save_recommender(sasrec(), tiny_dataset, tmp_path, "tiny", {})
     about = tmp_path / "about.json"
     about.write_text(about.read_text().replace('"measured": []', '"measured": [{"protocol": "full"}]'))
-    with pytest.raises(CheckpointError, match=r"about\.json: .*measured\.0\.settings: Field required.*copy the folder again"):
+    with pytest.raises(
+        CheckpointError, match=r"about\.json: .*measured\.0\.settings: Field required.*copy the folder again"
+    ):
         Recommender.from_pretrained(tmp_path)

@@ -25,6 +25,7 @@ from slmrec.folders import (
     partial_folder,
     put_in_place,
     read_record,
+    replaced_folder,
 )
 from slmrec.locks import WAIT_S, run_locked, target_locked
 from slmrec.pipeline.table import Step
@@ -95,7 +96,8 @@ def run_step(
             locks.enter_context(run_locked(output))
         upstream = {name: _current(output, name) for name in step.stage.reads(config)}
         fingerprint = _fingerprint(step, config, upstream)
-        if force or read_record(target).get("fingerprint") != fingerprint:
+        is_interrupted = replaced_folder(target).exists()
+        if force or is_interrupted or read_record(target).get("fingerprint") != fingerprint:
             locks.enter_context(target_locked(target, WAIT_S))  # `items add` may replace a model at the same time
             finish_replacement(target)
         _refuse_outdated(step, output, force)
