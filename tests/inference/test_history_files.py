@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -315,3 +316,25 @@ def test_a_second_command_with_the_same_output_is_refused(
         assert not output.exists()
     assert main(command) == 0
     assert output.exists() and not lock.exists()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"user_id": 1, "history": [9], "history": [18]}', '{"user_id": 1, "\\u0075ser_id": 2}']
+)
+def test_a_key_that_occurs_twice_is_refused(
+    line: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"user_id": 1, "history": [9]}\n' + line)
+    arguments = ["--model", str(folder), "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "o.csv")]
+    assert main(["recommend", *arguments]) == 2
+    assert "in.jsonl: line 2: " in (error := capsys.readouterr().err) and "occurs twice" in error
+
+
+@pytest.mark.parametrize("door", ["--input", "--candidates", "--exclude-items"])
+def test_pipes_are_refused_at_once(door: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "in.csv")
+    (tmp_path / "good.csv").write_text("user_id,history\n1,9\n")
+    files = {"--input": str(tmp_path / "good.csv")} | {door: str(tmp_path / "in.csv")}
+    arguments = [argument for option in files.items() for argument in option]
+    assert main(["recommend", "--model", str(folder), "--output", str(tmp_path / "o.csv"), *arguments]) == 2
+    assert "in.csv: is a named pipe, which is read several times; save it to a file" in capsys.readouterr().err

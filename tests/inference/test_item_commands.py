@@ -1,6 +1,7 @@
 """Items that join a model without training, and items that it no longer recommends."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,15 @@ def test_wrong_tables_are_refused_by_name(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not (tmp_path / "more").exists()
+
+
+def test_pipes_and_repeated_keys_are_refused(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert changed("add", plain, tmp_path / "pipe.jsonl", "--output", str(tmp_path / "more")) == 2
+    assert "pipe.jsonl: is a named pipe, expected a file; save the items to a file first" in capsys.readouterr().err
+    (tmp_path / "new.jsonl").write_text('{"item_id": "a", "item_id": "b"}')
+    assert changed("add", plain, tmp_path / "new.jsonl", "--output", str(tmp_path / "more")) == 2
+    assert "new.jsonl: cannot be read (the key 'item_id' occurs twice)" in capsys.readouterr().err
 
 
 def test_other_faults_are_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,13 @@ def test_a_taken_port_and_a_missing_library_are_told(
     (tmp_path / "users.jsonl").write_text('{"user_id": "a"}\n')
     assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
     assert 'line 1: \'{"user_id": "a"}\' is not an example user; expected' in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for option in ("--examples", "--token-file"):
+        assert main(["serve", "--model", str(student), option, str(tmp_path / "pipe.jsonl")]) == 2
+        assert "is a named pipe, expected a file; save the " in capsys.readouterr().err
+    (tmp_path / "users.jsonl").write_text('{"user_id": "a", "history": [], "history": [1]}\n')
+    assert main(["serve", "--model", str(student), "--examples", str(tmp_path / "users.jsonl")]) == 2
+    assert "is not an example user; expected" in capsys.readouterr().err
     monkeypatch.setattr(command, "LIBRARIES", ("starlette", "no_such_library"))
     assert main(["serve", "--model", str(student)]) == 2
     assert capsys.readouterr().err == (

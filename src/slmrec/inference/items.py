@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slmrec.data.ids import id_text
 from slmrec.errors import CheckpointError, ConfigError, DataError
-from slmrec.files import one_line
+from slmrec.files import one_line, parse_json, special_file
 from slmrec.folders import folder_in_place, read_record
 from slmrec.locks import model_locked
 from slmrec.models.folder import (
@@ -255,6 +255,8 @@ def _read(path: Path, columns: tuple[str, ...] = ()) -> Rows:
     """Return the rows of a table; lists in a csv file are JSON, and some columns are texts."""
     if path.suffix not in _FORMATS:
         raise DataError(f"{path}: items are read from {', '.join(_FORMATS)}; got {path.suffix or 'no suffix'!r}")
+    if kind := special_file(path):
+        raise DataError(f"{path}: is {kind}, expected a file; save the items to a file first")
     try:
         rows = _rows(path, columns)
     except OSError as error:
@@ -273,7 +275,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Rows:
         table: Rows = pq.read_table(path).to_pylist()
         return table
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     texts = dict.fromkeys(("item_id", "title", "vector", "like", *columns), pa.string())
     options = pa_csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
     rows: Rows = pa_csv.read_csv(path, convert_options=options).to_pylist()

@@ -16,7 +16,7 @@ import torch
 import uvicorn
 
 from slmrec.errors import ConfigError
-from slmrec.files import printable
+from slmrec.files import printable, read_text
 from slmrec.serving.app import create_app
 from slmrec.serving.connections import Connection, HttpConfig
 from slmrec.serving.examples import read_examples
@@ -172,9 +172,10 @@ def _within_descriptors(limits: Limits) -> Limits:
 
 def _read_token(path: Path) -> str:
     try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"--token-file {path} cannot be read ({error.strerror}); give a file with one line") from None
+        token = read_text(path).strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--token-file {path} cannot be read ({reason}); give a file with one line") from None
     if not token.isascii() or not token.isprintable() or " " in token or not token:
         raise ConfigError(f"--token-file {path} contains no valid token; write one line of ASCII without spaces")
     return token

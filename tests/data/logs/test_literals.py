@@ -96,3 +96,9 @@ def test_real_metadata_is_literals(shared: Path) -> None:
     with gzip.open(shared / "data/amazon2014/meta_Digital_Music.part.json.gz", "rt", encoding="utf-8") as lines:
         found = [json.loads(as_json(line)) for _, line in zip(range(1000), lines, strict=False)]
     assert (len(found), found[0]["asin"], found[0]["title"]) == (1000, "5555991584", "Memory of Trees")
+
+
+def test_a_key_that_occurs_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="a key occurs twice"):
+        literal("{'a': 1, 'a': 2}")
+    assert as_json("{'a': 1, 'a': 2}") == "{'a': 1, 'a': 2}"

@@ -233,6 +233,16 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
         ("log.csv", "user_id,item_id,when\n1,2,3\n", r"no column 'timestamp' .*item_id, when; set prepare\.time_col"),
         ("log.csv", "who,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has who, .*set prepare\.user_col"),
         ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, a\\nb; set prepare\.time_col"),
+        (
+            "log.jsonl",
+            '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id": 1, "item_id": 2, "item_id": 3}\n',
+            r"log\.jsonl: line 2: '.*': not a row \(the key 'item_id' occurs twice\); correct or remove the row",
+        ),
+        (
+            "log.jsonl",
+            '{"user_id": 1, "item_id": 2, "timestamp": 3, "\\u0075ser_id": 4}\n',
+            r"log\.jsonl: line 1: '.*' is not a row \(the key 'user_id' occurs twice\); write one JSON object",
+        ),
         ("log.jsonl", '{"a": 1}\n', r"log\.jsonl: no column 'user_id' .*; it has a; set prepare\.user_col"),
         ("log.parquet", pa.table({"a": [1]}), r"log\.parquet: no column 'user_id' .*; it has a; set prepare\.user_col"),
         ("log.csv", "196,242,3,9\n", r"log\.csv: line 1 is '196,242,3,9': no header, .*; set prepare\.columns"),

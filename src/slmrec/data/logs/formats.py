@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from slmrec.data.logs.literals import as_json
+from slmrec.files import parse_json
 
 Format = Literal[
     "sequences", "csv", "tsv", "recbole", "scsv", "ssv", "psv", "dat", "parquet", "jsonl", "literal", "reference"
@@ -182,11 +183,13 @@ def json_error(line: str) -> str | None:
 
 
 def json_object_error(line: str) -> str | None:
-    """Return why a line is not a JSON object; None if it is one, or blank."""
+    """Return why a line is not a JSON object with distinct keys; None if it is one, or blank."""
     try:
-        value = json.loads(line) if line.strip() else {}
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({getattr(error, 'msg', error)})"
+        value = parse_json(line) if line.strip() else {}
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg})"
+    except ValueError as error:
+        return f"not a row ({error})"
     return None if isinstance(value, dict) else "not a JSON object"
 
 

@@ -31,7 +31,11 @@ def literal(text: str) -> Any:
     if sum(map(text.count, "[({")) > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
         raise ValueError(f"brackets nest deeper than {_MAX_DEPTH}")
     try:
-        return ast.literal_eval(text.strip())
+        tree = ast.parse(text.strip(), mode="eval")
+        value = ast.literal_eval(tree)
+        if isinstance(tree.body, ast.Dict) and len(value) < len(tree.body.keys):
+            raise ValueError("a key occurs twice")
+        return value
     except _PARSE_ERRORS as error:
         raise ValueError(str(error)) from None
 

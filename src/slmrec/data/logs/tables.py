@@ -153,7 +153,10 @@ def valid_rows(
     if opened.source.format == "jsonl":
         line = opened.table.line
         blank = Check(line.fill_null("").strip() == "", None, line, None)
-        checks = [blank, Check(~opened.table.is_object, None, line, _not_an_object), *checks]
+        faulty = ~opened.table.is_object
+        if _has_repeated_keys(opened.table.filter(opened.table.is_object)):
+            faulty = faulty | (opened.table.is_object & _repeats_keys(line))
+        checks = [blank, Check(faulty, None, line, _not_an_object), *checks]
     marked = opened.table.select(**columns, file=file_column(opened.table), **check_columns(checks))
     stored = keep(opened.engine, marked)
     rows = stored.mutate(row=stored.rowid())
@@ -165,6 +168,17 @@ def valid_rows(
         refused = valid.mutate(fault=ibis.ifelse(converted.condition, 0, None), value=converted.value.cast("string"))
         raise DataError(_row_errors(opened, refused, [converted])[-1].message())
     return converted.drop("fault", "value", "file"), errors
+
+
+def _has_repeated_keys(objects: Table) -> bool:
+    """Return whether an object has a key twice; only one of all objects with the same keys is examined, for speed."""
+    distinct = objects.group_by(keys=_json_keys(objects.line).cast("string")).aggregate(line=objects.line.arbitrary())
+    return bool(distinct.filter(_repeats_keys(distinct.line)).count().to_pyarrow().as_py())
+
+
+def _repeats_keys(line: Any) -> Any:
+    keys = _json_keys(line)
+    return keys.unique().length() < keys.length()
 
 
 def _not_an_object(line: str | None) -> str:

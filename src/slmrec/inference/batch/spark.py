@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from slmrec.errors import ConfigError, DataError
+from slmrec.files import special_file
 from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
 from slmrec.inference.histories import history_of
 from slmrec.inference.recommender import Recommender
@@ -71,6 +72,8 @@ def _session() -> Any:
 def _read(session: Any, path: Path) -> Any:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if kind := special_file(path):
+        raise DataError(f"{path}: is {kind}, expected Parquet; save it to a file first")
     if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path}: --engine spark reads Parquet with the columns user_id and history; convert it")
     frame = session.read.parquet(path.resolve().as_uri())
