@@ -225,7 +225,7 @@ def build_sasrec_student(settings: SasRecStudent, parts: ModelParts) -> SasRec:
     model = build_sasrec(settings, parts)
     if settings.init == "projected" and parts.teacher is not None and parts.histories is not None:  # not in a dry run
         if model.text is not None:
-            nn.init.zeros_(model.text.map[-1].weight)  # type: ignore[index,arg-type]
+            nn.init.zeros_(model.text.map[-1].weight)  # type: ignore[index]
         model.start_items(projected_items(parts.teacher, parts.histories, settings.item_width))
     return model
 
