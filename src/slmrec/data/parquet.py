@@ -56,6 +56,7 @@ def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max
                 total += sum(_plain_bytes(column) for column in batch.columns)
                 _check_size(total, max_bytes)
                 parts.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
+                parts[-1].validate(full=True)  # texts may hold bytes that are no UTF-8
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -76,7 +76,7 @@ def test_json_faults_show_the_line() -> None:
     assert json_error(" \n") is None
     assert json_error("[1]\n") == "'[1]' is not a JSON object"
     assert json_error("{'a'}") == "\"{'a'}\" is not JSON (Expecting property name enclosed in double quotes)"
-    assert str(json_error("[" * 99_999)).startswith(f"'{'[' * 57}...' is not JSON (")
+    assert str(json_error("[" * 99_999)).startswith(f"'{'[' * 57}...' is not a row (values are nested too deeply)")
 
 
 def test_lines_are_excerpt_short() -> None:

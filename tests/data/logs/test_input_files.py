@@ -182,7 +182,7 @@ def test_keys_are_those_of_all_first_lines(tmp_path: Path) -> None:
         ("[{}]", r"line 1: '\[\{\}\]' is not a JSON object; write one JSON object per line"),
         ('"abc"\n', r"line 1: '\"abc\"' is not a JSON object"),
         ("\n\n{'a': b}", r'line 3: "\{\'a\': b\}" is not JSON \(Expecting property name'),
-        ("[" * 99_999, r"line 1: '\[\[.*\.\.\.' is not JSON"),
+        ("[" * 99_999, r"line 1: '\[\[.*\.\.\.' is not a row \(values are nested too deeply\)"),
         ("{}\n", r"line 1: the objects have no keys"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_very_long_line_is_read(tmp_path: Path) -> None:
         ("u a b\nv a nan\n", r"log\.txt: line 2: item is 'nan': expected an id"),
         ("u 1 2.5\nv 3\n", r"log\.txt: item '2\.5' is a fraction, expected ids that .*prepare\.id_type=text"),
         ("u a b\nv a\nu b c d\n", r"log\.txt: line 3: user is 'u': the user already has line 1, .*prepare\.format"),
-        ("u " + "a " * 2**24, r"log\.txt: a line is too long; split it, or set prepare\.format"),
+        ("u " + "a " * 2**24, r"log\.txt: line 1 is longer than 16,777,216 characters; write one row a line"),
     ],
 )
 def test_lines_that_are_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -153,7 +153,7 @@ def test_bad_rows_of_parquet_are_told_by_their_place(tmp_path: Path) -> None:
         (
             "log.jsonl",
             '{"user_id": 1, "item_id": 2, "timestamp": 3, "t": "' + "x" * 2**25 + '"}',
-            r"log\.jsonl: a line is too long; split it",
+            r"log\.jsonl: line 1 is longer than 16,777,216 characters; write one row a line",
         ),
         ("log.csv", HEADER + "1,2,3\n" + "x," * 1_500_000 + "\n", r"line 3: 'x,x,.*': 1500001 columns, expected 3"),
         ("log.csv", f'{HEADER}1,"{"x" * 2_000_001}",3\n', r"line 2: '1,\"xxx.*' ?: quotes are not closed"),
