@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -137,6 +138,7 @@ def test_writers_take_turns(tmp_path: Path) -> None:
             with target_locked(tmp_path / "x", wait_s=30):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
+                time.sleep(0.001)
                 inside[0] -= 1
 
     with ThreadPoolExecutor(8) as pool:

@@ -282,6 +282,7 @@ def test_a_redirect_does_not_repeat_the_host(student: Path) -> None:
         for path in ("/health", "/docs", "/recommend"):
             status, headers, _ = client.ask(f"{path}/", Host="evil.example")
             assert (status, headers["location"]) == (307, path)
+        assert client.ask("/recommend/?model=student")[1]["location"] == "/recommend?model=student"
         for path in ("//evil.example/", "/nowhere/", "/%5cevil.example/"):
             assert client.ask(path)[0] == 404
 

@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
     files = options.input, options.output
     if None in files if options.history is None else any((*files, options.engine)):
         options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
+    if options.history is not None and (options.overrides or options.on_bad_row or options.allow_unknown):
+        options.parser.error("--history reads no file: leave out settings of prepare, --on-bad-row and --allow-unknown")
     if options.engine and options.device:
         options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
     if options.engine and options.index:

@@ -1,6 +1,5 @@
 """Parquet files from anywhere: sizes are compared before columns are read, and texts are counted before they unfold."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ class RowsError(ValueError):
         self.num_rows = num_rows
 
 
-def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max_bytes: int) -> pa.Table:
-    """Read some columns of a Parquet file whose number of rows is known; columns that are absent are left out.
+def read_table(path: Path, num_rows: int, max_bytes: int) -> pa.Table:
+    """Read a Parquet file whose number of rows is known.
 
     Args:
         path: the file.
-        columns: names of columns, which hold no lists; None: all columns, of any type.
         num_rows: number of rows that the file must have.
-        max_bytes: largest size of these columns in memory.
+        max_bytes: largest size of its columns in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,17 +40,14 @@ def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max
             schema, metadata = file.schema_arrow, file.metadata
         if metadata.num_rows != num_rows:
             raise RowsError(metadata.num_rows)
-        names = [name for name in schema.names if columns is None or name in columns]
+        names = schema.names
         if len(set(names)) < len(names):
             raise ValueError(f"a column occurs twice: {', '.join(names)}")
-        for name in names:
-            if columns is not None and pa.types.is_nested(schema.field(name).type):
-                raise ValueError(f"column {name} has the type {schema.field(name).type}")
-        _check_size(_unpacked_bytes(metadata, set(names)), max_bytes)
+        _check_size(_unpacked_bytes(metadata), max_bytes)
         parts, total = [], 0
         plain = [name for name in names if not pa.types.is_nested(schema.field(name).type)]
         with pq.ParquetFile(path, read_dictionary=plain) as file:  # a text that all rows repeat is held once
-            for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+            for batch in file.iter_batches(_BATCH_ROWS):
                 total += sum(_plain_bytes(column) for column in batch.columns)
                 _check_size(total, max_bytes)
                 parts.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
@@ -61,14 +56,12 @@ def read_columns(path: Path, columns: Collection[str] | None, num_rows: int, max
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(one_line(error)) from None
-    table = pa.Table.from_batches(parts) if parts else pa.table({name: pa.nulls(0) for name in names})
-    return table.select(names)
+    return pa.Table.from_batches(parts) if parts else pa.table({name: pa.nulls(0) for name in names})
 
 
-def _unpacked_bytes(metadata: Any, names: set[str]) -> int:
+def _unpacked_bytes(metadata: Any) -> int:
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+    return sum(group.column(number).total_uncompressed_size for group in groups for number in range(group.num_columns))
 
 
 def _plain_bytes(column: Any) -> int:

@@ -21,6 +21,8 @@ _LOAD_ERRORS = (
     TypeError,
     AttributeError,
     IndexError,
+    zipfile.BadZipFile,
+    NotImplementedError,
 )
 
 
@@ -39,8 +41,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix not in _TORCH:
         suffixes = ", ".join((_SAFETENSORS, *_TORCH))
         raise DataError(f"{path}: weights are read from {suffixes}; got {path.suffix or 'no suffix'!r}")
-    _check_archive(path)
     try:
+        _check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         message = str(error)

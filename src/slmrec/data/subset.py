@@ -1,6 +1,5 @@
 """Data set of some of the events of another one; users and items keep their numbers, also those without events."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from slmrec.data.histories import BATCH_EVENTS
+from slmrec.data.histories import BATCH_EVENTS, read_facts
 from slmrec.data.prepare import complete_dataset, with_positions, write_table
 
 Bools = NDArray[np.bool_]
@@ -32,14 +31,13 @@ def write_subset(source: Path, output: Path, keep: Bools) -> dict[str, float]:
     Raises:
         ValueError: The number of events differs.
     """
-    log = pq.ParquetFile(source / "interactions.parquet", pre_buffer=False)
-    if log.metadata.num_rows != len(keep):
-        raise ValueError(f"{source}: has {log.metadata.num_rows} events, but keep has {len(keep)} entries")
-    write_table(output / "interactions.parquet", with_positions(_kept(log, keep)))
+    with pq.ParquetFile(source / "interactions.parquet", pre_buffer=False) as log:
+        if log.metadata.num_rows != len(keep):
+            raise ValueError(f"{source}: has {log.metadata.num_rows} events, but keep has {len(keep)} entries")
+        write_table(output / "interactions.parquet", with_positions(_kept(log, keep)))
     for name in ("users.parquet", "items.parquet"):
         shutil.copyfile(source / name, output / name)
-    facts = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-    return complete_dataset(output, facts, [])
+    return complete_dataset(output, read_facts(source), [])
 
 
 def _kept(log: pq.ParquetFile, keep: Bools) -> Iterator[pa.Table]:

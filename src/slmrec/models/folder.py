@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from slmrec.data.dataset import Dataset
-from slmrec.data.parquet import RowsError, read_columns
+from slmrec.data.parquet import RowsError, read_table
 from slmrec.errors import CheckpointError
 from slmrec.files import one_line, read_json, sha256, special_file
 from slmrec.models.card import HUB_ID, About, Measured, card, check_card
@@ -283,7 +283,7 @@ def _check_version(folder: Path) -> None:
 
 def _read_items(path: Path, num_items: int) -> Vocabulary:
     try:
-        items = read_columns(path, None, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
+        items = read_table(path, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: {_ITEMS} is missing, without which items have no ids") from None
     except RowsError as error:

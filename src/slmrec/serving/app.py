@@ -268,6 +268,7 @@ async def _http_exception_response(request: Request, error: HTTPException) -> Re
     """Answer an unknown path (404), a path with a slash too many (307) or a wrong method (405)."""
     name = request.url.path.rstrip("/")
     if error.status_code == 404 and name != request.url.path and name in {route.path for route in request.app.routes}:
-        return Response(status_code=307, headers={"Location": name})
+        query = f"?{request.url.query}" if request.url.query else ""
+        return Response(status_code=307, headers={"Location": name + query})
     content = to_json({"error": one_line(f"{request.method} {request.url.path}: {error.detail}")})
     return Response(content, error.status_code, error.headers, "application/json")

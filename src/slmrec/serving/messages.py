@@ -260,6 +260,6 @@ def _location(parts: tuple[int | str, ...]) -> str:
             text += f"[{part}]"
         elif len(part) > _MAX_SHOWN_CHARS:
             text += f".{one_line(part, _MAX_SHOWN_CHARS)}..."
-        elif part not in {"one", "many", "constrained-str", "constrained-int", "str", "int"}:
+        elif part not in {"one", "many"}:
             text += f".{one_line(part)}"
     return text.removeprefix(".")

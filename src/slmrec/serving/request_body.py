@@ -84,7 +84,8 @@ class Bodies:
         while sum(self._sizes.values()) > self._limits.max_unsent_bytes:
             oldest = next(iter(self._sizes))
             del self._sizes[oldest]
-            oldest.reschedule(asyncio.get_running_loop().time())
+            if not oldest.expired():
+                oldest.reschedule(asyncio.get_running_loop().time())
 
     def _too_large(self) -> BodyTooLargeError:
         limit = self._limits.max_body_bytes

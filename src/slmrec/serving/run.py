@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -140,17 +141,13 @@ def run_until_signalled(http_server: HttpServer, listener: socket.socket) -> Non
     """Serve until SIGTERM, SIGINT or SIGHUP; SIGHUP is ignored if the process was started so, as `nohup` does."""
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has stopped
         signal.signal(number, lambda *_: None)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, http_server.handle_exit)
     asyncio.run(http_server.serve(sockets=[listener]))
 
 
 def _within_descriptors(limits: Limits) -> Limits:
     """Raise the number of files that the process may open to what the limits need, or lower the limits."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return limits
     num_others = sum(1 for _ in Path("/dev/fd").iterdir()) + _BACKLOG + _SPARE_DESCRIPTORS
     needed = limits.max_connections + num_others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

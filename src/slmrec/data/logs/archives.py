@@ -1,7 +1,7 @@
 """ZIP archives with one log, which is read without unpacking the archive."""
 
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
 from slmrec.errors import DataError
@@ -27,7 +27,7 @@ def log_in_archive(file: Path) -> zipfile.ZipInfo:
     names = {member.filename for member in members}
     if kind := next((kind for name, kind in _WORKBOOKS.items() if name in names), None):
         raise DataError(f"{file}: is {kind}, expected a text table; save the sheet with the log as csv")
-    logs = [member for member in members if not member.is_dir() and not _is_hidden(member.filename)]
+    logs = [member for member in members if not member.is_dir() and not is_hidden(PurePosixPath(member.filename))]
     if len(logs) != 1:
         shown = ", ".join(printable(member.filename) for member in logs[:_MAX_SHOWN])
         found = f"{len(logs)} files ({shown}{', ...' if len(logs) > _MAX_SHOWN else ''})" if logs else "no file"
@@ -53,5 +53,6 @@ def open_log(file: Path) -> IO[bytes]:
         raise DataError(f"{file}: {error}; unpack the archive, and give the file of the log") from None
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
+def is_hidden(path: PurePath) -> bool:
+    """Return whether a file, or a folder above it, is hidden or holds metadata of another program."""
+    return any(part.startswith((".", "_")) for part in path.parts)

@@ -1,7 +1,6 @@
 """Columns of a table in PostgreSQL, copied into the embedded engine.
 
-A database that stores rows is slow at the rules of `prepare`, and has no casts that tolerate invalid values; to copy a
-few columns takes seconds for a million rows.
+A database that stores rows is slow at the rules of `prepare`, and has no casts that tolerate invalid values.
 """
 
 from collections.abc import Mapping

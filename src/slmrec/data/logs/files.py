@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmrec.config.prepare import LogFormat
-from slmrec.data.logs.archives import log_in_archive
+from slmrec.data.logs.archives import is_hidden, log_in_archive
 from slmrec.data.logs.compression import BLOCK_BYTES, Compression, blocks, compression_of, open_file
 from slmrec.data.logs.encodings import check_text, encoding_of_mark, is_utf8, separator_of, without_escapes
 from slmrec.data.logs.formats import DELIMITERS, FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
@@ -93,14 +93,10 @@ def parts(path: Path) -> tuple[Path, ...]:
         if kind := special_file(file):
             raise DataError(f"{file}: is {kind}, expected files only; move it out of the folder")
     files = (file for file in path.rglob("*") if file.is_file())
-    visible = tuple(sorted(file for file in files if not _is_hidden(file.relative_to(path))))
+    visible = tuple(sorted(file for file in files if not is_hidden(file.relative_to(path))))
     if not visible:
         raise DataError(f"{path}: the folder is empty; give a file, or a folder of parts: {FORMATS}")
     return visible
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def lines(file: Path) -> Iterator[str]:
