@@ -14,6 +14,8 @@ from torch import Tensor
 
 from slmrec import Recommender
 from slmrec.commands.main import main
+from slmrec.data.state_dicts import read_state_dict
+from slmrec.errors import DataError
 
 RELATIVE = 1e-4
 VARIANTS: dict[str, Callable[[Recorded], dict[str, Tensor]]] = {
@@ -162,3 +164,13 @@ def test_other_files_are_refused(
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").touch()
     assert "model exists; choose another --output" in said("")
+
+
+def test_a_damaged_archive_of_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.ones(3)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02")] = 0  # the central directory
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"weights\.pt: only named tensors are loaded"):
+        read_state_dict(path)

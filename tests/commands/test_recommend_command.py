@@ -94,7 +94,7 @@ def test_the_command_python_and_one_by_one_answer_alike(
         assert together.table.num_rows == 0
         return
     files = ["--input", str(tmp_path / "in.parquet"), "--output", str(tmp_path / "out.parquet")]
-    kept = [] if filter_seen else ["--keep-seen"]
+    kept = ["--allow-unknown"] if filter_seen else ["--allow-unknown", "--keep-seen"]
     assert main(["recommend", "--model", str(folder), *files, "--k", str(k), *given_files, *kept]) == 0
     assert same([tuple(row.values()) for row in pq.read_table(tmp_path / "out.parquet").to_pylist()], rows_of(together))
 
@@ -240,6 +240,13 @@ def test_a_file_or_a_history(given: list[str], capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         main(["recommend", "--model", "m", *given])
     assert "give --input FILE and --output FILE, or --history A,B,C alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--allow-unknown"], ["--on-bad-row", "skip"], ["prepare.item_col=sku"]])
+def test_settings_of_files_are_refused_beside_a_history(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["recommend", "--model", "m", "--history", "i01", *given])
+    assert "--history reads no file: leave out" in capsys.readouterr().err
 
 
 @pytest.mark.heavy

@@ -84,6 +84,10 @@ def test_all_faults_are_reported_together() -> None:
         (["pretrain.sasrec={item_side: both}"], "item_side is both, but item_text is null"),
         (["distill.student={kind: text}"], "kind is 'text'; choose from sasrec, decoder"),
         (
+            ["item_text.w={source: words}", "pretrain.sasrec.item_text=w"],
+            "item_side is ids, so item vectors start .* whitening: zca does not keep; set item_text.w.whitening=pca",
+        ),
+        (
             ["pretrain.sasrec={low_pass: {frequencies: 11}, max_history_items: 20}"],
             "low_pass.frequencies is 11, but a window of max_history_items 20 has 11 frequencies, so the filter would",
         ),

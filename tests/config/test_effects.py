@@ -33,7 +33,10 @@ def sasrec(**settings: Any) -> Values:
 
 def student(**settings: Any) -> Values:
     student = {"kind": "sasrec", "item_text": "llm", **settings}
-    return {"distill": {"student": student, "weights": KL_ONLY}, **LLM}
+    return {
+        "distill": {"student": student, "weights": KL_ONLY},
+        "item_text": {"llm": {"source": "any", "whitening": "pca"}},
+    }
 
 
 def item_text(**settings: Any) -> Values:

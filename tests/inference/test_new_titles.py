@@ -18,7 +18,7 @@ from slmrec.config import ItemTextConfig
 from slmrec.data.dataset import Dataset
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, replace_vocabulary, save_recommender
-from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_titles, text_columns
+from slmrec.models.item_tables import NUM_SIMILAR, item_rows, rows_of_texts, text_columns
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextReader
 from slmrec.models.text.sources import read_texts
@@ -97,10 +97,10 @@ def test_a_title_is_read_as_those_of_the_known_items_were(folder: Path, tmp_path
 
 def test_what_reads_the_titles_is_kept(folder: Path, tmp_path: Path, reading: None) -> None:
     model = Recommender.from_pretrained(folder).model
-    expected = rows_of_titles(model, ["bread"])
+    expected = rows_of_texts(model, {"title": ["bread"]}, 1)
     Recommender.from_pretrained(folder).save_pretrained(tmp_path / "again")
     torch.testing.assert_close(
-        rows_of_titles(Recommender.from_pretrained(tmp_path / "again").model, ["bread"]), expected
+        rows_of_texts(Recommender.from_pretrained(tmp_path / "again").model, {"title": ["bread"]}, 1), expected
     )
 
 

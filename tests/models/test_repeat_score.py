@@ -88,7 +88,7 @@ def test_an_ensemble_has_the_weighted_sum_and_its_frozen_form_too(tmp_path: Path
 def test_an_exported_graph_adds_it() -> None:
     own, histories = model(), pad_histories([[1, 2, 3], [4]], 12)
     everything = torch.ones(NUM_ITEMS + 1, dtype=torch.bool)
-    graph = TopItems(own, own.item_vectors(), everything, own.age_scores())
+    graph = TopItems(own, own.item_vectors(), everything)
     nothing = torch.zeros(2, 0, dtype=torch.int64)
     best, values = graph(histories.items, histories.lengths, nothing, everything, torch.tensor(NUM_ITEMS))
     expected = scores(own, histories)

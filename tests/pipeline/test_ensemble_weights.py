@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,21 @@ def test_mixtures_are_rated_as_the_evaluation_rates_their_ensemble(tiny_dataset:
     qualities = mixture_ndcg(vectors, weights, users)
     for row, quality in zip(weights.tolist(), qualities, strict=True):
         assert quality == pytest.approx(users.metrics(mixture(models, row, users))["ndcg@10"], abs=1e-6)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_scores_of_the_history_count_for_the_items_that_are_read(tiny_dataset: Dataset, protocol: str) -> None:
+    """A model reads 2 items, so that older items of the history have no such score."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4, "max_history_items": 2, "repeat_score": "scalar"}
+    repeats = SasRec(SasRecConfig(num_items=tiny_dataset.num_items, **sizes)).eval()
+    with torch.no_grad():
+        repeats.item_embeddings.weight.normal_()
+        repeats.repeat_scores.fill_(0.2)
+    users = users_of(tiny_dataset, protocol)
+    assert users.samples.lengths(np.arange(len(users.samples))).max() > 2
+    (quality,) = mixture_ndcg([model_vectors(repeats, users)], torch.ones(1, 1), users)
+    assert quality == pytest.approx(users.metrics(repeats)["ndcg@10"], abs=1e-6)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

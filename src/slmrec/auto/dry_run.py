@@ -166,7 +166,8 @@ def _text(config: Config, settings: Any, num_items: int) -> ItemText | None:
 def _student(config: Config, teacher: Planned) -> Planned:
     distill = config.distill
     with torch.device("meta"):
-        model = build_student(distill, teacher.model.num_items, teacher.model, None)
+        text = _text(config, distill.student, teacher.model.num_items)
+        model = build_student(distill, teacher.model.num_items, teacher.model, None, text)
     weights = distill.weights
     return Planned(
         model,

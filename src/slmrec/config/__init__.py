@@ -132,6 +132,12 @@ def _check_references(config: Config) -> None:
             text is None or text in config.item_text,
             f"{where}.item_text is {text!r}, which is not a key of item_text ({_listed(config.item_text)})",
         )
+        check(
+            text is None or getattr(section, "item_side", "text") != "ids" or config.item_text[text].whitening == "pca",
+            f"{where}.item_side is ids, so item vectors start from the leading components of item_text.{text}, whose "
+            f"order whitening: {config.item_text[text].whitening if text else None} does not keep; set "
+            f"item_text.{text}.whitening=pca, or item_side: text or both",
+        )
     source = config.finetune.item_vectors
     check(
         source is None

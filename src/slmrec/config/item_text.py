@@ -43,7 +43,8 @@ class ItemTextConfig(Section):
     """C, the number of leading principal components that are kept, or the width of `words`; null: the full width,
     and 384 of `words` (at most a quarter of the number of texts)."""
     whitening: Literal["zca", "pca", "none"] = "zca"
-    """Scaling of the vectors: `zca` stays close to the axes of the source, `pca` rotates to principal components."""
+    """Scaling of the vectors: `zca` stays close to the axes of the source, `pca` rotates to principal components, as
+    `num_components` always does."""
     power: float = Field(1.0, gt=0, le=1)
     """Exponent of the whitening: 1 gives all principal components the same variance, 0.5 goes half-way."""
     eps: float = Field(1e-5, ge=0)

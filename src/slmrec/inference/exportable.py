@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 from slmrec.errors import ConfigError
 from slmrec.files import one_line
 from slmrec.models.decoder import DecoderRecommender
-from slmrec.models.model import Model, repeat_bonus
+from slmrec.models.model import Model
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 INPUTS = ("items", "lengths", "excluded", "allowed", "k")
@@ -79,18 +79,13 @@ class TopItems(nn.Module):
         model: Encoder of histories.
         item_vectors: (V+1, D) item vectors.
         allowed: (V+1,) bool, items that may be recommended at all.
-        age_scores: (A,) scores of the items of the history by their age; None: no such term.
     """
 
     table: Tensor
     may_rank: Tensor
-    age_scores: Tensor | None
 
-    def __init__(
-        self, model: SequenceEncoder, item_vectors: Tensor, allowed: Tensor, age_scores: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: SequenceEncoder, item_vectors: Tensor, allowed: Tensor) -> None:
         super().__init__()
-        self.register_buffer("age_scores", None if age_scores is None else age_scores.detach().clone())
         self.model = model
         self.register_buffer("table", item_vectors.detach().float().clone())
         self.register_buffer("may_rank", allowed.clone())
@@ -108,11 +103,10 @@ class TopItems(nn.Module):
             allowed: (V+1,) bool, items that may be recommended in this request.
             k: Scalar number of items; at most V are returned.
         """
-        users = self.model.encode(Histories(items, lengths)).users
-        scores = users @ self.table.T
-        if self.age_scores is not None:
-            bonus = repeat_bonus(self.age_scores, Histories(items, lengths), every_position=False)
-            scores = scores.scatter_add(1, bonus.items, bonus.scores)
+        encoded = self.model.encode(Histories(items, lengths))
+        scores = encoded.users @ self.table.T
+        if encoded.bonus is not None:
+            scores = scores.scatter_add(1, encoded.bonus.items, encoded.bonus.scores)
         scores = scores.masked_fill(~(allowed & self.may_rank), -torch.inf)
         scores = scores.scatter(1, excluded, -torch.inf)
         size: Any = k.clamp(1, len(self.may_rank) - 1).item()  # a symbol while the graph is traced
@@ -134,7 +128,7 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
             traced.
     """
     check_exportable(model)
-    graph = TopItems(exportable(model), model.item_vectors(), allowed, model.age_scores()).eval()
+    graph = TopItems(exportable(model), model.item_vectors(), allowed).eval()
     width = min(2, model.max_history_items)
     example = (
         torch.ones(3, width, dtype=torch.int64),

@@ -30,8 +30,6 @@ class Recommendations:
 
     lost_users: tuple[Any, ...] = ()
     """Users of `fallback_users` whose history is not empty."""
-    num_history_items: int = 0
-    """Number of item ids in all histories, known and unknown."""
 
     @property
     def num_unknown(self) -> int:

@@ -183,11 +183,11 @@ class Recommender:
             for row, answer in zip(rows, answers, strict=True):
                 ranked[row] = answer
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
-        num_items = sum(map(len, known)) + sum(map(len, unknown))
         lost = tuple(user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history)
         sizes = tuple(map(len, ranked))
-        lists = Recommendations(self._table(users, ranked), sizes, unknown, fallback, lost, num_items)
+        lists = Recommendations(self._table(users, ranked), sizes, unknown, fallback, lost)
         if lost:
+            num_items = sum(map(len, known)) + sum(map(len, unknown))
             warnings.warn(
                 f"{len(lost)} of {len(users)} users, the first one {lost[0]!r}, have only unknown items in their "
                 f"history and get the most popular items; {lists.num_unknown} of {num_items} item ids "

@@ -101,10 +101,11 @@ class Block(nn.Module):
         """
         if self.norm_first:
             own, keys = self.attention_norm(queries), self.attention_norm(x)
-            mixed = queries + self.dropout(self._attended(own, keys, visible, columns))
+            update = self.dropout(self._attended(own, keys, visible, columns))
             if self.low_pass is not None:
-                weight, attended = self.filter_weight, mixed - queries
-                mixed = queries + weight * self.low_pass.filtered(own, keys, columns) + (1 - weight) * attended
+                weight = self.filter_weight
+                update = weight * self.low_pass.filtered(own, keys, columns) + (1 - weight) * update
+            mixed = queries + update
             return mixed + self.dropout(self.feed_forward(self.output_norm(mixed)))  # type: ignore[no-any-return]
         mixed = self.attention_norm(queries + self.dropout(self._attended(queries, x, visible, columns)))
         if self.low_pass is not None:

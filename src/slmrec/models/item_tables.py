@@ -34,11 +34,6 @@ def text_columns(model: Model) -> Tensor:
     return torch.cat([torch.full((table.values.shape[1],), table.text is not None) for table in tables])
 
 
-def rows_of_titles(model: Model, titles: list[str], num_similar: int = NUM_SIMILAR) -> Tensor:
-    """Return rows (n, R), as in `item_rows`, of new items of which only the titles are known; see `rows_of_texts`."""
-    return rows_of_texts(model, {"title": titles}, len(titles), num_similar)
-
-
 def rows_of_texts(
     model: Model, columns: Mapping[str, Sequence[Any]], num: int, num_similar: int = NUM_SIMILAR
 ) -> Tensor:

@@ -10,20 +10,14 @@ BATCH = 256
 
 
 def leading_components(vectors: Tensor, width: int) -> Tensor:
-    """Return the leading principal components (V+1, width) of item vectors (V+1, C); missing ones are small noise.
+    """Return the first columns (V+1, width) of principal components (V+1, C); missing ones are small noise.
 
-    Row 0 and zero rows stay zero.
+    Zero rows stay zero.
     """
-    known = vectors.abs().sum(dim=1) > 0
-    centred = vectors[known].double()
-    centred = centred - centred.mean(dim=0)
-    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
-    components = (left * values)[:, :width]
-    result = torch.zeros(len(vectors), width)
-    scale = components.square().mean().sqrt().clamp(min=1e-12)
-    missing = 0.1 * torch.randn(len(components), width - components.shape[1])
-    result[known] = torch.cat([(components / scale).float(), missing], dim=1)
-    return result
+    components = vectors[:, :width]
+    scale = components.square().mean().sqrt()
+    noise = 0.1 * scale * torch.randn(len(vectors), width - components.shape[1])
+    return torch.cat([components, noise.where(vectors.any(dim=1, keepdim=True), 0.0)], dim=1)
 
 
 def projected_items(teacher: SequenceEncoder, histories: Histories, width: int) -> Tensor:

@@ -203,7 +203,8 @@ def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
     config = SasRecConfig.of(settings, parts.num_items)
     text = parts.item_text
     if text is None and settings.item_text is not None:  # optional text that the items do not have
-        config = SasRecConfig.of(settings.model_copy(update={"item_text": None, "item_side": "ids"}), parts.num_items)
+        by_id = {"item_text": None, "item_side": "ids", "id_dropout": 0.0}
+        config = SasRecConfig.of(settings.model_copy(update=by_id), parts.num_items)
     config.num_components = 0 if text is None else text.vectors.shape[1]
     model = SasRec(config)
     if model.text is not None and text is not None:

@@ -51,7 +51,7 @@ class Vectors(NamedTuple):
     deviation: float
     """Standard deviation of the model's own scores, by which `users` was divided."""
     age_scores: Tensor | None = None
-    """Scores of the items of the history by their age, divided alike; None: no such term."""
+    """Scores of the items of the history by their age, divided alike, the last one 0; None: no such term."""
 
 
 def mix(task: Task, dataset: Dataset, members: Mapping[str, Model]) -> dict[str, float]:
@@ -105,7 +105,10 @@ def model_vectors(model: Model, users: Validation) -> Vectors:
             vectors[rows] = frozen.encode(batch.histories).users.float()
     deviation = score_deviation(vectors, items[1:])
     ages = model.age_scores()
-    return Vectors(vectors / deviation, items, deviation, None if ages is None else ages / deviation)
+    if ages is not None:  # items that are older than the model reads have no such score
+        read = ages[torch.arange(model.max_history_items, device=ages.device).clamp(max=len(ages) - 1)]
+        ages = torch.cat([read, read.new_zeros(1)]) / deviation
+    return Vectors(vectors / deviation, items, deviation, ages)
 
 
 def score_deviation(users: Tensor, items: Tensor) -> float:

@@ -212,7 +212,7 @@ def _columns(bonus: ItemBonus | None, first: int) -> ItemBonus | None:
     """Return a bonus by columns of the scores, which begin at item `first`; padding has score 0 in column 0."""
     if bonus is None:
         return None
-    is_item = bonus.items >= max(first, 1)
+    is_item = bonus.items > 0
     return ItemBonus((bonus.items - first).where(is_item, 0), bonus.scores.where(is_item, 0.0))
 
 

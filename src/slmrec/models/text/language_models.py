@@ -15,6 +15,7 @@ from slmrec.files import one_line
 from slmrec.models.backbone import load_decoder, load_tokenizer, resolve
 from slmrec.models.text.minilm import minilm_folder
 from slmrec.models.text.pooling import Pool, Pooling, mean, read_pooling
+from slmrec.models.untrusted import bounded_modules, checked_source
 
 MAX_TOKENS = 64
 """Number of tokens after which texts for a decoder are cut off where the settings do not say otherwise."""
@@ -126,12 +127,13 @@ def _load(settings: ItemTextConfig, folder: str, setting: str) -> PreTrainedMode
     if not settings.random_weights:
         return load_decoder(folder, setting=setting)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        path, options = checked_source(folder, download=True)
+        config = AutoConfig.from_pretrained(path, **options)
+        with torch.random.fork_rng(), bounded_modules():
+            torch.manual_seed(settings.seed)
+            return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # the type depends on what is wrong with the files
         raise CheckpointError(f"{setting} is {settings.source!r}, which cannot be loaded ({one_line(error)})") from None
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _read(reader: _Reader, texts: list[Tensor]) -> Tensor:
