@@ -125,7 +125,7 @@ class Ways:
         rows = [{"user_id": user, "history": history} for user, history in enumerate(question.histories)]
         (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         asked = ["--input", str(folder / "in.jsonl"), "--output", str(folder / "out.parquet"), "--k", str(question.k)]
-        asked += [] if question.filter_seen else ["--keep-seen"]
+        asked += ["--allow-unknown"] if question.filter_seen else ["--allow-unknown", "--keep-seen"]
         for option, chosen in (("candidates", question.candidates), ("exclude-items", question.exclude)):
             if chosen:
                 (folder / f"{option}.txt").write_text("\n".join(chosen), encoding="utf-8")
