@@ -36,6 +36,8 @@ NUM_HISTORIES = 512
 MIN_RATE, MIN_SESSION_RATE, MAX_P99_MS, MAX_RECOVERY_S = 200.0, 400.0, 250.0, 5.0
 MAX_OVERHEAD_MS = 3.0
 OVERLOAD = 5
+MAX_WAITING = 4000
+"""Largest number of requests of the overload that wait at once on connections of their own; more are not sent."""
 Body = dict[str, Any]
 
 
@@ -222,13 +224,23 @@ async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:
     """Send requests at a fixed rate, then measure the time until the server answers quickly again."""
     free: list[Connection] = []
     statuses: Counter[int] = Counter()
-    num_wrong = 0
+    num_wrong = num_closed = num_waiting = num_unsent = 0
 
     async def one(number: int) -> None:
-        nonlocal num_wrong
-        connection = free.pop() if free else Connection(load.port)
+        nonlocal num_wrong, num_closed, num_waiting, num_unsent
+        if num_waiting == MAX_WAITING:
+            num_unsent += 1
+            return
         row = number % len(load.histories)
-        status, answer = await connection.post({"history": load.histories[row], "k": K})
+        connection = free.pop() if free else Connection(load.port)
+        num_waiting += 1
+        try:
+            status, answer = await connection.post({"history": load.histories[row], "k": K})
+        except (OSError, asyncio.IncompleteReadError):  # the server is at its limit of connections
+            num_closed += 1
+            return
+        finally:
+            num_waiting -= 1
         free.append(connection)
         statuses[status] += 1
         num_wrong += status == 200 and not agrees(answer, load.answers[row])
@@ -240,12 +252,14 @@ async def overload(load: Load, rate: float, seconds: float) -> dict[str, Any]:
         await asyncio.sleep(0.005)
     recovery_s = await recovery(load)
     await asyncio.gather(*tasks)
+    num_sent, num_shed = len(tasks) - num_unsent, statuses[503] + num_closed
     return {
-        "overload_offered_per_s": len(tasks) / seconds,
+        "overload_offered_per_s": num_sent / seconds,
         "overload_answered": statuses[200],
-        "overload_shed": statuses[503],
-        "overload_shed_share": statuses[503] / len(tasks),
-        "overload_other": len(tasks) - statuses[200] - statuses[503],
+        "overload_shed": num_shed,
+        "overload_shed_share": num_shed / num_sent,
+        "overload_connections_closed": num_closed,
+        "overload_other": num_sent - statuses[200] - num_shed,
         "overload_wrong": num_wrong,
         "recovery_s": recovery_s,
     }
@@ -256,7 +270,10 @@ async def recovery(load: Load) -> float:
     started, connection, in_a_row = time.perf_counter(), Connection(load.port), 0
     while in_a_row < 10:
         before = time.perf_counter()
-        status, _ = await connection.post({"history": load.histories[0], "k": K})
+        try:
+            status, _ = await connection.post({"history": load.histories[0], "k": K})
+        except (OSError, asyncio.IncompleteReadError):
+            status, connection = 503, Connection(load.port)
         is_quick = status == 200 and 1e3 * (time.perf_counter() - before) <= MAX_P99_MS
         in_a_row = in_a_row + 1 if is_quick else 0
         await asyncio.sleep(0 if is_quick else 0.02)
