@@ -86,6 +86,8 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("distill.train", "distill.student.kind: decoder"): (SASREC_STUDENT, {}),
     ("distill", "a term that reads hidden states"): ({"distill": {"weights": KL_ONLY}}, {}),
     ("distill", "distill.weights.kl above 0"): ({}, {"distill": {"weights": {"kl": 0.5}}}),
+    ("distill", "distill.weights.kl or stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
+    ("distill", "distill.weights.stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
     ("evaluate", "a sampled protocol"): (
         {"evaluate": {"protocols": ["full_history_excluded"]}},
         {"evaluate": {"protocols": ["full_history_excluded", "sampled_20"]}},

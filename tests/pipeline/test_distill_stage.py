@@ -115,6 +115,19 @@ def test_a_projected_student_starts_from_vectors_of_the_given_size(output: Path,
     assert 0 < rank <= teacher.item_vectors().shape[1]
 
 
+def test_a_student_learns_by_every_option(output: Path, common: list[str]) -> None:
+    """Top-k, popularity groups and augmented histories: all terms are learned from, and no outputs are cached."""
+    weights = "distill.weights={ce: 0.5, cosine: 0, norm: 0, multiple: 0, kl: 1, stratified_kl: 1}"
+    given = [SASREC[0], weights, "distill.num_blocks=4", "distill.kl_top_k=5", "distill.num_popularity_groups=3"]
+    given += ["distill.augment={share: 0.9}"]
+    shutil.rmtree(output / "teacher_outputs")
+    assert main(["distill", *common, *given]) == 0
+    assert not (output / "teacher_outputs").exists()
+    log = (output / "distill" / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = {name: value for name, value in json.loads(log[-1]).items() if name.startswith("train/")}
+    assert parts.keys() == {"train/loss", "train/ce", "train/kl", "train/stratified_kl"} and min(parts.values()) > 0
+
+
 @pytest.mark.parametrize("layers", ["[1, 3]", "evenly_spaced", "influence"])
 def test_a_student_of_chosen_layers(layers: str, output: Path, common: list[str]) -> None:
     given = [f"distill.student.layers={layers}", "distill.train.num_train_epochs=0"]

@@ -15,12 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slmrec.topk import best_columns, by_columns, top_k
 from slmrec.training import full_softmax as catalogue
-from slmrec.training.full_softmax import (
-    ItemSampler,
-    catalogue_cross_entropy,
-    catalogue_divergence,
-    sampled_cross_entropy,
-)
+from slmrec.training.divergences import catalogue_divergence
+from slmrec.training.full_softmax import ItemSampler, catalogue_cross_entropy, sampled_cross_entropy
 from slmrec.types import ItemBonus
 
 NUM_ITEMS, NUM_ROWS, WIDTH = 23, 7, 5

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.config import DistillConfig, DistillWeights, TrainConfig
-from slmrec.training import losses
+from slmrec.training import terms as distillation_terms
 from slmrec.training.full_softmax import CatalogueLoss, ItemSampler, sampled_cross_entropy
-from slmrec.training.losses import (
+from slmrec.training.losses import DistillationLoss, NextItemLoss
+from slmrec.training.teacher import LiveTeacher
+from slmrec.training.terms import (
     TERMS,
-    DistillationLoss,
     DistillationOutputs,
     DistillationTerm,
-    NextItemLoss,
+    TermInputs,
+    cosine_loss,
     needs_states,
     needs_teacher,
+    norm_loss,
 )
-from slmrec.training.teacher import LiveTeacher
 from slmrec.types import Batch, Encoded, Histories
 
 
@@ -63,7 +65,7 @@ def distillation(
     online: bool = False, width: int = 4, loss: CatalogueLoss | None = None, **weights: float
 ) -> DistillationLoss:
     settings = settings_of(online, **weights)
-    return DistillationLoss(Linear(width, 0), LiveTeacher(Linear(4, 1)), settings, loss or CatalogueLoss())
+    return DistillationLoss(Linear(width, 0), LiveTeacher(Linear(4, 1)), settings, loss or CatalogueLoss(), COUNTS)
 
 
 def test_terms_and_weights_have_the_same_names() -> None:
@@ -102,7 +104,7 @@ class ProductLoss(DistillationTerm):
     name = "product"
     needs_scores = ("student", "teacher")
 
-    def __init__(self, inputs: losses.TermInputs) -> None:
+    def __init__(self, inputs: TermInputs) -> None:
         super().__init__(inputs)
         self.scale = nn.Parameter(torch.ones(1))
 
@@ -119,7 +121,7 @@ class ProductWeights(DistillWeights):
 
 
 def test_a_new_term_is_a_class_and_a_default_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(losses.TERMS, ProductLoss.name, ProductLoss)
+    monkeypatch.setitem(distillation_terms.TERMS, ProductLoss.name, ProductLoss)
     settings = DistillConfig(weights=ProductWeights(ce=0, cosine=0, norm=0, multiple=0))
     loss = DistillationLoss(Linear(4, 0), LiveTeacher(Linear(4, 1)), settings, CatalogueLoss())
     optimizer = torch.optim.SGD([value for value in loss.parameters() if value.requires_grad], lr=0.1)
@@ -264,6 +266,6 @@ def test_terms_of_bfloat16_states_are_computed_in_float32() -> None:
     student, teacher = torch.full((2, 1024), 129.0, dtype=torch.bfloat16), torch.full((2, 1024), 128.0)
     for states in (teacher, teacher.to(torch.bfloat16)):
         with torch.autocast("cpu", torch.bfloat16):
-            assert losses.norm_loss(student, states).item() == 32.0
-            assert losses.cosine_loss(student, states).abs().item() < 1e-6
-            assert losses.norm_loss(student, states).dtype == torch.float32
+            assert norm_loss(student, states).item() == 32.0
+            assert cosine_loss(student, states).abs().item() < 1e-6
+            assert norm_loss(student, states).dtype == torch.float32

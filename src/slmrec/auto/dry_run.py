@@ -91,7 +91,8 @@ class Planned(NamedTuple):
     ce: bool = True
     """True if the loss contains a cross-entropy over the catalogue."""
     teacher: Model | None = None
-    """Frozen teacher whose outputs are computed once."""
+    """Frozen teacher, which reads the samples `teacher_passes` times: once, or in every epoch."""
+    teacher_passes: int = 1
     kl: bool = False
     """True if the loss compares the score distributions of student and teacher."""
 
@@ -177,7 +178,8 @@ def _student(config: Config, teacher: Planned) -> Planned:
         num_blocks=distill.num_blocks - 1 if weights.multiple else 0,
         ce=weights.ce > 0,
         teacher=teacher.model,
-        kl=weights.kl > 0,
+        teacher_passes=distill.train.num_train_epochs if distill.augment else 1,
+        kl=weights.kl + weights.stratified_kl > 0,
     )
 
 
@@ -197,7 +199,8 @@ def _row(planned: Planned, dataset: Dataset | None) -> Row:
     seconds += (settings.num_train_epochs + 1) * _validation(sizes, dataset, settings, max_history_items, rates)
     if planned.teacher is not None:
         teacher = sizes_of(planned.teacher)
-        seconds += reading_seconds(teacher, tokens, 0, measure_rates(teacher, dataset.num_items, bf16=False))
+        seconds_of_pass = reading_seconds(teacher, tokens, 0, measure_rates(teacher, dataset.num_items, bf16=False))
+        seconds += planned.teacher_passes * seconds_of_pass
     return Row(
         sizes,
         tokens,
@@ -250,7 +253,7 @@ def _decoder(
     width_of_text = _width_of_text(config, str(settings.item_text), num_items) if reads_text else 0
     with torch.device("meta"):
         decoder = random_decoder(architecture)
-        width, num_parameters = decoder.config.hidden_size, decoder.num_parameters()
+        width, size = decoder.config.hidden_size, decoder.num_parameters()
         backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
         vectors, text = torch.zeros(num_items + 1, item_dim or settings.item_dim), None
         if reads_text:
@@ -258,9 +261,7 @@ def _decoder(
         train_items = getattr(settings, "item_embeddings", "train") != "fixed"
         model = build_decoder(settings, backbone, vectors, text, section=section, train_items=train_items)
     if settings.backbone != "random":
-        notes.append(
-            f"{section}: the whole backbone is read: {num_parameters:,} parameters, {_size(4 * num_parameters)}"
-        )
+        notes.append(f"{section}: the whole backbone is read: {size:,} parameters, {_size(4 * size)}")
     return Planned(model, settings.train, settings.supervision, prompt, _bits(settings))
 
 

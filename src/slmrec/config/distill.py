@@ -23,6 +23,9 @@ class DistillWeights(Section):
     """λ3, multiple supervision."""
     kl: float = Field(0.0, ge=0)
     """λ4, Kullback-Leibler divergence from the teacher's scores."""
+    stratified_kl: float = Field(0.0, ge=0)
+    """Kullback-Leibler divergence from the teacher's scores within groups of items of similar popularity, which leaves
+    the share of each group to the other terms. Source: UnKD (Chen et al. 2023)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillWeights":
@@ -67,6 +70,30 @@ class DecoderStudent(StudentSettings):
         return self.num_layers if isinstance(self.layers, str) else len(self.layers)
 
 
+class AugmentSettings(Section):
+    """Changes of training histories, one for each history that is changed; null leaves a change out.
+
+    Defaults: ratios of CL4SRec (Xie et al. 2022).
+    """
+
+    share: float = Field(0.5, gt=0, le=1)
+    """Share of the histories that are changed."""
+    crop: float | None = Field(0.6, gt=0, lt=1)
+    """Share of a history that is kept, as one contiguous part."""
+    drop: float | None = Field(0.3, gt=0, lt=1)
+    """Probability of each item of a history to be dropped."""
+    reorder: float | None = Field(0.6, gt=0, le=1)
+    """Share of a history, one contiguous part, whose items are shuffled."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "AugmentSettings":
+        check(
+            (self.crop, self.drop, self.reorder) != (None, None, None),
+            "crop, drop and reorder are null, so no history is changed; give one of them, or leave augment out",
+        )
+        return self
+
+
 class DistillConfig(Section):
     """The student, and its distillation from the teacher."""
 
@@ -82,6 +109,14 @@ class DistillConfig(Section):
     """Weights of the loss terms."""
     kl_temperature: float = Field(1.0, gt=0)
     """Temperature by which both score distributions are divided before they are compared."""
+    kl_top_k: int | None = Field(None, ge=1)
+    """Number of the teacher's best items whose scores `weights.kl` compares, together with all other items as one
+    class; null: the scores of all items."""
+    num_popularity_groups: int = Field(4, ge=2)
+    """Number of groups of items with equally many training events, for `weights.stratified_kl`."""
+    augment: AugmentSettings | None = None
+    """Changes of histories, for which the teacher computes its outputs in every step instead of once; `{}` takes the
+    default settings, null leaves them out."""
     keep_ensemble: bool = False
     """`true`: the teacher's decoder teaches the student's decoder, and the base models of the teacher are mixed with it
     by the same weights. `false`: the whole teacher teaches a student that stands alone."""

@@ -121,7 +121,19 @@ REQUIREMENTS = (
         "a term that reads hidden states: distill.weights.cosine, norm or multiple above 0",
     ),
     Requirement(
-        "distill", ("kl_temperature",), lambda config, _: config.distill.weights.kl > 0, "distill.weights.kl above 0"
+        "distill",
+        ("kl_temperature",),
+        lambda config, _: config.distill.weights.kl + config.distill.weights.stratified_kl > 0,
+        "distill.weights.kl or stratified_kl above 0",
+    ),
+    Requirement(
+        "distill", ("kl_top_k",), lambda config, _: config.distill.weights.kl > 0, "distill.weights.kl above 0"
+    ),
+    Requirement(
+        "distill",
+        ("num_popularity_groups",),
+        lambda config, _: config.distill.weights.stratified_kl > 0,
+        "distill.weights.stratified_kl above 0",
     ),
     Requirement(
         "evaluate",

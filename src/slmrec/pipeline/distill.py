@@ -2,11 +2,13 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from slmrec.config import DistillConfig
 from slmrec.config.kinds import KINDS, load_object
@@ -27,10 +29,11 @@ from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.progress import progress
-from slmrec.training.losses import DistillationLoss, needs_states, needs_teacher
+from slmrec.training.losses import DistillationLoss
 from slmrec.training.samples import TrainingSamples
-from slmrec.training.teacher import LiveTeacher
+from slmrec.training.teacher import FrozenTeacher, LiveTeacher
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
+from slmrec.training.terms import needs_states, needs_teacher
 from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ def build(task: Task) -> dict[str, float]:
     text = read_item_text(task.config, "distill.student", settings.item_text, dataset)
     student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher), text)
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
+    data = replace(data, augment=settings.augment)
     loss = _loss(task, student, teacher, data, dataset)
     depths = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its outputs are cached and its weights are not needed any more
@@ -165,9 +169,15 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
         teacher.requires_grad_(False)  # base models of an ensemble stay as they are
         if teacher.decoder_part is not None:  # `_check_teacher` refused teachers without one
             teacher.decoder_part.set_trainable(train_items=task.config.finetune.item_embeddings != "fixed")
-    uses_cache = settings.mode == "offline" and needs_teacher(settings)
-    outputs = _cached_teacher(task, teacher, data) if uses_cache else LiveTeacher(teacher)
-    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train))
+    outputs: nn.Module
+    if settings.mode == "online":
+        outputs = LiveTeacher(teacher)
+    elif settings.augment is not None or not needs_teacher(settings):
+        outputs = FrozenTeacher(teacher)
+    else:
+        outputs = _cached_teacher(task, teacher, data)
+    item_counts = dataset.train_counts() if settings.weights.stratified_kl else None
+    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train), item_counts)
 
 
 def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> CachedTeacher:

@@ -79,7 +79,13 @@ def _without(distill: DistillConfig, terms: list[str]) -> dict[str, Any]:
     """Return the settings that switch off some terms; settings that have no effect without them get their default."""
     changes: dict[str, Any] = {f"distill.weights.{term}": 0.0 for term in terms}
     weights = distill.weights.model_copy(update=dict.fromkeys(terms, 0.0))
-    for name, has_effect in (("kl_temperature", weights.kl > 0), ("num_blocks", weights.needs_states)):
+    effects = {
+        "kl_temperature": weights.kl + weights.stratified_kl > 0,
+        "kl_top_k": weights.kl > 0,
+        "num_popularity_groups": weights.stratified_kl > 0,
+        "num_blocks": weights.needs_states,
+    }
+    for name, has_effect in effects.items():
         default = DistillConfig.model_fields[name].default
         if not has_effect and getattr(distill, name) != default:
             changes[f"distill.{name}"] = default

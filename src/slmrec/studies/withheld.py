@@ -125,8 +125,9 @@ def build_with_rows(task: Task, step: Step) -> dict[str, float]:
 
 def learns_rows_from_teacher(config: Config) -> bool:
     """Return whether the student learns the rows of withheld items from the teacher's scores, and nothing else."""
-    weights = config.distill.weights
-    return bool(weights.kl) and not (weights.ce or weights.multiple) and config.distill.mode == "offline"
+    distill, weights = config.distill, config.distill.weights
+    learns_all = bool(weights.kl) and distill.kl_top_k is None
+    return learns_all and not (weights.ce or weights.multiple) and distill.mode == "offline"
 
 
 def text_of(model: Model, config: Config, dataset: Dataset) -> Tensor | None:

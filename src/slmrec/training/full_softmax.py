@@ -22,7 +22,7 @@ MAX_CHUNK_SCORES = 2**25
 SAMPLING_EXPONENT = 0.75
 """Exponent of item counts in the sampling distribution: 0 is uniform, 1 is by popularity."""
 
-_ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]
+ChunkLoss = Callable[[slice, Tensor, Tensor], Tensor]
 """Function of a chunk's rows, scores and log-softmax that returns the summed loss of the chunk.
 
 It may overwrite the scores, and replaces the log-softmax by the gradient of the loss with respect to the scores.
@@ -105,45 +105,7 @@ def catalogue_cross_entropy(
     """
     first = 0 if include_padding else 1
     chunk_loss = _cross_entropy_chunks(targets - first, label_smoothing)
-    return _chunked(users, items, first, chunk_loss, _matmul_dtype(users, items), bonus)
-
-
-def catalogue_divergence(
-    users: Tensor,
-    items: Tensor,
-    teacher_users: Tensor,
-    teacher_items: Tensor,
-    temperature: float,
-    *,
-    bonus: ItemBonus | None = None,
-    teacher_bonus: ItemBonus | None = None,
-) -> Tensor:
-    """Return KL(teacher || student) of the softened scores of items 1..V, times the temperature squared.
-
-    The result is the mean over the N rows. The teacher receives no gradient. The precision is that of
-    `catalogue_cross_entropy`.
-
-    Args:
-        users: (N, D) user vectors of the student.
-        items: (V+1, D) item vectors of the student.
-        teacher_users: (N, D') user vectors of the teacher.
-        teacher_items: (V+1, D') item vectors of the teacher.
-        temperature: Temperature that divides the scores of both models.
-        bonus: Term that is added to the student's scores of a few items of each row.
-        teacher_bonus: The same for the teacher.
-
-    Example:
-        >>> items = torch.eye(3)
-        >>> catalogue_divergence(items[1:], items, items[1:], items, 2.0).item()
-        0.0
-
-    Source: Hinton et al. 2015; the logit variant that the code of SLMRec offers for online distillation.
-    """
-    dtype = _matmul_dtype(users, items)
-    teacher = (teacher_users.detach() / temperature).to(dtype), teacher_items.detach()[1:].to(dtype)
-    terms = [one and one._replace(scores=one.scores / temperature) for one in (bonus, teacher_bonus)]
-    chunk_loss = _divergence_chunks(*teacher, _columns(terms[1], 1))
-    return _chunked(users / temperature, items, 1, chunk_loss, dtype, terms[0]) * temperature**2
+    return chunked_loss(users, items, first, chunk_loss, matmul_dtype(users, items), bonus)
 
 
 def sampled_cross_entropy(
@@ -201,14 +163,15 @@ class ItemSampler:
         return items.clamp_(max=len(self._cumulative))  # a point may be rounded up to the total
 
 
-def _matmul_dtype(users: Tensor, items: Tensor) -> torch.dtype:
+def matmul_dtype(users: Tensor, items: Tensor) -> torch.dtype:
+    """Return the precision of matrix products: that of autocast, or of the vectors."""
     device = users.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.promote_types(users.dtype, items.dtype)
 
 
-def _columns(bonus: ItemBonus | None, first: int) -> ItemBonus | None:
+def bonus_columns(bonus: ItemBonus | None, first: int) -> ItemBonus | None:
     """Return a bonus by columns of the scores, which begin at item `first`; padding has score 0 in column 0."""
     if bonus is None:
         return None
@@ -216,15 +179,25 @@ def _columns(bonus: ItemBonus | None, first: int) -> ItemBonus | None:
     return ItemBonus((bonus.items - first).where(is_item, 0), bonus.scores.where(is_item, 0.0))
 
 
-def _chunked(
+def chunked_loss(
     users: Tensor,
     items: Tensor,
     first: int,
-    chunk_loss: _ChunkLoss,
+    chunk_loss: ChunkLoss,
     dtype: torch.dtype,
     bonus: ItemBonus | None = None,
 ) -> Tensor:
-    columns, added = _columns(bonus, first) or (None, None)
+    """Return the mean of a loss over the rows, whose scores are computed in chunks.
+
+    Args:
+        users: (N, D) user vectors.
+        items: (V+1, D) item vectors.
+        first: First item that competes: 0 with padding, else 1; column c of the scores is item `first` + c.
+        chunk_loss: Loss of a chunk.
+        dtype: Precision of the matrix products.
+        bonus: Term that is added to the scores of a few items of each row.
+    """
+    columns, added = bonus_columns(bonus, first) or (None, None)
     if not torch.is_grad_enabled():  # a custom function does not see the gradient mode
         users, items, added = users.detach(), items.detach(), None if added is None else added.detach()
     loss: Tensor = _ChunkedLoss.apply(users, items, added, columns, first, chunk_loss, dtype)  # type: ignore[no-untyped-call]
@@ -242,7 +215,7 @@ class _ChunkedLoss(torch.autograd.Function):
         added: Tensor | None,
         columns: Tensor | None,
         first: int,
-        chunk_loss: _ChunkLoss,
+        chunk_loss: ChunkLoss,
         dtype: torch.dtype,
     ) -> Tensor:
         accumulate_dtype = torch.promote_types(dtype, torch.float32)
@@ -274,14 +247,14 @@ def _sum_chunks(
     users: Tensor,
     items: Tensor,
     bonus: ItemBonus | None,
-    chunk_loss: _ChunkLoss,
+    chunk_loss: ChunkLoss,
     grad_users: Tensor | None,
     grad_items: Tensor | None,
     grad_added: Tensor | None,
 ) -> Tensor:
     """Return the summed loss, and add its gradients to the given tensors."""
     accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
-    num_rows = _rows_per_chunk(users, items)
+    num_rows = rows_per_chunk(users, items)
     scores, log_q = (users.new_empty(num_rows, len(items), dtype=dtype) for dtype in (users.dtype, accumulate_dtype))
     total = users.new_zeros((), dtype=accumulate_dtype)
     for start in range(0, len(users), num_rows):
@@ -289,7 +262,7 @@ def _sum_chunks(
         chunk = users[rows]
         chunk_scores, chunk_log_q = scores[: len(chunk)], log_q[: len(chunk)]
         own = None if bonus is None else bonus.select(rows)
-        _log_softmax(chunk, items, own, chunk_scores, chunk_log_q)
+        write_log_softmax(chunk, items, own, chunk_scores, chunk_log_q)
         total += chunk_loss(rows, chunk_scores, chunk_log_q)
         grad_scores = chunk_log_q.to(users.dtype)
         if grad_users is not None:
@@ -301,11 +274,13 @@ def _sum_chunks(
     return total
 
 
-def _rows_per_chunk(users: Tensor, items: Tensor) -> int:
+def rows_per_chunk(users: Tensor, items: Tensor) -> int:
+    """Return the number of rows whose scores are held at once."""
     return min(len(users), max(1, MAX_CHUNK_SCORES // len(items)))
 
 
-def _log_softmax(users: Tensor, items: Tensor, bonus: ItemBonus | None, scores: Tensor, out: Tensor) -> None:
+def write_log_softmax(users: Tensor, items: Tensor, bonus: ItemBonus | None, scores: Tensor, out: Tensor) -> None:
+    """Write the scores of a chunk, and their log-softmax to `out`; the bonus is by columns."""
     torch.mm(users, items.T, out=scores)
     if bonus is not None:
         scores.scatter_add_(1, bonus.items, bonus.scores.to(scores.dtype))
@@ -319,7 +294,7 @@ def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out += left @ right
 
 
-def _cross_entropy_chunks(columns: Tensor, smoothing: float) -> _ChunkLoss:
+def _cross_entropy_chunks(columns: Tensor, smoothing: float) -> ChunkLoss:
     def evaluate(rows: slice, _: Tensor, log_q: Tensor) -> Tensor:
         chunk_columns = columns[rows, None]
         target_log_q = log_q.gather(1, chunk_columns)
@@ -330,20 +305,5 @@ def _cross_entropy_chunks(columns: Tensor, smoothing: float) -> _ChunkLoss:
         if smoothing:
             log_q.sub_(smoothing / log_q.shape[1])
         return total
-
-    return evaluate
-
-
-def _divergence_chunks(users: Tensor, items: Tensor, bonus: ItemBonus | None) -> _ChunkLoss:
-    accumulate_dtype = torch.promote_types(users.dtype, torch.float32)
-    all_log_p, all_p = users.new_empty(2, _rows_per_chunk(users, items), len(items), dtype=accumulate_dtype)
-
-    def evaluate(rows: slice, scores: Tensor, log_q: Tensor) -> Tensor:
-        log_p, p = all_log_p[: len(log_q)], all_p[: len(log_q)]
-        _log_softmax(users[rows], items, None if bonus is None else bonus.select(rows), scores, log_p)
-        torch.exp(log_p, out=p)
-        loss: Tensor = log_p.sub_(log_q).mul_(p).sum()
-        log_q.exp_().sub_(p)
-        return loss
 
     return evaluate

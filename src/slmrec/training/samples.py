@@ -8,9 +8,11 @@ from itertools import islice
 import numpy as np
 
 from slmrec.config import TrainConfig
+from slmrec.config.distill import AugmentSettings
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import TrainingError
+from slmrec.training.augmentation import augmented
 from slmrec.types import Batch
 
 
@@ -23,13 +25,16 @@ class TrainingSamples:
     """Number of newest items of a history that are read."""
     every_position: bool
     """True: every item position is supervised. False: only the newest one."""
+    augment: AugmentSettings | None = None
+    """Random changes of the histories of a batch; None: they stay as they are."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def collate(self, rows: Ints) -> Batch:
         """Return the batch of some samples."""
-        return collate(self.samples, rows, self.max_history_items, self.every_position)
+        batch = collate(self.samples, rows, self.max_history_items, self.every_position)
+        return batch if self.augment is None else augmented(batch, self.augment)
 
     def longest(self, num: int) -> Ints:
         """Return the numbers of the `num` samples with the most items, which need the most memory."""

@@ -4,11 +4,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from slmrec.types import Batch, Encoded, SequenceEncoder
+from slmrec.inference.freeze import freeze
+from slmrec.inference.frozen_model import FrozenModel
+from slmrec.types import Batch, Encoded, ItemBonus, SequenceEncoder
 
 
 class TeacherOutputs(Protocol):
-    """Source of teacher outputs: a live model (`LiveTeacher`) or outputs cached before training (`CachedTeacher`)."""
+    """Source of teacher outputs.
+
+    It is a model that learns (`LiveTeacher`), one that does not (`FrozenTeacher`), or cached outputs (`CachedTeacher`).
+    """
 
     @property
     def hidden_size(self) -> int:
@@ -47,3 +52,33 @@ class LiveTeacher(nn.Module):
         """Return the outputs of the model at the supervised positions of a batch."""
         encoder: SequenceEncoder = self.model  # type: ignore[assignment]
         return encoder.encode(batch.histories, every_position=batch.every_position, num_blocks=num_blocks)
+
+
+class FrozenTeacher(LiveTeacher):
+    """Outputs of a teacher that does not learn, computed for each batch, as histories that change need them.
+
+    The model is in evaluation mode. Its item vectors, and the prompt of a decoder, are computed once.
+
+    Args:
+        model: The teacher, a `SequenceEncoder`; its weights must not change afterwards.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.requires_grad_(False).eval())
+        self._frozen: FrozenModel | None = None
+
+    def item_vectors(self) -> Tensor:
+        """Return the item vectors (V+1, D); row 0 is padding."""
+        return self._freeze().item_vectors()
+
+    def outputs(self, batch: Batch, num_blocks: int) -> Encoded:
+        """Return the outputs of the model at the supervised positions of a batch, without gradients."""
+        encoded = self._freeze().encode(batch.histories, every_position=batch.every_position, num_blocks=num_blocks)
+        bonus = None if encoded.bonus is None else ItemBonus(*(part.clone() for part in encoded.bonus))
+        # Tensors of inference mode cannot take part in a backward pass; their copies can.
+        return Encoded(encoded.users.clone(), tuple(states.clone() for states in encoded.hidden_states), bonus)
+
+    def _freeze(self) -> FrozenModel:
+        if self._frozen is None:  # not before the weights are on their device
+            self._frozen = freeze(self.model, fused=False)  # type: ignore[arg-type]
+        return self._frozen
