@@ -87,6 +87,7 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("distill", "a term that reads hidden states"): ({"distill": {"weights": KL_ONLY}}, {}),
     ("distill", "distill.weights.kl above 0"): ({}, {"distill": {"weights": {"kl": 0.5}}}),
     ("distill", "distill.weights.kl or stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
+    ("distill", "distill.weights.lists above 0"): ({}, {"distill": {"weights": {"lists": 0.5}, "lists": "lists.csv"}}),
     ("distill", "distill.weights.stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
     ("evaluate", "a sampled protocol"): (
         {"evaluate": {"protocols": ["full_history_excluded"]}},
@@ -108,6 +109,8 @@ VALUES: Values = {
     "item_text": "llm",
     "item_text_side": "input",
     "layers": [0, 1],
+    "list_weights": {"position": 0.5},
+    "lists": "other.csv",
     "loss": "sampled_softmax",
     "lora": {"r": 2},
     "lr_scheduler_type": "linear",
@@ -189,7 +192,13 @@ def test_a_setting_is_refused_where_it_has_no_effect(
     assert error.count("\n") == 1
     named = next(key for key in (name, *INSEPARABLE.get(name, {})) if f"{where}.{key} is " in error)
     shown = INSEPARABLE.get(name, {}).get(named, value)
-    assert f"{where}.{named} is {shown}"[:60] in error or named in ("lora", "prompt", "layers", "columns")
+    assert f"{where}.{named} is {shown}"[:60] in error or named in (
+        "lora",
+        "prompt",
+        "layers",
+        "columns",
+        "list_weights",
+    )
     assert f"it needs {requirement.needs}" in error and not (tmp_path / "run").exists()
 
     written(with_condition)

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from runs import read_json, refused, same_weights, weights
 
+from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
@@ -126,6 +128,37 @@ def test_a_student_learns_by_every_option(output: Path, common: list[str]) -> No
     log = (output / "distill" / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     parts = {name: value for name, value in json.loads(log[-1]).items() if name.startswith("train/")}
     assert parts.keys() == {"train/loss", "train/ce", "train/kl", "train/stratified_kl"} and min(parts.values()) > 0
+
+
+def test_a_student_learns_from_lists_of_a_teacher_outside(
+    output: Path,
+    common: list[str],
+    tmp_path: Path,
+    messages: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    users, items = (
+        pq.read_table(output / "prepare" / f"{name}s.parquet")[f"{name}_id"].to_pylist() for name in ("user", "item")
+    )
+    lines = [f"{user},{item},{rank}" for user in users for rank, item in enumerate(items[:3], 1)]
+    lists = tmp_path / "lists.csv"
+    lists.write_text("\n".join(["user_id,item_id,rank", *lines, f"{users[0]},other,9"]), encoding="utf-8")
+    weights = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, lists: 1}"
+    given = [*common, SASREC[0], weights, "distill.num_blocks=4", "distill.train.learning_rate=1e-2"]
+    assert main(["distill", *given, f"distill.lists={lists}"]) == 0
+    assert (
+        f"lists of {len(users)} of {len(users)} users from {lists}; left out: 1 rows of unknown items" in messages.text
+    )
+    best = Recommender.from_pretrained(output / "distill").recommend([[items[9]]], 3).to_lists()[0]
+    assert {item for item, _ in best} == set(items[:3])
+    moved = lists.rename(tmp_path / "moved.csv")
+    assert main(["distill", *given, f"distill.lists={moved}"]) == 0
+    assert "distill: unchanged, nothing to do" in messages.text
+    error = refused(["run", *given, f"distill.lists={lists}"], capsys)
+    assert f"distill.lists is '{lists}': no such file; give a table with user_id, item_id and rank" in error
+    assert "weights.lists is 1, but lists is null; name the file" in refused(["distill", *given], capsys).replace(
+        "1.0", "1"
+    )
 
 
 @pytest.mark.parametrize("layers", ["[1, 3]", "evenly_spaced", "influence"])

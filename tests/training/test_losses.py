@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.config import DistillConfig, DistillWeights, TrainConfig
+from slmrec.config.distill import ListWeights
+from slmrec.data.dataset import Samples
+from slmrec.data.teacher_lists import TeacherLists
 from slmrec.training import terms as distillation_terms
 from slmrec.training.full_softmax import CatalogueLoss, ItemSampler, sampled_cross_entropy
+from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss, NextItemLoss
+from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher import LiveTeacher
 from slmrec.training.terms import (
     TERMS,
@@ -50,7 +55,15 @@ class Linear(nn.Module):
         return Encoded(self.score(second), (first, second) if num_blocks else ())
 
 
-BATCH = Batch(Histories(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])), torch.tensor([4, 5]), False)
+BATCH = Batch(
+    Histories(torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])), torch.tensor([4, 5]), False, torch.tensor([0, 1])
+)
+SAMPLES = Samples.of(np.array([1, 2, 4, 3, 5]), np.array([0, 3]), np.array([2, 4]), np.array([0, 1]))
+LISTS = ListTargets(
+    TeacherLists(np.array([0, 2, 3]), np.array([3, 1, 2]), np.array([1, 2, 1]), None),
+    TrainingSamples(SAMPLES, 4, False),
+    ListWeights(),
+)
 COUNTS = np.array([0, 5, 4, 3, 2, 1])
 SAMPLED = TrainConfig(loss="sampled_softmax", num_sampled=3)
 NO_TERMS = dict.fromkeys(TERMS, 0.0)
@@ -58,14 +71,17 @@ NO_TERMS = dict.fromkeys(TERMS, 0.0)
 
 def settings_of(online: bool = False, **weights: float) -> DistillConfig:
     mode = "online" if online else "offline"
-    return DistillConfig.model_validate({"mode": mode, "num_blocks": 2, "weights": NO_TERMS | weights})
+    lists = "lists.csv" if weights.get("lists") else None
+    return DistillConfig.model_validate({"mode": mode, "num_blocks": 2, "weights": NO_TERMS | weights, "lists": lists})
 
 
 def distillation(
     online: bool = False, width: int = 4, loss: CatalogueLoss | None = None, **weights: float
 ) -> DistillationLoss:
     settings = settings_of(online, **weights)
-    return DistillationLoss(Linear(width, 0), LiveTeacher(Linear(4, 1)), settings, loss or CatalogueLoss(), COUNTS)
+    return DistillationLoss(
+        Linear(width, 0), LiveTeacher(Linear(4, 1)), settings, loss or CatalogueLoss(), COUNTS, LISTS
+    )
 
 
 def test_terms_and_weights_have_the_same_names() -> None:

@@ -176,7 +176,7 @@ def _student(config: Config, teacher: Planned) -> Planned:
         config.finetune.supervision,
         teacher.prompt,
         num_blocks=distill.num_blocks - 1 if weights.multiple else 0,
-        ce=weights.ce > 0,
+        ce=weights.ce + weights.lists > 0,
         teacher=teacher.model,
         teacher_passes=distill.train.num_train_epochs if distill.augment else 1,
         kl=weights.kl + weights.stratified_kl > 0,

@@ -27,6 +27,9 @@ class DistillWeights(Section):
     """Kullback-Leibler divergence from the teacher's scores within groups of items of similar popularity, which leaves
     the share of each group to the other terms. Source: UnKD (Chen et al. 2023)."""
 
+    lists: float = Field(0.0, ge=0)
+    """Cross-entropy of the items that a teacher outside lists (`distill.lists`). Source: DLLM2Rec (Cui et al. 2024)."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "DistillWeights":
         check(any(self.model_dump().values()), "all weights are 0, so there is nothing to learn; give one a value")
@@ -68,6 +71,30 @@ class DecoderStudent(StudentSettings):
     def depth(self) -> int:
         """Number of layers, whether listed or counted."""
         return self.num_layers if isinstance(self.layers, str) else len(self.layers)
+
+
+class ListWeights(Section):
+    """Weights of the items of a list; those of each list are normalised to a sum of 1.
+
+    Defaults: published code of DLLM2Rec (Cui et al. 2024).
+    """
+
+    position: float = Field(0.3, ge=0)
+    """Share of weights that fall with the place in the list, exp(-place / temperature)."""
+    confidence: float = Field(0.5, ge=0)
+    """Share of weights by the confidence of the teacher; without a column `confidence`, the other shares remain."""
+    agreement: float = Field(0.1, ge=0)
+    """Weight of an item that is also among the best items of the student, as many as the list is long."""
+    temperature: float = Field(1.0, gt=0)
+    """Number of places over which the weight falls by a factor of e."""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> "ListWeights":
+        check(
+            self.position + self.confidence + self.agreement > 0,
+            "all weights are 0, so lists teach nothing; give position, confidence or agreement a value",
+        )
+        return self
 
 
 class AugmentSettings(Section):
@@ -114,6 +141,11 @@ class DistillConfig(Section):
     class; null: the scores of all items."""
     num_popularity_groups: int = Field(4, ge=2)
     """Number of groups of items with equally many training events, for `weights.stratified_kl`."""
+    lists: str | None = None
+    """File of lists of a teacher outside, for `weights.lists`: one row for each item of a user's list, with `user_id`,
+    `item_id`, `rank` and optionally `confidence`."""
+    list_weights: ListWeights = ListWeights()
+    """Weights of the items of a list."""
     augment: AugmentSettings | None = None
     """Changes of histories, for which the teacher computes its outputs in every step instead of once; `{}` takes the
     default settings, null leaves them out."""
@@ -134,6 +166,11 @@ class DistillConfig(Section):
             self.num_blocks > 1 or not self.weights.multiple,
             "num_blocks is 1, so weights.multiple has no block to supervise; set distill.weights.multiple=0, or "
             "num_blocks to 2 or more",
+        )
+        check(
+            self.lists is not None or not self.weights.lists,
+            f"weights.lists is {self.weights.lists}, but lists is null; name the file of the lists, or set "
+            "distill.weights.lists=0",
         )
         check(
             getattr(self.student, "repeat_score", "none") == "none" or self.train.loss == "ce",

@@ -136,6 +136,12 @@ REQUIREMENTS = (
         "distill.weights.stratified_kl above 0",
     ),
     Requirement(
+        "distill",
+        ("lists", "list_weights"),
+        lambda config, _: config.distill.weights.lists > 0,
+        "distill.weights.lists above 0",
+    ),
+    Requirement(
         "evaluate",
         ("num_negatives",),
         lambda _, evaluate: bool(evaluate.sampled),

@@ -14,6 +14,7 @@ from slmrec.config import DistillConfig
 from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Dataset
+from slmrec.data.teacher_lists import read_lists
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.folder import load_recommender, save_recommender
 from slmrec.models.model import Model, ModelParts
@@ -29,6 +30,7 @@ from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.progress import progress
+from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher import FrozenTeacher, LiveTeacher
@@ -177,7 +179,17 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     else:
         outputs = _cached_teacher(task, teacher, data)
     item_counts = dataset.train_counts() if settings.weights.stratified_kl else None
-    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train), item_counts)
+    lists = _lists(settings, dataset, data)
+    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train), item_counts, lists)
+
+
+def _lists(settings: DistillConfig, dataset: Dataset, data: TrainingSamples) -> ListTargets | None:
+    if settings.lists is None:
+        return None
+    lists, message = read_lists(Path(settings.lists), dataset)
+    targets = ListTargets(lists, data, settings.list_weights)
+    _LOG.info("distill: %s; %d of these users have a training sample", message, targets.num_users)
+    return targets
 
 
 def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> CachedTeacher:

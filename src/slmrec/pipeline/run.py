@@ -49,15 +49,24 @@ def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: 
 
     Raises:
         CheckpointError: A backbone cannot be found; this is checked before the first step begins.
+        ConfigError: The file of lists does not exist; this is checked then, too.
     """
     planned = list(steps(config))
     for step in pending_steps(planned, config, output, force):
         _check_language_models(step, config)
+        _check_lists(step, config)
     folders = {
         step.folder: run_step(step, config, output, force, build=evaluate_with if step.folder == "evaluate" else None)
         for step in planned
     }
     evaluate.show(folders["evaluate"])
+
+
+def _check_lists(step: Step, config: Config) -> None:
+    """Check that the lists of a teacher outside are there, which the last training step alone reads."""
+    lists = getattr(section_of(step, config), "lists", None)
+    if lists is not None and not Path(lists).exists():
+        raise ConfigError(f"distill.lists is {lists!r}: no such file; give a table with user_id, item_id and rank")
 
 
 def _check_language_models(step: Step, config: Config) -> None:

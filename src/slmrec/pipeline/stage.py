@@ -33,7 +33,7 @@ from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
 
 _LOG = logging.getLogger(__name__)
-PLACES = {"input", "items", "memory_limit", "engine_password_file"}
+PLACES = {"input", "items", "lists", "memory_limit", "engine_password_file"}
 """Settings that change no result: a file may move without its stage being redone, as long as its content stays."""
 _CARD_FILES = ("README.md", "about.json")
 """Files of a model folder that `evaluate` rewrites and on which no result depends."""

@@ -124,6 +124,7 @@ PIPELINE = (
         files=lambda config, distill: (
             *_backbones(config, distill),
             *(() if config.trains_teacher else (distill.teacher,)),
+            *((distill.lists,) if distill.lists else ()),
         ),
         validates=True,
     ),

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from slmrec.config import Config, DistillConfig
+from slmrec.config import Config, DistillConfig, Section
 from slmrec.config.load import vary
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.pipeline.stage import run_step
@@ -83,12 +83,14 @@ def _without(distill: DistillConfig, terms: list[str]) -> dict[str, Any]:
         "kl_temperature": weights.kl + weights.stratified_kl > 0,
         "kl_top_k": weights.kl > 0,
         "num_popularity_groups": weights.stratified_kl > 0,
+        "lists": weights.lists > 0,
+        "list_weights": weights.lists > 0,
         "num_blocks": weights.needs_states,
     }
     for name, has_effect in effects.items():
         default = DistillConfig.model_fields[name].default
         if not has_effect and getattr(distill, name) != default:
-            changes[f"distill.{name}"] = default
+            changes[f"distill.{name}"] = {} if isinstance(default, Section) else default
     return changes
 
 

@@ -127,7 +127,7 @@ def learns_rows_from_teacher(config: Config) -> bool:
     """Return whether the student learns the rows of withheld items from the teacher's scores, and nothing else."""
     distill, weights = config.distill, config.distill.weights
     learns_all = bool(weights.kl) and distill.kl_top_k is None
-    return learns_all and not (weights.ce or weights.multiple) and distill.mode == "offline"
+    return learns_all and not (weights.ce or weights.multiple or weights.lists) and distill.mode == "offline"
 
 
 def text_of(model: Model, config: Config, dataset: Dataset) -> Tensor | None:

@@ -8,6 +8,7 @@ from torch import nn
 from slmrec.config import DistillConfig
 from slmrec.data.dataset import Ints
 from slmrec.training.full_softmax import CatalogueLoss
+from slmrec.training.list_targets import ListTargets
 from slmrec.training.teacher import TeacherOutputs
 from slmrec.training.terms import (
     DistillationOutputs,
@@ -63,6 +64,7 @@ class DistillationLoss(nn.Module):
         settings: Settings of the distillation.
         catalogue_loss: Cross-entropy of all terms that use one.
         item_counts: (V+1,) number of training events of each item; only terms that group items by them need it.
+        lists: Lists of a teacher outside; only the term `lists` needs them.
 
     Source: SLMRec, the distillation losses; docs/paper.md names the class of each term.
 
@@ -86,6 +88,7 @@ class DistillationLoss(nn.Module):
         settings: DistillConfig,
         catalogue_loss: CatalogueLoss,
         item_counts: Ints | None = None,
+        lists: ListTargets | None = None,
     ) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
@@ -95,7 +98,7 @@ class DistillationLoss(nn.Module):
         self.num_teacher_blocks = settings.num_blocks if compares_states else 0
         self.reads_teacher = self.online or needs_teacher(settings)
         self.projection = _projection(student, teacher) if compares_states else nn.Identity()
-        inputs = TermInputs(settings, catalogue_loss, student, item_counts)
+        inputs = TermInputs(settings, catalogue_loss, student, item_counts, lists)
         self.terms = nn.ModuleDict({name: term(inputs) for name, term in active_terms(settings).items()})
         self.weights: dict[str, float] = {name: getattr(settings.weights, name) for name in self.terms}
         self.clipped_apart = ("teacher.",) if self.online else ()
@@ -113,7 +116,9 @@ class DistillationLoss(nn.Module):
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss of a batch, with its terms and, online, the teacher's cross-entropy as `teacher_ce`."""
         teacher_output = self._teacher_output(batch)
-        outputs = DistillationOutputs(self._student_output(batch), teacher_output, batch.targets, self.projection)
+        outputs = DistillationOutputs(
+            self._student_output(batch), teacher_output, batch.targets, self.projection, batch
+        )
         terms = {name: term(outputs) for name, term in self.terms.items()}
         total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         parts = {name: term.detach() for name, term in terms.items()}

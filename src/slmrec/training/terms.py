@@ -23,7 +23,8 @@ from slmrec.training.divergences import (
     within_groups,
 )
 from slmrec.training.full_softmax import CatalogueLoss
-from slmrec.types import ItemBonus
+from slmrec.training.list_targets import ListTargets, list_cross_entropy
+from slmrec.types import Batch, ItemBonus
 
 Side = Literal["student", "teacher"]
 
@@ -81,6 +82,8 @@ class DistillationOutputs(NamedTuple):
     """(N,) items 1..V."""
     projection: nn.Module
     """Map of the student's hidden states to the teacher's width."""
+    batch: Batch | None = None
+    """The batch."""
 
     def state_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the hidden states of student and teacher at the end of each block, in the width of the teacher."""
@@ -97,6 +100,8 @@ class TermInputs(NamedTuple):
     """The student, from whose sizes a term may make parameters of its own."""
     item_counts: Ints | None = None
     """(V+1,) number of training events of each item."""
+    lists: ListTargets | None = None
+    """Lists of a teacher outside."""
 
 
 class DistillationTerm(nn.Module):
@@ -245,8 +250,39 @@ class StratifiedKL(KLDivergence):
         return self.divergence(outputs, within_groups(torch.split(self.get_buffer("columns"), self.sizes)))
 
 
+class ListedItems(DistillationTerm):
+    """Cross-entropy of the items that a teacher outside lists, at the newest training position of their users.
+
+    It is summed over the lists of a batch and divided by the number of its supervised positions, so that a list weighs
+    as much as one target of `CrossEntropy`.
+
+    Raises:
+        ValueError: There are no lists.
+    """
+
+    name = "lists"
+    needs_scores = ("student",)
+
+    def __init__(self, inputs: TermInputs) -> None:
+        super().__init__(inputs)
+        if inputs.lists is None:
+            raise ValueError("the term lists needs the lists of a teacher, as ListTargets")
+        self.lists, self.agreement = inputs.lists, inputs.settings.list_weights.agreement
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        assert outputs.batch is not None
+        student, listed = outputs.student, self.lists.of_batch(outputs.batch)
+        if listed is None:
+            return 0 * student.users.sum()
+        bonus = None if student.bonus is None else student.bonus.select(listed.positions.tolist())
+        mean = list_cross_entropy(student.users[listed.positions], student.items, listed, self.agreement, bonus)
+        return mean * (len(listed.positions) / len(outputs.targets))
+
+
 TERMS: dict[str, type[DistillationTerm]] = {
-    term.name: term for term in (CrossEntropy, CosineLoss, NormLoss, MultipleSupervision, KLDivergence, StratifiedKL)
+    term.name: term
+    for term in (CrossEntropy, CosineLoss, NormLoss, MultipleSupervision, KLDivergence, StratifiedKL, ListedItems)
 }
 """Terms of the distillation loss by name; their weights stand under the same names in `distill.weights`."""
 

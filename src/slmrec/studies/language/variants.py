@@ -15,7 +15,9 @@ from slmrec.pipeline.table import teacher_base_models
 FULL = "full"
 NO_STUDENT = {"student": {"kind": "sasrec"}, "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0}}
 """Section `distill` that is valid for every teacher, for rows that train no student."""
-CROSS_ENTROPY = {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0, "kl": 0}
+CROSS_ENTROPY = {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0}
+_OF_OTHER_TERMS = ["mode", "kl_temperature", "kl_top_k", "num_popularity_groups", "lists", "list_weights", "num_blocks"]
+"""Settings of `distill` that have no effect on a student by cross-entropy alone."""
 _OF_TEXT = ("item_text_width", "item_text_side", "item_side", "adaptor_size", "text_dropout", "id_dropout")
 """Settings of a model that have an effect only together with its item text."""
 Values = dict[str, Any]
@@ -244,7 +246,7 @@ def _students(config: Config, values: Values) -> Iterator[Row]:
     if not any(value for term, value in weights.model_dump().items() if term != "ce"):
         return
     distill = config.distill.model_dump(mode="json", exclude_unset=True)
-    distill = {key: value for key, value in distill.items() if key not in ("mode", "kl_temperature", "num_blocks")}
+    distill = {key: value for key, value in distill.items() if key not in _OF_OTHER_TERMS}
     changes = {**_with_student(config, values), "distill": {**distill, "weights": CROSS_ENTROPY}}
     changed = vary(config, {**changes, "evaluate.models": ["student"]}, "ablate --what language, row cross_entropy")
     yield Row("cross_entropy", "the student by cross-entropy alone, from the same start", changed, ("student",))
