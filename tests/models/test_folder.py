@@ -166,7 +166,10 @@ CORRUPT = {
     "other weights": (other_weights, r"model\.safetensors: it is not the file that was saved"),
     "no config": (without("config.json"), r"config\.json is missing"),
     "no JSON": (written("config.json", b"{"), r"config\.json: makes no model"),
-    "unknown kind": (edited("config.json", lambda c: c.update(model_type="x")), r"config\.json: makes no model"),
+    "unknown kind": (
+        edited("config.json", lambda c: c.update(model_type="x\n", architectures=["A\nB"])),
+        r"the architecture A B \(model_type 'x\\n'\) is not part of slmrec; if you trust it, import its class",
+    ),
     "other kind": (
         edited("config.json", lambda c: c.update(model_type="llama")),
         r"a llama model; expected a model",

@@ -1,115 +1,140 @@
-"""A new architecture is one module and one row of `KINDS`: trained, distilled, saved, opened and exported."""
+"""An architecture and a loss term in a file of the user's: trained, distilled, saved, opened and exported."""
 
 import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import pytest
 import yaml
+from runs import read_json
+from transformers import CONFIG_MAPPING
 
 from slmrec import Recommender
-from slmrec.config import Config
-from slmrec.config.kinds import KINDS, Kind
-from slmrec.errors import ConfigError
+from slmrec.config import Config, StudentSettings
+from slmrec.config.distill import OWN_TERMS
+from slmrec.config.kinds import KINDS
+from slmrec.config.load import load_config
+from slmrec.errors import CheckpointError, ConfigError
 from slmrec.inference.export import export_graph
+from slmrec.models import Model, ModelConfig, register
 from slmrec.models.loader import load_model
-from slmrec.pipeline.run import run_steps
+from slmrec.models.sasrec import SasRec
+from slmrec.pipeline.run import run_stage
+from slmrec.training.terms import TERMS, CrossEntropy, register_term
 from slmrec.types import Encoded, Histories
 
-MODULE = '''
-"""A recurrent network over item vectors."""
-
-from typing import Literal
-
-import torch
-from pydantic import Field
-from torch import nn
-
-from slmrec.config.base_models import StudentSettings
-from slmrec.models.model import Model, ModelConfig, register
-from slmrec.types import Encoded
-
-
-class GruSettings(StudentSettings):
-    """Architecture of a recurrent network."""
-
-    kind: Literal["gru"] = "gru"
-    hidden_size: int = Field(16, ge=1)
-    max_history_items: int = Field(50, ge=1)
-
-
-class GruConfig(ModelConfig):
-    """Architecture of a `Gru`."""
-
-    model_type = "test_gru"
-    section = GruSettings
-
-
-class Gru(Model):
-    """User vectors from the last hidden state of a recurrent network."""
-
-    config_class = GruConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.item_embeddings = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
-        self.gru = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
-        self.post_init()
-
-    def item_vectors(self):
-        return self.item_embeddings.weight
-
-    def encode(self, histories, *, every_position=False, num_blocks=0):
-        states, _ = self.gru(self.item_embeddings(histories.items))
-        positions = torch.arange(states.shape[1], device=states.device)
-        if every_position:
-            return Encoded(states[positions < histories.lengths[:, None]])
-        last = (histories.lengths - 1)[:, None, None].expand(-1, 1, states.shape[2])
-        return Encoded(states.gather(1, last)[:, 0])
-
-
-def build(settings, parts):
-    return Gru(GruConfig.of(settings, parts.num_items))
-
-
-register(Gru)
-'''
-TRAINING = {"learning_rate": 5e-3, "num_train_epochs": 1, "per_device_train_batch_size": 32, "warmup_steps": 0}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 
 
 @pytest.fixture(scope="module")
-def output(shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run whose base model is of the new kind, which teaches a student of the new kind."""
-    folder = tmp_path_factory.mktemp("new_architecture")
-    (folder / "slmrec_test_gru.py").write_text(MODULE, encoding="utf-8")
-    settings = {
-        "prepare": {"input": str(shop_file)},
-        "pretrain": {"g": {"kind": "gru", "hidden_size": 12, "max_history_items": 20, "train": TRAINING}},
-        "finetune": {"backbone": None, "item_vectors": None, "ensemble": ["g"], "max_history_items": 20},
-        "distill": {
-            "student": {"kind": "gru", "hidden_size": 8, "max_history_items": 20},
-            "weights": {"ce": 0, "cosine": 0, "norm": 0, "multiple": 0, "kl": 1},
-            "train": TRAINING,
-        },
-        "evaluate": {"protocols": ["full_history_excluded"], "timing_users": 20},
-    }
+def example() -> Iterator[ModuleType]:
+    """The example, imported; what it registers is forgotten afterwards."""
+    registries: tuple[dict[str, Any], ...] = (KINDS, TERMS, OWN_TERMS)
+    before = [registry.copy() for registry in registries]
+    spec = importlib.util.spec_from_file_location("own_model", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for registry, content in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(content)
+
+
+@pytest.fixture(scope="module")
+def output(example: ModuleType, shop_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the example."""
+    folder = tmp_path_factory.mktemp("own_model") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setitem(KINDS, "gru", Kind("slmrec_test_gru:build", "slmrec_test_gru:GruSettings"))
-        config = Config.model_validate(yaml.safe_load(yaml.safe_dump(settings)))
-        run_steps(config, folder / "run")
-        yield folder / "run"
-    sys.modules.pop("slmrec_test_gru")
+        patch.setattr("slmrec.run.write_report", lambda output: None)
+        patch.setattr(sys, "argv", ["own_model.py", str(shop_file), str(folder)])
+        example.main()
+    return folder
 
 
-@pytest.mark.parametrize(("name", "width"), [("pretrain/g", 12), ("distill", 8)])
-def test_a_model_of_a_new_kind_is_trained_and_opened(name: str, width: int, output: Path) -> None:
-    recommender = Recommender.from_pretrained(output / name)
-    assert type(recommender.model).__name__ == "Gru" and recommender.model.hidden_size == width
+def test_a_student_of_the_users_own_is_trained_and_opened(output: Path) -> None:
+    recommender = Recommender.from_pretrained(output / "distill")
+    assert type(recommender.model).__name__ == "Gru" and recommender.model.hidden_size == 16
     first, other = recommender.recommend([["i01", "i02"], ["i07"]], 5).to_lists()
     assert len(first) == 5 and first != other
+    models = read_json(output / "evaluate" / "metrics.json")["protocols"]["full_history_excluded"]["models"]
+    assert models["student"]["ndcg@10"] > 0
+    assert read_json(output / "distill" / "config.json")["architectures"] == ["Gru"]
+
+
+def test_a_term_of_the_users_own_teaches(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = (output / "distill" / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    first, last = (yaml.safe_load(line)["train/target_margin"] for line in (log[0], log[-1]))
+    assert 0 < last < first
+    settings = output / "distill" / "config.yaml"
+    assert load_config(settings, []).distill.weights.model_dump()["target_margin"] == 0.1
+    monkeypatch.delitem(OWN_TERMS, "target_margin")
+    with pytest.raises(ConfigError, match=r"unknown key 'distill\.weights\.target_margin'"):
+        load_config(settings, [])
+
+
+def test_a_base_model_of_the_users_own(output: Path, shop_file: Path) -> None:
+    values = yaml.safe_load((output / "prepare" / "config.yaml").read_text(encoding="utf-8"))
+    values["pretrain"] = {"g": {"kind": "gru", "hidden_size": 12, "train": {"num_train_epochs": 0}}}
+    values["finetune"]["ensemble"] = ["g"]
+    [folder] = run_stage("pretrain", Config.model_validate(values), output, model="g")
+    assert load_model(folder).hidden_size == 12
+
+
+def test_an_unknown_class_is_named_and_may_be_handed_in(
+    example: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "own_gru")
+    with pytest.raises(
+        CheckpointError, match=r"the architecture Gru .* is not part of slmrec; if you trust it, import"
+    ):
+        Recommender.from_pretrained(output / "distill")
+    with pytest.raises(CheckpointError, match="holds a Ensemble, but model_class is Gru; leave model_class out"):
+        Recommender.from_pretrained(output / "finetune", model_class=example.Gru)
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "own_gru", raising=False)
+    recommender = Recommender.from_pretrained(output / "distill", model_class=example.Gru)
+    assert isinstance(recommender.model, example.Gru)
+
+
+class OtherSettings(StudentSettings):
+    kind: Literal["other"] = "other"
+
+
+class OtherConfig(ModelConfig):
+    model_type = "own_other"
+    section = OtherSettings
+
+
+class Other(Model):
+    config_class = OtherConfig
+
+
+class Taken(Model):
+    config_class = type("TakenConfig", (OtherConfig,), {"model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "expected"),
+    [
+        (Other, "sasrec", "kind 'sasrec' is taken by an architecture of slmrec"),
+        (Other, "third", "OtherSettings: the settings of kind 'third' must derive from StudentSettings and have"),
+        (Taken, "other", "model_type 'llama' is taken by LlamaConfig"),
+        (SasRec, "mine", "SasRecSettings: the settings of kind 'mine' must derive"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(model: type[Model], kind: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        register(model, kind)
+    assert kind == "sasrec" or kind not in KINDS
+
+
+@pytest.mark.parametrize("name", ["kl", "my term"])
+def test_a_term_with_a_wrong_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"the name of a loss term is '{name}', expected an identifier other than"):
+        register_term(type("Mine", (CrossEntropy,), {"name": name}))
 
 
 def test_a_model_of_a_new_kind_gets_new_items(output: Path, tmp_path: Path) -> None:

@@ -161,6 +161,24 @@ def test_a_student_learns_from_lists_of_a_teacher_outside(
     )
 
 
+def test_a_text_model_teaches_a_chain_of_students(shop_file: Path, tmp_path: Path) -> None:
+    output, items = tmp_path / "run", tmp_path / "items.csv"
+    titles = [f"i{item:02d},colour {item % 5} size {item // 5}" for item in range(40)]
+    items.write_text("\n".join(["item_id,title", *titles]), encoding="utf-8")
+    text = "pretrain.text={kind: text, hidden_size: 8, adaptor_size: 8, train: {num_train_epochs: 1}}"
+    common = ["--config", "tiny", "--output", str(output), "item_text.words={}", "pretrain={}", text]
+    common += [f"prepare.input={shop_file}", f"prepare.items={items}", "finetune.supervision=every_position"]
+    common += [KL_ONLY, "distill.num_blocks=4", "distill.train.num_train_epochs=2"]
+    first, teacher = [*common, *PROJECTED, f"distill.teacher={output / 'pretrain' / 'text'}"], tmp_path / "teacher"
+    for stage in ("prepare", "pretrain", "distill"):
+        assert main([stage, *first]) == 0
+    shutil.copytree(output / "distill", teacher)
+    assert main(["distill", *common, SASREC[0], "distill.augment={}", f"distill.teacher={teacher}"]) == 0
+    chain = [load_recommender(folder)[0] for folder in (output / "pretrain" / "text", teacher, output / "distill")]
+    assert [model.item_vectors().shape[1] for model in chain] == [8, 24, 8]
+    assert chain[0].text_maps() and not chain[1].text_maps()
+
+
 @pytest.mark.parametrize("layers", ["[1, 3]", "evenly_spaced", "influence"])
 def test_a_student_of_chosen_layers(layers: str, output: Path, common: list[str]) -> None:
     given = [f"distill.student.layers={layers}", "distill.train.num_train_epochs=0"]

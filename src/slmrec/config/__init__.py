@@ -12,6 +12,7 @@ from slmrec.config.base_models import (
     SasRecModel,
     SasRecSettings,
     SasRecStudent,
+    StudentSettings,
     TextModel,
 )
 from slmrec.config.decoder import DecoderModel, DecoderSettings, FinetuneConfig, LoraSettings, PromptTemplate
@@ -44,6 +45,7 @@ __all__ = [
     "SasRecSettings",
     "SasRecStudent",
     "Section",
+    "StudentSettings",
     "TextModel",
     "TrainConfig",
 ]

@@ -1,13 +1,16 @@
 """The student and the terms of its loss."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
 from slmrec.config.base_models import StudentSettings
 from slmrec.config.kinds import StudentByKind
 from slmrec.config.section import Section, check, check_layers
 from slmrec.config.training import DistillTraining
+
+OWN_TERMS: dict[str, bool] = {}
+"""Terms of the user's own, by name, and whether they read hidden states; `register_term` adds them."""
 
 
 class DistillWeights(Section):
@@ -38,7 +41,16 @@ class DistillWeights(Section):
     @property
     def needs_states(self) -> bool:
         """True if a term reads hidden states."""
-        return bool(self.cosine or self.norm or self.multiple)
+        own = (getattr(self, name, 0.0) for name, reads_states in OWN_TERMS.items() if reads_states)
+        return bool(self.cosine or self.norm or self.multiple or any(own))
+
+
+def _with_own_terms(values: Any) -> Any:
+    """Read weights of terms of the user's own, whose default is 0."""
+    if not OWN_TERMS or isinstance(values, Section):
+        return values
+    own: dict[str, Any] = {name: (float, Field(0.0, ge=0)) for name in OWN_TERMS}
+    return create_model("DistillWeights", __base__=DistillWeights, **own).model_validate(values)
 
 
 class DecoderStudent(StudentSettings):
@@ -132,7 +144,7 @@ class DistillConfig(Section):
     """Architecture of the student, by `kind`."""
     num_blocks: int = Field(4, ge=1)
     """B, the number of points at which hidden states of student and teacher are compared."""
-    weights: DistillWeights = DistillWeights()
+    weights: SerializeAsAny[Annotated[DistillWeights, BeforeValidator(_with_own_terms)]] = DistillWeights()
     """Weights of the loss terms."""
     kl_temperature: float = Field(1.0, gt=0)
     """Temperature by which both score distributions are divided before they are compared."""

@@ -1,6 +1,7 @@
 """Architectures by name: `kind` in the sections of base models and of the student.
 
-A new architecture is one module with its settings and its model, and one line in `KINDS`.
+A new architecture is one module with its settings and its model, and one line in `KINDS`; a user adds one by
+`slmrec.models.register`.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from slmrec.config.section import Section, check
 
 
 class Kind(NamedTuple):
-    """Functions and classes of an architecture, each as `module:name`, imported when they are needed."""
+    """Functions and classes of an architecture, each as `module:name`, imported when they are needed, or as it is."""
 
-    build: str
+    build: str | Callable[..., Any]
     """Function `build(settings, parts)` that makes a model with initial weights."""
-    settings: str | None
+    settings: str | type[StudentSettings] | None
     """Section of a student of this architecture; None: it is no student."""
     base_model: str | None = None
     """Section of a base model; None: `settings` together with `BaseModelSettings`."""
@@ -49,8 +50,10 @@ KINDS: dict[str, Kind] = {
 DEFAULT_BASE_MODEL, DEFAULT_STUDENT = "sasrec", "decoder"
 
 
-def load_object(path: str) -> Any:
-    """Import an object given as `module:name`."""
+def load_object(path: Any) -> Any:
+    """Import an object given as `module:name`; return any other object as it is."""
+    if not isinstance(path, str):
+        return path
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 

@@ -85,6 +85,7 @@ class Recommender:
         revision: str | None = None,
         index: str | Path | None = None,
         device: str | None = None,
+        model_class: type[Model] | None = None,
     ) -> "Recommender":
         """Open a folder that a training stage or `save_pretrained` wrote, or a model of a hub.
 
@@ -93,6 +94,7 @@ class Recommender:
             revision: Branch, tag or commit of the hub.
             index: Index of the items, written by `slmrec export --format faiss`; None: exact search.
             device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
+            model_class: Architecture of your own that the folder holds; no code is imported by its name.
 
         Raises:
             CheckpointError: The folder does not exist, a file is missing or damaged, the backbone is not available, or
@@ -102,7 +104,7 @@ class Recommender:
         chosen = _device(device)
         folder = find_folder(source, revision)
         loaded_index = None if index is None else ItemIndex.load(Path(index), fingerprint_of(folder))
-        model, vocabulary = load_recommender(folder)
+        model, vocabulary = load_recommender(folder, model_class)
         about = read_about(folder)
         with failures_reported(folder):
             recommender = cls(model.to(chosen), vocabulary, about, loaded_index)

@@ -151,8 +151,8 @@ def _write_card(folder: Path, model: Model, vocabulary: Vocabulary, about: About
     (folder / _CARD).write_text(text, encoding="utf-8")
 
 
-def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
-    """Return the model of a folder, in eval mode, and its vocabulary.
+def load_recommender(folder: Path, model_class: type[Model] | None = None) -> tuple[Model, Vocabulary]:
+    """Return the model of a folder, in eval mode, and its vocabulary; see `load_model` for `model_class`.
 
     Raises:
         CheckpointError: A file is missing, damaged, or not the file that was saved; the weights do not fit the
@@ -165,7 +165,7 @@ def load_recommender(folder: Path) -> tuple[Model, Vocabulary]:
     """
     _check_is_model(folder)
     _check_version(folder)
-    model = load_model(folder)
+    model = load_model(folder, model_class)
     vocabulary = _read_items(folder / _ITEMS, model.num_items)
     check_sums(folder)
     return model, vocabulary

@@ -4,18 +4,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from slmrec.config import ItemTextConfig
 from slmrec.data.tensor_files import TensorFacts, read_header, read_metadata, read_tensors
 from slmrec.errors import CheckpointError
 from slmrec.files import one_line, parse_json
 from slmrec.models import import_kinds
-from slmrec.models.model import Model, model_without_weights, skeleton_of
+from slmrec.models.model import Model, model_without_weights, register, skeleton_of
 from slmrec.models.text.item_text import TextReader
 from slmrec.models.untrusted import bounded_modules, check_num_layers, misfits, read_config
 from slmrec.models.weights import adapter_state_dict, load_adapter, lora_config
@@ -40,16 +41,23 @@ def save_model(model: Model, folder: Path) -> None:
         settings.save_pretrained(folder)
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, model_class: type[Model] | None = None) -> Model:
     """Return the model of a folder, in eval mode.
 
     The folder may come from a stranger: no code in it is run, nothing is downloaded, and the sizes of the configuration
     are compared with the header of the weights before memory is taken for them.
 
+    Args:
+        folder: The folder.
+        model_class: Architecture of the caller's own that the model is or contains, which is registered; None: one that
+            is known already.
+
     Raises:
         CheckpointError: A weight is missing, unknown, of another shape or not finite, the configuration is not one that
             slmrec wrote, or the backbone cannot be found.
     """
+    if model_class is not None:
+        register(model_class)
     header = _header(folder / _WEIGHTS)
     with _faults_reported(folder), bounded_modules():
         config = _config(folder, len(header))
@@ -59,6 +67,11 @@ def load_model(folder: Path) -> Model:
         _refuse(folder, misfits(adapter_state_dict(decoder), _header(folder / _ADAPTER)))
     with _faults_reported(folder):
         model = model_without_weights(config)
+    if model_class is not None and not any(isinstance(part, model_class) for part in model.modules()):
+        raise CheckpointError(
+            f"{folder}: holds a {type(model).__name__}, but model_class is {model_class.__name__}; leave model_class "
+            "out, or give the class that was saved"
+        )
     _load(model, folder)
     return model.eval()
 
@@ -78,7 +91,26 @@ def _config(folder: Path, num_tensors: int) -> PretrainedConfig:
     import_kinds()
     values = read_config(folder / "config.json")
     check_num_layers(values, num_tensors)
+    _refuse_unknown(values)
     return AutoConfig.for_model(**values)
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    """Refuse a model, or a member of an ensemble, of an architecture that no module has registered.
+
+    Raises:
+        CheckpointError: It is unknown; no code is imported by its name.
+    """
+    kind, members = values.get("model_type"), values.get("members", {})
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+        [name] = (values.get("architectures") or ["unknown"])[:1]
+        raise CheckpointError(
+            f"the architecture {one_line(str(name), 80)} (model_type {one_line(repr(kind), 80)}) is not part of "
+            "slmrec; if you trust it, import its class and give it to Recommender.from_pretrained as model_class"
+        )
+    for member in members.values() if isinstance(members, dict) else ():
+        if isinstance(member, dict):
+            _refuse_unknown(member)
 
 
 @contextmanager

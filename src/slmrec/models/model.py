@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from slmrec.config import DecoderTraining, Section
+from slmrec.config import DecoderTraining, Section, StudentSettings
+from slmrec.config.kinds import KINDS, Kind
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.types import Encoded, Histories, ItemBonus, SequenceEncoder
 
@@ -95,6 +96,16 @@ class Model(PreTrainedModel):
     """
 
     all_tied_weights_keys: dict[str, str] = {}  # noqa: RUF012 - read by transformers
+
+    @classmethod
+    def build(cls, settings: Any, parts: ModelParts) -> "Model":
+        """Return a model with random weights; a class that starts from a teacher or reads texts replaces this.
+
+        Args:
+            settings: Settings of the architecture.
+            parts: Inputs besides the settings.
+        """
+        return cls(cls.config_class.of(settings, parts.num_items))
 
     @classmethod
     def without_weights(cls, config: Any) -> "Model":
@@ -266,11 +277,35 @@ def append_items(model: Model, rows: Tensor) -> None:
     model.set_num_items(model.num_items + len(rows))
 
 
-def register(model: type[Model]) -> None:
-    """Let `AutoModel` and `load_model` open the folders of an architecture."""
+def register(model: type[Model], kind: str | None = None) -> None:
+    """Let `AutoModel` and `load_model` open the folders of an architecture, and let settings name it.
+
+    Args:
+        model: Class of the architecture; another one of the same `model_type` is replaced, unless it is of slmrec or
+            transformers.
+        kind: Name under which base models and students choose it, with the `section` of its configuration class as
+            settings, and `Model.build`; None: no settings name it.
+
+    Raises:
+        ValueError: `model_type` or `kind` is taken, or the settings do not belong to the kind.
+    """
     config = model.config_class
-    AutoConfig.register(config.model_type, config)
-    AutoModel.register(config, model)
+    # `CONFIG_MAPPING.get` knows only what was imported.
+    known = CONFIG_MAPPING[config.model_type] if config.model_type in CONFIG_MAPPING else config  # noqa: SIM401
+    if known is not config and known.__module__.startswith(("transformers.", "slmrec.")):
+        raise ValueError(f"model_type {config.model_type!r} is taken by {known.__name__}; choose another one")
+    if kind is not None:
+        if kind in KINDS and isinstance(KINDS[kind].build, str):
+            raise ValueError(f"kind {kind!r} is taken by an architecture of slmrec; choose another one")
+        is_section = issubclass(config.section, StudentSettings)
+        if not is_section or config.section.model_fields["kind"].default != kind:
+            raise ValueError(
+                f"{config.section.__name__}: the settings of kind {kind!r} must derive from StudentSettings and have "
+                f"the field `kind: Literal[{kind!r}] = {kind!r}`"
+            )
+        KINDS[kind] = Kind(model.build, config.section)
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
 
 
 def model_without_weights(config: Any) -> Model:

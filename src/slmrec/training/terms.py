@@ -1,7 +1,7 @@
 """Terms of the distillation loss.
 
 A term is a subclass of `DistillationTerm` that is listed in `TERMS`, and a default weight of the same name in
-`slmrec.config.DistillWeights`.
+`slmrec.config.DistillWeights`; a user adds one by `register_term`.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slmrec.config import DistillConfig
+from slmrec.config import DistillConfig, DistillWeights
+from slmrec.config.distill import OWN_TERMS
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError
 from slmrec.training.divergences import (
@@ -285,6 +286,21 @@ TERMS: dict[str, type[DistillationTerm]] = {
     for term in (CrossEntropy, CosineLoss, NormLoss, MultipleSupervision, KLDivergence, StratifiedKL, ListedItems)
 }
 """Terms of the distillation loss by name; their weights stand under the same names in `distill.weights`."""
+
+
+def register_term(term: type[DistillationTerm]) -> None:
+    """Let `distill.weights` name a term of your own; its weight is 0 unless it is given.
+
+    Args:
+        term: The class; another one of the same name is replaced, unless it is of slmrec.
+
+    Raises:
+        ValueError: The name is no identifier, or is taken by a term of slmrec.
+    """
+    if not term.name.isidentifier() or term.name in DistillWeights.model_fields:
+        raise ValueError(f"the name of a loss term is {term.name!r}, expected an identifier other than {list(TERMS)}")
+    TERMS[term.name] = term
+    OWN_TERMS[term.name] = bool(term.needs_states)
 
 
 def active_terms(settings: DistillConfig) -> dict[str, type[DistillationTerm]]:
