@@ -39,7 +39,9 @@ CALLED = {
     "pipeline.prepare": ("prepare",),
     "topk": ("best_columns", "top_k"),
     "training.full_softmax": ("CatalogueLoss", "catalogue_cross_entropy"),
-    "training.losses": ("DistillationLoss", "NextItemLoss", "cosine_loss", "norm_loss"),
+    "training.divergences": ("catalogue_divergence", "popularity_groups"),
+    "training.losses": ("DistillationLoss", "NextItemLoss"),
+    "training.terms": ("cosine_loss", "norm_loss"),
     "training.trainer": ("fit",),
 }
 """Classes and functions that people call from Python, by module."""
