@@ -154,3 +154,22 @@ def test_control_characters_of_a_log_are_escaped(
     output = capsys.readouterr()
     assert "\\x1b[2J\\u202e" in output.out
     assert not {"\x1b", "\x07", "\u202e"} & set(output.out)
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "warning"),
+    [
+        ("uu", "ab", "there is 1 user"),
+        ("uv", "aa", "there is 1 item, so every model recommends it and every metric is 1"),
+        ("uv", "ab", "there are 2 items, so hit@k is 1 for every model from k = 2"),
+    ],
+)
+def test_logs_of_one_user_or_few_items(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, users: str, items: str, warning: str
+) -> None:
+    path = tmp_path / "log.csv"
+    rows = [f"{user},{item},{time}\n" for time, item in enumerate(items * 2) for user in users]
+    path.write_text("user_id,item_id,timestamp\n" + "".join(rows), encoding="utf-8")
+    assert main(["data", "validate", str(path)]) == 0
+    assert main(["prepare", "--input", str(path), "--output", str(tmp_path / "data")]) == 0
+    assert f"{path}: {warning}" in caplog.text and f"prepare: {warning}" in caplog.text

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from slmrec.data.dataset import Dataset
-from slmrec.errors import DataError, TrainingError
+from slmrec.errors import TrainingError
 from slmrec.evaluation import rank as evaluation
+from slmrec.evaluation.candidates import draw_negatives
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer, throughput
+from slmrec.evaluation.rank import EncoderScorer, eval_mode, evaluate_scorer, throughput
 from slmrec.pipeline.validation import Validation
 from slmrec.types import Encoded, ItemBonus
 
@@ -393,31 +394,6 @@ def test_some_users_are_ranked_against_their_own_negatives():
     ranks = evaluate(scorer, samples.take(some), ("sampled",), batch_size=2, negatives=negatives)["sampled_5"]
     assert ranks.tolist() == everyone[some].tolist()
     assert len(set(ranks.tolist())) > 1
-
-
-def test_same_seed_same_negatives():
-    dataset = random_dataset(20, 50)
-    assert draw_negatives(dataset, 9, seed=4).tolist() == draw_negatives(dataset, 9, seed=4).tolist()
-    assert draw_negatives(dataset, 9, seed=4).tolist() != draw_negatives(dataset, 9, seed=5).tolist()
-
-
-def test_every_free_item_is_drawn_equally_often():
-    num_users = 4000
-    dataset = dataset_of([[1, 5, 10]] * num_users, 10)
-    counts = np.bincount(draw_negatives(dataset, 2, seed=0).ravel(), minlength=11)
-    assert counts[[0, 1, 5, 10]].tolist() == [0, 0, 0, 0]
-    free = counts[[2, 3, 4, 6, 7, 8, 9]]
-    assert np.abs(free - num_users * 2 / 7).max() < 5 * np.sqrt(num_users * 2 / 7)
-
-
-def test_all_free_items_can_be_asked_for():
-    dataset = dataset_of([[2, 4, 2], [1, 2, 3]], 6)
-    assert [sorted(drawn) for drawn in draw_negatives(dataset_of([[2, 4, 2]], 6), 4, seed=0).tolist()] == [[1, 3, 5, 6]]
-    with pytest.raises(
-        DataError,
-        match=r"num_negatives is 4, but user 'u1' has only 3 of the 6 items.*choose sampled_N with a smaller N",
-    ):
-        draw_negatives(dataset, 4, seed=0)
 
 
 def test_throughput_takes_turns_and_reports_the_median(monkeypatch):

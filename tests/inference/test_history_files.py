@@ -70,7 +70,11 @@ PER_USER = [["1", "9 18"], ["2", "27"]]
 PER_EVENT = [["1", "9", "1"], ["2", "27", "1"], ["1", "18", "2"]]
 FILES: dict[str, str | bytes] = {
     "semicolons.csv": text(";", "user_id history", PER_USER),
-    "capitals.csv": text(",", "user_id History", PER_USER),
+    "capitals.csv": text(",", "USER_ID History", PER_USER),
+    "other_names.csv": "Customer ID, HISTORY \n1,9 18\n2,27\n",
+    "no_underscore.jsonl": '{"UserID": 1, "History": [9, 18]}\n{"UserID": 2, "History": [27]}\n',
+    "events_capitals.csv": text(",", "USER_ID ItemId TimeStamp", PER_EVENT),
+    "events_other_names.csv": "Customer ID;Sku;Created-At\n1;9;1\n2;27;1\n1;18;2\n",
     "spaces.csv": text(", ", "user_id history", [["1", " 9  18 "], ["2 ", "27"]]),
     "floats.csv": text(",", "user_id history", [["1.0", "9.0 18.0"], ["2.0", "27.0"]]),
     "lists.csv": 'user_id,history\n1,"[9, 18]"\n2,"[27.0]"\n',
@@ -267,6 +271,39 @@ def test_rows_of_parquet_and_tables_are_named(folder: Path, recommender: Recomme
         recommender.recommend(pa.table({"user_id": ["a"], "items": [["i"]]}))
     with pytest.raises(DataError, match=r"^histories: cannot be read as a table"):
         recommender.recommend(pd.DataFrame({"user_id": [1, "a"], "history": [[1], [2]]}))
+
+
+@pytest.mark.parametrize("by_event", [False, True], ids=["users", "events"])
+@pytest.mark.parametrize("library", ["polars", "polars enums", "pandas", "arrow"])
+def test_categories_are_read(
+    library: str, by_event: bool, folder: Path, recommender: Recommender, tmp_path: Path
+) -> None:
+    users, items = (["1", "1", "2"], ["9", "18", "27"]) if by_event else (["1", "2"], [["9", "18"], ["27"]])
+    columns = {"user_id": users, "item_id" if by_event else "history": items}
+    table: Any = pl.DataFrame(columns).with_columns(timestamp=pl.int_range(len(users)))
+    categories = pl.Enum(["1", "2", "9", "18", "27"]) if library == "polars enums" else pl.Categorical
+    table = table.with_columns(
+        pl.col("user_id").cast(categories),
+        pl.col(columns.keys() - {"user_id"}).cast(categories if by_event else pl.List(categories)),
+    )
+    table.write_parquet(tmp_path / "in.parquet")
+    if library == "pandas":
+        frame = pd.DataFrame(columns | {"timestamp": range(len(users))}).set_index("user_id")
+        table = frame.astype({"item_id": "category"}) if by_event else frame
+        table.index = table.index.astype("category")
+        table.to_parquet(tmp_path / "in.parquet")
+    elif library == "arrow":
+        table = pa.table(
+            {
+                name: pa.array(values).dictionary_encode() if by_event or name == "user_id" else values
+                for name, values in columns.items()
+            }
+            | {"timestamp": range(len(users))}
+        )
+        pq.write_table(table, tmp_path / "in.parquet")
+    expected = recommender.recommend([[9, 18], [27]], 3, user_ids=[1, 2]).table
+    assert same(recommender.recommend(table, 3).table, expected)
+    assert same(answer(folder, tmp_path, tmp_path / "in.parquet"), expected)
 
 
 def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

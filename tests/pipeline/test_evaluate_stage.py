@@ -1,5 +1,6 @@
 """`slmrec evaluate`: metrics, ranks of each user, and the results in the cards of the models."""
 
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file
 from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.evaluation.metrics import ranking_metrics
+from slmrec.pipeline.evaluation_tables import constant_note
+from slmrec.report.quality import _all_metrics
 
 OF_LISTS = {"coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10"}
 
@@ -58,3 +61,28 @@ def test_some_models_on_both_splits(output: Path, common: list[str]) -> None:
     for name in ("metrics.json", "metrics_valid.json"):
         models = read_json(output / "evaluate" / name)["protocols"]["full"]["models"]
         assert list(models) == ["popularity", "student"]
+
+
+def test_metrics_that_are_1_for_every_model_are_named(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"u{user} {' '.join(str((user + step) % 9) for step in range(6))}\n" for user in range(9)))
+    common = ["--config", str(config), "--output", str(tmp_path / "run"), f"prepare.input={log}"]
+    sampled = "evaluate.protocols=[full_history_excluded,full,sampled_20]"
+    assert main(["run", *common, sampled]) == 2
+    assert "evaluate.protocols has sampled_20, but user 'u0' has only 3 of the 9 items" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "pretrain").exists()
+    assert main(["run", *common, "evaluate.protocols=[full_history_excluded,full]"]) == 0
+    assert "prepare: there are 9 items, so hit@k is 1 for every model from k = 9" in caplog.text
+    protocols = read_json(tmp_path / "run" / "evaluate" / "metrics.json")["protocols"]
+    assert [protocol["constant_metrics"] for protocol in protocols.values()] == [
+        ["hit@5", "hit@10", "hit@20", "coverage@10"],
+        ["hit@10", "hit@20", "coverage@10"],
+    ]
+    for name, protocol in protocols.items():
+        for metric, model in product(protocol["constant_metrics"], protocol["models"].values()):
+            assert model[metric] == 1
+        note = constant_note(name, protocol)
+        assert f"evaluate: {note}" in caplog.text and _all_metrics(name, protocol).note.endswith(f". {note}.")
+    assert "coverage@10 can only be 1" in " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from rich.table import Table
 from slmrec.config.load import load_config
 from slmrec.data.engine import engines_of, value
 from slmrec.data.items import ItemRows, read_items
-from slmrec.data.logs.read import Events, large_shares, read_events
+from slmrec.data.logs.read import Events, few_ids, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError, counts
 from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
 from slmrec.errors import DataError
@@ -62,10 +62,11 @@ def _check_items(items: ItemRows, file: str) -> None:
 def _print(file: str, log: Events, min_user_events: int) -> None:
     console = Console(markup=False, emoji=False)  # text from the file is not markup
     table = Table("", "", title=printable(file), show_header=False)
-    for name, fact in (log.columns | _statistics(log, min_user_events)).items():
+    statistics = _statistics(log, min_user_events)
+    for name, fact in (log.columns | statistics).items():
         table.add_row(name, printable(fact) if isinstance(fact, str) else f"{fact:,}")
     console.print(table)
-    for warning in large_shares(log.table):
+    for warning in [*few_ids(statistics["users"], statistics["items"]), *large_shares(log.table)]:
         _LOG.warning("%s: %s", file, warning)
     if log.errors:
         console.print(_error_table(log.errors))

@@ -1,8 +1,12 @@
-"""Parquet files from anywhere: sizes are compared before columns are read, and texts are counted before they unfold."""
+"""Parquet files: tables of any library as files, and files of others, whose sizes are compared before they unfold."""
 
+import glob
+from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -10,6 +14,8 @@ import pyarrow.parquet as pq
 from slmrec.files import one_line, special_file
 
 _BATCH_ROWS = 2**16
+_MAX_RATIO, _MIN_LIMIT, _SMALL = 250, 2**30, 2**20
+"""Columns of real logs, even of sorted ones, are less than a hundred times larger than their file."""
 
 
 class RowsError(ValueError):
@@ -57,6 +63,105 @@ def read_table(path: Path, num_rows: int, max_bytes: int) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(one_line(error)) from None
     return pa.Table.from_batches(parts) if parts else pa.table({name: pa.nulls(0) for name in names})
+
+
+def write_any_table(table: Any, path: Path) -> None:
+    """Write a table of pandas, polars or Arrow, or of any other object that exports Arrow data.
+
+    Categories become their values, and a named index of pandas becomes a column.
+
+    Raises:
+        ValueError: the object is no table, or a column has values of several types.
+    """
+    try:
+        if type(table).__module__.startswith("pandas"):
+            table = table.reset_index() if any(table.index.names) else table.reset_index(drop=True)
+        pq.write_table(_without_categories(pa.table(table)), path)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(one_line(error)) from None
+
+
+def _without_categories(table: pa.Table) -> pa.Table:
+    """Replace categories, also those in lists, by their values."""
+    for index, field in enumerate(table.schema):
+        plain = _plain_type(field.type)
+        if plain != field.type:
+            chunks = [_values(chunk, plain) for chunk in table.column(index).chunks]
+            table = table.set_column(index, field.name, pa.chunked_array(chunks, plain))
+    return table
+
+
+def _plain_type(dtype: Any) -> Any:
+    """Return a type without categories; string views of polars, whose values Arrow cannot take, become strings."""
+    if pa.types.is_dictionary(dtype):
+        return pa.large_string() if pa.types.is_string_view(dtype.value_type) else dtype.value_type
+    if not (pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)):
+        return dtype
+    plain = _plain_type(dtype.value_type)
+    return dtype if plain == dtype.value_type else pa.large_list(plain)
+
+
+def _values(array: Any, plain: Any) -> Any:
+    if not pa.types.is_dictionary(array.type):
+        return pa.array(array.to_pylist(), plain)
+    return pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(plain)).dictionary_decode()
+
+
+def unpacked_size(path: Path, original: Path, columns: Collection[str], memory_limit: str) -> int:
+    """Return a bound of the size of some columns in memory; a value that all rows repeat counts in each row.
+
+    Args:
+        path: the file.
+        original: the file of the user, with whose size that of the columns is compared.
+        columns: names of columns; those that the file lacks are left out.
+        memory_limit: the memory that the engine may use, as in `prepare.memory_limit`.
+
+    Raises:
+        ValueError: the file is damaged, or the columns are larger than 1 GiB and than 250 times the file.
+    """
+    most = max(_MIN_LIMIT, _MAX_RATIO * original.stat().st_size)
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        chunks = defaultdict(list)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                chunks[chunk.path_in_schema.partition(".")[0]].append(chunk)
+        total = 0
+        for name in chunks.keys() & set(columns):
+            own = chunks[name]
+            total += sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in own)
+            _check_ratio(total, most)
+            bound = sum(chunk.num_values * chunk.total_uncompressed_size for chunk in own)
+            is_small = bound < _SMALL  # then the texts are not counted
+            total += bound if is_small else _text_bytes(path, name, schema.field(name).type, memory_limit)
+            _check_ratio(total, most)
+    except (pa.ArrowException, OSError, duckdb.Error) as error:
+        raise ValueError(f"cannot be read ({one_line(error, 200)})") from None
+    return total
+
+
+def _check_ratio(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(
+            f"its columns unpack to more than {most:,} bytes, out of all proportion to the size of the file; expected "
+            "a log"
+        )
+
+
+def _text_bytes(path: Path, name: str, dtype: Any, memory_limit: str) -> int:
+    """Return the size of all texts of a column, in lists too; the engine streams it."""
+    column = f'"{name.replace(chr(34), 2 * chr(34))}"'
+    size = f"strlen({column})"
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        dtype, size = dtype.value_type, f"list_sum(list_transform({column}, lambda text: strlen(text)))"
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    if not (pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)):
+        return 0
+    with duckdb.connect(config={"memory_limit": memory_limit}) as engine:
+        found = engine.execute(f"SELECT sum({size}) FROM read_parquet(?)", [glob.escape(str(path))]).fetchall()
+    return int(found[0][0] or 0)
 
 
 def _unpacked_bytes(metadata: Any) -> int:

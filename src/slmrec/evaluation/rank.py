@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.data.batching import by_length, collate
-from slmrec.data.dataset import Dataset, Ints, Samples
-from slmrec.errors import DataError
+from slmrec.data.dataset import Ints, Samples
+from slmrec.evaluation.candidates import is_sampled
 from slmrec.evaluation.metrics import ranks_of_targets, tie_draws
 from slmrec.inference.freeze import freeze
 from slmrec.topk import best_columns
@@ -250,57 +250,6 @@ def _top_items(protocol: RankingProtocol, candidates: Tensor, history: Tensor) -
     scores, order = candidates.gather(1, columns).sort(dim=1, descending=True, stable=True)
     items = columns.gather(1, order).masked_fill(scores.isneginf(), 0)
     return F.pad(items, (0, TOP_K - items.shape[1])).cpu().numpy()
-
-
-def is_sampled(protocol: RankingProtocol) -> bool:
-    """Return whether a protocol ranks the target among sampled negatives.
-
-    Example:
-        >>> is_sampled("sampled_999"), is_sampled("full")
-        (True, False)
-    """
-    return protocol.startswith("sampled_")
-
-
-def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints | None = None) -> NDArray[np.int32]:
-    """Draw negatives (U, K) of each user uniformly and without replacement.
-
-    Negatives are items that occur nowhere in the sequence of the user, held-out events included. The same data and seed
-    give the same negatives.
-
-    Args:
-        dataset: The data set.
-        num_negatives: K.
-        seed: Seed of the draws.
-        users: Users to draw for; None: all. The rows of other users are 0.
-
-    Raises:
-        DataError: A user has fewer than `num_negatives` such items.
-
-    Example:
-        >>> negatives = draw_negatives(dataset, 20, seed=1)
-        >>> negatives.shape == (dataset.num_users, 20)
-        True
-    """
-    generator = np.random.default_rng(seed)
-    negatives = np.zeros((dataset.num_users, num_negatives), dtype=np.int32)
-    for user in range(dataset.num_users) if users is None else users:
-        seen = np.unique(dataset.flat[dataset.offsets[user] : dataset.offsets[user + 1]])
-        num_free = dataset.num_items - len(seen)
-        if num_free < num_negatives:
-            _refuse(dataset, user, num_free, num_negatives)
-        nth = generator.choice(num_free, num_negatives, replace=False, shuffle=False)
-        # seen[j] - 1 - j free items precede seen[j]; the n-th free item follows all seen items that at most n precede.
-        negatives[user] = nth + 1 + np.searchsorted(seen - 1 - np.arange(len(seen)), nth, side="right")
-    return negatives
-
-
-def _refuse(dataset: Dataset, user: int, num_free: int, num_negatives: int) -> None:
-    raise DataError(
-        f"evaluate.num_negatives is {num_negatives}, but user {dataset.user_ids[user].as_py()!r} has only {num_free} "
-        f"of the {dataset.num_items} items left outside the history; choose sampled_N with a smaller N in "
-        "evaluate.protocols, or leave it out"
-    )
 
 
 def throughput(

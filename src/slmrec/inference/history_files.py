@@ -16,10 +16,11 @@ from slmrec.data.engine import batches, connected
 from slmrec.data.filters import remove_returns
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, header
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, json_keys, lines, literals_as_json, unpacked
-from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error
+from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error, normal_name
 from slmrec.data.logs.read import read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.rows import read_rows
+from slmrec.data.parquet import write_any_table
 from slmrec.errors import DataError
 from slmrec.files import one_line, printable
 
@@ -110,11 +111,9 @@ def table_user_rows(table: Any, settings: PrepareConfig) -> Iterator[UserRows]:
     with TemporaryDirectory(prefix="slmrec-") as folder:
         path = Path(folder) / "histories.parquet"
         try:
-            pq.write_table(pa.table(table), path)
-        except (TypeError, ValueError, pa.ArrowException) as error:
-            raise DataError(
-                f"histories: cannot be read as a table ({one_line(error)}); give each column one type"
-            ) from None
+            write_any_table(table, path)
+        except ValueError as error:
+            raise DataError(f"histories: cannot be read as a table ({error}); give each column one type") from None
         try:
             with open_user_rows(path, settings) as rows:
                 yield rows
@@ -188,7 +187,7 @@ def _names(source: InputFiles, settings: PrepareConfig) -> list[str]:
 
 def _history_column(source: InputFiles, names: list[str], settings: PrepareConfig) -> int | None:
     """Return the column of histories; in the reference's table, the column of items holds lists."""
-    plain = [name.strip().casefold() for name in names]
+    plain = [normal_name(name) for name in names]
     if HISTORY in plain:
         return plain.index(HISTORY)
     is_reference = source.format == "reference"

@@ -17,13 +17,14 @@ from slmrec.config import BASELINES, Config, EvaluateConfig
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import CheckpointError
+from slmrec.evaluation.candidates import constant_metrics, draw_negatives, is_sampled
 from slmrec.evaluation.diversity import Lists, list_means, list_metrics
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import TOP_K, EncoderScorer, Scorer, draw_negatives, evaluate_scorer, throughput
+from slmrec.evaluation.rank import TOP_K, EncoderScorer, Scorer, evaluate_scorer, throughput
 from slmrec.models.card import Measured
 from slmrec.models.folder import load_recommender, note_measured
 from slmrec.models.model import Model
-from slmrec.pipeline.evaluation_tables import show
+from slmrec.pipeline.evaluation_tables import constant_note, show
 from slmrec.pipeline.finetune import teacher_item_vectors
 from slmrec.pipeline.stage import Task
 from slmrec.progress import progress
@@ -33,6 +34,7 @@ __all__ = ["build", "model_folders", "show"]
 _LOG = logging.getLogger(__name__)
 _COSTS = {"users_per_second", "num_parameters"}
 """Entries of a model's results that are no metrics."""
+_COVERAGE = f"coverage@{TOP_K}"
 Split = Literal["test", "valid"]
 ExtraScorers = Callable[[Dataset], dict[str, Scorer]]
 Metrics = dict[str, float]
@@ -63,6 +65,9 @@ def build(task: Task, extra: ExtraScorers = lambda dataset: {}) -> dict[str, flo
     for split in settings.splits:
         results = _rank(task, dataset, split, scorers)
         content = _content(task.config, dataset, split, results, sizes, speeds)
+        for name, protocol in content["protocols"].items():
+            if note := constant_note(name, protocol):
+                _LOG.warning("evaluate: %s", note)
         suffix = "" if split == "test" else f"_{split}"
         text = json.dumps(content, indent=1) + "\n"
         (task.folder / f"metrics{suffix}.json").write_text(text, encoding="utf-8")
@@ -154,17 +159,19 @@ def _content(
             for name, ranks in results.ranks.items()
         }
         settings = _protocol_settings(protocol, f"{dataset.split_rule}, {split}", config.seed)
-        protocols[protocol] = {"settings": settings, "models": models}
+        constant = constant_metrics(protocol, results.samples, dataset.num_items)
+        if dataset.num_items <= TOP_K and all(model.get(_COVERAGE) == 1 for model in models.values()):
+            constant.append(_COVERAGE)  # each list holds all items that are left
+        protocols[protocol] = {"settings": settings, "constant_metrics": constant, "models": models}
     return {"primary": config.evaluate.primary_protocol, "protocols": protocols}
 
 
 def _protocol_settings(protocol: str, split: str, seed: int) -> dict[str, Any]:
-    is_sampled = protocol.startswith("sampled_")
     return {
         "split": split,
-        "eval_mode": "sampled" if is_sampled else "full",
+        "eval_mode": "sampled" if is_sampled(protocol) else "full",
         "exclude_history": protocol != "full",
-        "num_negatives": int(protocol.removeprefix("sampled_")) if is_sampled else None,
+        "num_negatives": int(protocol.removeprefix("sampled_")) if is_sampled(protocol) else None,
         "ties": "broken at random, alike for all models",
         "seed": seed,
     }

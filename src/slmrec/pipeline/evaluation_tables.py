@@ -27,11 +27,23 @@ def show(folder: Path) -> None:
         console.print(of_lists)
 
 
+def constant_note(name: str, protocol: dict[str, Any]) -> str:
+    """Return a sentence about the metrics of a protocol that are 1 for every model; empty if there are none."""
+    metrics = ", ".join(protocol.get("constant_metrics", ()))
+    return metrics and (
+        f"{name}: {metrics} can only be 1, whatever the model, since no user has more candidates than that; use a log "
+        "with more items, or metrics with a smaller cut-off"
+    )
+
+
 def _table(name: str, protocol: dict[str, Any]) -> Table:
     settings = protocol["settings"]
     candidates = f"{settings['num_negatives']} sampled negatives" if settings["num_negatives"] else "all items"
     history = "excluded" if settings["exclude_history"] else "not excluded"
-    table = Table(title=f"{name}: {settings['split']} split, ranked among {candidates}, history {history}")
+    table = Table(
+        title=f"{name}: {settings['split']} split, ranked among {candidates}, history {history}",
+        caption=constant_note(name, protocol) or None,
+    )
     table.add_column("model")
     for metric in SHOWN:
         table.add_column(metric.replace("hit", "HR").replace("ndcg", "NDCG").replace("mrr", "MRR"), justify="right")

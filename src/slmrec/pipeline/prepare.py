@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from slmrec.config import PrepareConfig
 from slmrec.config.load import load_config
+from slmrec.data.logs.read import few_ids
+from slmrec.data.parquet import write_any_table
 from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
-from slmrec.files import one_line
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import stage_named
 
@@ -77,36 +77,14 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
 def _as_file(table: Any, path: Path) -> str:
     if isinstance(table, str | Path):
         return str(table)
-    if type(table).__module__.startswith("pandas"):
-        table = table.reset_index() if any(table.index.names) else table.reset_index(drop=True)
     try:
-        pq.write_table(_without_categories(pa.table(table)), path)
-    except (TypeError, ValueError, pa.ArrowException) as error:
+        write_any_table(table, path)
+    except ValueError as error:
         raise DataError(
-            f"{type(table).__name__}: not a table ({one_line(error)}); expected a path, or a table of pandas, polars "
-            "or Arrow whose columns each have one type"
+            f"{type(table).__name__}: not a table ({error}); expected a path, or a table of pandas, polars or Arrow "
+            "whose columns each have one type"
         ) from None
     return str(path)
-
-
-def _without_categories(table: pa.Table) -> pa.Table:
-    """Replace categorical columns by columns of their values."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            values = pa.array([], field.type.value_type).cast(_plain_type(field.type.value_type))
-            chunks = [_values(chunk) for chunk in table.column(index).chunks]
-            table = table.set_column(index, field.name, pa.chunked_array([values, *chunks]))
-    return table
-
-
-def _values(categories: pa.DictionaryArray) -> pa.Array:
-    values = categories.dictionary.cast(_plain_type(categories.dictionary.type))
-    return pa.DictionaryArray.from_arrays(categories.indices, values).dictionary_decode()
-
-
-def _plain_type(value_type: pa.DataType) -> pa.DataType:
-    """Return the type, or, for the views of polars, which Arrow cannot take values from, large strings."""
-    return pa.large_string() if pa.types.is_string_view(value_type) else value_type
 
 
 def _log_summary(settings: PrepareConfig, counts: dict[str, float]) -> None:
@@ -135,6 +113,8 @@ def _log_summary(settings: PrepareConfig, counts: dict[str, float]) -> None:
             "prepare: %s items have several titles; the most frequent one is kept, the first of equally frequent ones",
             f"{counts['num_retitled_items']:,}",
         )
+    for warning in few_ids(counts["num_users"], counts["num_items"]):
+        _LOG.warning("prepare: %s", warning)
     _log_split(settings, counts)
 
 

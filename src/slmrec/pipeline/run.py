@@ -1,9 +1,12 @@
 """All stages of a run, one after the other."""
 
+from itertools import product
 from pathlib import Path
 
 from slmrec.config import Config
+from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
+from slmrec.evaluation.candidates import check_negatives
 from slmrec.models.backbone import check_backbone
 from slmrec.models.text.sources import check_source
 from slmrec.pipeline import evaluate
@@ -50,16 +53,26 @@ def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: 
     Raises:
         CheckpointError: A backbone cannot be found; this is checked before the first step begins.
         ConfigError: The file of lists does not exist; this is checked then, too.
+        DataError: The data set has too few items for a sampled protocol; this is checked before the first training.
     """
     planned = list(steps(config))
     for step in pending_steps(planned, config, output, force):
         _check_language_models(step, config)
         _check_lists(step, config)
-    folders = {
-        step.folder: run_step(step, config, output, force, build=evaluate_with if step.folder == "evaluate" else None)
-        for step in planned
-    }
+    folders = {}
+    for step in planned:
+        build = evaluate_with if step.folder == "evaluate" else None
+        folders[step.folder] = run_step(step, config, output, force, build=build)
+        if step.folder == "prepare":
+            _check_sampled_protocols(config, folders["prepare"])
     evaluate.show(folders["evaluate"])
+
+
+def _check_sampled_protocols(config: Config, folder: Path) -> None:
+    """Check that the data set has enough items for the sampled protocols, before anything is trained."""
+    dataset = Dataset.load(folder)
+    for split, number in product(config.evaluate.splits, config.evaluate.sampled):
+        check_negatives(dataset, number, dataset.held_out(split).users())
 
 
 def _check_lists(step: Step, config: Config) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmrec.data.dataset import Dataset, Samples
+from slmrec.evaluation.candidates import draw_negatives, is_sampled
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import EncoderScorer, draw_negatives, eval_mode, evaluate_scorer
+from slmrec.evaluation.rank import EncoderScorer, eval_mode, evaluate_scorer
 from slmrec.pipeline.stage import Task
 from slmrec.types import SequenceEncoder
 
@@ -54,7 +55,7 @@ def validation(task: Task, dataset: Dataset, max_users: int = 0) -> Validation:
         chosen = np.random.default_rng(task.config.seed).choice(len(samples), max_users, replace=False)
         samples = samples.take(chosen)
     negatives = None
-    if settings.primary_protocol.startswith("sampled_"):
+    if is_sampled(settings.primary_protocol):
         number = int(settings.primary_protocol.removeprefix("sampled_"))
         negatives = draw_negatives(dataset, number, task.config.seed, samples.users())
     return Validation(samples, settings.primary_protocol, negatives)

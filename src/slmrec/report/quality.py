@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from slmrec.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, Comparison, bootstrap_interval, compare_means, holm
-from slmrec.pipeline.evaluation_tables import SHOWN, SHOWN_OF_LISTS
+from slmrec.pipeline.evaluation_tables import SHOWN, SHOWN_OF_LISTS, constant_note
 from slmrec.report.looks import Looks, looks_of
 from slmrec.report.parts import Block, Chart, Column, Finding, Grid, Section, Value, blocks_or_notice
 from slmrec.report.pictures import INK
@@ -106,7 +106,8 @@ def _all_metrics(name: str, protocol: dict[str, Any]) -> Grid:
     rows: list[tuple[Value, ...]] = [
         (model, *(result.get(metric) for metric in metrics)) for model, result in results.items()
     ]
-    return Grid(f"metrics-{name}", f"All metrics, {name}", columns, rows, f"{_settings(protocol['settings'])}.")
+    note = ". ".join(filter(None, (_settings(protocol["settings"]), constant_note(name, protocol)))) + "."
+    return Grid(f"metrics-{name}", f"All metrics, {name}", columns, rows, note)
 
 
 def _settings(settings: dict[str, Any]) -> str:

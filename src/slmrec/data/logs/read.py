@@ -42,6 +42,8 @@ _LOG = logging.getLogger(__name__)
 _TIES = ("tie", "tie_as_is")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _LARGE_SHARE = 0.1
+_FEW_ITEMS = 20
+"""The largest cut-off of a metric."""
 
 
 class Events(NamedTuple):
@@ -163,6 +165,22 @@ def large_shares(events: Table) -> list[str]:
                 f"the {name} {printable(str(largest['id']))} has {largest['size'] / num_events:.0%} of the events "
                 f"({largest['size']:,} of {num_events:,}); if it stands for no {name}, list it in prepare.null_values"
             )
+    return warnings
+
+
+def few_ids(num_users: float, num_items: float) -> list[str]:
+    """Return a warning for a log of one user, and for one of so few items that metrics say nothing."""
+    warnings = []
+    if num_users == 1:
+        warnings.append(
+            "there is 1 user, so no metric says anything about others; is prepare.user_col the right column?"
+        )
+    if num_items == 1:
+        warnings.append(
+            "there is 1 item, so every model recommends it and every metric is 1; is prepare.item_col the right column?"
+        )
+    elif num_items <= _FEW_ITEMS:
+        warnings.append(f"there are {num_items:,} items, so hit@k is 1 for every model from k = {num_items:,}")
     return warnings
 
 
