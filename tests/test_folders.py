@@ -1,5 +1,8 @@
 """Full disks: one line, whichever library wrote, and the old result stays."""
 
+import errno
+import os
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +40,22 @@ def test_a_full_disk_keeps_the_old_folder(tmp_path: Path, _full_disk: None) -> N
             write(folder)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
         assert (target / "old").read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "message"),
+    [
+        (errno.EACCES, "log.csv", "log.csv: cannot be read (Permission denied); grant permission, or name another"),
+        (errno.EACCES, "out/run/a/b", "out/run/a/b: Permission denied; free space or grant permission, or choose"),
+        (errno.EACCES, "out", "out: Permission denied; free space or grant permission, or choose"),
+        (errno.EACCES, "out/.lock", "out/.lock: Permission denied; free space or grant permission, or choose"),
+        (errno.ENOSPC, "/tmp/spill", "/tmp/spill: No space left on device; free space"),
+        (errno.EIO, None, "out/run: Input/output error while reading or writing; check the disk"),
+    ],
+)
+def test_errors_of_reading_and_of_writing_are_told_apart(number: int, place: str | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}"), disk_errors_reported(Path("out/run")):
+        raise OSError(number, os.strerror(number), place)
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -14,33 +14,53 @@ from slmrec.files import one_line, read_json
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.EIO),
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors of writing."""
 
 
 @contextmanager
 def disk_errors_reported(target: Path) -> Iterator[None]:
-    """Turn errors of a full or read-only disk into an error of the user.
+    """Turn errors of a full, read-only or damaged disk into an error of the user.
+
+    Args:
+        target: The file or folder that is written.
 
     Raises:
-        CheckpointError: The disk is full, or the folder cannot be written.
+        CheckpointError: The disk is full, the target cannot be written, or another file cannot be read.
     """
     try:
         yield
     except Exception as error:  # safetensors and others report errors of the disk as their own
-        number = error.errno if isinstance(error, OSError) else _os_error(error)
+        number = getattr(error, "errno", None) or _os_error(error)
         if number not in _DISK_ERRORS:
             raise
-        place = getattr(error, "filename", None) or target
-        raise CheckpointError(
-            f"{place}: {os.strerror(number)}; free space or grant permission, or choose another --output; existing "
-            "results are unchanged"
-        ) from None
+        name = getattr(error, "filename", None)
+        raise CheckpointError(_disk_error(number, None if name is None else Path(os.fsdecode(name)), target)) from None
+
+
+def _disk_error(number: int, place: Path | None, target: Path) -> str:
+    reason = os.strerror(number)
+    if number == errno.EIO:
+        return f"{place or target}: {reason} while reading or writing; check the disk; existing results are unchanged"
+    if place is not None and number not in _FULL and not _is_written(place.absolute(), target.absolute()):
+        return f"{place}: cannot be read ({reason}); grant permission, or name another file"
+    return (
+        f"{place or target}: {reason}; free space or grant permission, or choose another --output; existing results "
+        "are unchanged"
+    )
+
+
+def _is_written(place: Path, target: Path) -> bool:
+    """Return whether a path is the target, a part of it, a folder that it is in, or a hidden file beside it."""
+    is_beside = place.name.startswith(".") and place.parent in target.parents
+    return is_beside or place == target or target in place.parents or place in target.parents
 
 
 def _os_error(error: Exception) -> int | None:
-    """Return the number of the system's error in a message of a library written in Rust."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
+    """Return the number of the system's error in a message of a library written in Rust, or of `shutil`."""
+    found = re.search(r"(?:\(os error |\[Errno )(\d+)[)\]]", str(error))
     return None if found is None else int(found[1])
 
 

@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        output = Path(str(getattr(options, "output", None) or "the output"))
+        places = (getattr(options, name, None) for name in ("output", "folder"))
+        output = next((Path(str(place)) for place in places if place), Path("the output"))
         with messages_shown(getattr(options, "level", logging.INFO)), disk_errors_reported(output):
             options.run(options)
     except SlmrecError as error:

@@ -81,6 +81,7 @@ def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRo
         assert index is not None
         kept[name] = names[index]
         columns[column_name(number)] = opened.column(kept[name])
+    opened.check_sizes(kept.values(), settings.memory_limit)
     # Text is read as ids of the log's type later; other columns are whole numbers, or refused.
     id_type = "text" if ids.type().is_string() else settings.id_type
     rows, errors = valid_rows(opened, columns, checks, {"text": id_name}, id_type)

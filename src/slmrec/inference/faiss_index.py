@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import read_json
+from slmrec.files import read_json, write_atomically
 from slmrec.topk import top_k
 from slmrec.types import ItemBonus
 
@@ -96,12 +96,11 @@ class ItemIndex:
 
     def save(self, path: Path) -> None:
         """Write the index, and its properties as JSON beside it; the JSON comes last and marks a complete index."""
-        partial = path.with_name(f".{path.name}.partial")
-        _faiss().write_index(self._index, str(partial))
-        _facts_path(path).unlink(missing_ok=True)
-        partial.replace(path)
-        partial.write_text(json.dumps(self.facts._asdict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(_facts_path(path))
+        facts = _facts_path(path)
+        with write_atomically(facts) as facts_partial, write_atomically(path) as partial:
+            partial.write_bytes(_faiss().serialize_index(self._index))  # FAISS's own writer ignores a full disk
+            facts_partial.write_text(json.dumps(self.facts._asdict(), indent=1) + "\n", encoding="utf-8")
+            facts.unlink(missing_ok=True)
 
     def top_k(
         self,

@@ -20,6 +20,7 @@ from slmrec.data.logs.formats import DELIMITERS, format_of_name, json_error, nor
 from slmrec.data.logs.read import read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.rows import read_rows
+from slmrec.data.logs.tables import checked_size
 from slmrec.data.parquet import write_any_table
 from slmrec.errors import DataError
 from slmrec.files import one_line, printable
@@ -27,6 +28,8 @@ from slmrec.files import one_line, printable
 HISTORY = "history"
 SKIP_REMEDY = ", or set prepare.on_bad_row=skip"
 _ROWS_AT_ONCE = 2**13
+_BYTES_AT_ONCE = 2**26
+"""Limits of what is read of a Parquet file at once."""
 _EVENTS_AT_ONCE = 2**18
 
 
@@ -218,7 +221,8 @@ def _of_rows(
     source: InputFiles, names: list[str], user: str, history: str, settings: PrepareConfig
 ) -> Iterator[UserRow]:
     if source.format in {"parquet", "jsonl"}:
-        yield from (_of_parquet if source.format == "parquet" else _of_json)(source, user, history)
+        is_json = source.format == "jsonl"
+        yield from _of_json(source, user, history) if is_json else _of_parquet(source, user, history, settings)
         return
     has_header = header(source, settings.columns).in_file
     columns = names.index(user), names.index(history)
@@ -242,11 +246,14 @@ def _of_json(source: InputFiles, user: str, history: str) -> Iterator[UserRow]:
                 yield UserRow(name, number, row.get(user), row.get(history, ...))
 
 
-def _of_parquet(source: InputFiles, user: str, history: str) -> Iterator[UserRow]:
+def _of_parquet(source: InputFiles, user: str, history: str, settings: PrepareConfig) -> Iterator[UserRow]:
     for file, name in zip(source.files, source.names, strict=True):
         number = 0
+        columns = dict.fromkeys((user, history))
+        size = checked_size(file, name, columns, settings.memory_limit)
         with _errors_of_arrow(name), pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=list(dict.fromkeys((user, history)))):
+            num_rows = _BYTES_AT_ONCE * parquet.metadata.num_rows // max(1, size)
+            for batch in parquet.iter_batches(max(1, min(_ROWS_AT_ONCE, num_rows)), columns=list(columns)):
                 for pair in zip(batch[user].to_pylist(), batch[history].to_pylist(), strict=True):
                     number += 1
                     yield UserRow(name, number, *pair)

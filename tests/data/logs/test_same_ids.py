@@ -1,6 +1,7 @@
-"""One log gives one data set, or one refusal, from every kind of file and table, with every type of id."""
+"""One log gives one data set, or one refusal, from every kind of file and table, with every type of id and of time."""
 
 import csv
+import datetime
 import io
 import json
 from decimal import Decimal
@@ -47,6 +48,10 @@ def written(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def in_json(value: Any) -> Any:
+    return int(value) if isinstance(value, Decimal) else str(value)
+
+
 def table_of(rows: list[tuple[Any, int]], id_type: pa.DataType) -> pa.Table:
     """A log of pairs of an item and a user, in order; the ids of users are text."""
     items = pa.array([item for item, _ in rows], id_type)
@@ -60,7 +65,7 @@ def all_kinds(folder: Path, table: pa.Table) -> dict[str, Any]:
         text = io.StringIO(newline="")
         csv.writer(text, delimiter=delimiter).writerows([table.column_names, *(map(written, row) for row in rows)])
         kinds[name] = write(folder / f"log.{name}", text.getvalue())
-    objects = (json.dumps(dict(zip(table.column_names, row, strict=True)), default=int) for row in rows)
+    objects = (json.dumps(dict(zip(table.column_names, row, strict=True)), default=in_json) for row in rows)
     kinds["jsonl"] = write(folder / "log.jsonl", "\n".join(objects))
     kinds["parquet"] = write(folder / "log.parquet", table)
     kinds["pandas"] = table.to_pandas(types_mapper=pd.ArrowDtype if pa.types.is_list(table["item_id"].type) else None)
@@ -76,7 +81,8 @@ def result(log: Any, output: Path, **options: Any) -> Any:
         reason = str(error).partition("expected")[2]
         assert reason and "\n" not in str(error)
         return reason.partition(";")[0]
-    return [pq.read_table(folder / f"{name}.parquet") for name in ("interactions", "items", "users")]
+    unit = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["timestamp_unit"]
+    return [*(pq.read_table(folder / f"{name}.parquet") for name in ("interactions", "items", "users")), unit]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,57 @@ def test_one_log_is_the_same_from_every_kind_of_file(
     assert all(found == results["csv"] for found in results.values()), results
     refused = name in {"fractions", "large floats", "lists", "objects"}
     assert isinstance(results["csv"], str) == refused
+
+
+YEARS = {"min_value": datetime.datetime(2000, 1, 1), "max_value": datetime.datetime(2030, 1, 1)}
+SECONDS = st.integers(10**9, 2 * 10**9)
+MOMENTS = st.datetimes(**YEARS)
+DAYS = MOMENTS.map(datetime.datetime.date)
+TIMES: dict[str, tuple[st.SearchStrategy[Any], pa.DataType]] = {
+    "seconds": (SECONDS, pa.int64()),
+    "unsigned milliseconds": (SECONDS.map(lambda time: 1000 * time + 5), pa.uint64()),
+    "floats": (SECONDS.map(float), pa.float64()),
+    "fractions": (SECONDS.map(lambda time: time + 0.25), pa.float64()),
+    "counters": (st.integers(0, 255), pa.uint8()),
+    "numbers as text": (SECONDS.map(lambda time: f" {time}.5"), pa.string()),
+    "days": (DAYS, pa.date32()),
+    "datetimes": (MOMENTS, pa.timestamp("us")),
+    "datetimes with a zone": (
+        MOMENTS.map(lambda time: time.replace(tzinfo=datetime.UTC)),
+        pa.timestamp("us", "Asia/Tokyo"),
+    ),
+    "datetimes as text": (MOMENTS.map(lambda time: f"{time:%Y-%m-%dT%H:%M:%S}.123456789+05:30"), pa.string()),
+    "categories": (DAYS.map(str), pa.dictionary(pa.int32(), pa.string())),
+    "strptime": (MOMENTS.map(lambda time: f"{time:%d.%m.%Y %H:%M}"), pa.string()),
+    "numbers for strptime": (DAYS.map(lambda day: int(f"{day:%Y%m%d}")), pa.int64()),
+    "dates as numbers": (DAYS.map(lambda day: float(f"{day:%Y%m%d}")), pa.float64()),
+    "other notations": (DAYS.map(lambda day: f"{day:%Y/%m/%d}"), pa.string()),
+    "mixed units": (st.sampled_from([1_700_000_000, 1_700_000_000_000]), pa.int64()),
+    "booleans": (st.booleans(), pa.bool_()),
+}
+FORMATS = {"strptime": "%d.%m.%Y %H:%M", "numbers for strptime": "%Y%m%d"}
+REFUSED_TIMES = {"dates as numbers", "other notations", "mixed units", "booleans"}
+FAST_TIMES = ("datetimes with a zone", "dates as numbers")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST_TIMES else pytest.param(name, marks=pytest.mark.heavy) for name in TIMES]
+)
+@settings(max_examples=1, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_times_are_the_same_from_every_kind_of_file(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    values, time_type = TIMES[name]
+    times = data.draw(st.lists(values, min_size=6, max_size=9, unique=name not in {"booleans", "mixed units"}))
+    users = [f"u{number % 2}" for number in range(len(times))]
+    items = [f"i{number}" for number in range(len(times))]
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": pa.array(times, time_type)})
+    folder = tmp_path_factory.mktemp("times")
+    options = {"time_format": FORMATS[name]} if name in FORMATS else {}
+    results = {kind: result(log, folder / "out" / kind, **options) for kind, log in all_kinds(folder, table).items()}
+    assert all(found == results["csv"] for found in results.values()), results
+    assert isinstance(results["csv"], str) == (name in REFUSED_TIMES)
 
 
 @pytest.mark.parametrize("word", NULL_WORDS)

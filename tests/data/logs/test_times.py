@@ -225,11 +225,43 @@ def test_times_that_are_not_of_the_format(tmp_path: Path) -> None:
     assert typed_times(tmp_path, days, time_format="%Y%m%d") == [(TEN - 36_000, 0), (TEN + 50_400, 0)]
 
 
+COMPACT = {
+    "%Y%m%d": ("20140723", "20140724"),
+    "%d%m%Y": ("23072014", "24072014"),
+    "%m%d%Y": ("07232014", "07242014"),
+    "%Y%m%d%H": ("2014072310", "2014072409"),
+    "%Y%m%d%H%M": ("201407231000", "201407240900"),
+    "%Y%m%d%H%M%S": ("20140723100000", "20140724090000"),
+    "%Y%m%d%H%M%S%g": ("20140723100000000", "20140724090000000"),
+}
+
+
+@pytest.mark.parametrize("format", COMPACT)
+def test_dates_written_as_numbers_are_refused_with_their_notation(tmp_path: Path, format: str) -> None:
+    texts = COMPACT[format]
+    columns = [pa.array(texts), pa.array(map(int, texts)), pa.array(map(float, texts))]
+    num_exact = 1 if texts[0].startswith("0") else 3 if float(texts[0]) < 2**53 else 2
+    for number, column in enumerate(columns[:num_exact]):
+        with pytest.raises(DataError) as caught:
+            typed_times(tmp_path, column)
+        message = f"such as {texts[0]}{'.0' * (number == 2)}, expected numbers of seconds or dates such as 2014-07-23; "
+        assert f"{message}set prepare.time_format={format!r}, or prepare.time_unit=s" in str(caught.value)
+        clock = "%H" in format
+        expected = [(TEN - 36_000 * (not clock), 0), (TEN + 23 * 3600 if clock else TEN + 50_400, 0)]
+        assert typed_times(tmp_path, column, time_format=format) == expected
+    assert times(tmp_path, *texts, time_unit="ns") != expected  # numbers, if the user says so
+
+
+def test_numbers_that_are_no_dates_stay_numbers(tmp_path: Path) -> None:
+    for texts in (["20141323", "20140732"], ["1700000000", "1709999999"], ["18000101", "25000101"], ["2014", "201407"]):
+        assert times(tmp_path, *texts) == [(int(text), 0) for text in texts]
+
+
 def test_settings_without_effect_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"time_unit is 'ms', but the times of the column 'timestamp' are dates, s"):
         times(tmp_path, "2014-07-23", time_unit="ms")
-    with pytest.raises(DataError, match=r"time_format is '%Y', but the times .* have the type float64, not text"):
-        typed_times(tmp_path, pa.array([5.0]), time_format="%Y")
+    with pytest.raises(DataError, match=r"time_format is '%Y', but the times .* have the type date, not text"):
+        typed_times(tmp_path, pa.array([datetime.date(2014, 7, 23)]), time_format="%Y")
 
 
 def test_typed_dates_are_seconds(tmp_path: Path) -> None:

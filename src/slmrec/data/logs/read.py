@@ -138,6 +138,7 @@ def _events_of_histories(files: InputFiles, histories: UserHistories) -> Events:
 def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     files = opened.source
     names = _column_names(files.path, opened.head.names, settings)
+    opened.check_sizes(names.values(), settings.memory_limit)
     raw = {setting: opened.column(name) for setting, name in names.items()}
     columns, checks, times = _parse(files.path, raw, names, settings)
     table, errors = valid_rows(opened, columns, checks, _id_names(names), settings.id_type)

@@ -19,6 +19,7 @@ from slmrec.data.logs.files import InputFiles, as_utf8, copy_paths, literals_as_
 from slmrec.data.logs.formats import DELIMITERS, QUOTED, json_object_error
 from slmrec.data.logs.row_errors import RowError, check_skippable, line_numbers
 from slmrec.data.logs.rows import read_rows
+from slmrec.data.parquet import unpacked_size
 from slmrec.errors import DataError
 
 _MAX_LINE_BYTES = 2**25
@@ -47,6 +48,12 @@ class OpenTable(NamedTuple):
         if self.source.format == "parquet":
             return self.table[name]
         return self.table[f"column{self.head.names.index(name)}"]
+
+    def check_sizes(self, columns: Collection[str], memory_limit: str) -> None:
+        """Refuse Parquet files whose columns, of those that are read, are out of proportion to the file."""
+        if self.source.format == "parquet":
+            for file, name in zip(self.source.files, self.source.names, strict=True):
+                checked_size(file, name, columns, memory_limit)
 
     def names(self) -> list[str]:
         """Return all column names; for JSON lines, also keys that occur only after the first lines."""
@@ -224,6 +231,24 @@ def engine_errors_as_data_errors(files: InputFiles) -> Iterator[None]:
 def _open_parquet(engine: Any, files: InputFiles) -> Table:
     table: Table = engine.read_parquet(_paths(files.files), union_by_name=True, **_file_name_options(files))
     return table
+
+
+def checked_size(file: Path, name: Path, columns: Collection[str], memory_limit: str) -> int:
+    """Return the size of columns of a Parquet file in memory.
+
+    Args:
+        file: the file, or an unpacked copy.
+        name: the file of the user.
+        columns: the columns that are read.
+        memory_limit: the memory that the engine may use.
+
+    Raises:
+        DataError: the file is damaged, or the size is out of proportion to that of the file.
+    """
+    try:
+        return unpacked_size(file, name, columns, memory_limit)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def _open_json(engine: Any, files: InputFiles) -> Table:

@@ -27,6 +27,10 @@ _CLOCKS = (
 _SEPARATORS = (" ", ", ", "T", ":")
 _ZONES = ("", " %z", "%z", " UTC", " GMT", "Z")
 _UNIX = tuple(f"%a %b %d %H:%M:%S{zone} %Y" for zone in ("", " UTC", " GMT"))
+_COMPACT_DAYS = ("%Y%m%d", "%d%m%Y", "%m%d%Y")
+_COMPACT_CLOCKS = {8: ("",), 10: ("%H",), 12: ("%H%M",), 14: ("%H%M%S",), 17: ("%H%M%S%g",)}
+"""Times of day by the number of digits of the whole date."""
+_RECENT_YEARS = range(1970, 2101)
 _ENOUGH = 0.9
 _WORDS = re.compile(r"%-?[A-Za-z]|[^\W_]+")
 _OFFSET = re.compile(r"(%z|[+-]\d\d:?\d\d)$")
@@ -41,7 +45,7 @@ def guess_formats(texts: Sequence[str]) -> list[str]:
     """
     for first in dict.fromkeys(texts[:3]):  # one of them may be invalid
         formats = [format for format in _formats_by_signs().get(_signs(first), []) if _reads(first, format)]
-        matching = [format for format in formats if sum(_reads(text, format) for text in texts) >= _ENOUGH * len(texts)]
+        matching = [format for format in formats if _read_nearly_all(texts, format)]
         if matching:
             return matching
     return []
@@ -55,7 +59,26 @@ def guess_hint(texts: Sequence[str], format: str | None = None) -> str:
         format: the present setting, which does not need to be named.
     """
     formats = guess_formats(texts)
-    if not formats or format in formats:
+    return "" if format in formats else _hint(formats)
+
+
+def compact_hint(numbers: Sequence[str]) -> str:
+    """Return the part of a message that names the notation of dates written as whole numbers; empty for other numbers.
+
+    As seconds or milliseconds, such numbers would be in 1970, 1976, or far in the future.
+
+    Example:
+        >>> compact_hint(["20231114", "20231115"]), compact_hint(["1700000000"])
+        ("; set prepare.time_format='%Y%m%d'", '')
+    """
+    dates = [number.removesuffix(".0") for number in numbers]
+    length = max(map(len, dates), default=0)
+    formats = [f"{day}{clock}" for day in _COMPACT_DAYS for clock in _COMPACT_CLOCKS.get(length, ())]
+    return _hint([format for format in formats if _read_nearly_all(dates, format, recent=True)])
+
+
+def _hint(formats: Sequence[str]) -> str:
+    if not formats:
         return ""
     first, *others = (f"prepare.time_format={format!r}" for format in formats)
     if not others:
@@ -83,9 +106,13 @@ def _signs(text: str) -> str:
     return _WORDS.sub("", _OFFSET.sub("+", text))
 
 
-def _reads(text: str, format: str) -> bool:
+def _read_nearly_all(texts: Sequence[str], format: str, recent: bool = False) -> bool:
+    return sum(_reads(text, format, recent) for text in texts) >= _ENOUGH * len(texts)
+
+
+def _reads(text: str, format: str, recent: bool = False) -> bool:
     try:
-        datetime.strptime(text, format)
+        year = datetime.strptime(text, format.replace("%g", "%f")).year
     except ValueError:
         return False
-    return True
+    return not recent or year in _RECENT_YEARS

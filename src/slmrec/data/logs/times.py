@@ -12,7 +12,7 @@ from ibis.expr.types import Column, Table
 
 from slmrec.config.prepare import PrepareConfig, Unit
 from slmrec.data.engine import first_row, keep
-from slmrec.data.logs.time_formats import guess_hint
+from slmrec.data.logs.time_formats import compact_hint, guess_hint
 from slmrec.errors import DataError
 
 PER_SECOND: dict[Unit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -74,7 +74,7 @@ def parse_times(column: Column, name: str, settings: PrepareConfig) -> ParsedTim
         return _formatted(column, name, settings.time_format)
     if dtype.is_integer():
         whole = column.try_cast("int64")
-        return _numbers(whole, ibis.literal(0.0), whole.isnull(), whole, None, settings)
+        return _numbers(name, whole, ibis.literal(0.0), whole.isnull(), whole, None, settings)
     text = column.cast("string").strip()
     if dtype.is_floating():
         text = ibis.ifelse(column.abs() < _MAX_EXACT_FLOAT[dtype.nbytes * 8], text, None)  # larger ones are rounded
@@ -83,7 +83,7 @@ def parse_times(column: Column, name: str, settings: PrepareConfig) -> ParsedTim
     if first is None or re.match(_NUMBER, first):
         whole = _whole(text)
         is_invalid = whole.isnull() | text.re_search(_THOUSANDS)
-        times = _numbers(whole, _fraction(text), is_invalid, text, first, settings)
+        times = _numbers(name, whole, _fraction(text), is_invalid, text, first, settings)
         return times if first is not None else times._replace(hint=cache(lambda: guess_hint(_samples(rows))))
     if settings.time_unit != "auto":
         raise _without_effect(name, "time_unit", settings.time_unit, f"are dates, such as {first!r}")
@@ -214,9 +214,13 @@ def _try_strptime(text, format):  # type: ignore[no-untyped-def]
 
 def _formatted(column: Column, name: str, format: str) -> ParsedTimes:
     dtype = column.type()
-    if not dtype.is_string() and not dtype.is_integer():
+    if dtype.is_floating():
+        column = ibis.ifelse(column % 1 == 0, column, None).try_cast("int64")
+    elif not dtype.is_string() and not dtype.is_integer():
         raise _without_effect(name, "time_format", format, f"have the type {dtype}, not text")
     text = column.cast("string").strip()
+    if "." not in format:  # dates that passed through floats
+        text = text.re_replace(r"^([0-9]{8,})\.0+$", r"\1")
     zoned = text.re_replace("Z$", "+0000") if "%z" in format else text
     moment = _try_strptime(zoned, format).cast("string")
     rows = text.name("time").as_table()
@@ -225,13 +229,19 @@ def _formatted(column: Column, name: str, format: str) -> ParsedTimes:
 
 
 def _numbers(
-    whole: Any, fraction: Any, is_invalid: Any, texts: Column, first: str | None, settings: PrepareConfig
+    name: str, whole: Any, fraction: Any, is_invalid: Any, texts: Column, first: str | None, settings: PrepareConfig
 ) -> ParsedTimes:
     columns = {"whole": whole, "fraction": fraction}
     if settings.time_unit == "mixed":
         return ParsedTimes(columns, is_invalid, "number", first)
     if settings.time_unit != "auto":
         return ParsedTimes(columns, is_invalid, "number", first, settings.time_unit)
+    if hint := compact_hint(_samples(texts.cast("string").name("time").as_table())):
+        first = first or str(first_row(texts.name("time").as_table().dropna())["time"])
+        raise DataError(
+            f"the times of the column {name!r} are dates written as numbers, such as {first}, expected numbers of "
+            f"seconds or dates such as 2014-07-23{hint}, or prepare.time_unit=s if they are seconds all the same"
+        )
     unit, example = _common_unit(texts)
     return ParsedTimes(columns, is_invalid | ~_has_unit(whole, unit), "number", first, unit, example)
 
