@@ -4,6 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -33,6 +36,11 @@ SIZES = Sizes(1000, 100, 2, 600, 60, 50, 8, 4, 540)
 TRAINED = ("pretrain/sasrec", "finetune", "distill")
 BASELINES = ("pretrain/popularity", "pretrain/cooccurrence")
 STEPS = ("prepare", *BASELINES, *TRAINED, "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmrec.auto.estimate.MEASURED_S", 0.002)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +120,29 @@ def test_titles_are_counted_where_the_data_have_them(
         counts = [int(cell.replace(",", "")) for cell in found[stage][1:3]]
         assert counts == [metrics["num_parameters"], metrics["num_trainable_parameters"]], stage
         assert int(without[stage][1].replace(",", "")) < counts[0]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_files_of_vectors_are_planned_by_their_width(
+    suffix: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, path = torch.randn(40, 6), tmp_path / f"vectors{suffix}"
+    if suffix == ".npy":
+        np.save(path, values.numpy())
+    else:
+        ids = [f"i{number:02}" for number in range(1, 41)]
+        pq.write_table(pa.table({"item_id": ids, "vector": values.tolist()}), path)
+    given = [f"item_text={{mine: {{source: {path}}}}}", "finetune.item_text=mine", "finetune.item_text_width=4"]
+    given += ["pretrain.text={kind: text, item_text: mine, hidden_size: 8, item_dim: 6}"]
+    unprepared, said = planned(recipe, tmp_path / "none", capsys, *given)
+    assert "data: not prepared" in said and unprepared["finetune"][1] != "?"
+    common = ["--config", str(recipe), "--output", str(tmp_path / "run"), *given]
+    assert main(["prepare", *common]) == 0
+    rows, said = planned(recipe, tmp_path / "run", capsys, *given)
+    assert "titles" not in said and "item texts" not in said  # there are none to read
+    assert main(["pretrain", "--model", "text", *common]) == 0
+    metrics = json.loads((tmp_path / "run" / "pretrain" / "text" / "metrics.json").read_text(encoding="utf-8"))
+    assert rows["pretrain/text"][1] == f"{metrics['num_parameters']:,}"
 
 
 def test_a_large_backbone_out_of_reach_is_counted_from_the_table(

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from slmrec.data.vectors_by_id import read_vectors_by_id
+from slmrec.data.vectors_by_id import read_vectors_by_id, vector_width
 from slmrec.errors import DataError
 
 FLOATS = pa.list_(pa.float32())
@@ -72,3 +72,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_vectors_by_id(path, pa.array(["a"]))
     with pytest.raises(DataError, match="vector is a column of string, expected lists of numbers"):
         read_vectors_by_id(write(tmp_path, ["a"], ["1 2"], pa.string()), pa.array(["a"]))
+    for read in (vector_width, lambda path: read_vectors_by_id(path, pa.array(["a"]))):
+        with pytest.raises(DataError, match="has no rows; write a row with item_id and vector"):
+            read(write(tmp_path, [], []))
+
+
+def test_the_width_is_that_of_the_first_vector(tmp_path: Path) -> None:
+    assert vector_width(write(tmp_path, ["a", "b"], [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])) == 3

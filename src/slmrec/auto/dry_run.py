@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from slmrec.auto.architectures import ARCHITECTURES
 from slmrec.auto.estimate import (
     Rates,
     Sizes,
@@ -36,29 +37,6 @@ from slmrec.pipeline.stage import pending_steps
 from slmrec.pipeline.table import steps
 from slmrec.training.trainer import use_bf16
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "meta-llama/Llama-2-7b-hf": {
-        "model_type": "llama",
-        "vocab_size": 32_000,
-        "hidden_size": 4096,
-        "intermediate_size": 11_008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "Qwen/Qwen3-0.6B": {
-        "model_type": "qwen3",
-        "vocab_size": 151_936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "tie_word_embeddings": True,
-    },
-}
-"""Published architectures of the backbones of the recipes, for dry runs without access to the hub."""
 CHARACTERS_PER_TOKEN = 4
 VALIDATION_BATCH = 256
 MIN_WIDTH = 118
@@ -135,8 +113,8 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
         if hasattr(settings, "backbone"):
             planned[folder] = _decoder(config, f"pretrain.{name}", settings, dataset, notes)
         else:
+            text = _text(config, f"pretrain.{name}", settings, dataset, notes)
             with torch.device("meta"):
-                text = _text(config, settings, num_items)
                 model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items, text))
             planned[folder] = Planned(model, settings.train, settings.supervision)
     if not config.trains_teacher:
@@ -153,21 +131,31 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
         notes.append(
             f"finetune: parameters are those of the decoder; {', '.join(finetune.ensemble)} may be mixed with it"
         )
-    planned["distill"] = _student(config, teacher)
+    planned["distill"] = _student(config, teacher, dataset, notes)
     return planned
 
 
-def _text(config: Config, settings: Any, num_items: int) -> ItemText | None:
-    """Return text vectors of the width that a base model reads."""
-    if getattr(settings, "item_side", "ids") == "ids":
+def _text(config: Config, section: str, settings: Any, dataset: Dataset | None, notes: list[str]) -> ItemText | None:
+    """Return text vectors of the width that a model reads, without values; None if it would read none."""
+    name = getattr(settings, "item_text", None)
+    if name is None or getattr(settings, "item_side", None) == "ids":
         return None
-    return ItemText(torch.empty(num_items + 1, _width_of_text(config, settings.item_text, num_items)))
+    source, num_items = config.item_text[name], dataset.num_items if dataset else 0
+    if dataset is not None and not source.reads_file:
+        if not any(map(any, dataset.item_columns(source.columns).values())):
+            columns = " or ".join("titles" if column == "title" else column for column in source.columns)
+            stops = "; it would stop there" if source.required else ""
+            notes.append(f"{section}: the items have no {columns}{stops}")
+            return None
+        notes.append(f"{section}: reading item texts, which happens once for all runs, is not included in the time")
+    width = text_width(source, num_items, f"item_text.{name}")
+    return ItemText(torch.empty(num_items + 1, width, device="meta"))
 
 
-def _student(config: Config, teacher: Planned) -> Planned:
+def _student(config: Config, teacher: Planned, dataset: Dataset | None, notes: list[str]) -> Planned:
     distill = config.distill
+    text = _text(config, "distill.student", distill.student, dataset, notes)
     with torch.device("meta"):
-        text = _text(config, distill.student, teacher.model.num_items)
         model = build_student(distill, teacher.model.num_items, teacher.model, None, text)
     weights = distill.weights
     return Planned(
@@ -249,38 +237,17 @@ def _decoder(
     num_items = dataset.num_items if dataset else 0
     architecture, is_reached = _architecture(settings, notes)
     prompt = _prompt(settings, is_reached, notes)
-    reads_text = _reads_text(config, section, settings, dataset, notes)
-    width_of_text = _width_of_text(config, str(settings.item_text), num_items) if reads_text else 0
+    text = _text(config, section, settings, dataset, notes)
     with torch.device("meta"):
         decoder = random_decoder(architecture)
         width, size = decoder.config.hidden_size, decoder.num_parameters()
         backbone = Backbone(decoder, *(torch.zeros(number, width) for number in prompt))
-        vectors, text = torch.zeros(num_items + 1, item_dim or settings.item_dim), None
-        if reads_text:
-            text = ItemText(torch.zeros(num_items + 1, width_of_text), None)
+        vectors = torch.zeros(num_items + 1, item_dim or settings.item_dim)
         train_items = getattr(settings, "item_embeddings", "train") != "fixed"
         model = build_decoder(settings, backbone, vectors, text, section=section, train_items=train_items)
     if settings.backbone != "random":
         notes.append(f"{section}: the whole backbone is read: {size:,} parameters, {_size(4 * size)}")
     return Planned(model, settings.train, settings.supervision, prompt, _bits(settings))
-
-
-def _width_of_text(config: Config, name: str, num_items: int) -> int:
-    return text_width(config.item_text[name], num_items, f"item_text.{name}")
-
-
-def _reads_text(
-    config: Config, section: str, settings: DecoderSettings, dataset: Dataset | None, notes: list[str]
-) -> bool:
-    """Return whether the model would read item texts, given the data."""
-    if settings.item_text is None or dataset is None:
-        return settings.item_text is not None
-    if dataset.titles is not None:
-        notes.append(f"{section}: reading the titles, which happens once for all runs, is not included in the time")
-        return True
-    is_required = config.item_text[settings.item_text].required
-    notes.append(f"{section}: the items have no titles" + ("; it would stop there" if is_required else ""))
-    return False
 
 
 def _bits(settings: DecoderSettings) -> int | None:

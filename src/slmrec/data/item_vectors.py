@@ -39,15 +39,8 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
     Raises:
         DataError: the file is missing, of an unknown format, or has another number of rows, or a value is not finite.
     """
-    if kind := special_file(path):
-        raise DataError(f"{path}: is {kind}, expected a file of item vectors; save them to a file first")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of item vectors")
-    readers = {".npy": _npy, ".safetensors": _safetensors, ".pkl": _pickled}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: item vectors are read from {', '.join(readers)}; got {path.suffix or 'no suffix'!r}")
-    vectors = readers[path.suffix](path)
-    if vectors.dim() != 2 or len(vectors) not in (num_items, num_items + 1):
+    vectors = read_matrix(path)
+    if len(vectors) not in (num_items, num_items + 1):
         raise DataError(
             f"{path}: shape {tuple(vectors.shape)}; expected ({num_items}, D), one row for each item of items.parquet, "
             f"or ({num_items + 1}, D) with the padding item first"
@@ -58,6 +51,25 @@ def read_item_vectors(path: Path, num_items: int) -> Tensor:
         raise DataError(f"{path}: row {row} contains a value that is not finite; correct the vectors")
     rows = vectors[-num_items:]
     return torch.cat([torch.zeros(1, rows.shape[1]), rows])
+
+
+def read_matrix(path: Path) -> Tensor:
+    """Read a matrix of item vectors as it is in the file, with any number of rows.
+
+    Raises:
+        DataError: the file is missing, of an unknown format, or contains something else.
+    """
+    if kind := special_file(path):
+        raise DataError(f"{path}: is {kind}, expected a file of item vectors; save them to a file first")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of item vectors")
+    readers = {".npy": _npy, ".safetensors": _safetensors, ".pkl": _pickled}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: item vectors are read from {', '.join(readers)}; got {path.suffix or 'no suffix'!r}")
+    matrix = readers[path.suffix](path)
+    if matrix.dim() != 2:
+        raise DataError(f"{path}: shape {tuple(matrix.shape)}; expected (V, D), one row for each item")
+    return matrix
 
 
 def _npy(path: Path) -> Tensor:

@@ -32,16 +32,7 @@ def read_vectors_by_id(path: Path, item_ids: pa.Array) -> Tensor:
         DataError: The file is missing or damaged, a column is missing, an id is repeated or no id, a vector has another
             length or a value that is not finite, or no id belongs to the catalogue.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of item vectors")
-    try:
-        known = pq.read_schema(path).names
-        missing = [name for name in ("item_id", "vector") if name not in known]
-        table = None if missing else pq.read_table(path, columns=["item_id", "vector"])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file ({one_line(error)})") from None
-    if table is None:
-        raise DataError(f"{path}: no column {missing[0]!r} (columns: {', '.join(known)}); expected item_id and vector")
+    table = _read(path)
     rows = _rows_by_id(path, table["item_id"], pa.types.is_integer(item_ids.type))
     found = [(item, rows[str(item_id)]) for item, item_id in enumerate(item_ids.to_pylist(), 1) if str(item_id) in rows]
     if not found:
@@ -54,6 +45,33 @@ def read_vectors_by_id(path: Path, item_ids: pa.Array) -> Tensor:
     result[[item for item, _ in found]] = torch.from_numpy(vectors[[row for _, row in found]])
     _LOG.info("%s: vectors of %d of %d items", path, len(found), len(item_ids))
     return result
+
+
+def vector_width(path: Path) -> int:
+    """Return D, the number of values of the first vector of such a file.
+
+    Raises:
+        DataError: The file is missing or damaged, a column is missing, or there is no vector.
+    """
+    return int(_vectors(path, _read(path, only_first=True)["vector"]).shape[1])
+
+
+def _read(path: Path, only_first: bool = False) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of item vectors")
+    columns = ["item_id", "vector"]
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in columns if name not in names]
+            if not missing and file.metadata.num_rows:
+                first = pa.Table.from_batches([next(file.iter_batches(1, columns=columns))])
+                return first if only_first else file.read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file ({one_line(error)})") from None
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r} (columns: {', '.join(names)}); expected item_id and vector")
+    raise DataError(f"{path}: has no rows; write a row with item_id and vector for each item")
 
 
 def _rows_by_id(path: Path, column: pa.ChunkedArray, whole_numbers: bool) -> dict[str, int]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from slmrec.config import ItemTextConfig
 from slmrec.config.item_text import MINILM, WORDS
-from slmrec.data.item_vectors import read_item_vectors
+from slmrec.data.item_vectors import read_item_vectors, read_matrix
+from slmrec.data.vectors_by_id import vector_width
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models.backbone import check_backbone, read_architecture
 from slmrec.models.text.language_models import language_model_folder, read_by_language_model
@@ -108,15 +109,24 @@ def check_source(settings: ItemTextConfig, section: str) -> None:
 def text_width(settings: ItemTextConfig, num_texts: int, section: str) -> int:
     """Return C, the width of the text vectors of a catalogue, without reading texts.
 
+    Args:
+        settings: Settings of the source.
+        num_texts: Number of texts; 0 if it is not known, so that a file of vectors may have any number of rows.
+        section: Path of the settings in the YAML, for messages.
+
     Raises:
         CheckpointError: The source cannot be found.
+        DataError: The file of vectors is missing or damaged, or has another number of rows.
     """
     if settings.num_components is not None:
         return settings.num_components
     if settings.source == WORDS:
         return default_width(num_texts)
     if settings.reads_file:
-        return read_item_vectors(Path(settings.source), num_texts).shape[1]
+        path = Path(settings.source)
+        if path.suffix == ".parquet":
+            return vector_width(path)
+        return (read_item_vectors(path, num_texts) if num_texts else read_matrix(path)).shape[1]
     return int(read_architecture(language_model_folder(settings, section), f"{section}.source")["hidden_size"])
 
 
