@@ -183,6 +183,17 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text; after an interruption the file has its old content."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object; after an interruption the file has its old content."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
 class PackagedFile(NamedTuple):
     """File of a language model that a Python package carries."""
 

@@ -120,3 +120,7 @@ def test_another_setting_of_prepare_is_said(common: list[str], capsys: pytest.Ca
     assert main(["pretrain", *common, "--model", "popularity", "prepare.min_user_events=4"]) == 0
     said = capsys.readouterr().err
     assert "prepare.min_user_events is 4, but" in said and "was made with 3, which is used" in said
+    url = "postgres://ann:hidden@host/shop"
+    assert main(["pretrain", *common, "--model", "popularity", f"prepare.engine={url}"]) == 0
+    said = capsys.readouterr().err
+    assert 'prepare.engine is "postgres://ann@host/shop", but' in said and 'made with "duckdb"' in said

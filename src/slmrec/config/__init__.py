@@ -1,6 +1,5 @@
 """The configuration: every setting, its default and its meaning. Defaults live here and nowhere else."""
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -21,7 +20,7 @@ from slmrec.config.effects import refuse_settings_without_effect
 from slmrec.config.item_text import ItemTextConfig
 from slmrec.config.kinds import BaseModelByKind
 from slmrec.config.prepare import PrepareConfig
-from slmrec.config.section import Section, check
+from slmrec.config.section import Section, check, check_folder_names
 from slmrec.config.studies import AblateConfig, ColdConfig, DepthConfig, EvaluateConfig
 from slmrec.config.training import DecoderTraining, TrainConfig
 
@@ -112,11 +111,7 @@ class Config(Section):
 
 def _check_names(config: Config) -> None:
     for section in ("pretrain", "item_text"):
-        for name in getattr(config, section):
-            check(
-                re.fullmatch(r"[A-Za-z_][\w-]*", name) is not None,
-                f"{section} has {name!r}: names are folders; use letters, digits, '_' and '-', beginning with a letter",
-            )
+        check_folder_names(getattr(config, section), section)
     for name in config.pretrain:
         check(
             name not in RESERVED_NAMES,

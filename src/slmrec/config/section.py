@@ -1,5 +1,7 @@
 """Base class of every configuration section, and the checks that sections share."""
 
+import re
+from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
@@ -29,6 +31,19 @@ def check(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ValueError(message)
+
+
+def check_folder_names(names: Iterable[str], setting: str) -> None:
+    """Refuse names that are not suitable for folders.
+
+    Raises:
+        ValueError: A name has another character, or does not begin with a letter.
+    """
+    for name in names:
+        check(
+            re.fullmatch(r"[A-Za-z_][\w-]*", name) is not None,
+            f"{setting} has {name!r}: names are folders; use letters, digits, '_' and '-', beginning with a letter",
+        )
 
 
 def check_layers(layers: tuple[int, ...] | None, num_layers: int, section: type[Section]) -> None:

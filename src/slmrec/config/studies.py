@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from slmrec.config.item_text import ItemTextConfig
-from slmrec.config.section import Section, check
+from slmrec.config.section import Section, check, check_folder_names
 
 PROTOCOLS = r"full_history_excluded|full|sampled_[1-9]\d*"
 """Pattern of the names of ranking protocols."""
@@ -81,11 +81,7 @@ class AblateConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "AblateConfig":
         check(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}; name each seed once")
-        for name in self.item_text:
-            check(
-                re.fullmatch(r"[A-Za-z_][\w-]*", name) is not None,
-                f"item_text has {name!r}: names are folders; use letters, digits, '_' and '-', beginning with a letter",
-            )
+        check_folder_names(self.item_text, "item_text")
         names = ["full"] if self.variants is None else list(self.variants)
         check(self.baseline in names, f"baseline is {self.baseline!r}, which is not a variant; choose from {names}")
         for name, changes in (self.variants or {}).items():

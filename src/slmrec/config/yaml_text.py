@@ -1,4 +1,4 @@
-"""YAML text as Python values: bounded in size, nesting and aliases, and without repeated keys."""
+"""YAML text as Python values, bounded in size, nesting and aliases, and without repeated keys; and values as YAML."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from slmrec.files import MAX_DEPTH, one_line
 
 MAX_YAML_BYTES = 2**17
 """Largest YAML file that is read; the recipes have a few kB."""
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _MAX_NODES = 100_000
 """Largest number of values, those that an alias repeats among them."""
 
@@ -37,6 +38,16 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("values are nested too deeply") from None
     except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # as of `!!bool maybe`
         raise ValueError(f"a value does not have the type of its tag ({one_line(error)})") from None
+
+
+def dump_yaml(value: Any) -> str:
+    r"""Return plain values as YAML text, keys in their order.
+
+    Example:
+        >>> dump_yaml({"seed": 1, "layers": [0, 2]})
+        'seed: 1\nlayers:\n- 0\n- 2\n'
+    """
+    return str(yaml.dump(value, Dumper=_DUMPER, sort_keys=False, allow_unicode=True))
 
 
 def _check_nodes(loader: yaml.SafeLoader, node: yaml.Node, depth: int, sizes: dict[int, int]) -> int:

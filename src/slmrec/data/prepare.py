@@ -2,7 +2,6 @@
 
 import hashlib
 import html
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,7 @@ from slmrec.data.logs.read import Events, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.times import in_unit, stored_unit
 from slmrec.errors import DataError
-from slmrec.files import one_line, printable, sha256, write_atomically
+from slmrec.files import one_line, printable, sha256, write_atomically, write_json
 
 ROWS_PER_PART = 2**20
 """Rows that are read at a time, and rows of a row group of the written files."""
@@ -99,21 +98,22 @@ def complete_dataset(output: Path, facts: dict[str, Any], errors: list[RowError]
     if errors:
         pq.write_table(row_errors.table(errors), output / "rejected.parquet")
     facts |= {"rejected": row_errors.counts(errors), "fingerprint": _fingerprint(output)}
-    _write_json(output / "dataset.json", facts)  # the histories are cut by its rules
+    write_json(output / "dataset.json", facts)  # the histories are cut by its rules
     write_histories(output)
     facts["counts"] |= _counts(Dataset.load(output)) | split_facts(output)
-    _write_json(output / "dataset.json", facts)
+    write_json(output / "dataset.json", facts)
     return dict(facts["counts"])
 
 
 def _write_events(engine: Any, log: str, output: Path, read: Events, settings: PrepareConfig) -> dict[str, Any]:
     """Write `interactions`, `users`, and `items` with ids only; return facts for `dataset.json`."""
-    num_read = value(read.table.count())
+    events = log_events = keep(engine, read.table)  # otherwise each query below would repeat how the log is read
+    num_read = value(events.count())
     _LOG.info("prepare: %s events read, %s invalid rows", f"{num_read:,}", f"{len(read.errors):,}")
-    for warning in large_shares(read.table):
+    for warning in large_shares(events):
         _LOG.warning("prepare: %s", warning)
     order = [*(["timestamp", "nanosecond"] if settings.order == "time" else []), *read.ties]
-    events, num_removed, returns = read.table, {}, {}
+    num_removed, returns = {}, {}
     if settings.quantity_col:
         found = remove_returns(engine, log, events, order)
         _LOG.info("prepare: %s", found.message(settings.quantity_col))
@@ -136,7 +136,7 @@ def _write_events(engine: Any, log: str, output: Path, read: Events, settings: P
     ordered = _ordered(events, users, items, order)
     write_table(output / "interactions.parquet", with_positions(batches(engine, ordered, ROWS_PER_PART)))
     dropped = {
-        f"num_dropped_{name}s": value(read.table[f"{name}_id"].nunique()) - value(index.count())
+        f"num_dropped_{name}s": value(log_events[f"{name}_id"].nunique()) - value(index.count())
         for name, index in (("user", users), ("item", items))
     }
     counts = {"num_read_events": num_read, "num_rejected_rows": len(read.errors)} | returns | dropped
@@ -281,7 +281,3 @@ def describe_source(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"table": str(path)}
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -35,6 +35,13 @@ class ItemIndex:
 
     The catalogue is divided into lists of similar vectors, and only the lists closest to a user are searched. Source:
     the inverted file of Jégou et al. 2011 without compression, FAISS's `IndexIVFFlat` with inner products.
+
+    Example:
+        >>> items, users = torch.randn(101, 8), torch.randn(50, 8)
+        >>> index = ItemIndex.build(items, torch.arange(101) > 0, users, recall=1.0, fingerprint="shop")
+        >>> scores, best = index.top_k(users, items, k=3)
+        >>> bool((best == top_k(users, items, 3)[1]).all())
+        True
     """
 
     def __init__(self, index: Any, facts: IndexFacts) -> None:

@@ -173,8 +173,8 @@ class Recommender:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
         users, item_ids = self._read(histories, user_ids)
         known, unknown = self._split(item_ids)
-        allowed = None if candidates is None else self._items(candidates, "candidates")
-        excluded = self._items(exclude or (), "exclude")
+        allowed = None if candidates is None else self._known_items(candidates, "candidate")
+        excluded = self._items(exclude or (), "exclude")[0]
         ranked: list[Ranked] = [NO_ITEMS] * len(known)
         for rows, encoded in self._encode_batches(known):
             requests = [RankRequest(k, known[row] if filter_seen else (), allowed) for row in rows]
@@ -223,7 +223,7 @@ class Recommender:
             ConfigError: An item is unknown, a history contains no known item, or a history is no list.
             DataError: A table has other columns than `recommend` takes.
         """
-        chosen = None if items is None else self._items(items, "items")
+        chosen = None if items is None else self._known_items(items, "item")
         known = self._known_histories(histories)
         scores = torch.zeros(len(known), self.model.num_items if chosen is None else len(chosen))
         for rows, encoded in self._encode_batches(known):
@@ -284,19 +284,21 @@ class Recommender:
         if not has_history.all():
             yield np.flatnonzero(~has_history), None
 
-    def _items(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
-        """Return the items of ids, all of which must be known, unless they are those to exclude."""
+    def _known_items(self, item_ids: Sequence[ItemId], name: str) -> list[int]:
+        """Return the items of ids, all of which must be known."""
+        known, unknown = self._items(item_ids, f"{name}s")
+        if unknown:
+            raise ConfigError(f"{name} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)")
+        return known
+
+    def _items(self, item_ids: Sequence[ItemId], name: str) -> tuple[list[int], list[Any]]:
+        """Return the items of the known ids, and the unknown ids."""
         if isinstance(item_ids, str):
             raise ConfigError(f"{name} is {item_ids!r}, expected a list of item ids; give [{item_ids!r}]")
         try:
-            known, unknown = self.catalogue.split(item_ids)
+            return self.catalogue.split(item_ids)
         except ItemIdError as error:
             raise ConfigError(f"{name}: {error}") from None
-        if unknown and name != "exclude":
-            raise ConfigError(
-                f"{name.removesuffix('s')} {unknown[0]!r} is not in the catalogue ({len(unknown)} unknown in all)"
-            )
-        return known
 
     def _nan_error(self, encoded: Encoded | None, users: list[Any]) -> TrainingError:
         is_nan = [False] if encoded is None else self.ranker.score(encoded).isnan().any(dim=1).tolist()

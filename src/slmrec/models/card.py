@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
+from slmrec.config.yaml_text import dump_yaml
 from slmrec.models.model import Model
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +70,7 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
     """
     use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
     copied = json.loads(json.dumps(_metadata(model, about)))  # YAML writes repeated objects as references
-    metadata = yaml.safe_dump(copied, sort_keys=False, allow_unicode=True)
+    metadata = dump_yaml(copied)
     text = (
         f"---\n{metadata}---\n\n# {about.title}\n\n"
         f"Next-item recommendation for {model.num_items} items, {model.num_parameters():,} parameters.\n\n"

@@ -22,7 +22,7 @@ from torch import Tensor
 from slmrec.data.dataset import Dataset
 from slmrec.data.parquet import RowsError, read_table
 from slmrec.errors import CheckpointError
-from slmrec.files import one_line, read_json, sha256, special_file
+from slmrec.files import one_line, read_json, sha256, special_file, write_json
 from slmrec.models.card import HUB_ID, About, Measured, card, check_card
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
@@ -102,7 +102,7 @@ def save_folder(folder: Path, model: Model, vocabulary: Vocabulary, about: About
         _write_card(partial, model, vocabulary, about)
         names = sorted(file.name for file in partial.iterdir())
         sums = {name: sha256(partial / name) for name in names if name != _CARD}
-        _write_about(partial, {"slmrec": __version__, **asdict(about), "sha256": sums})
+        write_json(partial / _ABOUT, {"slmrec": __version__, **asdict(about), "sha256": sums})
         for name in [*names, _ABOUT]:
             (partial / name).replace(folder / name)
 
@@ -121,7 +121,7 @@ def replace_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     content = _read_about(folder)
     if "sha256" in content:
         content["sha256"][_ITEMS] = sha256(folder / _ITEMS)
-        _write_about(folder, content)
+        write_json(folder / _ABOUT, content)
 
 
 def note_measured(folder: Path, model: Model, measured: tuple[Measured, ...]) -> bool:
@@ -135,15 +135,11 @@ def note_measured(folder: Path, model: Model, measured: tuple[Measured, ...]) ->
         return False
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as temporary:
         partial = Path(temporary)
-        _write_about(partial, content | {"measured": [asdict(result) for result in measured]})
+        write_json(partial / _ABOUT, content | {"measured": [asdict(result) for result in measured]})
         _write_card(partial, model, _read_items(folder / _ITEMS, model.num_items), read_about(partial))
         for name in (_ABOUT, _CARD):
             (partial / name).replace(folder / name)
     return True
-
-
-def _write_about(folder: Path, content: dict[str, Any]) -> None:
-    (folder / _ABOUT).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_card(folder: Path, model: Model, vocabulary: Vocabulary, about: About) -> None:

@@ -1,6 +1,5 @@
 """Evaluation of all models side by side; the only place that reads the test split, unless `--split test` is given."""
 
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from slmrec.evaluation.candidates import constant_metrics, draw_negatives, is_sa
 from slmrec.evaluation.diversity import Lists, list_means, list_metrics
 from slmrec.evaluation.metrics import ranking_metrics
 from slmrec.evaluation.rank import TOP_K, EncoderScorer, Scorer, evaluate_scorer, throughput
+from slmrec.files import write_json
 from slmrec.models.card import Measured
 from slmrec.models.folder import load_recommender, note_measured
 from slmrec.models.model import Model
@@ -69,8 +69,7 @@ def build(task: Task, extra: ExtraScorers = lambda dataset: {}) -> dict[str, flo
             if note := constant_note(name, protocol):
                 _LOG.warning("evaluate: %s", note)
         suffix = "" if split == "test" else f"_{split}"
-        text = json.dumps(content, indent=1) + "\n"
-        (task.folder / f"metrics{suffix}.json").write_text(text, encoding="utf-8")
+        write_json(task.folder / f"metrics{suffix}.json", content)
         user_ids = dataset.user_ids.take(pa.array(results.samples.users()))
         _write_ranks(task.folder / f"per_user{suffix}.parquet", user_ids, results.ranks)
         _write_users(task.folder / f"users{suffix}.parquet", user_ids, results.samples, dataset.train_counts())

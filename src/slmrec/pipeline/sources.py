@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from slmrec.config import Config
+from slmrec.config.secrets import without_secrets
 from slmrec.data.prepare import describe_source
 from slmrec.errors import ConfigError
 from slmrec.pipeline.stage import PLACES, finished
@@ -30,7 +31,7 @@ def check_sources(config: Config, output: Path) -> None:
         CheckpointError: `prepare` is not finished.
     """
     folder = finished(output / "prepare", "prepare")
-    used = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["prepare"]
+    used = without_secrets(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["prepare"])
     sources = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["sources"]
     settings = config.prepare.model_dump(mode="json")
     for name, source in (("input", sources[0]), ("items", sources[1] if len(sources) > 1 else None)):
@@ -42,7 +43,7 @@ def check_sources(config: Config, output: Path) -> None:
                 f"prepare.{name} is {path}, but {folder} was made from {_shown(used[name], source)}; run `slmrec "
                 f"prepare` with the same --config and --output first, or leave prepare.{name} out"
             )
-    compared = settings.keys() - PLACES - {"engine"}  # an engine's URL may contain a password
+    compared = settings.keys() - PLACES
     changed = [name for name in settings if name in compared and settings[name] != used.get(name)]
     for name in changed:
         _LOG.warning(

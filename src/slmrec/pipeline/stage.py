@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slmrec.config import Config, Section
+from slmrec.config.yaml_text import dump_yaml
 from slmrec.errors import CheckpointError
-from slmrec.files import sha256
+from slmrec.files import sha256, write_json
 from slmrec.folders import (
     disk_errors_reported,
     finish_replacement,
@@ -114,9 +113,9 @@ def run_step(
         if (gpu_mb := peak_gpu_mb()) is not None:
             facts["peak_gpu_mb"] = gpu_mb
         if not (partial / "metrics.json").exists():
-            _write_json(partial / "metrics.json", metrics | facts)
+            write_json(partial / "metrics.json", metrics | facts)
         record = {"fingerprint": fingerprint, "upstream": upstream, "done": True, "version": __version__}
-        _write_json(partial / "stage.json", record | facts)
+        write_json(partial / "stage.json", record | facts)
         (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
         _remove_outdated(step, output)
         put_in_place(partial, target)
@@ -202,7 +201,7 @@ def _remove_outdated(step: Step, output: Path) -> None:
 
 def dump(config: Config) -> str:
     """Return a configuration as YAML, with all defaults."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _is_done(step: Step, config: Config, output: Path) -> bool:
@@ -221,7 +220,7 @@ def _prepare_partial(target: Path, fingerprint: str, force: bool) -> Path:
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
-    _write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
+    write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
     return partial
 
 
@@ -291,7 +290,3 @@ def _refuse_foreign(target: Path) -> None:
         raise CheckpointError(
             f"{target} exists and is no output of slmrec; choose another --output, nothing was changed"
         )
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

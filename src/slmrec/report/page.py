@@ -1,7 +1,6 @@
 """The page of a report: one HTML file without external parts, and its plots and tables as files."""
 
 import base64
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import read_json, write_atomically
+from slmrec.files import read_json, write_json, write_text
 from slmrec.folders import folder_in_place, is_empty_folder
 from slmrec.locks import WAIT_S, target_locked
 from slmrec.report.ablations import ablations
@@ -66,9 +65,8 @@ def report(output: Path, file: Path | None = None) -> Path:
         with folder_in_place(folder, replaced=True) as partial:
             for block in _files(sections):
                 _write(block, partial, svgs)
-            (partial / _MARK).write_text(json.dumps(_mark(run, sections), indent=1) + "\n", encoding="utf-8")
-        with write_atomically(file) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            write_json(partial / _MARK, _mark(run, sections))
+        write_text(file, page)
     show(sections)
     _LOG.info("report: written to %s, its plots and tables to %s", file, folder)
     return file

@@ -11,7 +11,7 @@ import numpy as np
 
 from slmrec.evaluation.metrics import Floats
 from slmrec.evaluation.statistics import CONFIDENCE, Comparison, compare_means, holm
-from slmrec.files import write_atomically
+from slmrec.files import write_json, write_text
 from slmrec.plots import PALETTE
 from slmrec.studies.compare import difference_cells, numbers
 from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, in_order_of, label
@@ -64,8 +64,8 @@ def report(output: Path, variants: dict[str, dict[str, Any]], cells: Cells, base
         f"{', '.join(map(str, cells[baseline]))}; differences to {baseline}"
     )
     show_table(title, ["variant", *_names()], [[row.name, *_cells_of(row)] for row in rows])
-    _write(output / "ablation.json", json.dumps(_content(first, rows, baseline), indent=1) + "\n")
-    _write(output / "ablation.md", _markdown(title, rows))
+    write_json(output / "ablation.json", _content(first, rows, baseline))
+    write_text(output / "ablation.md", _markdown(title, rows))
     _draw(title, rows, output / "ablation.png")
     _LOG.info("ablate: written to %s and %s", output / "ablation.md", output / "ablation.json")
 
@@ -156,11 +156,6 @@ def _numbers(row: Row) -> dict[str, Any]:
         "by_seed": row.by_seed,
         "difference": None if row.compared is None else numbers(row.compared, row.p_holm),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _draw(title: str, rows: list[Row], path: Path) -> None:

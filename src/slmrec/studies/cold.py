@@ -5,7 +5,6 @@ held-out item is one of these are then ranked by the new models, by the models t
 the new models with the mean of all item vectors in place of the withheld ones (the floor).
 """
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from slmrec.config import BASELINES, Config
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import ConfigError, DataError
 from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
+from slmrec.files import write_json
 from slmrec.folders import read_record
 from slmrec.models.folder import load_recommender
 from slmrec.pipeline.evaluate import model_folders
@@ -119,8 +119,7 @@ def _withholding(output: Path) -> Step:
 
 
 def _ranking(config: Config, altered: Path) -> Step:
-    names = [name for name in model_folders(config, altered) if name not in BASELINES]
-    folders = tuple(str(model_folders(config, altered)[name]) for name in names)
+    folders = tuple(str(folder) for name, folder in model_folders(config, altered).items() if name not in BASELINES)
     read = tuple(step.folder for step in training_steps(config))
     stage = Stage(
         FOLDER,
@@ -148,12 +147,13 @@ def rank_cold_items(task: Task, split: Literal["valid", "test"]) -> dict[str, fl
         everyone = dataset.held_out(split)
         same_users = everyone.take(np.flatnonzero(np.isin(everyone.users(), users.users())))
         user_ids = dataset.user_ids.take(pa.array(users.users()))
+        withheld, folders = Dataset.load(altered / "prepare"), model_folders(task.config, altered)
         for name, whole in model_folders(task.config, task.output).items():
             if name in BASELINES:
                 continue
             _LOG.info("cold: %s ranks the withheld items of %d users", name, len(users))
-            model = _open(model_folders(task.config, altered)[name])
-            origins[name] = origin_of_rows(name, model, task.config, Dataset.load(altered / "prepare"))
+            model = _open(folders[name])
+            origins[name] = origin_of_rows(name, model, task.config, withheld)
             scorers = {
                 TRAINED: (EncoderScorer(_open(whole)), same_users),
                 WITHHELD: (EncoderScorer(model), users),
@@ -170,7 +170,7 @@ def rank_cold_items(task: Task, split: Literal["valid", "test"]) -> dict[str, fl
         "num_users_without_history": num_targets - len(users),
         "origin": origins,
     }
-    (task.folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(task.folder / "facts.json", facts)
     return {"num_users": len(users)}
 
 

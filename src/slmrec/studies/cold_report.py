@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from slmrec.config import Config
 from slmrec.evaluation.metrics import Floats, user_metrics
 from slmrec.evaluation.statistics import CONFIDENCE, Ratio, compare_means, compare_ratio
-from slmrec.files import write_atomically
+from slmrec.files import write_json, write_text
 from slmrec.studies.compare import numbers
 from slmrec.studies.evaluated import SPLIT_NAMES, label
-from slmrec.studies.tables import markdown_table, show_sentences, show_table
+from slmrec.studies.tables import markdown_table, show_sentences, show_table, signed
 
 _LOG = logging.getLogger(__name__)
 PROTOCOL = "full_history_excluded"
@@ -49,10 +49,8 @@ def report(output: Path, folder: Path, config: Config, split: str, *, shown: boo
         The content of `cold.json`.
     """
     content = _content(folder, config, split)
-    with write_atomically(output / "cold.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with write_atomically(output / "cold.md") as temporary:
-        temporary.write_text(_markdown(content), encoding="utf-8")
+    write_json(output / "cold.json", content)
+    write_text(output / "cold.md", _markdown(content))
     if shown:
         show_table(title_of(content), COLUMNS, rows_of(content))
         show_sentences(content["sentences"])
@@ -115,7 +113,7 @@ def _sentences(content: Content) -> list[str]:
         result = content["student_to_teacher"]
         shown = "no difference was shown" if result["low"] <= 0 <= result["high"] else "the difference is clear"
         sentences.append(
-            f"On withheld items the student differs from the teacher by {_signed(result)} {label(METRIC)}: {shown}."
+            f"On withheld items the student differs from the teacher by {signed(result)} {label(METRIC)}: {shown}."
         )
     return sentences
 
@@ -126,16 +124,12 @@ def _sentence(name: str, model: Content) -> str:
     text = f"{name} knows them by {model['origin']}: {label(METRIC)} {means[WITHHELD]:.4f}"
     if kept.value is not None:
         text += f", {kept.value:.0%} ({_interval(kept, '.0%')}) of the {means[TRAINED]:.4f} when it is trained on them"
-    text += f"; {_signed(floor)} against the floor of {means[FLOOR]:.4f}"
+    text += f"; {signed(floor)} against the floor of {means[FLOOR]:.4f}"
     if floor["low"] <= 0 <= floor["high"]:
         return f"{text}, so no difference to it was shown."
     return (
         f"{text}." if times.value is None else f"{text}: {times.value:.1f} times as much ({_interval(times, '.1f')})."
     )
-
-
-def _signed(result: Content) -> str:
-    return f"{result['difference']:+.4f} ({result['low']:+.4f} to {result['high']:+.4f})"
 
 
 def _interval(ratio: Ratio, form: str) -> str:
@@ -157,7 +151,7 @@ def rows_of(content: Content) -> list[list[str]]:
     for name, model in content["models"].items():
         means = {row: f"{values[METRIC]:.4f}" for row, values in model["means"].items()}
         kept, times = (_ratio(model["share_kept"], ".0%"), _ratio(model["times_floor"], ".1f"))
-        rows.append([name, means[TRAINED], means[WITHHELD], kept, means[FLOOR], times, _signed(model["to_floor"])])
+        rows.append([name, means[TRAINED], means[WITHHELD], kept, means[FLOOR], times, signed(model["to_floor"])])
     return rows
 
 

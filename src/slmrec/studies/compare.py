@@ -1,6 +1,5 @@
 """Paired comparison of two evaluated models: differences with intervals and tests, for all users and for groups."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from slmrec.errors import ConfigError
 from slmrec.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, NUM_SIGN_FLIPS, Comparison, compare_means, holm
-from slmrec.files import write_atomically
+from slmrec.files import write_json
 from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, Split, in_order_of, label, read_evaluated
 from slmrec.studies.slices import slices_of
 
@@ -74,8 +73,7 @@ def compare(
     _show(report)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(output) as temporary:
-            temporary.write_text(json.dumps(_content(report), indent=1) + "\n", encoding="utf-8")
+        write_json(output, _content(report))
         _LOG.info("compare: written to %s", output)
 
 

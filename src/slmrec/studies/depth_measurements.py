@@ -1,6 +1,5 @@
 """Measurements of the study of depth on the validation split; each is a step with a folder of its own."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.metrics import Ints, ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, Scorer, VectorScorer, evaluate_scorer, throughput
+from slmrec.files import write_json
 from slmrec.models.build import student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import load_recommender
@@ -154,8 +154,7 @@ def _encoded(
 
 
 def _write(task: Task, measurements: dict[str, Any]) -> None:
-    path = task.folder / "measurements.json"
-    path.write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
+    write_json(task.folder / "measurements.json", measurements)
 
 
 def _flat(metrics: Metrics) -> dict[str, float]:

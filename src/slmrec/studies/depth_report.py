@@ -13,7 +13,7 @@ from rich.table import Table
 from slmrec.config import Config
 from slmrec.evaluation.metrics import Floats, ranking_metrics, user_metrics
 from slmrec.evaluation.statistics import CONFIDENCE, compare_means
-from slmrec.files import write_atomically
+from slmrec.files import write_json
 from slmrec.studies.ablation import METRIC
 from slmrec.studies.compare import numbers
 from slmrec.studies.evaluated import label
@@ -54,8 +54,7 @@ def report(folder: Path, names: list[str], deepest: str, removed: range, config:
         "recommended": _recommended(trained, best, protocol, config.depth.quality_loss),
     }
     path = folder / "depth.json"
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
     _show(content)
     _LOG.info("depth: written to %s", path)
 

@@ -1,6 +1,7 @@
 """Tables of the studies, on the terminal and in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +30,16 @@ def show_sentences(sentences: Iterable[str]) -> None:
     console = Console(width=max(Console().width, MIN_WIDTH), markup=False, highlight=False)
     for sentence in sentences:
         console.print(sentence)
+
+
+def signed(result: Mapping[str, Any]) -> str:
+    """Return a difference and its interval.
+
+    Example:
+        >>> signed({"difference": 0.01, "low": -0.002, "high": 0.022})
+        '+0.0100 (-0.0020 to +0.0220)'
+    """
+    return f"{result['difference']:+.4f} ({result['low']:+.4f} to {result['high']:+.4f})"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
