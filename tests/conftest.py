@@ -44,6 +44,13 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without drawings, which take seconds and have tests of their own."""
+    monkeypatch.setattr("slmrec.report.page.svg_of", lambda chart: '<svg width="1" height="1"></svg>')
+    monkeypatch.setattr("slmrec.report.page.write_png", lambda chart, path: path.touch())
+
+
 @pytest.fixture(scope="session")
 def shop_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One user a line: 80 users who walk a ring of 40 items in steps of 1, 2 or 3."""

@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 from slmrec.version import __version__
 
 if TYPE_CHECKING:
+    from slmrec.config import Config
     from slmrec.inference.recommender import Recommender
     from slmrec.pipeline.prepare import prepare
 
-__all__ = ["Recommender", "__version__", "prepare"]
+__all__ = ["Config", "Recommender", "__version__", "prepare"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Config":
+        from slmrec.config import Config
+
+        return Config
     if name == "Recommender":
         from slmrec.inference.recommender import Recommender
 

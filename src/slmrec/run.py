@@ -23,6 +23,13 @@ def run(config: Config, output: Path, force: bool = False) -> None:
     Raises:
         CheckpointError: Another process writes into the folder, or a backbone cannot be found; this is checked before
             the first step begins.
+
+    Example:
+        >>> run(config, output / "run")  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        full_history_excluded: leave_one_out, test split, ranked among all items, history excluded
+        ...
+        >>> (output / "run" / "report.html").is_file()
+        True
     """
     with run_locked(output):
         run_steps(config, output, force)
@@ -35,6 +42,12 @@ def write_report(output: Path, always: bool = False) -> None:
     Args:
         output: Output folder of the run.
         always: Write it even if the existing report belongs to the same steps.
+
+    Example:
+        >>> run(config, output / "run")  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        full_history_excluded: leave_one_out, test split, ranked among all items, history excluded
+        ...
+        >>> write_report(output / "run")  # nothing to do: the report belongs to these steps
     """
     if missing := missing_libraries():
         _LOG.info("report: needs %s; %s, then `slmrec report %s`", ", ".join(missing), INSTALL, output)
@@ -51,5 +64,10 @@ def plan(config: Config, output: Path, force: bool = False) -> None:
         config: All settings.
         output: Output folder of the run.
         force: Show the plan of a run that redoes finished steps.
+
+    Example:
+        >>> plan(config, output / "planned")  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        what `slmrec run` would do
+        ...
     """
     show_plan(config, output, force)

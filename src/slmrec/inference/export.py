@@ -32,6 +32,12 @@ def export_index(folder: Path, output: Path, recall: float) -> None:
     Raises:
         CheckpointError: the model folder is incomplete.
         ConfigError: FAISS is not installed, or the recall is out of range.
+
+    Example:
+        >>> from slmrec import Recommender
+        >>> export_index(Path(folder), output / "items.faiss", recall=0.9)
+        >>> Recommender.from_pretrained(folder, index=output / "items.faiss").recommend([["i01"]], k=3).sizes
+        (3,)
     """
     model, vocabulary = load_recommender(folder)
     check_exportable(model)
@@ -59,6 +65,11 @@ def export_graph(folder: Path, output: Path, *, int8: bool) -> None:
     Raises:
         CheckpointError: the model folder is incomplete, or the scores of the graph differ from those of the model.
         ConfigError: a library is missing, or the name of the file does not end in .onnx.
+
+    Example:
+        >>> export_graph(Path(folder), output / "model.onnx", int8=False)
+        >>> sorted(path.name for path in output.glob("model.*"))
+        ['model.items.parquet', 'model.onnx']
     """
     if output.suffix != ".onnx":
         raise ConfigError(f"{output}: graphs are written as .onnx, got {output.suffix or 'no suffix'!r}; rename it")

@@ -60,6 +60,14 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
         DataError: The table cannot be read; an id is missing, repeated or known; or a vector is not valid.
         CheckpointError: The model folder is incomplete, the output exists, titles cannot be read, or another process
             writes the model for more than a minute.
+
+    Example:
+        >>> from slmrec import Recommender
+        >>> table = output / "new.jsonl"
+        >>> _ = table.write_text('{"item_id": "new", "title": "Lamp", "like": ["i01", "i02"]}')
+        >>> add_items(Path(folder), table, output / "more")
+        >>> Recommender.from_pretrained(output / "more").title("new")
+        'Lamp'
     """
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with model_locked(target):
@@ -96,6 +104,15 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
         CheckpointError: The model folder is incomplete, the output exists, or another process writes the model for
             more than a minute.
         ConfigError: No item would be left to recommend.
+
+    Example:
+        >>> from slmrec import Recommender
+        >>> table = output / "gone.jsonl"
+        >>> _ = table.write_text('{"item_id": "i03"}')
+        >>> mark_items(Path(folder), table, removed=True, output=output / "fewer")
+        >>> recommender = Recommender.from_pretrained(output / "fewer")
+        >>> "i03" in recommender.recommend([["i01"]], k=40).table["item_id"].to_pylist()
+        False
     """
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with model_locked(target):

@@ -68,6 +68,13 @@ class DecoderRecommender(Model):
     not depend on the other users.
 
     Source: SLMRec, the LLM-based recommender (after E4SRec).
+
+    Example:
+        >>> sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        >>> decoder = {"model_type": "llama", "num_attention_heads": 2, **sizes}
+        >>> model = DecoderRecommender(DecoderRecommenderConfig(decoder=decoder, num_items=100, item_dim=8)).eval()
+        >>> model.encode(Histories(torch.tensor([[3, 7, 0]]), torch.tensor([2]))).users.shape
+        torch.Size([1, 8])
     """
 
     config_class = DecoderRecommenderConfig
@@ -158,8 +165,7 @@ class DecoderRecommender(Model):
         vectors = self.item_embeddings(items)
         if self.titles is not None and self.title_side != "score":
             vectors = torch.cat([vectors, self.titles(items)], dim=-1)
-        projected: Tensor = self.input_proj(self.item_dropout(vectors))
-        return projected
+        return cast(Tensor, self.input_proj(self.item_dropout(vectors)))
 
     def encode(
         self,
@@ -210,8 +216,7 @@ class DecoderRecommender(Model):
 
         The states of the last layer give the user vectors of `encode`.
         """
-        users: Tensor = self.score(self.final_norm(states))
-        return users
+        return cast(Tensor, self.score(self.final_norm(states)))
 
     def prefill(self) -> Prefix | None:
         """Return the keys and values of the prompt prefix, or None if there is no prefix.
@@ -295,8 +300,7 @@ class DecoderRecommender(Model):
 
     def map_decoders(self, convert: "Callable[[DecoderRecommender], nn.Module]") -> SequenceEncoder:
         """Return the converted model."""
-        converted: Any = convert(self)
-        return converted  # type: ignore[no-any-return]
+        return cast(SequenceEncoder, convert(self))
 
     def apply_training_options(self, settings: DecoderTraining) -> None:
         """Turn on gradient checkpointing and compilation of the layers."""

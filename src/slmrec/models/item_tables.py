@@ -24,6 +24,11 @@ def item_rows(model: Model) -> Tensor:
 
     The order is that of the models of an ensemble; each has its learned vectors first and then, if it reads item
     texts, the text vectors.
+
+    Example:
+        >>> from slmrec.models.sasrec import SasRec, SasRecConfig
+        >>> item_rows(SasRec(SasRecConfig(num_items=100, hidden_size=16))).shape
+        torch.Size([101, 16])
     """
     return torch.cat([table.values for table in model.item_tables()], dim=1)
 

@@ -42,6 +42,14 @@ def slices_of(evaluated: Evaluated) -> dict[str, list[Slice]]:
 
     Args:
         evaluated: Ranks of a model, with the history length and the training events of the target of each user.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from pathlib import Path
+        >>> rows = pa.table({"user_id": [7, 8], "history_length": [3, 9], "target_count": [2, 0], "rank": [4, 0]})
+        >>> evaluated = Evaluated(Path("out"), "student", "full", "valid", {}, rows)
+        >>> [one.name for one in slices_of(evaluated)["history_length"]]
+        ['1-5 (short)', '6-20']
     """
     return {by: cut(evaluated.column(by), bounds) for by, bounds in SLICES.items()}
 
@@ -71,6 +79,14 @@ def slice_means(evaluated: Evaluated, values: Floats) -> dict[str, list[SliceMea
     Args:
         evaluated: Evaluation whose users are sliced.
         values: (num_users,) metric of each user, in the same order.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from pathlib import Path
+        >>> rows = pa.table({"user_id": [7, 8], "history_length": [3, 9], "target_count": [2, 0], "rank": [4, 0]})
+        >>> evaluated = Evaluated(Path("out"), "student", "full", "valid", {}, rows)
+        >>> [(one.name, one.mean) for one in slice_means(evaluated, evaluated.metrics["hit@1"])["target_count"]]
+        [('0 (never trained on)', 1.0), ('1-4 (rare)', 0.0)]
     """
     return {
         by: [SliceMean(name, int(users.sum()), *_mean_and_interval(values[users])) for name, users in slices]
