@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmrec.files import (
@@ -107,6 +107,7 @@ def test_json_is_refused_in_bounds(text: str, message: str, tmp_path: Path) -> N
         read_json(path)
 
 
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -31,6 +31,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench, "LLAMA", TINY)
     monkeypatch.setattr(bench, "NUM_ITEMS", 50)
+    monkeypatch.setattr(bench, "PROMPT", (5, 2))
     monkeypatch.setattr(bench, "smollm2_model", smollm2_model)
 
 
@@ -38,7 +39,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_output_is_flat_and_holds_what_was_promised(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = bench.lengths_of(None)[:300]
+    few = bench.lengths_of(None)[:100]
     monkeypatch.setattr(bench, "lengths_of", lambda data: few)
     output = tmp_path / "sub" / "bench.json"
     bench.bench(output, None, rounds=1)

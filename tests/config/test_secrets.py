@@ -216,6 +216,7 @@ def test_tracebacks_show_no_secret() -> None:
     assert_no_secret(done.stderr)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_file_message_or_log_of_a_run_has_a_secret(
     tmp_path: Path,
     tiny_recipe: str,

@@ -73,6 +73,7 @@ print(json.dumps([type(automatic).__name__, found.table.to_pylist()]))
 """
 
 
+@pytest.mark.heavy
 def test_a_student_needs_neither_its_data_nor_its_backbones_package(shop_file: Path, tmp_path: Path) -> None:
     """As its teacher, whose adapters need the backbone, does."""
     prepare(shop_file, tmp_path / "data")

@@ -294,6 +294,7 @@ def test_a_stage_of_an_earlier_one_is_out_of_date(output: Path) -> None:
     assert "models" in grids_of(output)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_not_reported_again_without_need(
     finished: Path, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +325,7 @@ def test_without_the_libraries_one_line_says_what_to_install(
     assert not (output / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_wrong_places_are_refused(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
