@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from collections.abc import Iterable
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -32,7 +33,7 @@ CALLED = {
     "evaluation.candidates": ("draw_negatives",),
     "evaluation.diversity": ("coverage", "gini", "intra_list_distances", "list_metrics", "popularity_lift"),
     "evaluation.metrics": ("ranking_metrics", "ranks_of_targets", "user_metrics"),
-    "evaluation.rank": ("EncoderScorer", "evaluate_scorer", "throughput"),
+    "evaluation.rank": ("EncoderScorer", "eval_mode", "evaluate_scorer", "throughput"),
     "evaluation.statistics": ("bootstrap_interval", "compare_means", "compare_ratio", "holm", "sign_flip_test"),
     "inference.catalogue": ("Catalogue",),
     "inference.export": ("export_graph", "export_index"),
@@ -52,7 +53,7 @@ CALLED = {
     "run": ("plan", "run", "write_report"),
     "studies.slices": ("slice_means", "slices_of"),
     "topk": ("best_columns", "top_k"),
-    "training.full_softmax": ("CatalogueLoss", "catalogue_cross_entropy"),
+    "training.full_softmax": ("CatalogueLoss", "catalogue_cross_entropy", "sampled_cross_entropy"),
     "training.divergences": ("catalogue_divergence", "popularity_groups"),
     "training.losses": ("DistillationLoss", "NextItemLoss"),
     "training.terms": ("cosine_loss", "norm_loss"),
@@ -115,15 +116,23 @@ def test_examples_run(
     assert result.attempted > 0 and result.failed == 0
 
 
-def test_names_of_the_documents_are_listed() -> None:
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in documents)
+def imports_of(paths: Iterable[Path]) -> set[tuple[str, str]]:
+    """Modules of slmrec and the names that files import from them."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     imported = re.findall(r"from (slmrec[\w.]*) import ([\w, ]+)", text)
-    pairs = {(module, name) for module, names in imported for name in names.split(", ")}
-    pairs |= set(re.findall(r"`(slmrec\.[\w.]+)\.(\w+)\(", text))
-    pairs |= {("slmrec", name) for name in slmrec.__all__ if name != "__version__"}
-    listed = {attrgetter(name)(import_module(f"slmrec.{module}")) for module, names in CALLED.items() for name in names}
-    assert len(pairs) > 5 and {getattr(import_module(module), name) for module, name in pairs} <= listed
+    called = re.findall(r"`(slmrec\.[\w.]+)\.(\w+)\(", text)
+    return {(module, name) for module, names in imported for name in names.split(", ")} | set(called)
+
+
+def test_what_the_documents_name_has_an_example() -> None:
+    named = imports_of([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    named |= {("slmrec", name) for name in slmrec.__all__ if name != "__version__"}
+    with_example = {(f"slmrec.{module}", name) for module, names in CALLED.items() for name in names}
+    with_example |= imports_of((ROOT / "examples").glob("*.py"))
+    objects = [
+        {getattr(import_module(module), name.split(".")[0]) for module, name in one} for one in (named, with_example)
+    ]
+    assert len(named) > 5 and objects[0] <= objects[1]
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in CALLED.items() for name in names])

@@ -201,17 +201,26 @@ def written(log: Log, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("min_rating", "core", "repeats", "max_history", "order"), COMBINATIONS)
-def test_every_combination_of_rules(
-    tmp_path: Path, min_rating: float | None, core: str, repeats: str, max_history: int | None, order: str
-) -> None:
-    combination: dict[str, Any] = {"min_rating": min_rating, "core": core, "repeats": repeats, "order": order}
-    combination["max_history"] = max_history
-    log = random_log(COMBINATIONS.index((min_rating, core, repeats, max_history, order)))
-    settings = PrepareConfig(min_user_events=3, min_item_events=5, **combination)
-    expected = Naive(log, rules(min_item_events=5, **combination))
+def chosen_by(combination: tuple[Any, ...]) -> dict[str, Any]:
+    names = ("min_rating", "core", "repeats", "max_history", "order")
+    return dict(zip(names, combination, strict=True)) | {"min_user_events": 3, "min_item_events": 5}
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_every_combination_of_rules(engine: Any, combination: tuple[Any, ...]) -> None:
+    log, chosen = random_log(COMBINATIONS.index(combination)), rules(**chosen_by(combination))
+    expected = Naive(log, chosen)
     assert 0 < len(expected.log) < len(log)
-    counts = prepare_dataset(settings, tmp_path, str(written(log, tmp_path / "log.csv")))
+    found, removed = applied(engine, log, chosen)
+    assert found == sorted(expected.log, key=lambda event: event.row)
+    assert +Counter(removed) == +expected.removed
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[::7])
+def test_rules_of_files(tmp_path: Path, combination: tuple[Any, ...]) -> None:
+    log, chosen = random_log(COMBINATIONS.index(combination)), chosen_by(combination)
+    expected = Naive(log, rules(**chosen))
+    counts = prepare_dataset(PrepareConfig(**chosen), tmp_path, str(written(log, tmp_path / "log.csv")))
     data = Dataset.load(tmp_path)
     users, items = data.user_ids.to_pylist(), data.item_ids.to_pylist()
     found = {

@@ -136,7 +136,16 @@ def _scores(encoded: Encoded, item_vectors: Tensor) -> Tensor:
 
 @contextmanager
 def eval_mode(model: SequenceEncoder) -> Iterator[None]:
-    """Put a model into eval mode; each of its modules returns to its previous mode afterwards."""
+    """Put a model into eval mode; each of its modules returns to its previous mode afterwards.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with eval_mode(model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
+    """
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     if not any(training for _, training in modes):
         yield

@@ -127,6 +127,12 @@ def sampled_cross_entropy(
     Source: Bengio & Senécal 2008 (importance sampling); Yi et al. 2019, who also correct the target, which is right
     for targets that are sampled; Khrylchenko et al. 2025 show that a target that is always present must not be
     corrected.
+
+    Example:
+        >>> users, items = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> loss = sampled_cross_entropy(users, items, torch.tensor([1]), torch.tensor([2]), None)
+        >>> round(loss.item(), 4)  # log(1 + exp(0 - 1))
+        0.3133
     """
     negatives = sampled.to(targets.device)
     vectors = F.embedding(torch.cat([targets, negatives]), items)
