@@ -51,6 +51,7 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
         DataError: the log cannot be read, or no event is left.
 
     Example:
+        >>> import pyarrow as pa
         >>> from slmrec.data.dataset import Dataset
         >>> events = pa.table({"user_id": ["u"] * 3, "sku": ["a", "b", "c"], "timestamp": [1, 2, 3]})
         >>> with TemporaryDirectory() as folder:
