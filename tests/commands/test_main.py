@@ -93,3 +93,17 @@ def test_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(module.report, "run", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["report", "out"]) == 130
     assert "interrupted; run the same command again" in capsys.readouterr().err
+
+
+def test_settings_may_stand_before_and_after_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(module.stages, "run", seen.append)
+    command = ["prepare", "seed=1", "--output", "out", "prepare.user_col=a=b", "--on-bad-row", "skip", "cold.share=0.1"]
+    assert main(command) == 0
+    assert seen[0].overrides == ["seed=1", "prepare.user_col=a=b", "cold.share=0.1"]
+    for wrong in ("word", "--setting=1"):
+        with pytest.raises(SystemExit):
+            main([*command, wrong])
+        assert f"unrecognized arguments: {wrong}\n" in capsys.readouterr().err

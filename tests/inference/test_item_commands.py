@@ -145,6 +145,7 @@ def test_a_folder_is_replaced_whole_and_items_come_back(plain: Path, tmp_path: P
         ("add", [{"item_id": None, "like": ["i01"]}], "row 1 has no item_id"),
         ("add", [{"item_id": "a", "like": ["i01", "x"]}], "item 'a' is like 'x', which the model does not know"),
         ("add", [{"item_id": "a", "like": []}], "like is [], expected a list of item ids"),
+        ("add", [{"item_id": "a", "like": ["i01", None]}], "item 'a': like: item 2 is None: expected an id"),
         ("add", [{"item_id": "a"}], "item 'a' has neither vector nor like nor title; give one"),
         ("add", [{"item_id": "a", "like": ["i01"], "vector": [1.0]}], "item 'a' has both vector and like"),
         (
@@ -190,6 +191,9 @@ def test_other_faults_are_told(plain: Path, tmp_path: Path, capsys: pytest.Captu
     assert f"{tmp_path} exists; choose another --output" in capsys.readouterr().err
     assert changed("add", plain, tmp_path / "new.xls") == 2
     assert "items are read from .parquet, .jsonl, .csv; got '.xls'" in capsys.readouterr().err
+    (tmp_path / "new.csv").write_text("item_id,like\na,i01\n", encoding="utf-8")
+    assert changed("add", plain, tmp_path / "new.csv") == 2
+    assert """row 1: like is 'i01', expected a list such as ["a", "b"]""" in capsys.readouterr().err
     (tmp_path / "new.csv").write_text('item_id,like\na,"[""i01"", "\n', encoding="utf-8")
     assert changed("add", plain, tmp_path / "new.csv") == 2
     assert "new.csv: cannot be read" in capsys.readouterr().err

@@ -66,8 +66,15 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_setting(text: str) -> bool:
+    return "=" in text and not text.startswith("-")
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options, unknown = command_parser().parse_known_args(arguments)
+    if hasattr(options, "overrides"):  # argparse takes settings before or after the options, not both
+        options.overrides += [text for text in unknown if _is_setting(text)]
+        unknown = [text for text in unknown if not _is_setting(text)]
     if unknown:  # argparse itself would show the usage of `slmrec`, not of the command
         options.parser.error(redacted(f"unrecognized arguments: {' '.join(unknown)}"))
     return options

@@ -153,21 +153,22 @@ class Dataset:
         return _column(self.items, "item_id")
 
     @cached_property
+    def _item_schema(self) -> pa.Schema:
+        return pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
+
+    @cached_property
     def titles(self) -> pa.Array | None:
         """(V,) the titles of the items; None if the data set has none."""
-        schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
-        return _column(self.items, "title") if "title" in schema.names else None
+        return _column(self.items, "title") if "title" in self._item_schema.names else None
 
     def item_columns(self, names: Iterable[str]) -> dict[str, list[Any]]:
         """Return the values (V,) of columns of the table of items; columns that it lacks are left out."""
-        schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
-        return {name: _column(self.items, name).to_pylist() for name in names if name in schema.names}
+        return {name: _column(self.items, name).to_pylist() for name in names if name in self._item_schema.names}
 
     def other_item_columns(self) -> dict[str, pa.Array]:
         """Return the columns (V,) of the table of items beside ids and titles, by name."""
-        schema = pq.read_schema(self.items) if isinstance(self.items, Path) else self.items.schema
         own = ("item", "item_id", "title")
-        return {name: _column(self.items, name) for name in schema.names if name not in own}
+        return {name: _column(self.items, name) for name in self._item_schema.names if name not in own}
 
     @property
     def split_rule(self) -> Literal["leave_one_out", "temporal"]:

@@ -69,7 +69,7 @@ def _too_few_items(dataset: Dataset, user: int, num_free: int, num_negatives: in
     return DataError(
         f"evaluate.protocols has sampled_{num_negatives}, but user {dataset.user_ids[user].as_py()!r} has only "
         f"{num_free} of the {dataset.num_items} items left outside the history; choose sampled_N with a smaller N, or "
-        "leave it out"
+        "leave it out: evaluate.protocols=[full_history_excluded,full]"
     )
 
 

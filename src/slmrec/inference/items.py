@@ -17,6 +17,7 @@ from slmrec.data.ids import id_text
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.files import one_line, parse_json, special_file
 from slmrec.folders import folder_in_place, read_record
+from slmrec.inference.catalogue import Catalogue, ItemIdError
 from slmrec.locks import model_locked
 from slmrec.models.folder import (
     Vocabulary,
@@ -41,8 +42,7 @@ class _Known(NamedTuple):
     """(V+1, R) rows of all item tables."""
     is_text: Tensor
     """(R,) bool: the columns that hold text vectors."""
-    numbers: dict[str, int]
-    """Item by the text of its id."""
+    catalogue: Catalogue
 
 
 def add_items(model: Path, items: Path, output: Path | None = None) -> None:
@@ -75,7 +75,7 @@ def add_items(model: Path, items: Path, output: Path | None = None) -> None:
         columns = text_columns_of_items(recommender)
         rows = _read(items, columns)
         new_ids = _new_ids(items, rows, vocabulary)
-        known = _Known(item_rows(recommender), text_columns(recommender), _numbers(vocabulary))
+        known = _Known(item_rows(recommender), text_columns(recommender), Catalogue(vocabulary))
         vectors = [None if _has_text_only(row, columns) else _vector(items, row, known) for row in rows]
         with_text_only = [row for row, vector in zip(rows, vectors, strict=True) if vector is None]
         from_texts = iter(_read_texts(items, with_text_only, columns, recommender))
@@ -117,7 +117,7 @@ def mark_items(model: Path, items: Path, removed: bool, output: Path | None = No
     target = (output or model).resolve()  # a link stays, and the folder that it points to is replaced
     with model_locked(target):
         _, vocabulary = load_recommender(model)
-        numbers = _numbers(vocabulary)
+        numbers = Catalogue(vocabulary).items
         item_ids = [str(item_id) for item_id in _ids(items, _read(items), vocabulary)]
         unknown = [item_id for item_id in item_ids if item_id not in numbers]
         if unknown:
@@ -144,10 +144,6 @@ def _forget_stage(folder: Path) -> None:
         (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": None}) + "\n", encoding="utf-8")
 
 
-def _numbers(vocabulary: Vocabulary) -> dict[str, int]:
-    return {str(item_id): item for item, item_id in enumerate(vocabulary.item_ids.to_pylist(), 1)}
-
-
 def _ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> list[str | int]:
     """Return ids in the type of the vocabulary: 9.0 and `009` are 9 where all ids are whole numbers."""
     ids, id_type = [], vocabulary.item_ids.type
@@ -168,7 +164,7 @@ def _ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> list[str | int]:
 
 def _new_ids(path: Path, rows: Rows, vocabulary: Vocabulary) -> pa.Array:
     """Return the ids of new items with the type of the vocabulary: texts or numbers."""
-    numbers, ids = _numbers(vocabulary), _ids(path, rows, vocabulary)
+    numbers, ids = Catalogue(vocabulary).items, _ids(path, rows, vocabulary)
     known = [item_id for item_id in ids if str(item_id) in numbers]
     if known:
         raise DataError(
@@ -218,11 +214,13 @@ def _vector(path: Path, row: dict[str, Any], known: _Known) -> Tensor:
         return _given_vector(path, name, given, known.is_text)
     if not isinstance(similar, list) or not similar:
         raise DataError(f"{path}: item {name}: like is {similar!r}, expected a list of item ids; name some")
-    texts = [str(int(id_)) if isinstance(id_, float) and id_.is_integer() else str(id_) for id_ in similar]
-    unknown = [item_id for item_id, text in zip(similar, texts, strict=True) if text not in known.numbers]
+    try:
+        items, unknown = known.catalogue.split(similar)
+    except ItemIdError as error:
+        raise DataError(f"{path}: item {name}: like: {error}; correct it") from None
     if unknown:
         raise DataError(f"{path}: item {name} is like {unknown[0]!r}, which the model does not know; leave it out")
-    return known.rows[[known.numbers[text] for text in texts]].mean(dim=0)
+    return known.rows[items].mean(dim=0)
 
 
 def _given_vector(path: Path, name: str, given: Any, is_text: Tensor) -> Tensor:
@@ -296,5 +294,15 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Rows:
     texts = dict.fromkeys(("item_id", "title", "vector", "like", *columns), pa.string())
     options = pa_csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
     rows: Rows = pa_csv.read_csv(path, convert_options=options).to_pylist()
-    lists = ("vector", "like")
-    return [{key: json.loads(v) if key in lists and v else v for key, v in row.items()} for row in rows]
+    return [
+        row | {key: _list_of_json(number, key, row[key]) for key in ("vector", "like") if row.get(key)}
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _list_of_json(number: int, key: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        example = '["a", "b"]' if key == "like" else "[0.5, 1.5]"
+        raise ValueError(f"row {number}: {key} is {text[:60]!r}, expected a list such as {example}") from None

@@ -89,11 +89,12 @@ def _create_api(server: Server) -> FastAPI:
     )
     api.router.route_class = ObservedRoute
     _add_pages(api)
-    definitions = _add_endpoints(api, server)
+    popular = _popular_ids(server)
+    definitions = _add_endpoints(api, server, popular)
     document = api.openapi()  # FastAPI keeps this document until a route is added
     document["components"]["schemas"].update(definitions)
     (words,) = (each for each in document["paths"]["/items"]["get"]["parameters"] if each["name"] == "q")
-    words["example"] = str(_popular_ids(server)[0])
+    words["example"] = str(popular[0])
     return api
 
 
@@ -112,7 +113,7 @@ def _observed(server: Server, path: str, handler: RouteHandler) -> RouteHandler:
     return handle
 
 
-def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
+def _add_endpoints(api: FastAPI, server: Server, popular: list[Any]) -> dict[str, Any]:
     """Add the endpoints for programs.
 
     The handlers of POST requests read the body themselves, within the limits, so FastAPI cannot derive its schema.
@@ -147,7 +148,7 @@ def _add_endpoints(api: FastAPI, server: Server) -> dict[str, Any]:
         [("query", "validation", server.request_adapter), ("reload", "validation", TypeAdapter(ReloadRequest))],
         ref_template="#/components/schemas/{model}",
     )
-    examples = query_examples(_popular_ids(server))
+    examples = query_examples(popular)
     query = {
         "parameters": [_model_parameter(server)],
         **_request_body(bodies["query", "validation"], examples),

@@ -46,6 +46,7 @@ _ITEMS = (
     "song_id",
     "video_id",
     "game_id",
+    "game",
 )
 OTHER_NAMES = {
     "user_col": (
@@ -54,6 +55,8 @@ OTHER_NAMES = {
         "visitor_id",
         "member_id",
         "account_id",
+        "player_id",
+        "player",
         "customer",
         "client",
         "user",
@@ -62,10 +65,13 @@ OTHER_NAMES = {
     "item_col": (*_ITEMS, "item", "product"),
     "time_col": (
         *("time", "datetime", "event_time", "created_at", "invoice_date", "order_date", "purchase_date", "date", "ts"),
+        *("played_at", "viewed_at", "purchased_at", "ordered_at"),
     ),
     "rating_col": ("score", "stars"),
     "items_id_col": (*_ITEMS, "item", "product"),
-    "title_col": ("item_title", "product_name", "product_title", "book_title", "track_name", "game_name"),
+    "title_col": (
+        *("item_title", "product_name", "product_title", "book_title", "track_name", "game_name", "description"),
+    ),
 }
 """Further names by setting, used where a table has no usual name; a message says so."""
 QUANTITIES = frozenset(("quantity", "qty"))

@@ -163,12 +163,20 @@ def _read_text(file: Path, format: Format, encoding: str) -> TextCheck:
     return TextCheck("ascii" if is_ascii else encoding, has_separator, is_escaped)
 
 
+def not_text(file: Path, line: int) -> DataError:
+    """Return the error of a file with zero bytes."""
+    return DataError(
+        f"{file}: line {line}: byte b'\\x00' is not text; save the file as UTF-8 text, or set prepare.format if the "
+        "file is not text"
+    )
+
+
 def _unreadable(file: Path, error: _NotTextError, encoding: str | None) -> DataError:
     where = f"{file}: line {error.line}: byte {error.byte!r} is not"
     if encoding is not None:
         return DataError(f"{where} {encoding}; set prepare.encoding to the encoding of the file, or save it as UTF-8")
     if error.byte == b"\0" and error.block.count(b"\0") < len(error.block) // 4:
-        return DataError(f"{where} text; save the file as UTF-8 text, or set prepare.format if the file is not text")
+        return not_text(file, error.line)
     return DataError(
         f"{where} UTF-8; set prepare.encoding={likely_encoding(error.block)} (or another encoding), or save the file "
         "as UTF-8 text"

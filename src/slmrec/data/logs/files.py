@@ -12,7 +12,7 @@ from typing import NamedTuple
 from slmrec.config.prepare import LogFormat
 from slmrec.data.logs.archives import is_hidden, log_in_archive
 from slmrec.data.logs.compression import BLOCK_BYTES, Compression, blocks, compression_of, open_file
-from slmrec.data.logs.encodings import check_text, encoding_of_mark, is_utf8, separator_of, without_escapes
+from slmrec.data.logs.encodings import check_text, encoding_of_mark, is_utf8, not_text, separator_of, without_escapes
 from slmrec.data.logs.formats import DELIMITERS, FORMATS, Format, excerpt, format_of_lines, format_of_name, json_error
 from slmrec.data.logs.literals import as_json
 from slmrec.errors import DataError
@@ -203,10 +203,7 @@ def _unknown_format(file: Path, text: Sequence[str]) -> DataError:
     if not text:
         return DataError(f"{file}: the file is empty; expected {FORMATS}")
     if any("\0" in line for line in text):
-        return DataError(
-            f"{file}: line 1: byte b'\\x00' is not text; save the file as UTF-8 text, or set prepare.format if the "
-            "file is not text"
-        )
+        return not_text(file, 1)
     return DataError(
         f"{file}: the format cannot be detected from the name or the first line, {excerpt(text[0])}; set "
         f"prepare.format ({FORMATS})"

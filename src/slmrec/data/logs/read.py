@@ -9,7 +9,6 @@ engine.
 """
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -141,12 +140,16 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     opened.check_sizes(names.values(), settings.memory_limit)
     raw = {setting: opened.column(name) for setting, name in names.items()}
     columns, checks, times = _parse(files.path, raw, names, settings)
+    quantity = _unread_quantity(opened.head.names, settings)
+    if quantity:
+        columns["is_return"] = _is_negative(opened.column(quantity))
     table, errors = valid_rows(opened, columns, checks, _id_names(names), settings.id_type)
     table = with_times(opened.engine, table, times) if times else table
     if not value(table.count()):
         raise _no_events(files, errors)
     _log_recognised(files.path, names, settings)
-    _warn_of_returns(files.path, opened.head.names, settings, opened.column)
+    if quantity:
+        table = _without_returns(files.path, table, quantity)
     ties = (*_TIES, "row") if settings.tie_col else ("row",)
     return Events(table, ties, {"format": files.format} | names, errors)
 
@@ -213,19 +216,24 @@ def _log_recognised(path: Path | str, names: dict[str, str], settings: PrepareCo
         _LOG.info("%s: %s", printable(str(path)), message)
 
 
-def _warn_of_returns(path: Path | str, names: list[str], settings: PrepareConfig, column: Callable[[str], Any]) -> None:
-    """Warn of negative quantities that are read as events, unless `quantity_col` is set."""
-    quantities = [name for name in names if normal_name(name) in QUANTITIES]
-    if settings.quantity_col or not quantities:
-        return
-    cells = column(quantities[0])
-    number = cells if cells.type().is_numeric() else decimal_number(cells.cast("string"))
-    if num_negative := int(value((number < 0).sum()) or 0):
+def _unread_quantity(names: list[str], settings: PrepareConfig) -> str | None:
+    """Return the name of a column of quantities that no setting names."""
+    return None if settings.quantity_col else next((name for name in names if normal_name(name) in QUANTITIES), None)
+
+
+def _is_negative(cells: Column) -> Any:
+    return (cells if cells.type().is_numeric() else decimal_number(cells.cast("string"))) < 0
+
+
+def _without_returns(path: Path | str, events: Table, quantity: str) -> Table:
+    """Warn of negative quantities that are read as events, and drop the column that marks them."""
+    if num_negative := int(value(events.is_return.sum()) or 0):
         _LOG.warning(
             "%s: the column %s is negative in %s rows, which are read as events; set prepare.quantity_col=%s if they "
             "are returns",
-            *(printable(str(path)), printable(quantities[0]), f"{num_negative:,}", printable(quantities[0])),
+            *(printable(str(path)), printable(quantity), f"{num_negative:,}", printable(quantity)),
         )
+    return events.drop("is_return")
 
 
 def _id_names(names: dict[str, str]) -> dict[str, str]:
@@ -274,8 +282,10 @@ def _events_of_engine(engine: Any, embedded: Any, spill: Path, log: str, setting
     if is_row_store(engine):
         read = names | {name: name for name in table.columns if normal_name(name) in QUANTITIES}
         table, engine = copied(engine, table, read, embedded, spill, log), embedded
-    _warn_of_returns(log, list(table.columns), settings, table.__getitem__)
     columns, checks, times = _parse(log, {setting: table[name] for setting, name in names.items()}, names, settings)
+    quantity = _unread_quantity(list(table.columns), settings)
+    if quantity:
+        columns["is_return"] = _is_negative(table[quantity])
     stored = keep(engine, table.select(**columns, **check_columns(checks)))
     invalid = stored.filter(stored.fault.notnull()).select("fault", "value")
     rows = (invalid if settings.on_bad_row == "skip" else invalid.limit(1)).to_pyarrow().to_pylist()
@@ -286,6 +296,8 @@ def _events_of_engine(engine: Any, embedded: Any, spill: Path, log: str, setting
         raise DataError(f"{log}: has no rows; expected one event a row")
     ties = (*_TIES, "item_id") if settings.tie_col else ("item_id",)
     check_skippable(errors, settings.on_bad_row)
+    if quantity:
+        valid = _without_returns(log, valid, quantity)
     _log_recognised(log, names, settings)
     converted = convert_ids(valid, _id_names(names), settings.id_type)
     if isinstance(converted, Check):

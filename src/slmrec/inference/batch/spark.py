@@ -13,6 +13,7 @@ import pyarrow as pa
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import special_file
 from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
+from slmrec.inference.catalogue import Catalogue
 from slmrec.inference.histories import history_of
 from slmrec.inference.recommender import Recommender
 from slmrec.locks import target_locked
@@ -50,7 +51,7 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     frame = _read(_session(), input)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
-    _check_histories(frame, source, input, options)
+    _check_histories(frame, recommender.catalogue, input, options)
     rows = frame.mapInArrow(partial(_answer, source, arguments, schema), columns)
     aside = output.with_name(f".{output.name}.partial").resolve()
     with target_locked(output):
@@ -108,14 +109,14 @@ def _answer(
         yield from found.table.cast(schema).to_batches()
 
 
-def _check_histories(frame: Any, model: str, path: Path, options: RankOptions) -> None:
+def _check_histories(frame: Any, catalogue: Catalogue, path: Path, options: RankOptions) -> None:
     """Check all histories in a first pass, so that nothing is written if one is invalid or most items are unknown.
 
     Raises:
         DataError: A history is invalid, or more than half of the item ids are unknown.
     """
     columns = "num_unknown bigint, num_items bigint, first string, fault string"
-    counts = frame.mapInArrow(partial(_count, model), columns).collect()
+    counts = frame.mapInArrow(partial(_count, catalogue), columns).collect()
     fault = next((row["fault"] for row in counts if row["fault"] is not None), None)
     if fault is not None:
         raise DataError(f"{path}: {fault}; correct or remove the row")
@@ -125,14 +126,13 @@ def _check_histories(frame: Any, model: str, path: Path, options: RankOptions) -
     )
 
 
-def _count(model: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _count(catalogue: Catalogue, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield the numbers of unknown items and of all items of each batch, its first unknown item and its first fault."""
-    recommender = Recommender.from_pretrained(model, device="cpu")
     for batch in batches:
         num_unknown, num_items, first, fault = 0, 0, None, None
         for user, history in zip(batch["user_id"].to_pylist(), batch["history"].to_pylist(), strict=True):
             try:
-                known, unknown = recommender.catalogue.split(history_of(history, recommender.catalogue.id_pattern))
+                known, unknown = catalogue.split(history_of(history, catalogue.id_pattern))
                 if user is None:
                     raise ValueError("user_id is missing")
             except ValueError as error:
