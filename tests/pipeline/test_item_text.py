@@ -16,7 +16,7 @@ from slmrec.config.load import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.text.item_text import ItemText
-from slmrec.pipeline.item_text import read_item_text
+from slmrec.pipeline.item_text import check_item_texts, read_item_text
 
 COLOURS = ["red", "blue", "green", "black"]
 TITLES = [f"{COLOURS[n % 4]} thing {n}" for n in range(40)]
@@ -61,6 +61,16 @@ def test_texts_are_made_of_columns(dataset: Dataset, read_by_model: list[list[st
     text = read(dataset, source="any", template="by {brand}")
     assert read_by_model[1] == [f"by {brand}" for brand in BRANDS if brand]
     assert not text.vectors[[0, 1, 6]].any() and text.vectors[2].any()
+
+
+def test_only_texts_that_a_model_must_read_are_missed(dataset: Dataset, tiny_dataset: Dataset) -> None:
+    check_item_texts(config(), dataset)
+    check_item_texts(config(required=False), tiny_dataset)
+    check_item_texts(config(source="vectors.npy"), tiny_dataset)
+    with pytest.raises(
+        DataError, match=r"pretrain.text.item_text is 'any', but the items have no titles; give a table"
+    ):
+        check_item_texts(config(), tiny_dataset)
 
 
 def test_columns_that_the_items_lack_are_refused(dataset: Dataset) -> None:

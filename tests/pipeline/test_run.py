@@ -151,8 +151,18 @@ def test_help_has_an_example_and_the_place_of_the_settings(capsys: pytest.Captur
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())
-        assert f"Example: slmrec {command} --config tiny --input FILE" in text
+        assert f"Example: slmrec {command} --config words --input LOG --items ITEMS" in text
+        assert "words if its items have titles, sequences if not" in text
         assert "explained in src/slmrec/config/. Without --config" in text
+
+
+def test_a_log_without_titles_is_refused_before_any_training(
+    shop_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(["run", "--config", "words", "--input", str(shop_file), "--output", str(tmp_path / "run")], capsys)
+    assert "pretrain.text.item_text is 'words', but the items have no titles; give a table of items" in error
+    assert "take a recipe without text, such as --config sequences" in error
+    assert (tmp_path / "run" / "prepare").exists() and not (tmp_path / "run" / "pretrain").exists()
 
 
 def test_recommend_from_the_command_line(finished: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _ablate(options: argparse.Namespace, config: "Config") -> None:
 
 def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
     command = new_command(subparsers, name, text, run, _epilog(name))
-    command.add_argument("--config", help="recipe of the package (for example tiny), or YAML file with all settings")
+    command.add_argument("--config", help="recipe of the package (for example words), or YAML file with all settings")
     command.add_argument("--output", type=Path, required=True, help="folder of the run")
     command.add_argument("--force", action="store_true", help="run again even if the result exists and is up to date")
     _add_data_options(command)
@@ -121,8 +121,10 @@ def _epilog(name: str) -> str:
         if name == "prepare"
         else "every setting has its default: the paper's recipe on smollm2-135m"
     )
+    recipe = "smollm2" if name in ("depth", "ablate") else "words"
     example = (
-        f"Example: slmrec {name} --config tiny --input FILE --output out/tiny seed=1\n"
+        f"Example: slmrec {name} --config {recipe} --input LOG --items ITEMS --output out/shop seed=1\n"
+        "Your own log: --config words if its items have titles, sequences if not; tiny tries the commands in seconds.\n"
         f"All settings are explained in src/slmrec/config/. Without --config, {without_config}."
     )
     return f"{example}\n{FORMATS}" if name == "prepare" else example

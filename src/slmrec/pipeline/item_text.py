@@ -66,6 +66,21 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
     return ItemText(_shuffled(white.vectors, settings.seed) if settings.shuffled else white.vectors, reader)
 
 
+def check_item_texts(config: Config, dataset: Dataset) -> None:
+    """Check, before any model is trained, that the items have the texts that models of the run must read.
+
+    Raises:
+        DataError: A text is required and the items have none, or the template names a column that they lack.
+    """
+    sections = {f"pretrain.{name}": model for name, model in config.pretrain.items()}
+    for section, model in {**sections, "finetune": config.finetune, "distill.student": config.distill.student}.items():
+        name = getattr(model, "item_text", None)
+        if name is not None and config.item_text[name].required and not config.item_text[name].reads_file:
+            settings = config.item_text[name]
+            if not any(_texts(settings, f"item_text.{name}", dataset)):
+                _refuse_missing(settings, section, name)
+
+
 def _vectors_of_file(path: Path, dataset: Dataset) -> torch.Tensor:
     if path.suffix == ".parquet":
         return read_vectors_by_id(path, dataset.item_ids)
@@ -89,7 +104,7 @@ def _refuse_missing(settings: ItemTextConfig, section: str, name: str) -> None:
     if settings.required:
         raise DataError(
             f"{section}.item_text is {name!r}, but the items have no {columns}; give a table of items with --items "
-            f"FILE, or set item_text.{name}.required=false"
+            f"FILE, take a recipe without text, such as --config sequences, or set item_text.{name}.required=false"
         )
     _LOG.info("%s: the items have no %s (--items FILE gives them); training without text", section, columns)
 

@@ -10,6 +10,7 @@ from slmrec.evaluation.candidates import check_negatives
 from slmrec.models.backbone import check_backbone
 from slmrec.models.text.sources import check_source
 from slmrec.pipeline import evaluate
+from slmrec.pipeline.item_text import check_item_texts
 from slmrec.pipeline.sources import check_sources
 from slmrec.pipeline.stage import Build, pending_steps, run_step, section_of
 from slmrec.pipeline.table import Step, stage_named, steps
@@ -53,24 +54,25 @@ def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: 
     Raises:
         CheckpointError: A backbone cannot be found; this is checked before the first step begins.
         ConfigError: The file of lists does not exist; this is checked then, too.
-        DataError: The data set has too few items for a sampled protocol; this is checked before the first training.
+        DataError: The items lack texts that a model must read, or are too few for a sampled protocol; this is checked
+            before the first training.
     """
     planned = list(steps(config))
     for step in pending_steps(planned, config, output, force):
         _check_language_models(step, config)
         _check_lists(step, config)
-    folders = {}
     for step in planned:
         build = evaluate_with if step.folder == "evaluate" else None
-        folders[step.folder] = run_step(step, config, output, force, build=build)
+        folder = run_step(step, config, output, force, build=build)
         if step.folder == "prepare":
-            _check_sampled_protocols(config, folders["prepare"])
-    evaluate.show(folders["evaluate"])
+            dataset = Dataset.load(folder)
+            check_item_texts(config, dataset)
+            _check_sampled_protocols(config, dataset)
+    evaluate.show(output / "evaluate")
 
 
-def _check_sampled_protocols(config: Config, folder: Path) -> None:
+def _check_sampled_protocols(config: Config, dataset: Dataset) -> None:
     """Check that the data set has enough items for the sampled protocols, before anything is trained."""
-    dataset = Dataset.load(folder)
     for split, number in product(config.evaluate.splits, config.evaluate.sampled):
         check_negatives(dataset, number, dataset.held_out(split).users())
 
