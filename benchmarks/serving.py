@@ -224,7 +224,7 @@ class _Naive:
         from slmrec.types import Histories as Padded
 
         known = [self._recommender.catalogue.known(history) for history in histories]
-        items, lengths = pad_histories(known, self._width)
+        items, lengths, _ = pad_histories(known, self._width)
         padded = Padded(F.pad(items, (0, self._width - items.shape[1])), lengths)
         with torch.inference_mode():
             users = torch.cat([weight * encoder.encode(padded).users for weight, encoder in self._encoders], dim=1)

@@ -7,11 +7,15 @@ N read-out positions (B when only the newest position is read, the sum of the le
 Items are internal indices 1..V; 0 is padding. The caller's own ids live in the data set and in model folders only.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Unit = Literal["s", "ms", "us", "ns"]
+"""Unit of times."""
+PER_SECOND: dict[Unit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class Histories(NamedTuple):
@@ -27,10 +31,17 @@ class Histories(NamedTuple):
     """(B, L) int64 items, padded with 0 on the right."""
     lengths: "Tensor"
     """(B,) int64 number of items of each history, at least 1."""
+    times: "Tensor | None" = None
+    """(B, L) int64 times of the items, in the `timestamp_unit` of the model that reads them; None: not given."""
 
     def to(self, device: "torch.device") -> "Histories":
         """Return the histories on a device."""
-        return Histories(self.items.to(device), self.lengths.to(device))
+        times = None if self.times is None else self.times.to(device)
+        return Histories(self.items.to(device), self.lengths.to(device), times)
+
+    def select(self, rows: "slice | list[int] | Tensor") -> "Histories":
+        """Return the histories of some users."""
+        return Histories(self.items[rows], self.lengths[rows], None if self.times is None else self.times[rows])
 
 
 class Batch(NamedTuple):
@@ -112,3 +123,8 @@ class SequenceEncoder(Protocol):
 
     def item_vectors(self) -> "Tensor":
         """(V+1, D); row 0 is the padding item and is never recommended."""
+
+
+def timestamp_unit_of(reader: object) -> Unit | None:
+    """Return the unit in which a model or scorer reads the times of events; None: it reads none."""
+    return cast("Unit | None", getattr(reader, "timestamp_unit", None))

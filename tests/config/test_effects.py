@@ -75,6 +75,8 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("distill.student", "item_side: text or both"): (SASREC_STUDENT, student(item_side="text")),
     ("distill.student", "item_side: both"): (SASREC_STUDENT, student(item_side="both")),
     ("distill.student", "scores: cosine"): (SASREC_STUDENT, student(scores="cosine")),
+    ("pretrain.*", "times"): ({"prepare": {"order": "file"}}, {}),
+    ("distill.student", "times"): ({"prepare": {"format": "sequences"}, **SASREC_STUDENT}, SASREC_STUDENT),
     ("finetune", "item_vectors: null"): ({}, {"finetune": {"item_vectors": None}}),
     ("pretrain.*.train", "loss: ce"): ({"pretrain": {"sasrec": SAMPLED}}, {}),
     ("finetune.train", "loss: ce"): ({"finetune": SAMPLED}, {}),
@@ -121,6 +123,7 @@ VALUES: Values = {
     "prompt": {"prefix": "Items: "},
     "quantization_config": {"load_in_8bit": True},
     "template": "{brand}",
+    "time_gaps": {"num_buckets": 7, "bucket_ratio": 1.35},
 }
 """Values other than the default, of settings for which `other_than` has none."""
 INSEPARABLE: dict[str, Values] = {"loss": {"num_sampled": 8}, "num_sampled": {"loss": "sampled_softmax"}}

@@ -78,7 +78,7 @@ class MeanEncoder(nn.Module):
         return self.table.weight
 
     def encode(self, histories, *, every_position=False, num_blocks=0):
-        items, lengths = histories
+        items, lengths, _ = histories
         return Encoded(self.dropout((self.table(items) * (items > 0)[..., None]).sum(1) / lengths[:, None]))
 
 

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from artefacts import decoder, ensemble
+import torch
+from artefacts import decoder, ensemble, sasrec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import ITEMS, LIMITS, Client, serving
@@ -18,8 +20,10 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model
+from slmrec.models.sasrec import SasRec, SasRecConfig
 
 pytestmark = pytest.mark.heavy
 
@@ -62,7 +66,20 @@ def student() -> Model:
     return teacher.merged()
 
 
-MODELS: dict[str, Callable[[], Model]] = {"student": student, "ensemble": ensemble}
+def timed() -> Model:
+    torch.manual_seed(0)
+    model = SasRec(SasRecConfig(num_items=40, hidden_size=8, max_history_items=LONGEST_READ, time_gaps={}))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return Ensemble.of({"timed": model, "sasrec": sasrec()}, {"timed": 1.0, "sasrec": 0.3}).eval()
+
+
+def times_of(history: list[str]) -> list[int]:
+    """Return times that depend on the items, seconds to months apart."""
+    return list(accumulate(7 ** (sum(map(ord, item)) % 9) for item in history))
+
+
+MODELS: dict[str, Callable[[], Model]] = {"student": student, "ensemble": ensemble, "timed": timed}
 
 
 class Graph:
@@ -70,7 +87,8 @@ class Graph:
 
     def __init__(self, file: Path) -> None:
         self._session = onnxruntime.InferenceSession(file)
-        self._longest = json.loads(self._session.get_modelmeta().custom_metadata_map["slmrec"])["max_history_items"]
+        limits = json.loads(self._session.get_modelmeta().custom_metadata_map["slmrec"])
+        self._longest, self._reads_times = limits["max_history_items"], "timestamp_unit" in limits
         self._item_ids = pq.read_table(file.with_suffix(".items.parquet"))["item_id"].to_pylist()
         self._items = {item_id: item for item, item_id in enumerate(self._item_ids, 1)}
 
@@ -90,6 +108,10 @@ class Graph:
             "allowed": allowed,
             "k": np.array(question.k),
         }
+        if self._reads_times:
+            pairs = [zip(history, times_of(history), strict=True) for history in question.histories]
+            times = [[time for item, time in pair if item in self._items] for pair in pairs]
+            inputs["timestamps"] = padded([own[-self._longest :] for own in times])
         rows = zip(*self._session.run(["best", "scores"], inputs), strict=True)
         return [
             [(self._item_ids[item - 1], float(score)) for item, score in zip(best, scores, strict=True) if item]
@@ -118,11 +140,13 @@ class Ways:
             filter_seen=question.filter_seen,
             candidates=question.candidates,
             exclude=question.exclude,
+            timestamps=[times_of(history) for history in question.histories],
         )
         return [[(str(item_id), score) for item_id, score in row] for row in found.to_lists()]
 
     def command(self, question: Question, folder: Path) -> Answers:
-        rows = [{"user_id": user, "history": history} for user, history in enumerate(question.histories)]
+        users = enumerate(question.histories)
+        rows = [{"user_id": user, "history": own, "timestamps": times_of(own)} for user, own in users]
         (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         asked = ["--input", str(folder / "in.jsonl"), "--output", str(folder / "out.parquet"), "--k", str(question.k)]
         asked += ["--allow-unknown"] if question.filter_seen else ["--allow-unknown", "--keep-seen"]
@@ -141,7 +165,7 @@ class Ways:
         wish = {"k": question.k, "filter_seen": question.filter_seen, "exclude": question.exclude}
         if question.candidates is not None:
             wish["candidates"] = question.candidates
-        queries = [{"history": history, **wish} for history in question.histories]
+        queries = [{"history": own, "timestamps": times_of(own), **wish} for own in question.histories]
         if at_once:
             found = self.client.recommend(requests=queries)["answers"]
         else:
@@ -152,7 +176,8 @@ class Ways:
         """Of every item, by Python; without history how often it occurs."""
         vocabulary = self.recommender.vocabulary
         known = self.graph.known(history)
-        values = self.recommender.score([history])[0] if known else vocabulary.counts.to_pylist()
+        times = [times_of(history)]
+        values = self.recommender.score([history], timestamps=times)[0] if known else vocabulary.counts.to_pylist()
         return dict(zip(vocabulary.item_ids.to_pylist(), map(float, values), strict=True))
 
 

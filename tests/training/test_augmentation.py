@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from slmrec.config.distill import AugmentSettings, DistillConfig
 from slmrec.data.dataset import Samples
+from slmrec.data.event_times import EventTimes
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.training.augmentation import augmented
 from slmrec.training.full_softmax import CatalogueLoss
@@ -24,7 +25,8 @@ STARTS, ENDS = np.array([0, 12, 30, 58]), np.array([11, 29, 57, 59])  # the last
 
 
 def samples(every_position: bool) -> TrainingSamples:
-    return TrainingSamples(Samples.of(FLAT, STARTS, ENDS, np.arange(4)), 30, every_position)
+    timed = replace(Samples.of(FLAT, STARTS, ENDS, np.arange(4)), times=EventTimes("s", 10 * FLAT))
+    return TrainingSamples(timed, 30, every_position, "s")
 
 
 def sequences(batch: Batch) -> list[list[int]]:
@@ -53,6 +55,8 @@ def test_changed_histories_are_parts_in_their_order(change: str, every_position:
             if change == "crop":
                 assert len(part) == round(0.5 * (len(whole) - 1)) + 1 and all(b - a == 1 for a, b in pairwise(part))
         assert found[3] == [59, 60]
+        own_times = [time for times in batch.histories.times.tolist() for time in times if time]
+        assert own_times == [10 * item for part in found for item in sorted(part[:-1])]
         if every_position:
             assert batch.targets.tolist() == [item for part in found for item in part[1:]]
 

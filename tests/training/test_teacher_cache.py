@@ -3,6 +3,7 @@
 import fcntl
 import json
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,10 +18,12 @@ from torch import nn
 from slmrec.config import DecoderModel, DistillConfig
 from slmrec.data.batching import collate
 from slmrec.data.dataset import Samples
+from slmrec.data.event_times import EventTimes
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import Backbone, random_decoder
 from slmrec.models.build import build_decoder, student_from
 from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.training import teacher_cache
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.losses import DistillationLoss
@@ -315,3 +318,23 @@ def test_training_is_that_with_the_live_teacher(tmp_path: Path, every_position: 
         assert same == pytest.approx(line, rel=1e-6, abs=1e-6)
     for name, value in weights.items():
         torch.testing.assert_close(same_weights[name], value, rtol=0, atol=1e-6)
+
+
+def test_the_times_of_events_count_where_the_teacher_reads_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_items": NUM_ITEMS, "hidden_size": 8, "max_history_items": MAX_HISTORY, "positions": "relative"}
+    plain, reader = SasRec(SasRecConfig(**sizes)), SasRec(SasRecConfig(**sizes, time_gaps={}, timestamp_unit="ms"))
+    for weight in reader.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    samples, path = some_samples(), tmp_path / "states.safetensors"
+    times = np.random.default_rng(1).integers(0, 10**6, len(samples.flat)).cumsum()
+    timed = [replace(samples, times=EventTimes("s", values)) for values in (times, 2 * times)]
+    data = [TrainingSamples(some, MAX_HISTORY, True) for some in timed]
+    assert len({cache_keys(reader, one, [0])[0] for one in data}) == 2
+    assert len({cache_keys(plain, one, [0])[0] for one in [*data, data_of(True)]}) == 1
+    write_teacher_cache(reader, data[0], path, num_blocks=0, key="key", batch_size=4)
+    stored = CachedTeacher.open(path, "key", reader.item_vectors(), data[0], num_blocks=0)
+    batch = collate(timed[0], np.arange(11), MAX_HISTORY, True, timestamp_unit="ms")
+    with torch.inference_mode():
+        expected = encode(reader.eval(), batch).users
+    torch.testing.assert_close(stored.outputs(batch, 0).users, expected, rtol=1e-5, atol=1e-6)

@@ -82,7 +82,11 @@ def show_plan(config: Config, output: Path, force: bool) -> None:
     folder = output / "prepare"
     dataset = Dataset.load(folder) if read_record(folder).get("done") else None
     notes: list[str] = []
-    rows = {name: _row(planned, dataset) for name, planned in _planned(config, dataset, notes).items()}
+    plans = _planned(config, dataset, notes)
+    lacks_times = dataset is not None and dataset.times is None
+    readers = [name for name, planned in plans.items() if planned.model.timestamp_unit and lacks_times]
+    notes += [f"{name}: time_gaps reads times, which the data lack; it would stop there" for name in readers]
+    rows = {name: _row(planned, dataset) for name, planned in plans.items()}
     console = Console(width=max(Console().width, MIN_WIDTH))
     console.print(_table([step.folder for step in planned_steps], pending, rows))
     for note in [_data_line(dataset, "prepare" in pending, folder), *notes]:

@@ -20,7 +20,7 @@ class OracleScorer:
 
     def read(self, batch: Batch) -> Encoded:
         """Return the scores (B, V+1) of all items in place of user vectors; the catalogue of the shop is small."""
-        items, lengths = batch.histories
+        items, lengths, _ = batch.histories
         return Encoded(torch.from_numpy(np.asarray(self._oracle.scores(items.numpy(), lengths.numpy()))).float())
 
     def score(self, encoded: Encoded) -> Tensor:

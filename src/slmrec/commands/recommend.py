@@ -35,6 +35,9 @@ def add_parser(subparsers: Any) -> None:
     recommend = new_command(subparsers, "recommend", text, run, _EPILOG)
     recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model, or its hub id")
     recommend.add_argument("--history", help="item ids of one history, oldest first, separated by commas; shows titles")
+    recommend.add_argument(
+        "--timestamps", help="times of the items of --history, separated by commas, for models that read times"
+    )
     recommend.add_argument("--input", type=Path, help="rows of user_id, history, or of user_id, item_id, timestamp")
     recommend.add_argument("--output", type=Path, help=".parquet, .csv or .jsonl file to write")
     recommend.add_argument("--k", type=int, default=10, help="maximum number of items per user (default 10)")
@@ -70,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
     if options.history is not None and (options.overrides or options.on_bad_row or options.allow_unknown):
         options.parser.error("--history reads no file: leave out settings of prepare, --on-bad-row and --allow-unknown")
+    if options.timestamps is not None and options.history is None:
+        options.parser.error("--timestamps belongs to --history; files hold times in a column")
     if options.engine and options.device:
         options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
     if options.engine and options.index:
@@ -81,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     reading, files_of_items = _reading(options), (options.candidates, options.exclude_items)
     ranking = RankOptions(options.k, not options.keep_seen, *files_of_items, reading, options.allow_unknown)
     if options.history is not None:
-        _recommend_history(options.model, options.history, ranking, options.index, options.device)
+        _recommend_history(options.model, options.history, options.timestamps, ranking, options.index, options.device)
     elif options.engine == "spark":
         from slmrec.inference.batch.spark import recommend_with_spark
 
@@ -110,7 +115,7 @@ def _reading(options: argparse.Namespace) -> "PrepareConfig":
 
 
 def _recommend_history(
-    model: Path, history: str, ranking: "RankOptions", index: Path | None, device: str | None
+    model: Path, history: str, timestamps: str | None, ranking: "RankOptions", index: Path | None, device: str | None
 ) -> None:
 
     from slmrec.inference.histories import history_of
@@ -123,7 +128,8 @@ def _recommend_history(
         raise DataError(f"--history is {history!r}: {error}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownItemsWarning)
-        lists = recommender.recommend([items], **ranking.arguments())
+        times = None if timestamps is None else [history_of(timestamps, r"[^\s,]+")]
+        lists = recommender.recommend([items], timestamps=times, **ranking.arguments())
     _show(recommender, items, lists)
     if lists.lost_users:
         _LOG.warning("the history has no known item; these are the most popular items")

@@ -13,6 +13,7 @@ from slmrec.config.base_models import (
     SasRecStudent,
     StudentSettings,
     TextModel,
+    TimeGapSettings,
 )
 from slmrec.config.decoder import DecoderModel, DecoderSettings, FinetuneConfig, LoraSettings, PromptTemplate
 from slmrec.config.distill import DecoderStudent, DistillConfig, DistillWeights
@@ -46,6 +47,7 @@ __all__ = [
     "Section",
     "StudentSettings",
     "TextModel",
+    "TimeGapSettings",
     "TrainConfig",
 ]
 

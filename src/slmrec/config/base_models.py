@@ -56,6 +56,15 @@ class LowPassSettings(Section):
     """c, the number of lowest frequencies that pass: 0, 1, ... cycles in `max_history_items` positions."""
 
 
+class TimeGapSettings(Section):
+    """Attention bias by the time between two events and by their distance. Defaults: the bucket function of HSTU."""
+
+    num_buckets: int = Field(128, ge=2, le=1_024)
+    """Number of buckets of time gaps; the last one holds all longer gaps."""
+    bucket_ratio: float = Field(1.35, gt=1, le=1_000)
+    """Ratio of the bounds of neighbouring buckets; the first bucket ends at this number of seconds."""
+
+
 class SasRecSettings(StudentSettings):
     """Architecture of a SASRec model: a small causal transformer over item vectors."""
 
@@ -80,6 +89,10 @@ class SasRecSettings(StudentSettings):
     low_pass: LowPassSettings | None = None
     """Causal low-pass filter beside the attention, after BSARec; `{}` takes its default settings, null leaves it
     out."""
+    time_gaps: TimeGapSettings | None = None
+    """Learned attention bias by the time between two events, on a logarithmic scale, and by their distance, after HSTU;
+    `{}` takes its default settings, null leaves it out. The log, and every history of a request, must then have
+    times."""
     item_dim: int | None = Field(None, ge=1)
     """D, the width of item vectors; null: hidden_size. Another width adds a linear map before the first block and an
     MLP after the last one."""

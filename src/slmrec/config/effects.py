@@ -57,6 +57,7 @@ _HAS_NO_LAYER_LIST: Condition = lambda _, section: getattr(section, "layers", No
 _HAS_ADAPTERS: Condition = lambda _, section: getattr(section, "lora", None) is not None  # noqa: E731
 _HAS_BACKBONE: Condition = lambda config, _: config.finetune.backbone is not None  # noqa: E731
 
+_HAS_TIMES: Condition = lambda config, _: config.prepare.order == "time" and _is_table(config, config.prepare)  # noqa: E731
 _READS_TEXT: Condition = lambda _, model: model.item_side != "ids"  # noqa: E731
 
 _OF_TEXTS: dict[tuple[str, ...], tuple[Condition, str]] = {
@@ -90,6 +91,7 @@ REQUIREMENTS = (
             Requirement(section, ("adaptor_size", "text_dropout"), _READS_TEXT, "item_side: text or both"),
             Requirement(section, ("id_dropout",), lambda _, model: model.item_side == "both", "item_side: both"),
             Requirement(section, ("score_temperature",), lambda _, model: model.scores == "cosine", "scores: cosine"),
+            Requirement(section, ("time_gaps",), _HAS_TIMES, "times: prepare.order: time, and no format: sequences"),
         )
     ),
     Requirement("finetune", ("item_dim",), lambda _, finetune: finetune.item_vectors is None, "item_vectors: null"),

@@ -13,7 +13,6 @@ OnBadRow = Literal["error", "skip"]
 IdType = Literal["auto", "text"]
 NULL_VALUES = ("NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "NULL", "None", "undefined", "\\N", "-")
 """Words that programs write where there is no value."""
-Unit = Literal["s", "ms", "us", "ns"]
 _DIRECTIVE = re.compile(r"%(-?.?)", re.DOTALL)
 _DIRECTIVES = frozenset("aAwdbBmyYHIpMSfgnzZjUWcxXGVu%") | {f"-{letter}" for letter in "dmHIMS"}
 """Directives of `strptime` that the embedded engine reads."""

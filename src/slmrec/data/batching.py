@@ -9,13 +9,19 @@ from torch import Tensor
 
 from slmrec.data.dataset import Ints, Samples
 from slmrec.data.permutation import NUM_ROUNDS, permuted
-from slmrec.types import Batch, Histories
+from slmrec.types import Batch, Histories, Unit
 
 POOL_BATCHES = 50
 """Batches per pool of samples that are sorted by length; large enough for batches to remain random draws."""
 
 
-def collate(samples: Samples, rows: Ints, max_history_items: int, every_position: bool = False) -> Batch:
+def collate(
+    samples: Samples,
+    rows: Ints,
+    max_history_items: int,
+    every_position: bool = False,
+    timestamp_unit: Unit | None = None,
+) -> Batch:
     """Build a batch from the newest items of some samples.
 
     Args:
@@ -23,9 +29,13 @@ def collate(samples: Samples, rows: Ints, max_history_items: int, every_position
         rows: (B,) the samples of the batch.
         max_history_items: the maximum number of items per history.
         every_position: whether each position of a history has a target, or only the last one.
+        timestamp_unit: unit of the times of the histories; None: without times.
 
     Returns:
         Histories of shape (B, L), oldest item first, padded with 0 on the right, and their targets.
+
+    Raises:
+        DataError: times are requested, but the data have none.
     """
     starts, ends, _ = samples.spans(rows)
     starts = np.maximum(starts, ends - max_history_items)
@@ -36,18 +46,27 @@ def collate(samples: Samples, rows: Ints, max_history_items: int, every_position
     items = np.where(inside, samples.flat[indices], 0).astype(np.int64)
     targets = samples.flat[(indices + 1)[inside] if every_position else ends].astype(np.int64)
     tensor = torch.from_numpy
-    return Batch(Histories(tensor(items), tensor(lengths)), tensor(targets), every_position, tensor(rows))
+    times = None if timestamp_unit is None else tensor(np.where(inside, samples.times_at(indices, timestamp_unit), 0))
+    return Batch(Histories(tensor(items), tensor(lengths), times), tensor(targets), every_position, tensor(rows))
 
 
-def pad_histories(histories: Sequence[Sequence[int]], max_history_items: int) -> Histories:
+def pad_histories(
+    histories: Sequence[Sequence[int]], max_history_items: int, times: Sequence[Sequence[int]] | None = None
+) -> Histories:
     """Pad lists of items on the right to the longest one; only the newest `max_history_items` of each are kept.
+
+    Args:
+        histories: items of each history, oldest first.
+        max_history_items: the maximum number of items per history.
+        times: times of the items; None: without times.
 
     Example:
         >>> pad_histories([[1, 2, 3], [4]], 2).items.tolist()
         [[2, 3], [4, 0]]
     """
     newest = [history[-max_history_items:] for history in histories]
-    return Histories(pad_items(newest), torch.tensor([len(items) for items in newest]))
+    padded = None if times is None else pad_items([own[-max_history_items:] for own in times])
+    return Histories(pad_items(newest), torch.tensor([len(items) for items in newest]), padded)
 
 
 def pad_items(lists: Sequence[Sequence[int]]) -> Tensor:
@@ -83,10 +102,14 @@ def shuffled(samples: Samples, batch_size: int, max_history_items: int, seed: in
 
 
 def by_length(
-    samples: Samples, batch_size: int, max_history_items: int, every_position: bool = False
+    samples: Samples,
+    batch_size: int,
+    max_history_items: int,
+    every_position: bool = False,
+    timestamp_unit: Unit | None = None,
 ) -> Iterator[tuple[Ints, Batch]]:
-    """Yield rows and batches of all samples for inference, shortest first."""
+    """Yield rows and batches of all samples for inference, shortest first; the arguments are those of `collate`."""
     order = np.argsort(samples.clipped_lengths(max_history_items), kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, collate(samples, rows, max_history_items, every_position)
+        yield rows, collate(samples, rows, max_history_items, every_position, timestamp_unit)

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from slmrec.data.event_times import EventTimes
 from slmrec.data.histories import give_back_pages, open_histories, read_facts
 from slmrec.errors import DataError
+from slmrec.types import PER_SECOND, Unit
 
 Ints = NDArray[np.int64]
 Items = NDArray[np.integer[Any]]
@@ -50,6 +52,8 @@ class Samples:
     """The number of samples."""
     spans: Callable[[Ints], Spans]
     """Maps rows to the starts, the ends and the users (from 0) of their samples."""
+    times: EventTimes | None = None
+    """Times of the events of `flat`; None: the data have none."""
 
     @classmethod
     def of(cls, flat: Items, starts: Ints, ends: Ints, users: Ints) -> "Samples":
@@ -81,7 +85,17 @@ class Samples:
 
     def take(self, rows: Ints) -> "Samples":
         """Select the samples of some rows, in their order."""
-        return Samples(self.flat, len(rows), lambda some: self.spans(rows[some]))
+        return Samples(self.flat, len(rows), lambda some: self.spans(rows[some]), self.times)
+
+    def times_at(self, events: Ints, unit: Unit) -> Ints:
+        """Return the times of some events of `flat` in a unit.
+
+        Raises:
+            DataError: the data have no times.
+        """
+        if self.times is None:
+            raise DataError("the model reads the times of events, but the data set has none; prepare a log with times")
+        return self.times.at(events, unit)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,8 @@ class Dataset:
     """(U, 2): the number of events of each user before validation and before test; None: leave-one-out."""
     preparation: Mapping[str, Any] = field(default_factory=dict)
     """The entries `rules`, `sources` and `timestamp_unit` of `dataset.json`."""
+    times: EventTimes | None = None
+    """Times of the events of `flat`, read on first use; None: they have none."""
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -129,7 +145,9 @@ class Dataset:
         preparation: dict[str, Any] = {
             name: facts[name] for name in ("rules", "sources", "timestamp_unit") if name in facts
         }
-        return cls(flat, offsets, users, items, str(facts.get("fingerprint", "")), cuts, preparation)
+        unit = preparation.get("timestamp_unit")
+        times = EventTimes(unit, folder) if unit in PER_SECOND else None
+        return cls(flat, offsets, users, items, str(facts.get("fingerprint", "")), cuts, preparation, times)
 
     @property
     def num_users(self) -> int:
@@ -272,7 +290,7 @@ class Dataset:
                 give_back_pages(self.offsets, self.cuts)
             return starts, ends, users
 
-        return Samples(self.flat, numbering.total, spans)
+        return Samples(self.flat, numbering.total, spans, self.times)
 
 
 class _Numbering:

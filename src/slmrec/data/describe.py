@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from slmrec.config.prepare import Unit
 from slmrec.data.engine import disable_progress_bar
 from slmrec.data.histories import read_facts
 from slmrec.data.logs.times import time_unit
 from slmrec.errors import DataError
 from slmrec.files import one_line
+from slmrec.types import Unit
 
 MEMORY, THREADS = "2GB", 4
 """Resources of the queries; each thread needs its share of the memory."""

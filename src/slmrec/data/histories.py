@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from slmrec.errors import DataError
 from slmrec.files import one_line, read_json, write_atomically
 
-FLAT, OFFSETS, CUTS = "histories.npy", "offsets.npy", "cuts.npy"
+FLAT, OFFSETS, CUTS, TIMES = "histories.npy", "offsets.npy", "cuts.npy", "times.npy"
 FINGERPRINT = "histories.txt"
 """The file with the fingerprint of the data set and the cuts that the arrays were made from."""
 BATCH_EVENTS = 2**18
@@ -43,6 +43,7 @@ def write_histories(folder: Path) -> None:
         DataError: the events are not those of a prepared data set, or the folder is not writable.
     """
     times = _cut_times(folder)
+    (folder / TIMES).unlink(missing_ok=True)  # those of earlier events; `open_times` writes new ones when needed
     num_users = pq.read_metadata(folder / "users.parquet").num_rows
     with _log(folder) as log, ExitStack() as files:
         # Files are closed in the opposite order, so the offsets appear last.
@@ -77,6 +78,27 @@ def open_histories(folder: Path) -> Histories:
     if shape != expected:
         raise DataError(f"{folder}: {FLAT} has (events, users) {shape}, expected {expected}; {_DELETE}")
     return Histories(flat, offsets, rest[0] if rest else None)
+
+
+def open_times(folder: Path) -> NDArray[np.int64]:
+    """Map the times of the events of a prepared folder, in its `timestamp_unit`; they are written at the first call.
+
+    Raises:
+        DataError: an event has no time, or the times cannot be written or do not match the folder's events.
+    """
+    path = folder / TIMES
+    with _log(folder) as log:
+        shape = (log.metadata.num_rows,)
+        if not path.is_file():
+            with _npy_writer(path, "<i8", shape) as stream:
+                for (times,) in _columns(log, folder, ["timestamp"]):
+                    stream.write(times.astype("<i8").data)
+    mapped = _mapped(path)
+    if mapped.shape != shape:
+        raise DataError(
+            f"{folder}: {TIMES} has {len(mapped)} events, expected {shape[0]}; delete it, it is written again"
+        )
+    return mapped
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from slmrec.evaluation.candidates import is_sampled
 from slmrec.evaluation.metrics import ranks_of_targets, tie_draws
 from slmrec.inference.freeze import freeze
 from slmrec.topk import best_columns
-from slmrec.types import Batch, Encoded, SequenceEncoder
+from slmrec.types import Batch, Encoded, SequenceEncoder, timestamp_unit_of
 
 MAX_SCORES = 8 * 2**20
 """Maximum number of float32 scores in memory (32 MiB, and the same again for the copy without the history)."""
@@ -71,7 +71,7 @@ class EncoderScorer:
     """
 
     def __init__(self, model: SequenceEncoder, replace: Callable[[Tensor], Tensor] | None = None) -> None:
-        self._model = model
+        self._model, self.timestamp_unit = model, timestamp_unit_of(model)
         with eval_mode(model), torch.inference_mode():
             self._frozen = freeze(model, fused=False)
             self._item_vectors = self._frozen.item_vectors()
@@ -221,10 +221,14 @@ def evaluate_scorer(
 
 def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple[Ints, Tensor]]:
     """Yield sample numbers and their scores in blocks; the batches that are encoded do not depend on V."""
-    for rows, batch in by_length(samples, batch_size, scorer.max_history_items):
+    for rows, batch in _batches(scorer, samples, batch_size):
         read, block = scorer.read(batch), _rows_at_once(scorer)
         for at in range(0, len(rows), block):
             yield rows[at : at + block], _checked(scorer.score(read.select(slice(at, at + block))))
+
+
+def _batches(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple[Ints, Batch]]:
+    return by_length(samples, batch_size, scorer.max_history_items, False, timestamp_unit_of(scorer))
 
 
 def _rows_at_once(scorer: Scorer) -> int:
@@ -282,10 +286,7 @@ def throughput(
         >>> speed["popularity"] > 0
         True
     """
-    batches = {
-        name: [batch for _, batch in by_length(samples, batch_size, scorer.max_history_items)]
-        for name, scorer in scorers.items()
-    }
+    batches = {name: [batch for _, batch in _batches(scorer, samples, batch_size)] for name, scorer in scorers.items()}
     for name, scorer in scorers.items():
         _seconds(scorer, batches[name][-1:])
     seconds: dict[str, list[float]] = {name: [] for name in scorers}

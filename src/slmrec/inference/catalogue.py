@@ -130,6 +130,10 @@ class Catalogue:
                 known.append(item)
         return known, unknown
 
+    def times_of_known(self, item_ids: Iterable[Any], times: Iterable[int]) -> list[int]:
+        """Return the times of the known items of a history that `split` has accepted."""
+        return [time for item_id, time in zip(item_ids, times, strict=True) if self.find(item_id) is not None]
+
     def known(self, item_ids: Iterable[Any]) -> list[int]:
         """Return the items of ids, without unknown ids.
 

@@ -14,6 +14,8 @@ from slmrec.models.model import Model
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 INPUTS = ("items", "lengths", "excluded", "allowed", "k")
+TIMES = "timestamps"
+"""Further input of models that read the times of events."""
 OUTPUTS = ("best", "scores")
 
 
@@ -92,7 +94,13 @@ class TopItems(nn.Module):
         self.may_rank[0] = False
 
     def forward(
-        self, items: Tensor, lengths: Tensor, excluded: Tensor, allowed: Tensor, k: Tensor
+        self,
+        items: Tensor,
+        lengths: Tensor,
+        excluded: Tensor,
+        allowed: Tensor,
+        k: Tensor,
+        timestamps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return items (B, k) and scores (B, k), best first; where fewer are left, the item is 0 and the score -inf.
 
@@ -102,8 +110,10 @@ class TopItems(nn.Module):
             excluded: (B, E) items that a user must not get, padded with 0.
             allowed: (V+1,) bool, items that may be recommended in this request.
             k: Scalar number of items; at most V are returned.
+            timestamps: (B, L) times of the items in the `timestamp_unit` of the model, padded with 0; None: the model
+                reads no times.
         """
-        encoded = self.model.encode(Histories(items, lengths))
+        encoded = self.model.encode(Histories(items, lengths, timestamps))
         scores = encoded.users @ self.table.T
         if encoded.bonus is not None:
             scores = scores.scatter_add(1, encoded.bonus.items, encoded.bonus.scores)
@@ -130,7 +140,7 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
     check_exportable(model)
     graph = TopItems(exportable(model), model.item_vectors(), allowed).eval()
     width = min(2, model.max_history_items)
-    example = (
+    example: tuple[Tensor, ...] = (
         torch.ones(3, width, dtype=torch.int64),
         torch.full((3,), width),
         torch.ones(3, 4, dtype=torch.int64),
@@ -139,6 +149,8 @@ def as_program(model: Model, allowed: Tensor) -> ExportedProgram:
     )
     per_user = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     shapes: tuple[dict[int, Any], ...] = (per_user, {0: Dim.DYNAMIC}, per_user, {}, {})
+    if model.timestamp_unit is not None:
+        example, shapes = (*example, torch.zeros(3, width, dtype=torch.int64)), (*shapes, per_user)
     try:
         with torch.no_grad():
             return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
@@ -155,7 +167,8 @@ def check_exportable(model: Model) -> None:
     Raises:
         ConfigError: The model has such a term.
     """
-    first = Histories(torch.ones(1, 1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    one = torch.ones(1, 1, dtype=torch.int64)
+    first = Histories(one, one[0], one)
     with torch.inference_mode():
         has_bonus = model.encode(first).bonus is not None
     if has_bonus and model.age_scores() is None:

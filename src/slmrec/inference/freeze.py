@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from slmrec.data.batching import pad_histories
-from slmrec.inference.frozen_model import FrozenModel, UserCache
+from slmrec.inference.frozen_model import FrozenModel, UserCache, add_events
 from slmrec.inference.incremental import FrozenDecoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
@@ -82,15 +81,15 @@ class FrozenEnsemble(FrozenModel):
         return EnsembleCache(members={name: member.new_state() for name, member in self.members.items()})
 
     @torch.inference_mode()
-    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
+    def append(
+        self, states: Sequence[Any], items: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None
+    ) -> Encoded:
         """Append items to the histories of some users; see `FrozenModel.append`."""
-        for state, new in zip(states, items, strict=True):
-            state.items = [*state.items, *new][-self.max_history_items :]
+        histories = add_events(states, items, times, self.max_history_items).to(self.device)
         users = [
-            member.append([state.members[name] for state in states], items).users
+            member.append([state.members[name] for state in states], items, times).users
             for name, member in self.members.items()
         ]
-        histories = pad_histories([state.items for state in states], self.max_history_items).to(self.device)
         return Encoded(self.model.weighted(users), bonus=self.model.history_bonus(histories))
 
     def slide_window(self, states: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slmrec.data.batching import pad_histories
 from slmrec.topk import by_columns
-from slmrec.types import Encoded, Histories, SequenceEncoder
+from slmrec.types import Encoded, Histories, SequenceEncoder, Unit, timestamp_unit_of
 
 
 @dataclass
@@ -20,6 +20,20 @@ class UserCache:
 
     items: list[int] = field(default_factory=list)
     """Newest items of the history, oldest first; at most `max_history_items`."""
+    times: list[int] = field(default_factory=list)
+    """Times of these items, for models that read them; else empty."""
+
+
+def add_events(
+    states: Sequence[Any], items: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None, longest: int
+) -> Histories:
+    """Append events to the states of some users, keep the newest `longest`, and return the histories."""
+    for row, (state, new) in enumerate(zip(states, items, strict=True)):
+        state.items = [*state.items, *new][-longest:]
+        if times is not None:
+            state.times = [*state.times, *times[row]][-longest:]
+    known = None if times is None else [state.times for state in states]
+    return pad_histories([state.items for state in states], longest, known)
 
 
 class FrozenModel:
@@ -55,6 +69,11 @@ class FrozenModel:
         """Number of newest items of a history that the model reads."""
         return int(self.model.max_history_items)
 
+    @property
+    def timestamp_unit(self) -> Unit | None:
+        """Unit in which the model reads the times of events; None: it reads none."""
+        return timestamp_unit_of(self.model)
+
     @cached_property
     def device(self) -> torch.device:
         """Device of the model."""
@@ -85,16 +104,17 @@ class FrozenModel:
         """Return the state of a user without history, for `append`."""
         return UserCache()
 
-    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
+    def append(
+        self, states: Sequence[Any], items: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None
+    ) -> Encoded:
         """Append items to the histories of some users, update their states, and return the encoded histories.
 
         Args:
             states: Distinct states of `new_state`, one for each user.
             items: New items of each user, oldest first, at least one.
+            times: Times of the new items, for a model that reads them.
         """
-        for state, new in zip(states, items, strict=True):
-            state.items = [*state.items, *new][-self.max_history_items :]
-        return self.encode(pad_histories([state.items for state in states], self.max_history_items))
+        return self.encode(add_events(states, items, times, self.max_history_items))
 
     def slide_window(self, states: Sequence[Any]) -> None:
         """Drop the oldest item of full states in advance, so that their next event is appended faster.

@@ -15,6 +15,8 @@ from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import ConfigError, DataError
 from slmrec.inference.catalogue import Catalogue, ItemIdError
 from slmrec.inference.history_files import HISTORY, SKIP_REMEDY, UserRow, UserRows
+from slmrec.inference.timestamps import TIMESTAMPS, checked_times
+from slmrec.types import Unit
 
 _WHOLE_NUMBER = re.compile(WHOLE_NUMBER)
 _MAX_INT64, _MAX_UINT64 = 2**63 - 1, 2**64 - 1
@@ -25,6 +27,37 @@ class Sequences(NamedTuple):
 
     users: list[Any]
     histories: Sequence[Sequence[Any]]
+    timestamps: list[list[int]] | None = None
+    """Times of the items of each history; None: not given, or not read."""
+
+
+class KnownHistories(NamedTuple):
+    """Histories as items of a model."""
+
+    items: list[list[int]]
+    times: list[list[int]] | None
+    """Times of the items; None: not given, or not read."""
+    unknown: tuple[tuple[Any, ...], ...]
+    """Ids of each history that the model does not know."""
+
+
+def known_histories(sequences: Sequences, catalogue: Catalogue) -> KnownHistories:
+    """Return the known items, their times, and the unknown ids of some histories.
+
+    Raises:
+        DataError: A value of a history is no item id.
+    """
+    known, unknown, times = [], [], sequences.timestamps and list(sequences.timestamps)
+    for number, history in enumerate(sequences.histories):
+        try:
+            items, rest = catalogue.split(history)
+        except ItemIdError as error:
+            raise DataError(f"history {number}: {error}") from None
+        if times and rest:
+            times[number] = catalogue.times_of_known(history, times[number])
+        known.append(items)
+        unknown.append(tuple(rest))
+    return KnownHistories(known, times, tuple(unknown))
 
 
 class CheckedHistories:
@@ -36,14 +69,15 @@ class CheckedHistories:
         rows: The users as they are in the file.
         catalogue: Catalogue of the model; its ids decide how item ids are read.
         settings: How invalid rows and ids are treated.
+        unit: Unit in which the model reads times; None: it reads none.
 
     Raises:
         DataError: A user id is missing, or a history contains something that is no item id; invalid rows are skipped
             instead if `on_bad_row` is `skip`.
     """
 
-    def __init__(self, rows: UserRows, catalogue: Catalogue, settings: PrepareConfig) -> None:
-        self._rows, self._catalogue = rows, catalogue
+    def __init__(self, rows: UserRows, catalogue: Catalogue, settings: PrepareConfig, unit: Unit | None = None) -> None:
+        self._rows, self._catalogue, self._unit = rows, catalogue, unit
         self.user_ids = _UserIds(settings)
         self.num_users = self.num_items = self.num_unknown = 0
         self.first_unknown: Any = None
@@ -62,15 +96,18 @@ class CheckedHistories:
         """Yield all users in the order of the file, `size` at a time or fewer; the same ones in every call."""
         users: list[Any] = []
         histories: list[list[Any]] = []
+        times: list[list[int]] = []
         for number, row in enumerate(self._rows.read()):
             if number not in self._skipped:
                 users.append(self.user_ids.convert(row.user))
                 histories.append(history_of(row.history, self._catalogue.id_pattern))
+                if self._unit is not None:
+                    times.append(times_of(row.times, len(histories[-1]), self._unit))
             if len(users) == size:
-                yield Sequences(users, histories)
-                users, histories = [], []
+                yield Sequences(users, histories, times if self._unit else None)
+                users, histories, times = [], [], []
         if users:
-            yield Sequences(users, histories)
+            yield Sequences(users, histories, times if self._unit else None)
 
     def _check(self, row: UserRow) -> RowError | None:
         """Count a row; return its error if it is invalid."""
@@ -79,12 +116,19 @@ class CheckedHistories:
         except ValueError as error:
             return row.error("user_id", row.user, str(error), self._rows.unit)
         try:
-            known, unknown = self._catalogue.split(history_of(row.history, self._catalogue.id_pattern))
+            history = history_of(row.history, self._catalogue.id_pattern)
+            known, unknown = self._catalogue.split(history)
         except ItemIdError as error:
             place = f"item {error.position + 1} of the history of user {row.user!r}"
             return row.error(place, error.value, error.reason, self._rows.unit)
         except ValueError as error:
             return row.error(HISTORY, None if row.history is ... else row.history, str(error), self._rows.unit)
+        try:
+            if self._unit is not None:
+                times_of(row.times, len(history), self._unit)
+        except ValueError as error:
+            place = f"{TIMESTAMPS} of user {row.user!r}"
+            return row.error(place, None if row.times is ... else row.times, str(error), self._rows.unit)
         self.num_users += 1
         self.num_items += len(known) + len(unknown)
         self.num_unknown += len(unknown)
@@ -168,6 +212,17 @@ def history_of(value: Any, id_pattern: str) -> list[Any]:
     if not isinstance(items, list):
         raise ValueError('no JSON list; write ["a", "b"], or a b')
     return items
+
+
+def times_of(value: Any, num_items: int, unit: Unit) -> list[int]:
+    """Return the times of a history from a list, or from text as `history_of` reads it.
+
+    Raises:
+        ValueError: The value is no list of times, or does not fit the history.
+    """
+    if value is ... or isinstance(value, dict):
+        raise ValueError("expected a list of times, as long as the history")
+    return checked_times(history_of(value, r"[^\s,]+"), num_items, unit)
 
 
 def check_histories(histories: Any) -> None:

@@ -21,9 +21,12 @@ from slmrec.data.logs.read import read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.rows import read_rows
 from slmrec.data.logs.tables import checked_size
+from slmrec.data.logs.times import in_unit, stored_unit
 from slmrec.data.parquet import write_any_table
 from slmrec.errors import DataError
 from slmrec.files import one_line, printable
+from slmrec.inference.timestamps import TIMESTAMPS, needed
+from slmrec.types import Unit
 
 HISTORY = "history"
 SKIP_REMEDY = ", or set prepare.on_bad_row=skip"
@@ -41,6 +44,8 @@ class UserRow(NamedTuple):
     """The line of a text file or the row of a table, from 1; 0 if the history is that of several rows."""
     user: Any
     history: Any
+    times: Any = None
+    """Times of the items of the history; None where they are not read."""
 
     def error(self, column: str, value: Any, reason: str, unit: str) -> RowError:
         """Return the error of this row."""
@@ -60,7 +65,9 @@ class UserRows(NamedTuple):
 
 
 @contextmanager
-def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = None) -> Iterator[UserRows]:
+def open_user_rows(
+    path: Path, settings: PrepareConfig, spill: Path | None = None, unit: Unit | None = None
+) -> Iterator[UserRows]:
     """Open a file, or a folder of parts, with one row per user or one row per event.
 
     Files with one row per user are streamed. Events are sorted by the embedded engine, on disk if they are many.
@@ -69,15 +76,18 @@ def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = Non
         path: The file, in any format that `prepare` reads.
         settings: How it is read: format, columns, times, invalid rows.
         spill: Folder for temporary files; None: that of the system.
+        unit: Unit in which times are read; None: they are not read.
 
     Raises:
         DataError: The file cannot be read, or has neither `user_id` and `history` nor `user_id`, `item_id` and
-            `timestamp`.
+            `timestamp`; or times are read, but it has none.
     """
     with TemporaryDirectory(dir=spill, prefix=".spill-") as temporary:
         folder = Path(temporary)
         source = _inspect(path, settings, folder)
         if source.format == "sequences":
+            if unit is not None:
+                raise DataError(f"{path}: {needed(unit, f'give a table with user_id, history and {TIMESTAMPS}')}")
             yield UserRows(path, "line", lambda: _of_lines(source), [])
             return
         names = _names(source, settings)
@@ -94,18 +104,29 @@ def open_user_rows(path: Path, settings: PrepareConfig, spill: Path | None = Non
                 table = events.table
                 if settings.quantity_col:
                     table = remove_returns(engine, str(path), table, order).events
-                yield UserRows(path, "row", lambda: _of_events(engine, path, table, order), events.errors)
+                if unit is not None:
+                    if stored_unit(table) is None:
+                        raise DataError(f"{path}: {needed(unit, 'add a column of times, such as timestamp')}")
+                    table = in_unit(str(path), table, unit)
+                columns = ["item_id", *(["timestamp"] if unit else [])]
+                yield UserRows(path, "row", lambda: _of_events(engine, path, table, order, columns), events.errors)
             return
         if index["user"] is None:
             raise _other_columns(path, names)
-        user, history = (names[number] for number in index.values() if number is not None)
+        columns = [names[number] for number in index.values() if number is not None]
+        if unit is not None:
+            plain = [name.strip().casefold() for name in names]
+            if TIMESTAMPS not in plain:
+                remedy = f"add the column {TIMESTAMPS}, a list as long as the history"
+                raise DataError(f"{path}: {needed(unit, remedy)}")
+            columns.append(names[plain.index(TIMESTAMPS)])
         read = _readable(source, folder)
-        unit = "row" if source.format == "parquet" else "line"
-        yield UserRows(path, unit, lambda: _of_rows(read, names, user, history, settings), [])
+        place = "row" if source.format == "parquet" else "line"
+        yield UserRows(path, place, lambda: _of_rows(read, names, columns, settings), [])
 
 
 @contextmanager
-def table_user_rows(table: Any, settings: PrepareConfig) -> Iterator[UserRows]:
+def table_user_rows(table: Any, settings: PrepareConfig, unit: Unit | None = None) -> Iterator[UserRows]:
     """Open an Arrow, pandas or polars table of histories, which is read as a Parquet file is.
 
     Raises:
@@ -118,7 +139,7 @@ def table_user_rows(table: Any, settings: PrepareConfig) -> Iterator[UserRows]:
         except ValueError as error:
             raise DataError(f"histories: cannot be read as a table ({error}); give each column one type") from None
         try:
-            with open_user_rows(path, settings) as rows:
+            with open_user_rows(path, settings, unit=unit) as rows:
                 yield rows
         except DataError as error:
             message = str(error).replace(str(path), "histories").removesuffix(SKIP_REMEDY)
@@ -141,7 +162,7 @@ def read_item_ids(path: Path) -> list[Any]:
         if index is None:
             raise DataError(f"{path}: columns {_shown(names)}; expected item_id; rename the column")
         read = _readable(source, Path(folder))
-        return [row.user for row in _of_rows(read, names, names[index], names[index], settings)]
+        return [row.user for row in _of_rows(read, names, [names[index]] * 2, settings)]
 
 
 def _ids_of_lines(path: Path, source: InputFiles) -> list[str]:
@@ -217,15 +238,14 @@ def _of_lines(source: InputFiles) -> Iterator[UserRow]:
                 yield UserRow(name, number, user, items)
 
 
-def _of_rows(
-    source: InputFiles, names: list[str], user: str, history: str, settings: PrepareConfig
-) -> Iterator[UserRow]:
+def _of_rows(source: InputFiles, names: list[str], chosen: list[str], settings: PrepareConfig) -> Iterator[UserRow]:
+    """Yield the rows of a file; the chosen columns are those of users, histories and, if they are read, times."""
     if source.format in {"parquet", "jsonl"}:
         is_json = source.format == "jsonl"
-        yield from _of_json(source, user, history) if is_json else _of_parquet(source, user, history, settings)
+        yield from _of_json(source, chosen) if is_json else _of_parquet(source, chosen, settings)
         return
     has_header = header(source, settings.columns).in_file
-    columns = names.index(user), names.index(history)
+    columns = [names.index(name) for name in chosen]
     for file in source.names:
         for number, row in enumerate(read_rows(source, file)):
             if (number == 0 and has_header) or not (row.cells or row.error):
@@ -236,45 +256,46 @@ def _of_rows(
             yield UserRow(file, row.line, *(row.cells[column] for column in columns))
 
 
-def _of_json(source: InputFiles, user: str, history: str) -> Iterator[UserRow]:
+def _of_json(source: InputFiles, columns: list[str]) -> Iterator[UserRow]:
     for file, name in zip(source.files, source.names, strict=True):
         for number, line in enumerate(lines(file), 1):
             if error := json_error(line):
                 raise DataError(f"{name}: line {number}: {error}; write one JSON object per line")
             if line.strip():
                 row = json.loads(line)
-                yield UserRow(name, number, row.get(user), row.get(history, ...))
+                yield UserRow(name, number, row.get(columns[0]), *(row.get(column, ...) for column in columns[1:]))
 
 
-def _of_parquet(source: InputFiles, user: str, history: str, settings: PrepareConfig) -> Iterator[UserRow]:
+def _of_parquet(source: InputFiles, columns: list[str], settings: PrepareConfig) -> Iterator[UserRow]:
     for file, name in zip(source.files, source.names, strict=True):
         number = 0
-        columns = dict.fromkeys((user, history))
-        size = checked_size(file, name, columns, settings.memory_limit)
+        distinct = list(dict.fromkeys(columns))
+        size = checked_size(file, name, distinct, settings.memory_limit)
         with _errors_of_arrow(name), pq.ParquetFile(file) as parquet:
             num_rows = _BYTES_AT_ONCE * parquet.metadata.num_rows // max(1, size)
-            for batch in parquet.iter_batches(max(1, min(_ROWS_AT_ONCE, num_rows)), columns=list(columns)):
-                for pair in zip(batch[user].to_pylist(), batch[history].to_pylist(), strict=True):
+            for batch in parquet.iter_batches(max(1, min(_ROWS_AT_ONCE, num_rows)), columns=distinct):
+                for values in zip(*(batch[column].to_pylist() for column in columns), strict=True):
                     number += 1
-                    yield UserRow(name, number, *pair)
+                    yield UserRow(name, number, *values)
 
 
-def _of_events(engine: Any, path: Path, events: Any, order: list[str]) -> Iterator[UserRow]:
-    """Yield users in the order of their first row, each with all items in order."""
+def _of_events(engine: Any, path: Path, events: Any, order: list[str], columns: list[str]) -> Iterator[UserRow]:
+    """Yield users in the order of their first row, each with all items in order, and the times if they are read."""
     firsts = events.group_by("user_id").aggregate(first_row=events.row.min())
     joined = events.join(firsts, "user_id").order_by(["first_row", *order])
     user: Any = None
-    items: list[Any] = []
+    lists: list[list[Any]] = []
     newest = None
-    for part in batches(engine, joined.select("first_row", "user_id", "item_id"), _EVENTS_AT_ONCE):
-        for first_row, user_id, item_id in zip(*(column.to_pylist() for column in part.columns), strict=True):
+    for part in batches(engine, joined.select("first_row", "user_id", *columns), _EVENTS_AT_ONCE):
+        for first_row, user_id, *values in zip(*(column.to_pylist() for column in part.columns), strict=True):
             if first_row != newest:
                 if newest is not None:
-                    yield UserRow(path, 0, user, items)
-                user, items, newest = user_id, [], first_row
-            items.append(item_id)
+                    yield UserRow(path, 0, user, *lists)
+                user, lists, newest = user_id, [[] for _ in columns], first_row
+            for kept, value in zip(lists, values, strict=True):
+                kept.append(value)
     if newest is not None:
-        yield UserRow(path, 0, user, items)
+        yield UserRow(path, 0, user, *lists)
 
 
 @contextmanager

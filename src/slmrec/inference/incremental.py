@@ -73,8 +73,10 @@ class FrozenDecoder(FrozenModel):
         return KVCache() if self.is_incremental else UserCache()
 
     @torch.inference_mode()
-    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
-        """Append items to the histories of some users; see `FrozenModel.append`."""
+    def append(
+        self, states: Sequence[Any], items: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None
+    ) -> Encoded:
+        """Append items to the histories of some users; see `FrozenModel.append`. Decoders read no times."""
         if not self.is_incremental:
             return super().append(states, items)
         return Encoded(self._extend(states, [self._fit(*pair) for pair in zip(states, items, strict=True)]))

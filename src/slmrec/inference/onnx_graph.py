@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmrec.errors import CheckpointError
-from slmrec.inference.exportable import INPUTS, OUTPUTS, as_program
+from slmrec.inference.exportable import INPUTS, OUTPUTS, TIMES, as_program
 from slmrec.models.model import Model
 from slmrec.topk import top_k
-from slmrec.types import Histories
+from slmrec.types import PER_SECOND, Histories
 
 CHECKED_K = 10
 """Items of each list that `check_graph` compares."""
@@ -49,7 +49,11 @@ def random_histories(model: Model, weights: Tensor, num_users: int, max_items: i
     lengths = torch.randint(1, width + 1, (num_users,), generator=generator)
     points = torch.rand(num_users, width, dtype=torch.float64, generator=generator) * weights.sum()
     items = torch.searchsorted(weights.cumsum(0), points, right=True).clamp(max=model.num_items)
-    return Histories(items * (torch.arange(width) < lengths[:, None]), lengths)
+    times = None
+    if model.timestamp_unit is not None:  # the time between two events is up to some years
+        gaps = 10 ** (9 * torch.rand(num_users, width, generator=generator)) - 1
+        times = PER_SECOND[model.timestamp_unit] * gaps.long().cumsum(1)
+    return Histories(items * (torch.arange(width) < lengths[:, None]), lengths, times)
 
 
 def write_graph(model: Model, allowed: Tensor, file: Path) -> None:
@@ -64,14 +68,17 @@ def write_graph(model: Model, allowed: Tensor, file: Path) -> None:
         CheckpointError: torch cannot export the model.
     """
     program = as_program(model, allowed)
+    inputs = INPUTS if model.timestamp_unit is None else (*INPUTS, TIMES)
     with _quiet():
         graph = torch.onnx.export(
-            program, dynamo=True, input_names=list(INPUTS), output_names=list(OUTPUTS), verbose=False
+            program, dynamo=True, input_names=list(inputs), output_names=list(OUTPUTS), verbose=False
         )
     if graph is None:
         raise CheckpointError("torch.onnx returned no graph; use the model folder itself, and report this architecture")
     _name_dimensions(graph.model)
-    limits = {"max_history_items": model.max_history_items, "num_items": model.num_items}
+    limits: dict[str, int | str] = {"max_history_items": model.max_history_items, "num_items": model.num_items}
+    if model.timestamp_unit is not None:
+        limits["timestamp_unit"] = model.timestamp_unit
     graph.model.metadata_props["slmrec"] = json.dumps(limits)
     weights = sum(value.nbytes for value in (*program.state_dict.values(), *program.constants.values()))
     graph.save(file, external_data=weights > _MAX_BYTES_IN_ONE_FILE)
@@ -120,7 +127,10 @@ def open_graph(file: Path, num_items: int) -> Run:
 
     def run(histories: Histories, excluded: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         values = (histories.items.numpy(), histories.lengths.numpy(), excluded.numpy(), all_items, np.array(k))
-        best, scores = session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))
+        inputs = dict(zip(INPUTS, values, strict=True))
+        if histories.times is not None:
+            inputs[TIMES] = histories.times.numpy()
+        best, scores = session.run(list(OUTPUTS), inputs)
         return best, scores
 
     return run

@@ -77,14 +77,16 @@ class Ranker:
         self._removed = catalogue.removed
         self._allowed = self._all_except(self._removed) if self._removed else None
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> Encoded:
+    def encode(self, histories: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None) -> Encoded:
         """Encode histories of at least one item each, with user vectors in float32."""
-        encoded = self.model.encode(pad_histories(histories, self.model.max_history_items))
+        encoded = self.model.encode(pad_histories(histories, self.model.max_history_items, times))
         return encoded._replace(users=encoded.users.float())
 
-    def append(self, states: Sequence[Any], items: Sequence[Sequence[int]]) -> Encoded:
+    def append(
+        self, states: Sequence[Any], items: Sequence[Sequence[int]], times: Sequence[Sequence[int]] | None = None
+    ) -> Encoded:
         """Append items to the histories of some users, as `FrozenModel.append`, with user vectors in float32."""
-        encoded = self.model.append(states, items)
+        encoded = self.model.append(states, items, times)
         return encoded._replace(users=encoded.users.float())
 
     def rank(

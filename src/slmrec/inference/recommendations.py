@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from slmrec.inference.catalogue import ItemId
+from slmrec.inference.ranking import Ranked
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,28 @@ class Recommendations:
         """Return for each user, in the order of the request, item ids and scores, best first."""
         rows = zip(self.table["item_id"].to_pylist(), self.table["score"].to_pylist(), strict=True)
         return [[next(rows) for _ in range(size)] for size in self.sizes]
+
+
+def table_of(users: list[Any], ranked: list[Ranked], item_ids: pa.Array) -> pa.Table:
+    """Return `user_id, item_id, score, rank` for the ranked items of some users, given the ids of all items."""
+    sizes = np.array([len(one) for one in ranked], dtype=np.int64)
+    items = np.concatenate([*(one.items for one in ranked), np.zeros(0, dtype=np.int64)])
+    firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return pa.table(
+        {
+            "user_id": _id_array(users).take(pa.array(np.repeat(np.arange(len(ranked)), sizes))),
+            "item_id": item_ids.take(pa.array(items - 1)),
+            "score": pa.array(np.concatenate([*(one.scores for one in ranked), np.zeros(0, dtype=np.float32)])),
+            "rank": pa.array(np.arange(len(items)) - firsts + 1),
+        }
+    )
+
+
+def _id_array(ids: list[Any]) -> pa.Array:
+    """Return ids as an array; unsigned numbers stay numbers, and ids of several types become text."""
+    for id_type in (None, pa.uint64()):
+        try:
+            return pa.array(ids, id_type)
+        except (OverflowError, TypeError, pa.ArrowException):
+            continue
+    return pa.array(list(map(str, ids)))

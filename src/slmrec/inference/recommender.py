@@ -7,26 +7,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
-from slmrec.errors import ConfigError, DataError, TrainingError, UnknownItemsWarning
+from slmrec.errors import ConfigError, TrainingError, UnknownItemsWarning
 from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
 from slmrec.inference.dry_run import check_outputs, failures_reported
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
 from slmrec.inference.histories import (
     CheckedHistories,
+    KnownHistories,
     Sequences,
     check_histories,
     is_table,
+    known_histories,
 )
 from slmrec.inference.history_files import table_user_rows
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
-from slmrec.inference.recommendations import Recommendations
+from slmrec.inference.recommendations import Recommendations, table_of
+from slmrec.inference.timestamps import check_timestamps
 from slmrec.models.card import About
 from slmrec.models.folder import (
     Vocabulary,
@@ -144,6 +146,7 @@ class Recommender:
         candidates: Sequence[ItemId] | None = None,
         exclude: Sequence[ItemId] | None = None,
         user_ids: Sequence[Any] | None = None,
+        timestamps: Sequence[Sequence[Any]] | None = None,
     ) -> Recommendations:
         """Return the k best next items of each history.
 
@@ -155,9 +158,12 @@ class Recommender:
             candidates: Rank these items only.
             exclude: Items that no user gets; unknown ids are ignored.
             user_ids: User ids of the answer; by default those of the table, or 0, 1, ...
+            timestamps: Times of the items of each history, for models that read them (`model.timestamp_unit`): whole
+                numbers in this unit, or dates. A table has them in a column `timestamps`, or `timestamp` of its events.
 
         Raises:
-            ConfigError: k is below 1, a candidate is unknown, a history is no list, or the number of user ids differs.
+            ConfigError: k is below 1, a candidate is unknown, a history is no list, the number of user ids differs, or
+                timestamps are missing or do not fit the histories.
             DataError: The table has other columns, or a value of a history is no item id.
             TrainingError: A score is NaN.
 
@@ -171,12 +177,12 @@ class Recommender:
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
-        users, item_ids = self._read(histories, user_ids)
-        known, unknown = self._split(item_ids)
+        read = self._read(histories, timestamps, user_ids)
+        users, (known, times, unknown) = read.users, known_histories(read, self.catalogue)
         allowed = None if candidates is None else self._known_items(candidates, "candidate")
         excluded = self._items(exclude or (), "exclude")[0]
         ranked: list[Ranked] = [NO_ITEMS] * len(known)
-        for rows, encoded in self._encode_batches(known):
+        for rows, encoded in self._encode_batches(known, times):
             requests = [RankRequest(k, known[row] if filter_seen else (), allowed) for row in rows]
             try:
                 answers = self.ranker.rank(requests, encoded, excluded=excluded)
@@ -187,7 +193,8 @@ class Recommender:
         fallback = tuple(user for user, history in zip(users, known, strict=True) if not history)
         lost = tuple(user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history)
         sizes = tuple(map(len, ranked))
-        lists = Recommendations(self._table(users, ranked), sizes, unknown, fallback, lost)
+        table = table_of(users, ranked, self.vocabulary.item_ids)
+        lists = Recommendations(table, sizes, unknown, fallback, lost)
         if lost:
             num_items = sum(map(len, known)) + sum(map(len, unknown))
             warnings.warn(
@@ -199,34 +206,39 @@ class Recommender:
             )
         return lists
 
-    def encode(self, histories: HistoriesLike) -> Tensor:
+    def encode(self, histories: HistoriesLike, timestamps: Sequence[Sequence[Any]] | None = None) -> Tensor:
         """Return the user vectors (B, D), on the CPU, of histories that contain at least one known item each.
 
         Models that score some items separately, such as co-occurrence, do so in addition to these vectors; `score`
-        takes that into account.
+        takes that into account. Histories and timestamps are those that `recommend` takes.
 
         Raises:
-            ConfigError: A history contains no known item, or is no list.
+            ConfigError: A history contains no known item, or is no list, or timestamps do not fit.
             DataError: A table has other columns than `recommend` takes.
         """
-        known = self._known_histories(histories)
+        known, times, _ = self._known_histories(histories, timestamps)
         vectors = torch.zeros(len(known), self.ranker.model.item_vectors().shape[1])
-        for rows, encoded in self._encode_batches(known):
+        for rows, encoded in self._encode_batches(known, times):
             if encoded is not None:
                 vectors[rows] = encoded.users.cpu()
         return vectors
 
-    def score(self, histories: HistoriesLike, items: Sequence[ItemId] | None = None) -> Tensor:
+    def score(
+        self,
+        histories: HistoriesLike,
+        items: Sequence[ItemId] | None = None,
+        timestamps: Sequence[Sequence[Any]] | None = None,
+    ) -> Tensor:
         """Return the scores (B, K) of some items, or (B, V) of all items in the order of `vocabulary.item_ids`.
 
         Raises:
-            ConfigError: An item is unknown, a history contains no known item, or a history is no list.
+            ConfigError: An item is unknown, a history contains no known item or is no list, or timestamps do not fit.
             DataError: A table has other columns than `recommend` takes.
         """
         chosen = None if items is None else self._known_items(items, "item")
-        known = self._known_histories(histories)
+        known, times, _ = self._known_histories(histories, timestamps)
         scores = torch.zeros(len(known), self.model.num_items if chosen is None else len(chosen))
-        for rows, encoded in self._encode_batches(known):
+        for rows, encoded in self._encode_batches(known, times):
             if encoded is not None:
                 scores[rows] = self.ranker.score(encoded, chosen)
         return scores
@@ -239,40 +251,37 @@ class Recommender:
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
 
-    def _read(self, histories: HistoriesLike, user_ids: Sequence[Any] | None) -> Sequences:
+    def _read(
+        self, histories: HistoriesLike, timestamps: Sequence[Sequence[Any]] | None, user_ids: Sequence[Any] | None
+    ) -> Sequences:
+        unit = self.model.timestamp_unit
         if is_table(histories):
-            with table_user_rows(histories, _READING) as rows:
-                read = CheckedHistories(rows, self.catalogue, _READING)
-                users, item_ids = next(read.chunks(max(1, read.num_users)), Sequences([], []))
+            if timestamps is not None:
+                raise ConfigError("timestamps are given beside a table, which holds times in a column; leave them out")
+            with table_user_rows(histories, _READING, unit) as rows:
+                table = CheckedHistories(rows, self.catalogue, _READING, unit)
+                read = next(table.chunks(max(1, table.num_users)), Sequences([], []))
         else:
             check_histories(histories)
-            users, item_ids = list(range(len(histories))), histories
-        if user_ids is not None:
-            if len(user_ids) != len(item_ids):
-                raise ConfigError(f"user_ids has {len(user_ids)} names for {len(item_ids)} histories; give one each")
-            users = list(user_ids)
-        return Sequences(users, item_ids)
+            times = check_timestamps(timestamps, histories, unit)
+            read = Sequences(list(range(len(histories))), histories, times if unit else None)
+        if user_ids is None:
+            return read
+        if len(user_ids) != len(read.histories):
+            raise ConfigError(f"user_ids has {len(user_ids)} names for {len(read.histories)} histories; give one each")
+        return read._replace(users=list(user_ids))
 
-    def _split(self, histories: Sequence[Sequence[Any]]) -> tuple[list[list[int]], tuple[tuple[Any, ...], ...]]:
-        """Return the known items and the unknown ids of each history."""
-        known, unknown = [], []
-        for number, history in enumerate(histories):
-            try:
-                items, rest = self.catalogue.split(history)
-            except ItemIdError as error:
-                raise DataError(f"history {number}: {error}") from None
-            known.append(items)
-            unknown.append(tuple(rest))
-        return known, tuple(unknown)
-
-    def _known_histories(self, histories: HistoriesLike) -> list[list[int]]:
+    def _known_histories(self, histories: HistoriesLike, timestamps: Any) -> KnownHistories:
         """Return histories as items; each must contain a known item."""
-        known, _ = self._split(self._read(histories, None).histories)
-        if not all(known):
-            raise ConfigError(f"history {known.index([])} has no item that the model knows, so it has no vector")
+        known = known_histories(self._read(histories, timestamps, None), self.catalogue)
+        if not all(known.items):
+            number = known.items.index([])
+            raise ConfigError(f"history {number} has no item that the model knows, so it has no vector")
         return known
 
-    def _encode_batches(self, known: list[list[int]]) -> Iterator[tuple[Ints, Encoded | None]]:
+    def _encode_batches(
+        self, known: list[list[int]], times: list[list[int]] | None
+    ) -> Iterator[tuple[Ints, Encoded | None]]:
         """Yield rows and their encoded histories; None for users without history, who come last."""
         has_history = np.array([bool(history) for history in known], dtype=bool)
         rows, longest = np.flatnonzero(has_history), self.ranker.model.max_history_items
@@ -280,7 +289,8 @@ class Recommender:
         rows = rows[np.argsort(lengths, kind="stable")]  # histories of similar length need little padding
         for start in range(0, len(rows), BATCH_USERS):
             batch = rows[start : start + BATCH_USERS]
-            yield batch, self.ranker.encode([known[row] for row in batch])
+            own_times = None if times is None else [times[row] for row in batch]
+            yield batch, self.ranker.encode([known[row] for row in batch], own_times)
         if not has_history.all():
             yield np.flatnonzero(~has_history), None
 
@@ -307,19 +317,6 @@ class Recommender:
             "smaller learning rate if its training finished"
         )
 
-    def _table(self, users: list[Any], ranked: list[Ranked]) -> pa.Table:
-        sizes = np.array([len(one) for one in ranked], dtype=np.int64)
-        items = np.concatenate([*(one.items for one in ranked), np.zeros(0, dtype=np.int64)])
-        firsts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return pa.table(
-            {
-                "user_id": _id_array(users).take(pa.array(np.repeat(np.arange(len(ranked)), sizes))),
-                "item_id": self.vocabulary.item_ids.take(pa.array(items - 1)),
-                "score": pa.array(np.concatenate([*(one.scores for one in ranked), np.zeros(0, dtype=np.float32)])),
-                "rank": pa.array(np.arange(len(items)) - firsts + 1),
-            }
-        )
-
 
 def _device(name: str | None) -> torch.device:
     """Return a device by name, or the default device.
@@ -337,13 +334,3 @@ def _device(name: str | None) -> torch.device:
         return torch.device(name)
     available = "cpu, cuda" if has_gpu else "cpu"
     raise ConfigError(f"device is {name!r}, which is not available on this machine; choose one of: {available}")
-
-
-def _id_array(ids: list[Any]) -> pa.Array:
-    """Return ids as an array; unsigned numbers stay numbers, and ids of several types become text."""
-    for id_type in (None, pa.uint64()):
-        try:
-            return pa.array(ids, id_type)
-        except (OverflowError, TypeError, pa.ArrowException):
-            continue
-    return pa.array(list(map(str, ids)))

@@ -71,8 +71,7 @@ def _student_layers(settings: DecoderStudent, teacher: DecoderRecommender, parts
     if settings.layers == "evenly_spaced":
         return evenly_spaced(depth, num_layers)
     if settings.layers == "influence" and parts.histories is not None:
-        some = Histories(*(values[:INFLUENCE_USERS] for values in parts.histories))
-        influence = layer_influence(teacher, some)
+        influence = layer_influence(teacher, parts.histories.select(slice(INFLUENCE_USERS)))
         return tuple(sorted(np.argsort(-influence.numpy(), kind="stable")[:num_layers].tolist()))
     return first
 

@@ -68,7 +68,9 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         item_id: An item, for the example.
         vocabulary_file: Name of the file of its items.
     """
-    use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend([[{item_id!r}]])'
+    unit = model.timestamp_unit
+    asked = f"[[{item_id!r}]]" if unit is None else f"[[{item_id!r}]], timestamps=[[0]]"
+    use = f'from slmrec import Recommender\n\nRecommender.from_pretrained("this folder").recommend({asked})'
     copied = json.loads(json.dumps(_metadata(model, about)))  # YAML writes repeated objects as references
     metadata = dump_yaml(copied)
     text = (
@@ -78,6 +80,8 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         f"A history is a list of item ids, oldest first, of which the newest {model.max_history_items} are read. Items "
         f"that are not in `{vocabulary_file}` are ignored; without a known item, the most popular items are returned.\n"
     )
+    if unit is not None:
+        text += f"\nThe model reads the times of the items too: `timestamps`, in {unit} since 1970-01-01 UTC.\n"
     for measured in about.measured:
         text += f"\n{_described(measured)}\n\n{_table(measured.metrics)}"
     if about.metrics:

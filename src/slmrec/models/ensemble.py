@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from slmrec.models.model import ItemTable, Model, model_without_weights, register, skeleton_of
-from slmrec.types import Encoded, Histories, SequenceEncoder
+from slmrec.types import Encoded, Histories, SequenceEncoder, Unit
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
@@ -88,6 +88,9 @@ class Ensemble(Model):
         sizes = {(model.num_items, model.max_history_items) for model in self.models.values()}
         if len(sizes) > 1:
             raise ValueError(f"its models differ in (items, length of histories): {sorted(sizes)}")
+        units = {model.timestamp_unit for model in self.models.values()} - {None}
+        if len(units) > 1:
+            raise ValueError(f"its models read times in different units: {units}")
 
     @classmethod
     def of(cls, models: Mapping[str, Model], weights: Mapping[str, float]) -> "Ensemble":
@@ -122,6 +125,11 @@ class Ensemble(Model):
     def max_history_items(self) -> int:
         """Number of newest items of a history that the models read."""
         return self._first.max_history_items
+
+    @property
+    def timestamp_unit(self) -> Unit | None:
+        """Unit in which at least one of the models reads the times of events; None: none of them does."""
+        return next((unit for model in self.models.values() if (unit := model.timestamp_unit)), None)
 
     @property
     def hidden_size(self) -> int:

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, P
 from slmrec.config import DecoderTraining, Section, StudentSettings
 from slmrec.config.kinds import KINDS, Kind
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.types import Encoded, Histories, ItemBonus, SequenceEncoder
+from slmrec.types import Encoded, Histories, ItemBonus, SequenceEncoder, Unit
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
@@ -75,6 +75,8 @@ class ModelParts(NamedTuple):
     """Teacher of a student, which may start from its layers or item vectors."""
     histories: Histories | None = None
     """Some histories of users, on which layers or scores of the teacher can be compared."""
+    timestamp_unit: Unit | None = None
+    """Unit of the times of the data; None: they have none."""
 
 
 class ItemTable(NamedTuple):
@@ -171,6 +173,11 @@ class Model(PreTrainedModel):
     def max_history_items(self) -> int:
         """Number of newest items of a history that the model reads."""
         return int(self.config.max_history_items)
+
+    @property
+    def timestamp_unit(self) -> Unit | None:
+        """Unit in which the model reads the times of events; None: it reads none."""
+        return None
 
     @property
     def hidden_size(self) -> int:

@@ -36,7 +36,7 @@ def projected_items(teacher: SequenceEncoder, histories: Histories, width: int) 
         items = teacher.item_vectors().detach().double().cpu()
         device = teacher.item_vectors().device
         rows = [slice(start, start + BATCH) for start in range(0, len(histories.items), BATCH)]
-        parts = [Histories(histories.items[some], histories.lengths[some]).to(device) for some in rows]
+        parts = [histories.select(some).to(device) for some in rows]
         users = torch.cat([teacher.encode(part).users.double().cpu() for part in parts])
     items = items - items[1:].mean(dim=0)
     root = _square_root(users.T @ users / len(users))

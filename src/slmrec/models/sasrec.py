@@ -4,7 +4,9 @@ Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). 
 that later work found to matter: the meaning of positions is a setting, and the loss is cross-entropy over all items.
 
 Optionally, each block mixes its attention with a causal low-pass filter of the sequence. Source: Shin et al., An
-Attentive Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec).
+Attentive Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec). Optionally, a
+learned bias by the time between two events is added to the attention. Source: Zhai et al., Actions Speak Louder than
+Words: Trillion-Parameter Sequential Transducers for Generative Recommendations (ICML 2024; HSTU).
 """
 
 from collections.abc import Iterator
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slmrec.config import SasRecSettings, SasRecStudent
-from slmrec.models.blocks import Block, LowPass
+from slmrec.errors import DataError
+from slmrec.models.blocks import Block, GapBuckets, LowPass
 from slmrec.models.model import ItemTable, Model, ModelConfig, ModelParts, embedding_table, register
 from slmrec.models.projection import leading_components, projected_items
 from slmrec.models.text.item_text import TextAdaptor, TitleMap
-from slmrec.types import Encoded, Histories
+from slmrec.types import PER_SECOND, Encoded, Histories, Unit
 
 START_RMS = 0.3
 """Root mean square of initial item vectors that are not random."""
@@ -37,6 +40,8 @@ class SasRecConfig(ModelConfig):
     section = SasRecSettings
     num_components = 0
     """C, the width of the text vectors; 0 without text."""
+    timestamp_unit = "s"
+    """Unit of times, for a model with `time_gaps`."""
 
 
 class SasRec(Model):
@@ -81,12 +86,24 @@ class SasRec(Model):
         if settings.repeat_score != "none":
             self.repeat_scores = nn.Parameter(torch.zeros(NUM_AGES if settings.repeat_score == "by_age" else 1))
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
+        self._gap_buckets = None
+        if settings.time_gaps is not None:
+            if config.timestamp_unit not in PER_SECOND:
+                raise ValueError(
+                    f"timestamp_unit is {config.timestamp_unit!r}, expected one of {', '.join(PER_SECOND)}"
+                )
+            self._gap_buckets = GapBuckets(settings.time_gaps, config.timestamp_unit)
         self.post_init()
 
     @property
     def max_history_items(self) -> int:
         """Number of newest items of a history that the model reads."""
         return self.settings.num_positions
+
+    @property
+    def timestamp_unit(self) -> Unit | None:
+        """Unit in which the model reads the times of events; None: it reads none."""
+        return None if self._gap_buckets is None else self._gap_buckets.unit
 
     @property
     def hidden_size(self) -> int:
@@ -125,6 +142,7 @@ class SasRec(Model):
         one pass gives all of them; otherwise each prefix is encoded by itself.
 
         Raises:
+            DataError: The model reads times, and the histories have none.
             ValueError: Hidden states are requested.
         """
         if num_blocks:
@@ -134,20 +152,33 @@ class SasRec(Model):
             return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
         is_item = columns < histories.lengths[:, None]
-        x = self._inputs(histories, columns)
+        x, gaps = self._inputs(histories, columns), self._gaps(histories)
         for layer in self.layers[:-1]:
-            x = layer(x, x, None, columns[None])
+            x = layer(x, x, None, columns[None], gaps)
         if every_position:
-            users = self._users(self.layers[-1](x, x, None, columns[None])[is_item])
+            users = self._users(self.layers[-1](x, x, None, columns[None], gaps)[is_item])
             return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
         last = histories.lengths - 1
-        newest = x[torch.arange(x.shape[0], device=x.device), last].unsqueeze(1)
-        states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None]).squeeze(1)
+        rows = torch.arange(x.shape[0], device=x.device)
+        newest = x[rows, last].unsqueeze(1)
+        gaps = None if gaps is None else gaps[rows, last].unsqueeze(1)
+        states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], gaps).squeeze(1)
         return Encoded(self._users(states), bonus=self.history_bonus(histories))
 
     def age_scores(self) -> Tensor | None:
         """Return the learned scores (A,) of the items of the history by their age."""
         return None if self.repeat_scores is None else REPEAT_SCALE * self.repeat_scores
+
+    def _gaps(self, histories: Histories) -> Tensor | None:
+        """Return the buckets (B, L, L) of the times between two events; None if the model reads no times."""
+        if self._gap_buckets is None:
+            return None
+        if histories.times is None:
+            raise DataError(
+                "the model reads the times of events, but the histories have none; give `timestamps`, as long as each "
+                f"history, in {self.timestamp_unit}"
+            )
+        return self._gap_buckets.of(histories.times)
 
     def _inputs(self, histories: Histories, columns: Tensor) -> Tensor:
         """Return the input (B, L, H) of the first block."""
@@ -195,7 +226,7 @@ def _prefixes(histories: Histories) -> Iterator[Histories]:
     lengths = torch.arange(1, len(rows) + 1, device=rows.device) - firsts[rows]
     for start in range(0, len(rows), MAX_PREFIXES):
         some = slice(start, start + MAX_PREFIXES)
-        yield Histories(histories.items[rows[some]], lengths[some])
+        yield histories.select(rows[some])._replace(lengths=lengths[some])
 
 
 def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
@@ -206,6 +237,8 @@ def build_sasrec(settings: SasRecSettings, parts: ModelParts) -> SasRec:
         by_id = {"item_text": None, "item_side": "ids", "id_dropout": 0.0}
         config = SasRecConfig.of(settings.model_copy(update=by_id), parts.num_items)
     config.num_components = 0 if text is None else text.vectors.shape[1]
+    if settings.time_gaps is not None and parts.timestamp_unit is not None:  # None in a dry run before `prepare`
+        config.timestamp_unit = parts.timestamp_unit
     model = SasRec(config)
     if model.text is not None and text is not None:
         model.text.vectors.copy_(text.vectors)

@@ -24,6 +24,7 @@ from slmrec.pipeline.fitting import (
     catalogue_loss,
     fit_model,
     remove_training_state,
+    timestamp_unit,
     training_samples,
 )
 from slmrec.pipeline.item_text import read_item_text
@@ -36,7 +37,7 @@ from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher import FrozenTeacher, LiveTeacher
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
 from slmrec.training.terms import needs_states, needs_teacher
-from slmrec.types import Histories
+from slmrec.types import Histories, Unit
 
 _LOG = logging.getLogger(__name__)
 SAMPLED_USERS = 8192
@@ -54,8 +55,10 @@ def build(task: Task) -> dict[str, float]:
         teacher = ensemble.decoder_part
     torch.manual_seed(task.config.seed)
     text = read_item_text(task.config, "distill.student", settings.item_text, dataset)
-    student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher), text)
-    data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items)
+    unit = timestamp_unit(dataset, settings.student, "distill.student")
+    student = build_student(settings, dataset.num_items, teacher, _validation_histories(dataset, teacher), text, unit)
+    reads = _unit_of_batches(settings, student, teacher)
+    data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items, reads)
     data = replace(data, augment=settings.augment)
     loss = _loss(task, student, teacher, data, dataset)
     depths = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
@@ -94,6 +97,7 @@ def build_student(
     teacher: Model,
     histories: Histories | None,
     text: ItemText | None = None,
+    timestamp_unit: Unit | None = None,
 ) -> Model:
     """Return the student with its initial weights.
 
@@ -103,11 +107,12 @@ def build_student(
         teacher: Model that teaches; a decoder student starts from its layers.
         histories: Some validation histories, on which layers and scores can be compared; None where none are needed.
         text: Vectors of the item texts that the student reads.
+        timestamp_unit: Unit of the times of the data; None: they have none.
     """
     kind, own = KINDS[settings.student.kind], settings.student
     if getattr(own, "max_history_items", 0) is None:
         own = own.model_copy(update={"max_history_items": teacher.max_history_items})
-    parts = ModelParts(num_items, text, "distill.student", teacher, histories)
+    parts = ModelParts(num_items, text, "distill.student", teacher, histories, timestamp_unit)
     student: Model = load_object(kind.build_student or kind.build)(own, parts)
     if student.max_history_items != teacher.max_history_items:
         raise ConfigError(
@@ -145,7 +150,23 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
 def _validation_histories(dataset: Dataset, teacher: Model) -> Histories:
     samples = dataset.held_out("valid")
     rows = np.arange(min(len(samples), SAMPLED_USERS))
-    return collate(samples, rows, teacher.max_history_items).histories
+    return collate(samples, rows, teacher.max_history_items, timestamp_unit=teacher.timestamp_unit).histories
+
+
+def _unit_of_batches(settings: DistillConfig, student: Model, teacher: Model) -> Unit | None:
+    """Return the unit of times in training batches, which only a teacher without cached outputs reads too.
+
+    Raises:
+        ConfigError: Student and teacher read the same batches in different units.
+    """
+    reads_batches = settings.mode == "online" or settings.augment is not None
+    live = teacher.timestamp_unit if reads_batches else None
+    if None not in (live, student.timestamp_unit) and live != student.timestamp_unit:
+        raise ConfigError(
+            f"the teacher reads times in {live}, and the student in {student.timestamp_unit}, from the same batches; "
+            "set distill.mode=offline and distill.augment=null, whose outputs of the teacher are computed before"
+        )
+    return student.timestamp_unit or live
 
 
 def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Model | None:

@@ -101,7 +101,8 @@ def model_vectors(model: Model, users: Validation) -> Vectors:
         frozen = freeze(model, fused=False)
         items = frozen.item_vectors()
         vectors = items.new_empty(len(users.samples), items.shape[1])
-        for rows, batch in by_length(users.samples, EVAL_BATCH, model.max_history_items):
+        unit = model.timestamp_unit
+        for rows, batch in by_length(users.samples, EVAL_BATCH, model.max_history_items, timestamp_unit=unit):
             vectors[rows] = frozen.encode(batch.histories).users.float()
     deviation = score_deviation(vectors, items[1:])
     ages = model.age_scores()

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from slmrec.config import TrainConfig
+from slmrec.config import Section, TrainConfig
 from slmrec.data.dataset import Dataset
-from slmrec.errors import DataError
+from slmrec.errors import ConfigError, DataError
 from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
@@ -15,15 +15,38 @@ from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.trackers import Trackers
 from slmrec.training.trainer import fit
+from slmrec.types import Unit
 
 
-def training_samples(dataset: Dataset, supervision: str, max_history_items: int) -> TrainingSamples:
+def timestamp_unit(dataset: Dataset, settings: Section, section: str) -> Unit | None:
+    """Return the unit of the times of a data set; None if it has none.
+
+    Args:
+        dataset: The data set.
+        settings: Settings of a model that will be trained on it.
+        section: Path of these settings in the YAML, for messages.
+
+    Raises:
+        ConfigError: The model reads times, but the data set has none.
+    """
+    if dataset.times is None and getattr(settings, "time_gaps", None) is not None:
+        raise ConfigError(
+            f"{section}.time_gaps reads the times of events, but the log has no column of times; leave time_gaps out, "
+            "or name the column: prepare.time_col=NAME"
+        )
+    return None if dataset.times is None else dataset.times.unit
+
+
+def training_samples(
+    dataset: Dataset, supervision: str, max_history_items: int, timestamp_unit: Unit | None = None
+) -> TrainingSamples:
     """Return the training samples of a data set.
 
     Args:
         dataset: The data set.
         supervision: Positions of a history that are samples, as in `slmrec.config.base_models.Supervision`.
         max_history_items: Number of newest items of a history that the model reads.
+        timestamp_unit: Unit in which the model reads the times of events; None: it reads none.
 
     Raises:
         DataError: No history is long enough to train on.
@@ -35,7 +58,7 @@ def training_samples(dataset: Dataset, supervision: str, max_history_items: int)
             "temporal": "2 events before the time of validation that a training sample takes",
         }[dataset.split_rule]
         raise DataError(f"none of the {dataset.num_users} users has the {events}; give longer histories")
-    return TrainingSamples(samples, max_history_items, supervision == "every_position")
+    return TrainingSamples(samples, max_history_items, supervision == "every_position", timestamp_unit)
 
 
 def catalogue_loss(dataset: Dataset, settings: TrainConfig) -> CatalogueLoss:

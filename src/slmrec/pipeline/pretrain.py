@@ -10,7 +10,13 @@ from slmrec.data.dataset import Dataset
 from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
 from slmrec.models.model import ModelParts
-from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
+from slmrec.pipeline.fitting import (
+    catalogue_loss,
+    fit_model,
+    remove_training_state,
+    timestamp_unit,
+    training_samples,
+)
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.training.losses import NextItemLoss
@@ -27,10 +33,11 @@ def build(task: Task) -> dict[str, float]:
     if settings.seed is not None:
         task = replace(task, config=task.config.model_copy(update={"seed": settings.seed}))
     text = read_item_text(task.config, section, getattr(settings, "item_text", None), dataset)
+    parts = ModelParts(dataset.num_items, text, section, timestamp_unit=timestamp_unit(dataset, settings, section))
     torch.manual_seed(task.config.seed)
-    model = load_object(KINDS[settings.kind].build)(settings, ModelParts(dataset.num_items, text, section))
+    model = load_object(KINDS[settings.kind].build)(settings, parts)
     loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
-    data = training_samples(dataset, settings.supervision, model.max_history_items)
+    data = training_samples(dataset, settings.supervision, model.max_history_items, model.timestamp_unit)
     metrics = fit_model(task, section, model, loss, data, settings.train)
     remove_training_state(task)
     return metrics

@@ -8,8 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from slmrec.data.describe import Bin, Description, Histories, Popularity, Repeats, Times
-from slmrec.data.logs.times import PER_SECOND, date
+from slmrec.data.logs.times import date
 from slmrec.files import printable
+from slmrec.types import PER_SECOND
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

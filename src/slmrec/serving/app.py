@@ -148,7 +148,8 @@ def _add_endpoints(api: FastAPI, server: Server, popular: list[Any]) -> dict[str
         [("query", "validation", server.request_adapter), ("reload", "validation", TypeAdapter(ReloadRequest))],
         ref_template="#/components/schemas/{model}",
     )
-    examples = query_examples(popular)
+    unit = server.engines[server.default].active.ranker.model.timestamp_unit
+    examples = query_examples(popular, unit)
     query = {
         "parameters": [_model_parameter(server)],
         **_request_body(bodies["query", "validation"], examples),

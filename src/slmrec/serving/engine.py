@@ -9,6 +9,7 @@ from typing import Any
 
 from slmrec.inference.catalogue import ItemIdError
 from slmrec.inference.ranking import Ranked, RankRequest
+from slmrec.inference.timestamps import needed
 from slmrec.serving.http_errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
@@ -63,6 +64,8 @@ class _Task:
     query: Query
     items: list[int]
     """Known items of the history or the events."""
+    times: list[int] | None
+    """Times of these items; None: not given."""
     unknown: list[Any]
     excluded: list[int]
     candidates: list[int] | None
@@ -83,16 +86,21 @@ class Engine:
         self._lock = Lock()
 
     def replace(self, loaded: LoadedModel) -> None:
-        """Serve another model from the next batch on; sessions keep the items that the new model knows."""
+        """Serve another model from the next batch on; sessions keep the items that the new model knows.
+
+        A model that reads times drops sessions without times, or with times in another unit.
+        """
         active = ActiveModel(loaded)
         with self._lock:
-            previous, self.active = self.active.catalogue, active
+            previous, self.active = self.active, active
             self.sessions.max_history = self._session_length(loaded)
+            unit = active.ranker.model.timestamp_unit
+            if unit is not None:
+                is_other = previous.ranker.model.timestamp_unit not in (None, unit)
+                self.sessions.drop_without_times(all_of_them=is_other)
             numbers = active.catalogue.items
-            texts = [str(item_id) for item_id in previous.item_ids]
-            self.sessions.translate(
-                lambda items: [numbers[text] for item in items if (text := texts[item - 1]) in numbers]
-            )
+            texts = [str(item_id) for item_id in previous.catalogue.item_ids]
+            self.sessions.translate(lambda item: numbers.get(texts[item - 1]))
 
     def _session_length(self, loaded: LoadedModel) -> int:
         """Return the number of items kept per session, at least as many as the cache of the model holds."""
@@ -141,6 +149,12 @@ class Engine:
                 raise InvalidRequestError(f"{place} is {shortened(error.value)}: {error.reason}") from None
 
         items, unknown = split("events" if query.history is None else "history")
+        times = None if query.timestamps is None else [*map(int, query.timestamps)]
+        unit = self.active.ranker.model.timestamp_unit
+        if unit is not None and query.item_ids and times is None:
+            raise InvalidRequestError(f"{prefix}timestamps: {needed(unit, 'give the time of each item')}")
+        if times and unknown:
+            times = self.active.catalogue.times_of_known(query.item_ids, times)
         candidates, unknown_candidates = split("candidates")
         if unknown_candidates:
             raise InvalidRequestError(
@@ -148,7 +162,7 @@ class Engine:
                 f"({len(unknown_candidates)} unknown in total)"
             )
         excluded, _ = split("exclude")
-        return _Task(query, items, unknown, excluded, None if query.candidates is None else candidates)
+        return _Task(query, items, times, unknown, excluded, None if query.candidates is None else candidates)
 
     def _process(self, tasks: list[_Task]) -> None:
         """Process tasks of distinct sessions: one forward pass for whole histories and one for sessions."""
@@ -165,12 +179,12 @@ class Engine:
         """Append the new events to the session; a query without a session id gets a temporary one."""
         session_id, sessions = task.query.session_id, self.sessions
         if session_id is None:
-            task.session = Session(task.items, [])
+            task.session = Session(task.items, [], task.times)
             return
         task.is_new = session_id not in sessions
         has_history = task.query.history is not None
         task.session = sessions.start(session_id) if has_history else sessions.resume(session_id)
-        task.session.add(task.items, sessions.max_history)
+        task.session.add(task.items, task.times, sessions.max_history)
 
     def _rank(self, tasks: list[_Task]) -> None:
         ranker = self.active.ranker
@@ -179,7 +193,8 @@ class Engine:
         self._full.extend(session_id for session_id, session in kept.items() if is_full(ranker, session))
         whole = [task.session for task in tasks if task.query.session_id is None and task.items]
         if whole:
-            encoded = ranker.encode([each.history for each in whole])
+            times = None if ranker.model.timestamp_unit is None else [each.times or [] for each in whole]
+            encoded = ranker.encode([each.history for each in whole], times)
             for row, session in enumerate(whole):
                 session.encoded = encoded.select(slice(row, row + 1))
         lists = ranker.rank_users([_request(task) for task in tasks], [task.session.encoded for task in tasks])

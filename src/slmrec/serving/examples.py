@@ -7,6 +7,7 @@ from pathlib import Path
 from slmrec.data.ids import MAX_EXACT_FLOAT, id_text, is_missing
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import parse_json, special_file
+from slmrec.inference.timestamps import checked_times
 from slmrec.serving.messages import ItemId, Message
 
 MAX_EXAMPLES = 100
@@ -19,10 +20,11 @@ class Example(Message):
 
     user_id: ItemId
     history: list[ItemId]
+    timestamps: list[int] | None = None
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read the first 100 users of a JSON Lines file with the keys `user_id` and `history`.
+    """Read the first 100 users of a JSON Lines file with the keys `user_id`, `history` and optionally `timestamps`.
 
     Raises:
         ConfigError: The name of the file does not end with .jsonl.
@@ -51,6 +53,8 @@ def _parse_line(path: Path, number: int, line: str) -> Example:
             id_text(value, whole_numbers=False)
             if is_missing(value):
                 raise ValueError
+        if example.timestamps is not None:
+            checked_times(example.timestamps, len(example.history), "s")
         return example
     except ValueError:
         form = json.dumps({"user_id": "a", "history": [1, 2]})

@@ -39,6 +39,7 @@ class LoadedModel:
             "num_items": model.num_items,
             "num_parameters": sum(value.numel() for value in model.parameters()),
             "max_history_items": model.max_history_items,
+            "timestamp_unit": model.timestamp_unit,
             "metrics": self.metrics,
             "loaded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.loaded_at)),
         }

@@ -19,12 +19,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from slmrec.data.ids import MAX_EXACT_FLOAT
 from slmrec.files import one_line
+from slmrec.inference.timestamps import checked_times
 from slmrec.serving.limits import Limits
+from slmrec.types import PER_SECOND, Unit
 
 MAX_ID_CHARS = 256
 MAX_SEARCH_RESULTS = 100
 _MAX_FAULTS = 5
 _MAX_SHOWN_CHARS = 50
+_EXAMPLE_TIME = 1_767_225_600
+"""2026-01-01, in seconds."""
 ModelName = str
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
 _NUMBERS = (
@@ -41,6 +45,19 @@ ItemId = Annotated[str | int | float, GetPydanticSchema(lambda *_: _ID_SCHEMA)]
 """Item id of a request. Whole numbers may be written as floats, such as 9.0; unsigned 64-bit numbers are ids too."""
 
 
+_TIME_SCHEMA = core_schema.union_schema(
+    [
+        core_schema.int_schema(strict=True, gt=-(2**62), lt=2**62),
+        core_schema.float_schema(strict=True, multiple_of=1, ge=-MAX_EXACT_FLOAT, le=MAX_EXACT_FLOAT),
+    ],
+    mode="left_to_right",
+    custom_error_type="time",
+    custom_error_message="expected a time: a whole number in the unit that GET /model names",
+)
+Time = Annotated[int | float, GetPydanticSchema(lambda *_: _TIME_SCHEMA)]
+"""Time of an event, in the `timestamp_unit` of the model."""
+
+
 class Message(BaseModel):
     """Immutable body of a request or an answer; unknown fields are errors."""
 
@@ -53,6 +70,7 @@ class Query(Message):
     history: list[ItemId] | None = None
     events: list[ItemId] | None = None
     session_id: Text | None = None
+    timestamps: list[Time] | None = None
     k: int = 10
     filter_seen: StrictBool = True
     candidates: list[ItemId] | None = None
@@ -66,7 +84,17 @@ class Query(Message):
             raise PydanticCustomError(
                 "history", "give history to restart the session, or events to continue it, but not both"
             )
+        if self.timestamps is not None:
+            try:
+                checked_times(self.timestamps, len(self.item_ids), "s")
+            except ValueError as error:
+                raise PydanticCustomError("timestamps", "timestamps: {error}", {"error": str(error)}) from None
         return self
+
+    @property
+    def item_ids(self) -> Sequence[Any]:
+        """Item ids of the history, or of the new events of a session."""
+        return (self.events if self.history is None else self.history) or ()
 
 
 class RankedItem(Message):
@@ -137,6 +165,7 @@ class ExampleUser(Message):
 
     user_id: str | int | float
     history: list[Item]
+    timestamps: list[int] | None = Field(description="times of the items; null if the file has none")
 
 
 class ExampleUsers(Message):
@@ -155,6 +184,11 @@ class ModelInfo(Message):
     num_items: int
     num_parameters: int
     max_history_items: int = Field(description="number of newest items of a history that the model reads")
+    timestamp_unit: Unit | None = Field(
+        description="unit of timestamps, since 1970-01-01 UTC, which histories and events must then have; null: the "
+        "model reads no times",
+        examples=[None],
+    )
     metrics: dict[str, float] = Field(description="metrics of the model card", examples=[{"valid/ndcg@10": 0.05}])
     loaded_at: str = Field(examples=["2026-01-31T12:00:00Z"])
 
@@ -183,18 +217,26 @@ class Error(Message):
     error: str = Field(examples=["k: Input should be greater than or equal to 1"])
 
 
-def query_examples(item_ids: Sequence[Any]) -> dict[str, dict[str, Any]]:
+def query_examples(item_ids: Sequence[Any], unit: Unit | None) -> dict[str, dict[str, Any]]:
     """Return example bodies of `POST /recommend` for a catalogue.
 
     Args:
         item_ids: Four item ids of the catalogue, or fewer.
+        unit: Unit in which the model reads times; None: it reads none.
     """
     first, *rest = item_ids
-    several = [{"history": [first, *rest[:1]]}, {"history": rest[-1:] or [first], "k": 3, "filter_seen": False}]
+    several: list[dict[str, Any]] = [{"history": [first, *rest[:1]]}]
+    several += [{"history": rest[-1:] or [first], "k": 3, "filter_seen": False}]
+    one: dict[str, Any] = {"history": [first, *rest[:2]], "k": 5}
+    event: dict[str, Any] = {"session_id": "f0c2", "events": [first]}
+    if unit is not None:
+        for body in (one, event, *several):
+            num_items = len(body.get("history", body.get("events", ())))
+            body["timestamps"] = [PER_SECOND[unit] * (_EXAMPLE_TIME + 3600 * hour) for hour in range(num_items)]
     return {
-        "One user": {"value": {"history": [first, *rest[:2]], "k": 5}},
+        "One user": {"value": one},
         "Several users": {"value": {"requests": several}},
-        "New event of a session": {"value": {"session_id": "f0c2", "events": [first]}},
+        "New event of a session": {"value": event},
     }
 
 
@@ -213,12 +255,13 @@ def request_adapter(limits: Limits) -> TypeAdapter[Any]:
 
 def _query(limits: Limits) -> type[Query]:
     """Return `Query` with the limits of a server in its fields."""
-    history = _list(ItemId, limits.max_history)
+    history, times = (_list(kind, limits.max_history) for kind in (ItemId, Time))
     item_ids = _list(ItemId, limits.max_candidates)
     optional = {
         "history": (history | None, "item ids, oldest first; together with session_id, restarts the session"),
         "events": (history | None, "item ids to append to the session, oldest first"),
         "session_id": (Text | None, "session, named by the client"),
+        "timestamps": (times | None, "times of the items of history or events, for models with a timestamp_unit"),
         "candidates": (item_ids | None, "rank only these items"),
     }
     fields: dict[str, Any] = {name: (kind, Field(None, description=text)) for name, (kind, text) in optional.items()}

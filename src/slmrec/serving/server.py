@@ -194,6 +194,7 @@ class Server:
             {
                 "user_id": example.user_id,
                 "history": [catalogue.described(item) for item in catalogue.known(example.history)],
+                "timestamps": example.timestamps and catalogue.times_of_known(example.history, example.timestamps),
             }
             for example in self.examples
         ]

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slmrec.inference.ranking import Ranker
@@ -17,15 +17,19 @@ class Session:
     """Known items, oldest first."""
     pending: list[int]
     """Newest items of the history that the model has not processed yet."""
+    times: list[int] | None = field(default_factory=list)
+    """Times of the items of the history; None: an event had none, so that only models without times can read it."""
     state: Any = None
     """State of the model's incremental encoding; None before the first item."""
     encoded: Encoded | None = None
     """Output of the model (N = 1) after the processed items; None before the first."""
 
-    def add(self, items: list[int], max_history: int) -> None:
+    def add(self, items: list[int], times: list[int] | None, max_history: int) -> None:
         """Append events and drop the oldest items beyond `max_history`."""
         self.history = [*self.history, *items][-max_history:]
         self.pending = [*self.pending, *items][-max_history:]
+        if items:
+            self.times = None if self.times is None or times is None else [*self.times, *times][-max_history:]
 
 
 class Sessions:
@@ -69,10 +73,20 @@ class Sessions:
         """Remove a session if it exists."""
         self._by_id.pop(session_id, None)
 
-    def translate(self, convert: Callable[[list[int]], list[int]]) -> None:
-        """Convert all histories to the items of another model; all their items become pending."""
+    def drop_without_times(self, all_of_them: bool = False) -> None:
+        """Remove the sessions whose events have no times, or all sessions."""
+        for session_id, session in list(self._by_id.items()):
+            if all_of_them or session.times is None:
+                self.drop(session_id)
+
+    def translate(self, convert: Callable[[int], int | None]) -> None:
+        """Convert all histories to the items of another model, without those it lacks; all items become pending."""
         for session in self._by_id.values():
-            session.history = convert(session.history)
+            converted = [*map(convert, session.history)]
+            session.history = [item for item in converted if item is not None]
+            if session.times is not None:
+                pairs = zip(converted, session.times, strict=True)
+                session.times = [time for item, time in pairs if item is not None]
             session.pending, session.state, session.encoded = session.history, None, None
 
 
@@ -83,7 +97,10 @@ def update_vectors(ranker: Ranker, sessions: list[Session]) -> None:
         return
     for session in outdated:
         session.state = session.state or ranker.model.new_state()
-    encoded = ranker.append([each.state for each in outdated], [each.pending for each in outdated])
+    times = None
+    if ranker.model.timestamp_unit is not None:
+        times = [(each.times or [])[-len(each.pending) :] for each in outdated]
+    encoded = ranker.append([each.state for each in outdated], [each.pending for each in outdated], times)
     for row, session in enumerate(outdated):
         session.encoded, session.pending = encoded.select(slice(row, row + 1)), []
 

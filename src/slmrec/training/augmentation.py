@@ -24,6 +24,7 @@ def augmented(batch: Batch, settings: AugmentSettings) -> Batch:
     """Return a batch in which some histories are changed; the targets are the items that then follow.
 
     The changes are drawn from `torch.manual_seed`. A history keeps at least one item, and one item follows it.
+    Items keep their times, except that items that change places take those of their new places.
 
     Args:
         batch: Batch on the CPU.
@@ -40,16 +41,20 @@ def augmented(batch: Batch, settings: AugmentSettings) -> Batch:
     lengths = batch.histories.lengths.numpy()
     nexts = batch.targets.numpy()[np.cumsum(lengths) - 1] if batch.every_position else batch.targets.numpy()
     rows = np.full(len(lengths), UNCACHED) if batch.rows is None else batch.rows.numpy().copy()
-    sequences = []
+    sequences, times = [], None if batch.histories.times is None else batch.histories.times.numpy()
+    own_times = []
     for row, (items, length) in enumerate(zip(batch.histories.items.numpy(), lengths, strict=True)):
-        sequence = np.append(items[:length], nexts[row])
+        sequence, kept = np.append(items[:length], nexts[row]), np.arange(length)
         if length > 1 and generator.random() < settings.share:
-            change = changes[generator.integers(len(changes))]
-            sequence, rows[row] = sequence[change(len(sequence), generator)], UNCACHED
+            order = changes[generator.integers(len(changes))](len(sequence), generator)
+            sequence, kept, rows[row] = sequence[order], np.sort(order)[:-1], UNCACHED
         sequences.append(sequence)
+        if times is not None:
+            own_times.append(times[row][kept].tolist())
     histories = Histories(
         pad_items([sequence[:-1].tolist() for sequence in sequences]),
         torch.tensor([len(sequence) - 1 for sequence in sequences]),
+        None if times is None else pad_items(own_times),
     )
     targets = [sequence[1 if batch.every_position else -1 :] for sequence in sequences]
     return Batch(histories, torch.from_numpy(np.concatenate(targets)), batch.every_position, torch.from_numpy(rows))

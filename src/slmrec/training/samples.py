@@ -13,7 +13,7 @@ from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Ints, Samples
 from slmrec.errors import TrainingError
 from slmrec.training.augmentation import augmented
-from slmrec.types import Batch
+from slmrec.types import Batch, Unit
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class TrainingSamples:
     """Number of newest items of a history that are read."""
     every_position: bool
     """True: every item position is supervised. False: only the newest one."""
+    timestamp_unit: Unit | None = None
+    """Unit in which the model reads the times of events; None: it reads none."""
     augment: AugmentSettings | None = None
     """Random changes of the histories of a batch; None: they stay as they are."""
 
@@ -33,7 +35,7 @@ class TrainingSamples:
 
     def collate(self, rows: Ints) -> Batch:
         """Return the batch of some samples."""
-        batch = collate(self.samples, rows, self.max_history_items, self.every_position)
+        batch = collate(self.samples, rows, self.max_history_items, self.every_position, self.timestamp_unit)
         return batch if self.augment is None else augmented(batch, self.augment)
 
     def longest(self, num: int) -> Ints:

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from slmrec.files import one_line
 from slmrec.inference.freeze import freeze
 from slmrec.models.model import repeat_bonus
 from slmrec.training.samples import TrainingSamples
-from slmrec.types import Batch, Encoded, SequenceEncoder
+from slmrec.types import Batch, Encoded, SequenceEncoder, Unit, timestamp_unit_of
 from slmrec.version import __version__
 
 VERSION = "1"
@@ -53,10 +54,10 @@ def cache_keys(teacher: nn.Module, data: TrainingSamples, numbers_of_blocks: Ite
         numbers_of_blocks: Numbers of blocks whose hidden states are cached.
     """
     config: Any = getattr(teacher, "config", None)
-    samples = data.samples
+    samples, unit = data.samples, timestamp_unit_of(teacher)
     settings = [VERSION, __version__, data.max_history_items, data.every_position, len(samples), len(samples.flat)]
     digest = hashlib.sha256(json.dumps([*settings, config and config.to_json_string()]).encode())
-    for array in _arrays(samples):
+    for array in _arrays(samples, unit):
         digest.update(np.ascontiguousarray(array, "<i8").data)
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -67,9 +68,13 @@ def cache_keys(teacher: nn.Module, data: TrainingSamples, numbers_of_blocks: Ite
     }
 
 
-def _arrays(samples: Samples) -> Iterator[Items]:
-    """Yield the items, then the starts, then the ends of all samples, in chunks."""
-    yield from (samples.flat[start : start + CHUNK] for start in range(0, len(samples.flat), CHUNK))
+def _arrays(samples: Samples, unit: Unit | None) -> Iterator[Items]:
+    """Yield the items, their times where they are read, then the starts, then the ends of all samples, in chunks."""
+    starts = range(0, len(samples.flat), CHUNK)
+    yield from (samples.flat[start : start + CHUNK] for start in starts)
+    if unit is not None:
+        ends = (min(start + CHUNK, len(samples.flat)) for start in starts)
+        yield from (samples.times_at(np.arange(*span), unit) for span in zip(starts, ends, strict=True))
     yield from (samples.spans(rows)[0] for rows in samples.chunks())
     yield from (samples.spans(rows)[1] for rows in samples.chunks())
 
@@ -101,7 +106,7 @@ def write_teacher_cache(
     Raises:
         CheckpointError: The disk has not enough space for the file.
     """
-    device = teacher.item_vectors().device
+    device, data = teacher.item_vectors().device, replace(data, timestamp_unit=timestamp_unit_of(teacher))
     rows_of_samples = _Rows(data)
     with eval_mode(teacher), torch.inference_mode():
         first = data.collate(np.zeros(1, np.int64)).histories.to(device)
@@ -110,7 +115,8 @@ def write_teacher_cache(
         with _locked_file(path, shapes, key) as parts:
             if parts is None:
                 return
-            for sample_rows, batch in by_length(data.samples, batch_size, data.max_history_items, data.every_position):
+            reading = data.max_history_items, data.every_position, data.timestamp_unit
+            for sample_rows, batch in by_length(data.samples, batch_size, *reading):
                 histories, rows = batch.histories.to(device), rows_of_samples.of(sample_rows)
                 encoded = frozen.encode(histories, every_position=data.every_position, num_blocks=num_blocks)
                 for part, values in zip(parts, (*encoded.hidden_states, encoded.users), strict=True):

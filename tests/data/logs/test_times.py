@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_files import HEADER, read, write
 
-from slmrec.config.prepare import Unit
-from slmrec.data.logs.times import PER_SECOND, in_unit, stored_unit
+from slmrec.data.logs.times import in_unit, stored_unit
 from slmrec.errors import DataError
+from slmrec.types import PER_SECOND, Unit
 
 UTC = datetime.UTC
 TEN = int(datetime.datetime(2014, 7, 23, 10, tzinfo=UTC).timestamp())

@@ -10,12 +10,12 @@ import ibis
 import numpy as np
 from ibis.expr.types import Column, Table
 
-from slmrec.config.prepare import PrepareConfig, Unit
+from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import first_row, keep
 from slmrec.data.logs.time_formats import compact_hint, guess_hint
 from slmrec.errors import DataError
+from slmrec.types import PER_SECOND, Unit
 
-PER_SECOND: dict[Unit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 UNIT_NAMES: dict[Unit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _NANOSECONDS = 10**9
 _LIMITS: dict[Unit, int] = {unit: 10**11 * per_second for unit, per_second in PER_SECOND.items()}

@@ -84,8 +84,9 @@ def _recommend_file(
     recommender = Recommender.from_pretrained(folder, index=index, device=device)
     files = {"model": _file_states(*sorted(folder.iterdir())), "input": _file_states(input)}
     files |= {} if index is None else {"index": _file_states(index)}
-    with open_user_rows(input, options.reading, output.absolute().parent) as rows:
-        histories = CheckedHistories(rows, recommender.catalogue, options.reading)
+    unit = recommender.model.timestamp_unit
+    with open_user_rows(input, options.reading, output.absolute().parent, unit) as rows:
+        histories = CheckedHistories(rows, recommender.catalogue, options.reading, unit)
         check_unknown(input, histories.num_unknown, histories.num_items, histories.first_unknown, options)
         plan = {"slmrec": __version__, "chunk_users": CHUNK_USERS, "reading": options.reading.model_dump(mode="json")}
         parts = Parts(output, {**plan, **files, **arguments})
@@ -120,9 +121,9 @@ def _write_parts(
     num_done, user_type = len(parts), histories.user_ids.type
     with progress("recommend: users", histories.num_users) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownItemsWarning)  # the summary says it for all users together
-        for number, (users, sequences) in enumerate(histories.chunks(CHUNK_USERS)):
+        for number, (users, sequences, times) in enumerate(histories.chunks(CHUNK_USERS)):
             if number >= num_done:
-                lists = recommender.recommend(sequences, user_ids=users, **arguments)
+                lists = recommender.recommend(sequences, timestamps=times, user_ids=users, **arguments)
                 table = lists.table.set_column(0, "user_id", lists.table["user_id"].cast(user_type))
                 parts.append(table, _facts(lists))
             advance(len(users))

@@ -14,9 +14,11 @@ from slmrec.errors import ConfigError, DataError
 from slmrec.files import special_file
 from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
 from slmrec.inference.catalogue import Catalogue
-from slmrec.inference.histories import history_of
+from slmrec.inference.histories import history_of, times_of
 from slmrec.inference.recommender import Recommender
+from slmrec.inference.timestamps import TIMESTAMPS, needed
 from slmrec.locks import target_locked
+from slmrec.types import Unit
 
 _LOG = logging.getLogger(__name__)
 _NAMES = {pa.int64(): "bigint", pa.string(): "string", pa.float32(): "float"}
@@ -48,10 +50,11 @@ def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOp
     recommender = Recommender.from_pretrained(
         source, device="cpu"
     )  # so that a damaged folder is told here, in one line
-    frame = _read(_session(), input)
+    unit = recommender.model.timestamp_unit
+    frame = _read(_session(), input, unit)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
-    _check_histories(frame, recommender.catalogue, input, options)
+    _check_histories(frame, recommender.catalogue, unit, input, options)
     rows = frame.mapInArrow(partial(_answer, source, arguments, schema), columns)
     aside = output.with_name(f".{output.name}.partial").resolve()
     with target_locked(output):
@@ -70,7 +73,7 @@ def _session() -> Any:
     return running or SparkSession.builder.config(map={"spark.ui.enabled": "false"}).getOrCreate()
 
 
-def _read(session: Any, path: Path) -> Any:
+def _read(session: Any, path: Path, unit: Unit | None) -> Any:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if kind := special_file(path):
@@ -82,7 +85,10 @@ def _read(session: Any, path: Path) -> Any:
         raise DataError(
             f"{path}: columns {', '.join(frame.columns)}; --engine spark takes user_id and history (a row a user)"
         )
-    return frame.select("user_id", "history")
+    if unit is not None and TIMESTAMPS not in frame.columns:
+        remedy = f"add the column {TIMESTAMPS}, a list as long as the history"
+        raise DataError(f"{path}: {needed(unit, remedy)}")
+    return frame.select("user_id", "history", *([] if unit is None else [TIMESTAMPS]))
 
 
 def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
@@ -104,19 +110,20 @@ def _answer(
     torch.set_num_threads(1)
     recommender = Recommender.from_pretrained(model, device="cpu")
     for batch in batches:
-        histories = _histories(batch, recommender)
-        found = recommender.recommend(histories, user_ids=batch["user_id"].to_pylist(), **arguments)
+        histories, users = _histories(batch, recommender), batch["user_id"].to_pylist()
+        times = _times(batch, histories, recommender.model.timestamp_unit)
+        found = recommender.recommend(histories, timestamps=times, user_ids=users, **arguments)
         yield from found.table.cast(schema).to_batches()
 
 
-def _check_histories(frame: Any, catalogue: Catalogue, path: Path, options: RankOptions) -> None:
+def _check_histories(frame: Any, catalogue: Catalogue, unit: Unit | None, path: Path, options: RankOptions) -> None:
     """Check all histories in a first pass, so that nothing is written if one is invalid or most items are unknown.
 
     Raises:
         DataError: A history is invalid, or more than half of the item ids are unknown.
     """
     columns = "num_unknown bigint, num_items bigint, first string, fault string"
-    counts = frame.mapInArrow(partial(_count, catalogue), columns).collect()
+    counts = frame.mapInArrow(partial(_count, catalogue, unit), columns).collect()
     fault = next((row["fault"] for row in counts if row["fault"] is not None), None)
     if fault is not None:
         raise DataError(f"{path}: {fault}; correct or remove the row")
@@ -126,13 +133,16 @@ def _check_histories(frame: Any, catalogue: Catalogue, path: Path, options: Rank
     )
 
 
-def _count(catalogue: Catalogue, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _count(catalogue: Catalogue, unit: Unit | None, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield the numbers of unknown items and of all items of each batch, its first unknown item and its first fault."""
+    columns = ("user_id", "history")
     for batch in batches:
         num_unknown, num_items, first, fault = 0, 0, None, None
-        for user, history in zip(batch["user_id"].to_pylist(), batch["history"].to_pylist(), strict=True):
+        for row, (user, history) in enumerate(zip(*(batch[name].to_pylist() for name in columns), strict=True)):
             try:
-                known, unknown = catalogue.split(history_of(history, catalogue.id_pattern))
+                items = history_of(history, catalogue.id_pattern)
+                known, unknown = catalogue.split(items)
+                _times(batch.slice(row, 1), [items], unit)
                 if user is None:
                     raise ValueError("user_id is missing")
             except ValueError as error:
@@ -147,3 +157,10 @@ def _count(catalogue: Catalogue, batches: Iterator[pa.RecordBatch]) -> Iterator[
 
 def _histories(batch: pa.RecordBatch, recommender: Recommender) -> list[list[Any]]:
     return [history_of(value, recommender.catalogue.id_pattern) for value in batch["history"].to_pylist()]
+
+
+def _times(batch: pa.RecordBatch, histories: list[list[Any]], unit: Unit | None) -> list[list[int]] | None:
+    if unit is None:
+        return None
+    pairs = zip(batch[TIMESTAMPS].to_pylist(), histories, strict=True)
+    return [times_of(times, len(history), unit) for times, history in pairs]
