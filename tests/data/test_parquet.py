@@ -1,5 +1,6 @@
 """Parquet files whose columns are far larger in memory than in the file are refused at every door."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from slmrec import prepare
 from slmrec.config import PrepareConfig
 from slmrec.data import parquet
+from slmrec.data.vectors_by_id import read_vectors_by_id
 from slmrec.errors import DataError
 from slmrec.inference.history_files import open_user_rows
+from slmrec.inference.items import _read as read_items_to_add
 
-RATIO = r"log\.parquet: its columns unpack to more than 1,048,576 bytes, out of all proportion"
+RATIO = r"log\.parquet: (cannot be read \()?its columns unpack to more than 1,048,576 bytes, out of all proportion"
 MANY, LONG = 150_000, "x" * 20_000
 
 
@@ -46,6 +49,17 @@ def test_columns_out_of_proportion_are_refused(name: str, tmp_path: Path, monkey
             prepare(pa.table(log), tmp_path / "data", items=path, title_col="user_id")
     monkeypatch.setattr(parquet, "_MIN_LIMIT", 2**24)  # such a size is read, large or not
     assert parquet.unpacked_size(path, path, BOMBS[name], "1GB") > 2**20
+
+
+@pytest.mark.parametrize("read", [read_items_to_add, lambda path: read_vectors_by_id(path, pa.array(["u"]))])
+def test_vectors_out_of_proportion_are_refused(
+    read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_MIN_LIMIT", 2**20)
+    table = pa.table({"item_id": ["u"], "vector": [np.zeros(MANY, np.float32)]})
+    pq.write_table(table, tmp_path / "log.parquet", compression="zstd")
+    with pytest.raises(DataError, match=RATIO.replace("log.parquet: ", "log.parquet: (cannot be read .)?")):
+        read(tmp_path / "log.parquet")
 
 
 def test_columns_that_are_not_read_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

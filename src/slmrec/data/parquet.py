@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from slmrec.files import one_line, special_file
 
 _BATCH_ROWS = 2**16
-_MAX_RATIO, _MIN_LIMIT, _SMALL = 250, 2**30, 2**20
+_MAX_RATIO, _MIN_LIMIT, _SMALL = 250, 2**26, 2**20
 """Columns of real logs, even of sorted ones, are less than a hundred times larger than their file."""
 
 
@@ -107,7 +107,7 @@ def _values(array: Any, plain: Any) -> Any:
     return pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(plain)).dictionary_decode()
 
 
-def unpacked_size(path: Path, original: Path, columns: Collection[str], memory_limit: str) -> int:
+def unpacked_size(path: Path, original: Path, columns: Collection[str], memory_limit: str = "1GB") -> int:
     """Return a bound of the size of some columns in memory; a value that all rows repeat counts in each row.
 
     Args:
@@ -117,7 +117,7 @@ def unpacked_size(path: Path, original: Path, columns: Collection[str], memory_l
         memory_limit: the memory that the engine may use, as in `prepare.memory_limit`.
 
     Raises:
-        ValueError: the file is damaged, or the columns are larger than 1 GiB and than 250 times the file.
+        ValueError: the file is damaged, or the columns are larger than 64 MiB and than 250 times the file.
     """
     most = max(_MIN_LIMIT, _MAX_RATIO * original.stat().st_size)
     try:

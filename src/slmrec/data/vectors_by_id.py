@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmrec.data.ids import id_text
+from slmrec.data.parquet import unpacked_size
 from slmrec.errors import DataError
 from slmrec.files import one_line
 
@@ -65,10 +66,13 @@ def _read(path: Path, only_first: bool = False) -> pa.Table:
             names = file.schema_arrow.names
             missing = [name for name in columns if name not in names]
             if not missing and file.metadata.num_rows:
+                unpacked_size(path, path, columns)
                 first = pa.Table.from_batches([next(file.iter_batches(1, columns=columns))])
                 return first if only_first else file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({one_line(error)})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r} (columns: {', '.join(names)}); expected item_id and vector")
     raise DataError(f"{path}: has no rows; write a row with item_id and vector for each item")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from slmrec.data.ids import id_text
+from slmrec.data.parquet import unpacked_size
 from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.files import one_line, parse_json, special_file
 from slmrec.folders import folder_in_place, read_record
@@ -287,6 +288,7 @@ def _read(path: Path, columns: tuple[str, ...] = ()) -> Rows:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Rows:
     if path.suffix == ".parquet":
+        unpacked_size(path, path, pq.read_schema(path).names)
         table: Rows = pq.read_table(path).to_pylist()
         return table
     if path.suffix == ".jsonl":
