@@ -124,6 +124,7 @@ VALUES: Values = {
     "quantization_config": {"load_in_8bit": True},
     "template": "{brand}",
     "time_gaps": {"num_buckets": 7, "bucket_ratio": 1.35},
+    "unseen_items": "left_out",
 }
 """Values other than the default, of settings for which `other_than` has none."""
 INSEPARABLE: dict[str, Values] = {"loss": {"num_sampled": 8}, "num_sampled": {"loss": "sampled_softmax"}}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slmrec.config import TrainConfig
 from slmrec.topk import best_columns, by_columns, top_k
 from slmrec.training import full_softmax as catalogue
 from slmrec.training.divergences import catalogue_divergence
@@ -266,6 +267,28 @@ def test_a_bonus_counts_in_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, k
         results.append([total, *torch.autograd.grad(total, inputs)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_items_without_events_may_be_left_out() -> None:
+    """Loss and gradients are those of the other items alone, the score of items of the history included."""
+    counts = np.array([0, *[1, 2] * 11, 5])
+    counts[[3, 8, 20]] = 0
+    seen = torch.from_numpy(np.flatnonzero(counts))
+    chosen, added = torch.tensor([[1, 3, 0]] * NUM_ROWS), torch.randn(NUM_ROWS, 3, dtype=torch.float64)
+    loss = catalogue.CatalogueLoss(TrainConfig(unseen_items="left_out", label_smoothing_factor=0.1), counts)
+
+    def naive(users: Tensor, items: Tensor) -> Tensor:
+        scores = (users @ items.T).scatter_add(1, chosen, added * (chosen > 0))[:, seen]
+        return F.cross_entropy(scores, torch.searchsorted(seen, TARGETS), label_smoothing=0.1)
+
+    found, expected = (
+        loss_and_gradients(one, *vectors(torch.float64))
+        for one in (lambda users, items: loss(users, items, TARGETS, ItemBonus(chosen, added)), naive)
+    )
+    assert all(relative(*pair) <= 1e-9 for pair in zip(found, expected, strict=True))
+    assert found[2][[3, 8, 20]].abs().sum() == 0
+    with pytest.raises(ValueError, match="unseen_items is left_out, but there are no item counts"):
+        catalogue.CatalogueLoss(TrainConfig(unseen_items="left_out"))
 
 
 def test_the_teacher_gets_no_gradient() -> None:

@@ -98,15 +98,15 @@ REQUIREMENTS = (
     *(
         Requirement(
             section,
-            ("label_smoothing_factor",),
+            ("label_smoothing_factor", "unseen_items"),
             lambda _, train: train.loss == "ce",
-            "loss: ce, since labels are spread over the whole catalogue",
+            "loss: ce, which compares the target with the whole catalogue",
         )
         for section in ("pretrain.*.train", "finetune.train", "distill.train")
     ),
     Requirement(
         "distill.train",
-        ("label_smoothing_factor", "loss", "num_sampled"),
+        ("label_smoothing_factor", "loss", "num_sampled", "unseen_items"),
         _uses_cross_entropy,
         "a term that uses cross-entropy: distill.weights.ce or multiple above 0, or distill.mode: online",
     ),

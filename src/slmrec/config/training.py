@@ -57,6 +57,10 @@ class TrainConfig(Section):
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
     """Share of each label that is spread evenly over the catalogue; needs `loss: ce`."""
 
+    unseen_items: Literal["compete", "left_out"] = "compete"
+    """Items without training events: they `compete` with the target of each position, which pushes their scores down,
+    or are `left_out` of the softmax, so that a model that reads texts may rank them by these; needs `loss: ce`."""
+
     @model_validator(mode="after")
     def _batch_is_whole(self) -> "TrainConfig":
         auto = self.per_device_train_batch_size == "auto"

@@ -62,8 +62,9 @@ def training_samples(
 
 
 def catalogue_loss(dataset: Dataset, settings: TrainConfig) -> CatalogueLoss:
-    """Return the cross-entropy over the catalogue, or over items sampled by their counts in the train split."""
-    item_counts = None if settings.num_sampled is None else dataset.train_counts()
+    """Return the cross-entropy over the catalogue or a part of it, as counts in the train split decide."""
+    needs_counts = settings.num_sampled is not None or settings.unseen_items == "left_out"
+    item_counts = dataset.train_counts() if needs_counts else None
     return CatalogueLoss(settings, item_counts)
 
 

@@ -34,13 +34,14 @@ class CatalogueLoss:
 
     Args:
         settings: Training settings: `num_sampled` chooses sampling, `label_smoothing_factor` smooths the labels of the
-            whole catalogue. None: the defaults, no sampling and no smoothing.
-        item_counts: (V+1,) number of events of each item, from which the sampling distribution is made; required with
-            `num_sampled`.
+            whole catalogue, `unseen_items` leaves items without events out. None: the defaults.
+        item_counts: (V+1,) number of training events of each item; required with `num_sampled`, whose distribution is
+            made from them, and with `unseen_items: left_out`.
         include_padding: Let the padding item compete with the items, as the reference implementation does.
 
     Raises:
-        ValueError: Sampling lacks item counts, or is combined with `include_padding`.
+        ValueError: Sampling lacks item counts, or is combined with `include_padding`; or items are to be left out
+            without counts.
 
     Example:
         >>> loss = CatalogueLoss()
@@ -55,6 +56,15 @@ class CatalogueLoss:
         self.num_sampled, self.label_smoothing = settings.num_sampled, settings.label_smoothing_factor
         self.include_padding = include_padding
         self.sampler: ItemSampler | None = None
+        self.kept: Tensor | None = None
+        if settings.unseen_items == "left_out":
+            if item_counts is None:
+                raise ValueError(
+                    "unseen_items is left_out, but there are no item counts that tell which items those are"
+                )
+            self.kept = torch.from_numpy(np.append(0, np.flatnonzero(item_counts[1:]) + 1))
+            self._places = torch.zeros(len(item_counts), dtype=torch.int64)
+            self._places[self.kept] = torch.arange(len(self.kept))
         if self.num_sampled is not None:
             if item_counts is None:
                 raise ValueError(f"num_sampled is {self.num_sampled}, but there are no item counts to sample by")
@@ -68,6 +78,10 @@ class CatalogueLoss:
         Raises:
             ValueError: A bonus is given, and items are sampled.
         """
+        if self.kept is not None:
+            items, places = items[self.kept.to(items.device)], self._places.to(items.device)
+            targets = places[targets]
+            bonus = None if bonus is None else bonus._replace(items=places[bonus.items])
         if self.sampler is None or self.num_sampled is None:
             return catalogue_cross_entropy(users, items, targets, self.include_padding, self.label_smoothing, bonus)
         if bonus is not None:
