@@ -95,6 +95,17 @@ def test_a_faulty_row_is_named(change: dict[str, Any], expected: str, dataset: D
         read_lists(write([ROWS[0] | change, *ROWS[1:]], tmp_path / "lists.csv"), dataset)
 
 
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}])
+def test_a_column_without_numbers_is_named(value: Any, dataset: Dataset, tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"rank": value}]
+    with pytest.raises(
+        DataError, match=r"lists\.parquet: column 'rank' has the type .*, expected numbers; convert the"
+    ):
+        read_lists(write(rows, tmp_path / "lists.parquet"), dataset)
+    with pytest.raises(DataError, match=r"lists\.jsonl: line 1: rank is .*: expected a whole number from 0"):
+        read_lists(write(rows, tmp_path / "lists.jsonl"), dataset)
+
+
 def test_a_file_without_lists_of_the_data_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"distill\.lists: .*none\.csv: no such file; give a table with user_id"):
         read_lists(tmp_path / "none.csv", dataset)

@@ -88,8 +88,8 @@ def _rows(opened: OpenTable, path: Path, dataset: Dataset) -> pa.Table:
     for name in (_RANK, _CONFIDENCE):
         if name in found:
             raw = opened.column(found[name])
-            columns[name] = _number(raw)
-            checks.append(_number_check(found[name], raw, whole=name == _RANK))
+            columns[name] = _number(path, found[name], raw)
+            checks.append(_number_check(found[name], raw, columns[name], whole=name == _RANK))
     ids = {"user": found["user_id"], "item": found["item_id"]}
     is_text = users.type().is_string() or items.type().is_string()
     rows, _ = valid_rows(opened, columns, checks, ids, "text" if is_text else _SETTINGS.id_type)
@@ -111,12 +111,18 @@ def _index(path: Path, names: list[str], name: str) -> int | None:
     return same[0] if same else None
 
 
-def _number(column: Any) -> Any:
-    return column.try_cast("float64") if column.type().is_string() else column.cast("float64")
+def _number(path: Path, name: str, column: Any) -> Any:
+    dtype = column.type()
+    if dtype.is_string():
+        return column.try_cast("float64")
+    if dtype.is_boolean() or not dtype.is_numeric():
+        raise DataError(
+            f"{path}: column {printable(name)!r} has the type {dtype}, expected numbers; convert the column"
+        )
+    return column.cast("float64")
 
 
-def _number_check(name: str, raw: Any, whole: bool) -> Check:
-    number = _number(raw)
+def _number_check(name: str, raw: Any, number: Any, whole: bool) -> Check:
     wrong = number.isnull() | number.isnan() | number.isinf() | (number < 0)
     if whole:
         wrong = wrong | (number != number.floor())
