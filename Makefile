@@ -48,10 +48,10 @@ $(EXTRAS): $(STAMP)
 demo: setup  ## Run the whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo
 
-test: setup  ## Run the tests, except those marked heavy (about 6 minutes on 2 cores)
+test: setup  ## Run the tests, except those marked heavy (about 10 minutes on 2 cores)
 	$(PYTEST) -m 'not heavy' -n 2 --dist loadfile $(TESTS)
 
-test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras (about 20 minutes)
+test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras (about 25 minutes)
 	$(PYTEST) $(TESTS)
 
 lint: setup  ## Check style, format and types

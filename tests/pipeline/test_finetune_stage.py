@@ -44,8 +44,8 @@ def test_a_teacher_with_item_texts_and_base_models_teaches_a_student(
     content["finetune"] |= {"item_text": "llm", "item_text_width": 4, "ensemble": ["sasrec", "text"]}
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    command = ["run", "--config", str(recipe), "--items", str(titled_items), "--output", str(output)]
-    assert main(command) == 0
+    common = ["--config", str(recipe), "--items", str(titled_items), "--output", str(output)]
+    assert main(["run", *common]) == 0
     assert "texts read in" in messages.text
     assert "weights of the models, fitted on validation: decoder 0.5" in messages.text
     text, teacher, student = (load_recommender(output / step)[0] for step in ("pretrain/text", "finetune", "distill"))
@@ -61,7 +61,7 @@ def test_a_teacher_with_item_texts_and_base_models_teaches_a_student(
     written = load_config(output / "distill" / "config.yaml", [])
     assert written == load_config(recipe, [f"prepare.items={titled_items}"])
     messages.clear()
-    assert main([*command, "distill.keep_ensemble=true"]) == 0
+    assert main(["distill", *common, "distill.keep_ensemble=true"]) == 0
     assert "reading texts" not in messages.text and "distill: ensemble: valid NDCG@10" in messages.text
     student = load_recommender(output / "distill")[0]
     assert isinstance(student, Ensemble) and student.config.weights == teacher.config.weights

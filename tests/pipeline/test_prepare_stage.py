@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,10 +51,17 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    pd.DataFrame(EVENTS).to_csv(folder / "log.csv", index=False)
+    return slmrec.prepare(str(folder / "log.csv"), str(folder / "data"))
+
+
 @pytest.fixture
-def there(log: Path, tmp_path: Path) -> Path:
+def there(prepared: Path, tmp_path: Path) -> Path:
     """A data set that is there already."""
-    return slmrec.prepare(log, tmp_path / "out" / "data")
+    return Path(shutil.copytree(prepared, tmp_path / "out" / "data"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -290,7 +298,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(module, "write_table"), (module, "_write_json"), (pq, "write_table"), (histories, "_columns")],
+    [(module, "write_table"), (module, "write_json"), (pq, "write_table"), (histories, "_columns")],
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_writers_that_fail_are_told_in_one_line(
@@ -311,6 +319,7 @@ def test_writers_that_fail_are_told_in_one_line(
     assert list(there.parent.iterdir()) == [there]
 
 
+@pytest.mark.heavy
 def test_a_limit_on_the_size_of_files_is_told_in_one_line(tmp_path: Path, there: Path) -> None:
     """As pyarrow, numpy and the engine really fail."""
     before = contents(there)
@@ -351,7 +360,7 @@ def test_a_place_that_is_none_is_told_in_one_line(
 
 
 def test_faults_that_are_not_the_disks_are_ours(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_write_json", failing(errno.EBADF))
+    monkeypatch.setattr(module, "write_json", failing(errno.EBADF))
     with pytest.raises(OSError, match="Bad file descriptor"):
         slmrec.prepare(log, tmp_path / "data")
     assert not (tmp_path / ".data.partial").exists()
@@ -376,15 +385,14 @@ def polars_frame() -> Any:
     ],
     ids=["pandas", "pandas categories", "polars", "arrow", "arrow batch", "dict"],
 )
-def test_tables_of_all_kinds(log: Path, tmp_path: Path, table: Callable[[], Any]) -> None:
+def test_tables_of_all_kinds(prepared: Path, tmp_path: Path, table: Callable[[], Any]) -> None:
     items = pd.DataFrame({"sku": ["a", "c"], "title": ["Alpha", None]}, index=[9, 9])
     folder = slmrec.prepare(table(), tmp_path / "data", items, items_id_col="sku")
     assert folder == tmp_path / "data"
     assert histories_of(folder) == {"u": ["a", "b", "c"], "v": ["c", "b", "a"]}
     assert pq.read_table(folder / "items.parquet")["title"].to_pylist() == ["Alpha", None, None]
-    same = slmrec.prepare(str(log), str(tmp_path / "same"))
     for name in ("interactions.parquet", "users.parquet", "histories.npy"):
-        assert (same / name).read_bytes() == (folder / name).read_bytes()
+        assert (prepared / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_settings_from_python(log: Path, tmp_path: Path) -> None:

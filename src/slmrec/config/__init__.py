@@ -190,7 +190,7 @@ def _check_student(config: Config) -> None:
         "distill.keep_ensemble=false, or choose kind decoder",
     )
     check(
-        student.has_hidden_states or not distill.weights.needs_states,
+        student.depth > 0 or not distill.weights.needs_states,
         f"distill.weights of cosine, norm and multiple read hidden states, but {name}, which has none to compare; set "
         "these weights to 0",
     )

@@ -19,8 +19,6 @@ its last position.
 class StudentSettings(Section):
     """Settings that every student has, whatever its architecture."""
 
-    has_hidden_states: ClassVar[bool] = False
-    """True if the student has hidden states that can be compared with those of a decoder."""
     starts_from_teacher: ClassVar[bool] = False
     """True if the student is made of layers of the teacher's decoder."""
     kind: str
@@ -28,7 +26,7 @@ class StudentSettings(Section):
 
     @property
     def depth(self) -> int:
-        """Number of layers whose hidden states can be compared."""
+        """Number of layers whose hidden states can be compared with those of a decoder; 0 if there are none."""
         return 0
 
     def check_window(self, max_history_items: int) -> None:

@@ -56,7 +56,6 @@ def _with_own_terms(values: Any) -> Any:
 class DecoderStudent(StudentSettings):
     """A student of the teacher's architecture with fewer layers."""
 
-    has_hidden_states: ClassVar[bool] = True
     starts_from_teacher: ClassVar[bool] = True
     kind: Literal["decoder"] = "decoder"
     """Architecture of the student."""

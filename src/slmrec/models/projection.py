@@ -21,11 +21,11 @@ def leading_components(vectors: Tensor, width: int) -> Tensor:
 
 
 def projected_items(teacher: SequenceEncoder, histories: Histories, width: int) -> Tensor:
-    """Return item vectors (V+1, width) whose scores are nearest to the teacher's, for user vectors that fit them best.
+    """Return item vectors (V+1, width) that can reproduce the teacher's scores best.
 
-    With the teacher's centred item vectors E and the second moment C of its user vectors, these are the leading
-    singular vectors of C^(1/2) E^T times their singular values: the best approximation of the scores by products of
-    `width` numbers in the mean squared error over users. Missing dimensions are zero.
+    E are the teacher's centred item vectors, and C is the second moment of its user vectors. The result consists of the
+    leading right singular vectors of C^(1/2) E^T, each multiplied by its singular value. Among all products of user and
+    item vectors of this width, theirs have the smallest mean squared error over the users. Missing dimensions are zero.
 
     Args:
         teacher: Model whose scores are approximated.

@@ -144,5 +144,6 @@ def _facts(settings: ItemTextConfig) -> list[object]:
     if not settings.reads_language_model:
         return [settings.source, WORDS_VERSION, settings.num_components, settings.num_hashes, settings.ngram_weight]
     content = settings.source if settings.source == MINILM else content_of(settings.source)
+    # A source with `layer` is a decoder, whose limit is known; that of an encoder is part of its content.
     limit = settings.max_tokens or (None if settings.layer is None else MAX_TOKENS)
     return [content, settings.layer, limit, *([settings.seed] if settings.random_weights else [])]
