@@ -108,6 +108,14 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def data_option(description: str | None) -> Path | None:
+    """Return the folder of a data set from the command line of a script; None if it is not given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", help="data set whose history lengths are used")
+    folder: Path | None = parser.parse_args().data
+    return folder
+
+
 def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
     """Compare packed and padded batches: training step and inference of four layers of width 512 in float32."""
     results: dict[str, float] = {}

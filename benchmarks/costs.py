@@ -9,7 +9,6 @@ Run: python benchmarks/costs.py [DATA_SET_FOLDER, whose history lengths are used
 """
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -113,4 +112,4 @@ def main(data: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main(bench.data_option(__doc__))

@@ -5,13 +5,12 @@ Writes benchmarks/results/engine.json.
 Run: python benchmarks/engine.py [DATA_SET_FOLDER, whose history lengths are used]
 """
 
-import sys
 from pathlib import Path
 
 import bench
 
 if __name__ == "__main__":
-    data = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    data = bench.data_option(__doc__)
     bench.bench(
         Path(__file__).parent / "results" / "engine.json",
         data,
