@@ -165,6 +165,11 @@ def keep(engine: Any, table: Table) -> Table:
     return engine.create_table(ibis.util.gen_name("slmrec"), table, temp=not is_embedded(engine))
 
 
+def as_view(engine: Any, table: Table) -> Table:
+    """Give a table expression a name in the embedded engine, so that Ibis does not compile all of it for each query."""
+    return engine.create_view(ibis.util.gen_name("slmrec"), table) if is_embedded(engine) else table
+
+
 def drop(engine: Any, table: Table) -> None:
     """Free the disk space of a table from `keep` in the embedded engine; other engines free it themselves."""
     if is_embedded(engine):

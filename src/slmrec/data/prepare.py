@@ -22,7 +22,7 @@ from ibis.expr.types import Table
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
 from slmrec.data.describe import split_facts
-from slmrec.data.engine import batches, engines_of, explain, first_row, keep, unsupported, value
+from slmrec.data.engine import as_view, batches, engines_of, explain, first_row, keep, unsupported, value
 from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.histories import write_histories
 from slmrec.data.ids import as_ids_of
@@ -107,7 +107,7 @@ def complete_dataset(output: Path, facts: dict[str, Any], errors: list[RowError]
 
 def _write_events(engine: Any, log: str, output: Path, read: Events, settings: PrepareConfig) -> dict[str, Any]:
     """Write `interactions`, `users`, and `items` with ids only; return facts for `dataset.json`."""
-    events = log_events = keep(engine, read.table)  # otherwise each query below would repeat how the log is read
+    events = log_events = as_view(engine, read.table)
     num_read = value(events.count())
     _LOG.info("prepare: %s events read, %s invalid rows", f"{num_read:,}", f"{len(read.errors):,}")
     for warning in large_shares(events):
