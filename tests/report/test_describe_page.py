@@ -1,5 +1,6 @@
 """What `slmrec data describe` prints and draws."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 WIDTH = 80
 
 
-@pytest.fixture
-def timed(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 1,200 events, one an hour: 40 users take turns; item 1 is new to the last of them."""
     rows = range(1_200)
     columns = {
@@ -25,11 +26,14 @@ def timed(tmp_path: Path) -> Path:
         "item_id": [1 if row == 1_199 else 2 + row * row % 17 for row in rows],
         "timestamp": [(1_700_000_000 + 3600 * row) * 1000 for row in rows],
     }
-    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
-    folder = tmp_path / "data"
-    folder.mkdir()
-    prepare(tmp_path / "log.parquet", folder)
-    return folder
+    folder = tmp_path_factory.mktemp("timed")
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    return prepare(folder / "log.parquet", folder / "data")
+
+
+@pytest.fixture
+def timed(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "data"))
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
