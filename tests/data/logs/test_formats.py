@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.data.logs.formats import excerpt, format_of_lines, format_of_name, json_error, looks_like_events, plain_name
+from slmrec.data.logs.formats import (
+    DELIMITERS,
+    delimiter_of,
+    excerpt,
+    format_of_lines,
+    format_of_name,
+    json_error,
+    looks_like_events,
+    plain_name,
+)
 
 COLUMNS = {"user_id", "item_id", "movieId", "asin"}
 KINDS_BY_NAME = {
@@ -59,6 +68,14 @@ def test_a_name_decides_where_lines_may_be_several_things() -> None:
     assert format_of_lines(["a\tb", "c\td"], COLUMNS, "csv") == "tsv"
     assert format_of_lines(["1::2::3::978300760"], COLUMNS, "csv") == "dat"
     assert format_of_lines(['{"a": 1}'], COLUMNS, "csv") == "jsonl"
+
+
+def test_a_new_delimiter_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DELIMITERS, "hive", "\x01")  # and its name in `LogFormat`, so that settings may choose it
+    text = ["user_id\x01item_id\x01timestamp", "u\x01i\x011500000000", "u\x01j\x011500000060"]
+    assert format_of_lines(text, {"user_id", "item_id"}, None) == "hive"
+    assert format_of_lines(text[1:], {"user_id", "item_id"}, None) == "hive"
+    assert delimiter_of("hive") == "\x01"  # type: ignore[arg-type]
 
 
 def test_some_broken_rows_do_not_hide_a_table() -> None:
