@@ -28,9 +28,9 @@ from slmrec.types import Batch, Histories
 WINDOW, WIDTH, FREQUENCIES = 6, 8, 2
 
 
-def model(low_pass: bool = True, dropout: float = 0.0, positions: str = "from_newest") -> SasRec:
+def model(low_pass: bool = True, dropout: float = 0.0, positions: str = "from_newest", causal: bool = True) -> SasRec:
     torch.manual_seed(0)
-    filtered = {"weight": 0.7, "frequencies": FREQUENCIES} if low_pass else None
+    filtered = {"weight": 0.7, "frequencies": FREQUENCIES, "causal": causal} if low_pass else None
     sizes = {"hidden_size": WIDTH, "max_history_items": WINDOW}
     config = SasRecConfig(num_items=20, dropout=dropout, low_pass=filtered, positions=positions, **sizes)
     return SasRec(config).eval()
@@ -75,26 +75,27 @@ def test_the_filter_is_a_projection_that_knows_distances_alone(window: int, data
 
 
 @settings(deadline=None, max_examples=30)
-@given(lengths=st.lists(st.integers(1, WINDOW), min_size=1, max_size=4), more=st.integers(0, 2))
+@given(lengths=st.lists(st.integers(1, WINDOW), min_size=1, max_size=4), more=st.integers(0, 2), causal=st.booleans())
 @torch.no_grad()
-def test_the_filter_is_the_transform_of_the_padded_window(lengths: list[int], more: int) -> None:
-    layer = model().layers[0].low_pass
+def test_the_filter_is_the_transform_of_the_padded_window(lengths: list[int], more: int, causal: bool) -> None:
+    layer = model(causal=causal).layers[0].low_pass
     assert isinstance(layer, LowPass)
     columns = torch.arange(min(WINDOW, max(lengths) + more))
     states = torch.randn(len(lengths), len(columns), WIDTH)  # of padding too: it must not matter
     ends = torch.tensor(lengths)
-    every = layer(states, states, columns[None])
-    newest = layer(states[torch.arange(len(ends)), ends - 1, None], states, ends[:, None] - 1)
+    is_item = columns < ends[:, None]
+    every = layer(states, states, columns[None], is_item)
+    newest = layer(states[torch.arange(len(ends)), ends - 1, None], states, ends[:, None] - 1, is_item)
     for row, length in enumerate(lengths):
         own = states[row, :length]
-        expected = layer.norm(own + causal_fourier(own, layer.beta))
+        expected = layer.norm(own + (causal_fourier if causal else fourier)(own, layer.beta))
         torch.testing.assert_close(every[row, :length], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(newest[row, 0], expected[-1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_model_is_that_of_the_naive_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def naive(layer: LowPass, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    def naive(layer: LowPass, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
         assert len(x) == 1
         return layer.norm(x + causal_fourier(x[0], layer.beta))[:, -queries.shape[1] :]
 
@@ -111,11 +112,11 @@ def test_the_weight_mixes_filter_and_attention() -> None:
     """Of weights 0 and 1 the block's middle is attention or filter alone; 0.7 lies at 0.7 of the way."""
     block, middles = model().layers[-1], []
     block.output_norm = block.feed_forward = torch.nn.Identity()  # the block then gives twice its middle
-    states, columns = torch.randn(1, 4, WIDTH), torch.arange(4)
+    states, columns, is_item = torch.randn(1, 4, WIDTH), torch.arange(4), torch.ones(1, 4, dtype=torch.bool)
     for weight in (0.0, 1.0, 0.7):
         block.filter_weight = weight
-        middles.append(block(states, states, None, columns[None]) / 2)
-    torch.testing.assert_close(middles[1], block.low_pass(states, states, columns[None]))
+        middles.append(block(states, states, None, columns[None], is_item) / 2)
+    torch.testing.assert_close(middles[1], block.low_pass(states, states, columns[None], is_item))
     torch.testing.assert_close(middles[2], 0.3 * middles[0] + 0.7 * middles[1])
 
 
@@ -132,12 +133,12 @@ def test_a_sample_does_not_see_what_comes_after_it() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("low_pass", [True, False])
+@pytest.mark.parametrize(("low_pass", "causal"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("positions", ["from_newest", "from_oldest", "relative"])
 def test_every_position_is_the_prefix_that_ends_there(
-    positions: str, low_pass: bool, monkeypatch: pytest.MonkeyPatch
+    positions: str, low_pass: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = model(low_pass, positions=positions)
+    own = model(low_pass, positions=positions, causal=causal)
     every = encode(own, batch([1, 2, 3, 4], [5, 6])._replace(every_position=True)).users
     prefixes = encode(own, batch([1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [5], [5, 6])).users
     torch.testing.assert_close(every, prefixes, rtol=1e-4, atol=1e-5)
@@ -159,6 +160,9 @@ def test_relative_positions_distinguish_orders_and_distances() -> None:
 def test_one_pass_with_absolute_positions_is_refused() -> None:
     with pytest.raises(ValueError, match="with positions: from_newest an item has another position in each"):
         Config.model_validate({"pretrain": {"sasrec": {"supervision": "every_position"}}})
+    both_ways = {"supervision": "every_position", "positions": "relative", "low_pass": {"causal": False}}
+    with pytest.raises(ValueError, match=r"low_pass\.causal: false filters an item with those after it"):
+        Config.model_validate({"pretrain": {"sasrec": both_ways}})
     relative = {"supervision": "every_position", "positions": "relative"}
     assert Config.model_validate({"pretrain": {"sasrec": relative}}).pretrain["sasrec"].supervision == "every_position"
 
@@ -189,7 +193,11 @@ def test_a_folder_keeps_the_filter(tmp_path: Path) -> None:
         torch.testing.assert_close(encode(load_model(folder), histories).users, encode(own, histories).users)
         automatic = AutoModel.from_pretrained(folder).eval()
         torch.testing.assert_close(encode(automatic, histories).users, encode(own, histories).users)
-    assert load_model(tmp_path / "filtered").config.low_pass == {"weight": 0.7, "frequencies": FREQUENCIES}
+    assert load_model(tmp_path / "filtered").config.low_pass == {
+        "weight": 0.7,
+        "frequencies": FREQUENCIES,
+        "causal": True,
+    }
 
 
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
@@ -212,7 +220,7 @@ def test_pretrain_builds_the_filter_that_is_asked_for(
     config = Config.model_validate({"pretrain": {"sasrec": section}})
     pretrain.build(Task(config, tmp_path, folder, model="sasrec"))
     trained = load_model(folder)
-    assert trained.config.low_pass == {"weight": 0.7, "frequencies": 3}
+    assert trained.config.low_pass == {"weight": 0.7, "frequencies": 3, "causal": True}
     assert all("low_pass" not in name or value.isfinite().all() for name, value in trained.state_dict().items())
 
 

@@ -52,6 +52,9 @@ class LowPassSettings(Section):
     """α, the share of the filter in the output of a block; the attention has the rest."""
     frequencies: int = Field(5, ge=1)
     """c, the number of lowest frequencies that pass: 0, 1, ... cycles in `max_history_items` positions."""
+    causal: bool = True
+    """Filter each position with the items up to it alone, so that one pass encodes all prefixes of a history; false:
+    with all items of the history that is read, as BSARec does."""
 
 
 class TimeGapSettings(Section):
@@ -85,8 +88,7 @@ class SasRecSettings(StudentSettings):
     counted from the oldest item that is read. `relative`: an attention bias is learned for each distance between two
     items. Only the last two mean the same in every prefix of a history."""
     low_pass: LowPassSettings | None = None
-    """Causal low-pass filter beside the attention, after BSARec; `{}` takes its default settings, null leaves it
-    out."""
+    """Low-pass filter beside the attention, after BSARec; `{}` takes its default settings, null leaves it out."""
     time_gaps: TimeGapSettings | None = None
     """Learned attention bias by the time between two events, on a logarithmic scale, and by their distance, after HSTU;
     `{}` takes its default settings, null leaves it out. The log, and every history of a request, must then have
@@ -139,8 +141,8 @@ class SasRecSettings(StudentSettings):
 
     @property
     def means_one_position(self) -> bool:
-        """True if positions mean the same in every prefix of a history, so that one pass encodes all prefixes."""
-        return self.positions != "from_newest"
+        """True if a position has the same state in every prefix of a history, so that one pass encodes all prefixes."""
+        return self.positions != "from_newest" and (self.low_pass is None or self.low_pass.causal)
 
     @model_validator(mode="after")
     def _reads_text(self) -> "SasRecSettings":
@@ -207,6 +209,11 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
     @model_validator(mode="after")
     def _every_position_is_served(self) -> "SasRecModel":
         """Refuse training in one pass where a position would be another function of the history than in serving."""
+        check(
+            self.low_pass is None or self.low_pass.causal or self.supervision != "every_position",
+            "supervision: every_position reads all prefixes in one pass, but low_pass.causal: false filters an item "
+            "with those after it; set low_pass.causal: true, or supervision: every_prefix",
+        )
         check(
             self.means_one_position or self.supervision != "every_position",
             "supervision: every_position reads all prefixes in one pass, but with positions: from_newest an item has "

@@ -17,34 +17,37 @@ class LowPass(nn.Module):
 
     Source: BSARec: LayerNorm(x + Dropout(low + beta^2 * (x - low))). The frequencies are those of a window of
     `max_history_items` positions that ends with the position that is read and holds zeros before the oldest item.
-    BSARec filters the padding along with the items, and later items too; here, the state of a position depends on the
-    items up to it alone, so that one pass encodes all prefixes of a history.
+    BSARec filters the padding along with the items. A causal filter leaves out later items, so that one pass encodes
+    all prefixes of a history.
     Each beta is initialised from N(0, 1): its square is 1 on average, and channels start with different values.
 
     Args:
         settings: Architecture of the model.
-        frequencies: Number of frequencies that pass.
+        low_pass: Settings of the filter.
     """
 
-    def __init__(self, settings: SasRecSettings, frequencies: int) -> None:
+    def __init__(self, settings: SasRecSettings, low_pass: LowPassSettings) -> None:
         super().__init__()
         self.beta = nn.Parameter(torch.empty(settings.hidden_size))
         self.norm = nn.Identity() if settings.norm_first else nn.LayerNorm(settings.hidden_size)
         self.dropout = nn.Dropout(settings.dropout)
-        self._matrix = np.tril(low_pass_matrix(settings.num_positions, frequencies))
+        matrix = low_pass_matrix(settings.num_positions, low_pass.frequencies)
+        self.causal, self._matrix = low_pass.causal, np.tril(matrix) if low_pass.causal else matrix
 
-    def forward(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
         """Return the filtered states (B, Q, D) of the queries, which are at `columns` (B or 1, Q) of `x` (B, L, D).
 
         The filter depends only on the distance between positions, so the result is the same wherever the history lies
-        in the window.
+        in the window. `is_item` (B, L) tells items from padding.
         """
-        output: Tensor = self.norm(queries + self.filtered(queries, x, columns))
+        output: Tensor = self.norm(queries + self.filtered(queries, x, columns, is_item))
         return output
 
-    def filtered(self, queries: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    def filtered(self, queries: Tensor, x: Tensor, columns: Tensor, is_item: Tensor) -> Tensor:
         """Return the output (B, Q, D) without residual connection and norm."""
         matrix = torch.from_numpy(self._matrix).to(x)
+        if not self.causal:
+            x = x * is_item[..., None]
         low = matrix[columns, : x.shape[1]] @ x
         output: Tensor = self.dropout(low + self.beta.square() * (queries - low))
         return output
@@ -133,10 +136,16 @@ class Block(nn.Module):
             self.distance_bias = nn.Embedding(settings.num_positions, settings.num_attention_heads)
         low_pass: LowPassSettings | None = settings.low_pass
         self.filter_weight = low_pass.weight if low_pass else 0.0
-        self.low_pass = LowPass(settings, low_pass.frequencies) if low_pass else None
+        self.low_pass = LowPass(settings, low_pass) if low_pass else None
 
     def forward(
-        self, queries: Tensor, x: Tensor, visible: Tensor | None, columns: Tensor, gaps: Tensor | None = None
+        self,
+        queries: Tensor,
+        x: Tensor,
+        visible: Tensor | None,
+        columns: Tensor,
+        is_item: Tensor,
+        gaps: Tensor | None = None,
     ) -> Tensor:
         """Return the states (B, Q, H) of the queries.
 
@@ -145,6 +154,7 @@ class Block(nn.Module):
             x: (B, L, H) keys and values.
             visible: (B, 1, 1, L) bool, the positions that are attended to; None: causal attention.
             columns: (B or 1, Q) positions of the queries in `x`.
+            is_item: (B, L) bool, false for padding.
             gaps: (B, Q, L) buckets of the time between key and query, for blocks with a bias by time.
         """
         if self.norm_first:
@@ -152,12 +162,12 @@ class Block(nn.Module):
             update = self.dropout(self._attended(own, keys, visible, columns, gaps))
             if self.low_pass is not None:
                 weight = self.filter_weight
-                update = weight * self.low_pass.filtered(own, keys, columns) + (1 - weight) * update
+                update = weight * self.low_pass.filtered(own, keys, columns, is_item) + (1 - weight) * update
             mixed = queries + update
             return mixed + self.dropout(self.feed_forward(self.output_norm(mixed)))  # type: ignore[no-any-return]
         mixed = self.attention_norm(queries + self.dropout(self._attended(queries, x, visible, columns, gaps)))
         if self.low_pass is not None:
-            mixed = self.filter_weight * self.low_pass(queries, x, columns) + (1 - self.filter_weight) * mixed
+            mixed = self.filter_weight * self.low_pass(queries, x, columns, is_item) + (1 - self.filter_weight) * mixed
         return self.output_norm(mixed + self.dropout(self.feed_forward(mixed)))  # type: ignore[no-any-return]
 
     def _attended(

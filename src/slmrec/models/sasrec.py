@@ -3,7 +3,7 @@
 Source: Kang and McAuley, Self-Attentive Sequential Recommendation (ICDM 2018). This implementation differs in two ways
 that later work found to matter: the meaning of positions is a setting, and the loss is cross-entropy over all items.
 
-Optionally, each block mixes its attention with a causal low-pass filter of the sequence. Source: Shin et al., An
+Optionally, each block mixes its attention with a low-pass filter of the sequence. Source: Shin et al., An
 Attentive Inductive Bias for Sequential Recommendation beyond the Self-Attention (AAAI 2024; BSARec). Optionally, a
 learned bias by the time between two events is added to the attention. Source: Zhai et al., Actions Speak Louder than
 Words: Trillion-Parameter Sequential Transducers for Generative Recommendations (ICML 2024; HSTU).
@@ -154,15 +154,15 @@ class SasRec(Model):
         is_item = columns < histories.lengths[:, None]
         x, gaps = self._inputs(histories, columns), self._gaps(histories)
         for layer in self.layers[:-1]:
-            x = layer(x, x, None, columns[None], gaps)
+            x = layer(x, x, None, columns[None], is_item, gaps)
         if every_position:
-            users = self._users(self.layers[-1](x, x, None, columns[None], gaps)[is_item])
+            users = self._users(self.layers[-1](x, x, None, columns[None], is_item, gaps)[is_item])
             return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
         last = histories.lengths - 1
         rows = torch.arange(x.shape[0], device=x.device)
         newest = x[rows, last].unsqueeze(1)
         gaps = None if gaps is None else gaps[rows, last].unsqueeze(1)
-        states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], gaps).squeeze(1)
+        states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], is_item, gaps).squeeze(1)
         return Encoded(self._users(states), bonus=self.history_bonus(histories))
 
     def age_scores(self) -> Tensor | None:
