@@ -18,6 +18,7 @@ from slmrec import Recommender
 from slmrec.commands.main import main
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
+from slmrec.inference.batch import spark
 from slmrec.inference.timestamps import checked_times
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import save_recommender
@@ -185,3 +186,17 @@ def test_times_are_whole_numbers_or_dates(value: Any, expected: int | None) -> N
             checked_times([value], 1, "s")
     else:
         assert checked_times([value], 1, "s") == [expected]
+
+
+def test_workers_of_spark_read_times(folder: Path, recommender: Recommender) -> None:
+    batch = pa.RecordBatch.from_pylist(ROWS)
+    types = {"user_id": pa.int64(), "item_id": pa.string(), "score": pa.float32(), "rank": pa.int64()}
+    answered = pa.Table.from_batches(spark._answer(str(folder), {"k": 5}, pa.schema(types), iter([batch])))
+    expected = recommender.recommend(HISTORIES, 5, timestamps=TIMES, user_ids=[0, 1, 2]).table
+    assert answered["item_id"].to_pylist() == expected["item_id"].to_pylist()
+    (counts,) = spark._count(recommender.catalogue, "ms", iter([batch]))
+    assert counts.to_pylist() == [{"num_unknown": 1, "num_items": 5, "first": "nope", "fault": None}]
+    (counts,) = spark._count(
+        recommender.catalogue, "ms", iter([pa.RecordBatch.from_pylist([{**ROWS[1], "timestamps": []}])])
+    )
+    assert counts["fault"][0].as_py() == "history of user 1: got 0 times, expected 1: one for each item, known or not"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,8 @@ from slmrec.models.blocks import GapBuckets, _bucketize
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.sasrec import SasRec, SasRecConfig
-from slmrec.types import Histories
+from slmrec.training.losses import NextItemLoss
+from slmrec.types import Batch, Histories
 
 HISTORIES = Histories(
     torch.tensor([[3, 7, 9, 2], [4, 5, 0, 0]]),
@@ -48,6 +49,7 @@ def test_bounds_are_a_geometric_series_of_seconds() -> None:
     GapBuckets(TimeGapSettings(num_buckets=1024, bucket_ratio=1e3), "ns")  # bounds beyond 64 bits
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=6, unique=True), st.lists(st.integers(-9, 9)))
 def test_the_search_of_graphs_is_that_of_torch(bounds: list[int], offsets: list[int]) -> None:
     ordered = torch.tensor(sorted(bounds))
@@ -117,3 +119,29 @@ def test_a_folder_keeps_the_unit(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "timestamp_unit": "h"}))
     with pytest.raises(CheckpointError, match="timestamp_unit is 'h', expected one of s, ms, us, ns"):
         load_model(tmp_path / "alone")
+
+
+def shop(num_users: int) -> Batch:
+    """Return walks over 25 items: after a pause of a minute the next item follows, after one of a day the seventh."""
+    pauses = torch.where(torch.rand(num_users, 8) < 0.5, 60, 86_400)
+    steps = torch.where(pauses[:, 1:-1] == 60, 1, 7).cumsum(1)
+    first = torch.randint(25, (num_users, 1))
+    items = torch.cat([first, first, first + steps], dim=1) % 25 + 1
+    histories = Histories(items[:, :-1], torch.full((num_users,), 7), pauses.cumsum(1)[:, :-1])
+    return Batch(histories, items[:, 1:].flatten(), every_position=True)
+
+
+def test_a_model_learns_what_only_the_times_tell() -> None:
+    """A model without times is right in half of the cases."""
+    torch.manual_seed(0)
+    sizes = {"num_items": 25, "hidden_size": 32, "max_history_items": 8, "dropout": 0.0, "norm_first": True}
+    trained = SasRec(SasRecConfig(**sizes, positions="relative", time_gaps={}))
+    loss, optimizer = NextItemLoss(trained), torch.optim.Adam(trained.parameters(), 1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss(shop(64)).total.backward()
+        optimizer.step()
+    batch = shop(200)
+    scores = users(trained.eval(), batch.histories, every_position=True) @ trained.item_vectors().T
+    is_right = (scores[:, 1:].argmax(dim=1) + 1 == batch.targets).view(200, 7)
+    assert is_right[:, 1:].float().mean() > 0.6
