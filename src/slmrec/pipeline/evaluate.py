@@ -36,7 +36,6 @@ _COSTS = {"users_per_second", "num_parameters"}
 """Entries of a model's results that are no metrics."""
 _COVERAGE = f"coverage@{TOP_K}"
 Split = Literal["test", "valid"]
-ExtraScorers = Callable[[Dataset], dict[str, Scorer]]
 Metrics = dict[str, float]
 
 
@@ -50,17 +49,12 @@ class Results(NamedTuple):
     """Metrics of the top lists, by model and protocol."""
 
 
-def build(task: Task, extra: ExtraScorers = lambda dataset: {}) -> dict[str, float]:
-    """Rank the held-out items by every model; write metrics, ranks, and the figures in the cards of the models.
-
-    Args:
-        task: The step.
-        extra: Further scorers to show beside the models, such as the oracle of simulated data.
-    """
+def build(task: Task) -> dict[str, float]:
+    """Rank the held-out items by every model; write metrics, ranks, and the figures in the cards of the models."""
     settings, dataset = task.config.evaluate, Dataset.load(task.output / "prepare")
     models = _load_models(task, dataset)
-    scorers: dict[str, Scorer] = {**{name: EncoderScorer(model) for name, model in models.items()}, **extra(dataset)}
-    sizes = {name: models[name].num_parameters() if name in models else 0 for name in scorers}
+    scorers: dict[str, Scorer] = {name: EncoderScorer(model) for name, model in models.items()}
+    sizes = {name: model.num_parameters() for name, model in models.items()}
     speeds = _speeds(settings, dataset.held_out(settings.splits[0]), scorers)
     for split in settings.splits:
         results = _rank(task, dataset, split, scorers)

@@ -12,7 +12,7 @@ from slmrec.models.text.sources import check_source
 from slmrec.pipeline import evaluate
 from slmrec.pipeline.item_text import check_item_texts
 from slmrec.pipeline.sources import check_sources
-from slmrec.pipeline.stage import Build, pending_steps, run_step, section_of
+from slmrec.pipeline.stage import pending_steps, run_step, section_of
 from slmrec.pipeline.table import Step, stage_named, steps
 
 
@@ -42,14 +42,13 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
     return [run_step(step, config, output, force) for step in chosen]
 
 
-def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: Build | None = None) -> None:
+def run_steps(config: Config, output: Path, force: bool = False) -> None:
     """Execute all steps that are not done, and show the results of the evaluation.
 
     Args:
         config: All settings.
         output: Output folder of the run.
         force: Redo finished steps.
-        evaluate_with: Function to execute instead of that of `evaluate`.
 
     Raises:
         CheckpointError: A backbone cannot be found; this is checked before the first step begins.
@@ -62,8 +61,7 @@ def run_steps(config: Config, output: Path, force: bool = False, evaluate_with: 
         _check_language_models(step, config)
         _check_lists(step, config)
     for step in planned:
-        build = evaluate_with if step.folder == "evaluate" else None
-        folder = run_step(step, config, output, force, build=build)
+        folder = run_step(step, config, output, force)
         if step.folder == "prepare":
             dataset = Dataset.load(folder)
             check_item_texts(config, dataset)

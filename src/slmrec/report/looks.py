@@ -9,7 +9,6 @@ _FIXED = {
     "cooccurrence": ("green", "P"),
     "teacher": ("blue", "^"),
     "student": ("vermilion", "o"),
-    "oracle": ("sky", "*"),
 }
 _BASE_MODELS = (("orange", "s"), ("purple", "D"), ("green", "v"), ("sky", "p"), ("grey", "h"))
 Looks = dict[str, dict[str, str]]
