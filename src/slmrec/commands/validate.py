@@ -66,7 +66,8 @@ def _print(file: str, log: Events, min_user_events: int) -> None:
     for name, fact in (log.columns | statistics).items():
         table.add_row(name, printable(fact) if isinstance(fact, str) else f"{fact:,}")
     console.print(table)
-    for warning in [*few_ids(statistics["users"], statistics["items"]), *large_shares(log.table)]:
+    few = [] if log.errors else few_ids(statistics["users"], statistics["items"])
+    for warning in [*few, *large_shares(log.table)]:
         _LOG.warning("%s: %s", file, warning)
     if log.errors:
         console.print(_error_table(log.errors))
