@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "slmrec"
 
-GROUND = ("types", "errors", "version", "files", "folders", "locks", "progress", "plots", "topk", "processes")
+GROUND = (
+    "types",
+    "errors",
+    "version",
+    "files",
+    "folders",
+    "locks",
+    "progress",
+    "plots",
+    "topk",
+    "processes",
+    "launcher",
+)
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
     ("recipes",),

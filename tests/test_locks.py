@@ -158,6 +158,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_other_processes_of_a_distributed_run_share_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(run_locked, tmp_path):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
         with run_locked(tmp_path):
             pass

@@ -17,6 +17,7 @@ from typing import IO
 
 from slmrec.errors import CheckpointError
 from slmrec.folders import disk_errors_reported
+from slmrec.processes import is_main
 
 _LOG = logging.getLogger(__name__)
 WAIT_S = 60.0
@@ -86,6 +87,9 @@ def model_locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
     """Create a folder where it is missing; what was created and is still empty afterwards is removed."""
+    if not is_main():
+        yield
+        return
     created = [each for each in (folder, *folder.parents) if not each.exists()]
     with disk_errors_reported(folder):
         if folder.is_file():
@@ -108,7 +112,7 @@ def _locked(target: Path, path: Path, wait_s: float) -> Iterator[None]:
     """
     held: set[Path] = _held.__dict__.setdefault("paths", set())
     key = path.parent.resolve() / path.name
-    if key in held or int(os.environ.get("RANK", "0")):  # the first process of a distributed run holds its lock
+    if key in held or not is_main():  # the main process holds the lock for all
         yield
         return
     with disk_errors_reported(path):

@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None = None, num_alike: int = 1) -> Iterator[Callable[[int], None]]:
     """Show the progress of a loop while the context is open.
 
     A terminal shows a bar, which disappears at the end. A notebook or a file gets a log line at most every 30 seconds;
@@ -22,6 +22,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
     Args:
         description: the text before the bar, for example `distill: teacher outputs`.
         total: the number of steps, or None if it is unknown.
+        num_alike: the number of processes that advance as fast as this one, which shows the steps of all.
 
     Yields:
         A function that advances the display by a number of steps.
@@ -38,9 +39,10 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(description, total=total)
-            yield lambda steps: bar.advance(task, steps)
+            yield lambda steps: bar.advance(task, steps * num_alike)
     else:
-        yield _log_lines(description, total)
+        advance = _log_lines(description, total)
+        yield lambda steps: advance(steps * num_alike)
 
 
 def _log_lines(description: str, total: int | None) -> Callable[[int], None]:

@@ -7,6 +7,7 @@ from slmrec.auto.dry_run import show_plan
 from slmrec.config import Config
 from slmrec.locks import run_locked
 from slmrec.pipeline.run import run_steps
+from slmrec.processes import on_main
 from slmrec.report import INSTALL, missing_libraries
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def run(config: Config, output: Path, force: bool = False) -> None:
     """
     with run_locked(output):
         run_steps(config, output, force)
-        write_report(output)
+        on_main(lambda: write_report(output))
 
 
 def write_report(output: Path, always: bool = False) -> None:

@@ -401,7 +401,7 @@ def test_the_sampler_goes_beyond_the_limit_of_multinomial() -> None:
 
 def test_a_point_at_the_very_end_is_the_last_item(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = ItemSampler(np.zeros(4, np.int64), 1.0)
-    monkeypatch.setattr(torch, "rand", lambda num, dtype: torch.ones(num, dtype=dtype))
+    monkeypatch.setattr(torch, "rand", lambda num, dtype, generator: torch.ones(num, dtype=dtype))
     assert sampler.draw(1).tolist() == [3]
 
 

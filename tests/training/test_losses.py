@@ -15,7 +15,8 @@ from slmrec.config.distill import ListWeights
 from slmrec.data.dataset import Samples
 from slmrec.data.teacher_lists import TeacherLists
 from slmrec.training import terms as distillation_terms
-from slmrec.training.full_softmax import CatalogueLoss, ItemSampler, sampled_cross_entropy
+from slmrec.training.full_softmax import CatalogueLoss, sampled_cross_entropy
+from slmrec.training.item_sampler import ItemSampler
 from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss, NextItemLoss
 from slmrec.training.samples import TrainingSamples

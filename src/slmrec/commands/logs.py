@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slmrec.files import printable
+from slmrec.processes import is_main
 
 _WARNING_PREFIX = "slmrec: warning: "
 
@@ -14,7 +15,8 @@ _WARNING_PREFIX = "slmrec: warning: "
 def messages_shown(level: int) -> Iterator[None]:
     """Show log records of `slmrec` while the context is open: plain lines on stdout, warnings on stderr.
 
-    Python programs that import slmrec are not affected; they configure `logging` themselves.
+    Python programs that import slmrec are not affected; they configure `logging` themselves. Of several processes the
+    main process alone shows messages.
 
     Args:
         level: lowest level of the records that are shown, for example `logging.INFO`.
@@ -22,7 +24,7 @@ def messages_shown(level: int) -> Iterator[None]:
     logger = logging.getLogger("slmrec")
     handler, level_before = _TerminalHandler(), logger.level
     logger.addHandler(handler)
-    logger.setLevel(level)
+    logger.setLevel(level if is_main() else logging.CRITICAL)
     try:
         yield
     finally:

@@ -1,12 +1,15 @@
 """The command line. Exit code 0: done; 1: an error of slmrec; 2: an error of the user; 130: interrupted."""
 
 import argparse
+import io
 import logging
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from types import TracebackType
 
+from slmrec import processes
 from slmrec.commands import compare, data, demo, export, import_reference, items, recommend, report, serve, stages
 from slmrec.commands.logs import messages_shown
 from slmrec.commands.parsers import add_logging_options
@@ -18,6 +21,7 @@ from slmrec.version import __version__
 
 _COMMANDS = (stages, demo, recommend, serve, compare, report, data, import_reference, export, items)
 """Modules of the commands, in the order of `slmrec --help`."""
+_LOST = "another process of this run has ended; run the same command again to continue where it stopped"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,19 +33,40 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parse(arguments)
+    exit_code = 1
     try:
+        with nullcontext() if processes.is_main() else redirect_stderr(io.StringIO()):  # the usage is shown once
+            options = _parse(arguments)
         places = (getattr(options, name, None) for name in ("output", "folder"))
         output = next((Path(str(place)) for place in places if place), Path("the output"))
+        if not options.in_several_processes:
+            processes.refuse_several(f"slmrec {options.command}")
+        processes.start()
         with messages_shown(getattr(options, "level", logging.INFO)), disk_errors_reported(output):
             options.run(options)
+        exit_code = 0
     except SlmrecError as error:
-        print(f"slmrec: {printable(redacted(str(error)))}", file=sys.stderr)
-        return 2
+        exit_code = _report(str(error), 2)
     except KeyboardInterrupt:
-        print("slmrec: interrupted; run the same command again to continue where it stopped", file=sys.stderr)
-        return 130
-    return 0
+        exit_code = _report("interrupted; run the same command again to continue where it stopped", 130)
+    except Exception as error:
+        if processes.is_lost(error):
+            exit_code = _report(_LOST, 1)
+        elif (earlier := processes.fail(1)) is None:
+            raise
+        else:
+            exit_code = earlier
+    finally:
+        processes.stop(failed=exit_code != 0)
+    return exit_code
+
+
+def _report(message: str, exit_code: int) -> int:
+    """Print a message unless another process of the run has reported before, and return the exit code."""
+    if (earlier := processes.fail(exit_code)) is not None:
+        return earlier
+    print(f"slmrec: {printable(redacted(message))}", file=sys.stderr)
+    return exit_code
 
 
 def entry() -> None:

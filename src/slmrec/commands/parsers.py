@@ -23,7 +23,7 @@ def new_command(
     command: argparse.ArgumentParser = subparsers.add_parser(
         name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command.set_defaults(parser=command, run=run)
+    command.set_defaults(parser=command, run=run, in_several_processes=False)
     add_logging_options(command)
     return command
 

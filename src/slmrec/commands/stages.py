@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slmrec.commands.parsers import add_split_option, new_command
 from slmrec.locks import run_locked
 from slmrec.pipeline.table import PIPELINE, stage_named
+from slmrec.processes import is_main, refuse_several
 
 if TYPE_CHECKING:
     from slmrec.config import Config
@@ -36,9 +37,11 @@ def add_parser(subparsers: Any) -> None:
     """Add one command for each stage, then `run` and the studies."""
     for stage in PIPELINE:
         command = _add(subparsers, stage.name, stage.help)
+        command.set_defaults(in_several_processes=True)
         if stage.models is not None:
             command.add_argument("--model", metavar="NAME", help="train only the model of this name (default: all)")
     run_all = _add(subparsers, "run", "run all stages in order, and skip those that are finished and unchanged")
+    run_all.set_defaults(in_several_processes=True)
     run_all.add_argument(
         "--dry-run", action="store_true", help="show what would run and the resources it needs; write nothing"
     )
@@ -62,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
     """Run a stage, all stages, or a study."""
     config = _config(options)
     if options.command == "run":
+        if options.dry_run:
+            refuse_several("slmrec run --dry-run")
         from slmrec.run import plan
         from slmrec.run import run as run_pipeline
 
@@ -151,7 +156,7 @@ def _run_stage(options: argparse.Namespace, config: "Config") -> None:
     from slmrec.pipeline.run import run_stage
 
     folders = run_stage(options.command, config, options.output, options.force, getattr(options, "model", None))
-    if options.command == "evaluate":
+    if options.command == "evaluate" and is_main():
         from slmrec.pipeline.evaluation_tables import show
 
         show(folders[0])

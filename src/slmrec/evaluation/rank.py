@@ -17,6 +17,7 @@ from slmrec.data.dataset import Ints, Samples
 from slmrec.evaluation.candidates import is_sampled
 from slmrec.evaluation.metrics import ranks_of_targets, tie_draws
 from slmrec.inference.freeze import freeze
+from slmrec.processes import share, total
 from slmrec.topk import best_columns
 from slmrec.types import Batch, Encoded, SequenceEncoder, timestamp_unit_of
 
@@ -168,6 +169,7 @@ def evaluate_scorer(
     tie_seed: int = TIE_SEED,
     top_lists: Callable[[str, Ints, Ints], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> dict[str, Ints]:
     """Return the 0-based rank of the target of each sample under each protocol.
 
@@ -183,6 +185,8 @@ def evaluate_scorer(
             the sample numbers (b,) and the top lists (b, TOP_K): items, best first, the smaller item first among equal
             scores, and 0 where fewer items are left.
         progress: Function called after each block with the number of its users.
+        shared: True if all processes of the run call this function, and divide the users among them; `top_lists` and
+            `progress` are then called for the users of this process only.
 
     Returns:
         Ranks (num_samples,) by protocol, in the order of the samples.
@@ -201,10 +205,10 @@ def evaluate_scorer(
     sampled = [protocol for protocol in protocols if is_sampled(protocol)]
     if sampled != ([] if negatives is None else [f"sampled_{negatives.shape[1]}"]):
         raise ValueError(f"protocols {protocols}: a sampled protocol needs its negatives, and only it takes them")
-    ranks = {protocol: np.empty(len(samples), np.int64) for protocol in protocols}
+    ranks = {protocol: np.zeros(len(samples), np.int64) for protocol in protocols}
     draws = tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
-        for rows, scores in _scored(scorer, samples, batch_size):
+        for rows, scores in _scored(scorer, samples, batch_size, shared):
             users, device = samples.spans(rows)[2], scores.device
             whole = collate(samples, rows, int(samples.lengths(rows).max())).to(device)
             history = whole.histories.items
@@ -216,12 +220,15 @@ def evaluate_scorer(
                     top_lists(protocol, rows, _top_items(protocol, candidates, history))
             if progress:
                 progress(len(rows))
-    return ranks
+    if not shared:
+        return ranks
+    return {protocol: total(torch.from_numpy(values)).numpy() for protocol, values in ranks.items()}
 
 
-def _scored(scorer: Scorer, samples: Samples, batch_size: int) -> Iterator[tuple[Ints, Tensor]]:
+def _scored(scorer: Scorer, samples: Samples, batch_size: int, shared: bool) -> Iterator[tuple[Ints, Tensor]]:
     """Yield sample numbers and their scores in blocks; the batches that are encoded do not depend on V."""
-    for rows, batch in _batches(scorer, samples, batch_size):
+    batches = _batches(scorer, samples, batch_size)
+    for rows, batch in share(batches) if shared else batches:
         read, block = scorer.read(batch), _rows_at_once(scorer)
         for at in range(0, len(rows), block):
             yield rows[at : at + block], _checked(scorer.score(read.select(slice(at, at + block))))

@@ -294,6 +294,9 @@ def _dequantized(file: Path) -> Path:
     try:
         _dequantize(file, partial)
         partial.rename(target)
+    except OSError:
+        if not (target / "config.json").is_file():  # otherwise another process was faster
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

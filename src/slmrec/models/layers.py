@@ -40,10 +40,22 @@ def empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
 
 def drop_token_table(decoder: PreTrainedModel) -> None:
     """Free the token embeddings: items enter as vectors, and the few vectors of the prompt are stored separately."""
-    decoder.set_input_embeddings(nn.Embedding(0, decoder.config.hidden_size))
+    decoder.set_input_embeddings(NoTokens(decoder.config.hidden_size))
     decoder.config.vocab_size = 0
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(decoder.config, token, None)
+
+
+class NoTokens(nn.Module):
+    """Table of token embeddings without rows; it is no parameter, since none may be left without a gradient.
+
+    Args:
+        width: Width of an embedding.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0, width))
 
 
 def add_branch_dropout(decoder: PreTrainedModel, dropout: nn.Dropout) -> None:

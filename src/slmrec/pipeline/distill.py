@@ -30,6 +30,7 @@ from slmrec.pipeline.fitting import (
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
+from slmrec.processes import is_main, num_local, on_main
 from slmrec.progress import progress
 from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss
@@ -71,7 +72,8 @@ def build(task: Task) -> dict[str, float]:
     if settings.mode == "online":
         tuned: Any = loss.teacher.model
         tuned = tuned if ensemble is None else ensemble.with_decoder(tuned)
-        save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
+        if is_main():
+            save_recommender(tuned.eval(), dataset, task.folder / "teacher", "SLMRec teacher, trained online", {})
     remove_training_state(task)
     return metrics | depths
 
@@ -218,11 +220,9 @@ def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> Cached
     settings, folder = task.config.distill, task.cache or task.output / "teacher_outputs"
     # A file with hidden states holds the user vectors too, so it serves where only these are needed.
     choices = [settings.num_blocks] if needs_states(settings, "teacher") else [0, settings.num_blocks]
-    keys = cache_keys(teacher, data, choices)
-    paths = {num_blocks: folder / f"{key}.safetensors" for num_blocks, key in keys.items()}
-    num_blocks = next((choice for choice in choices if paths[choice].exists()), choices[0])
-    path, key = paths[num_blocks], keys[num_blocks]
-    if path.exists():
+    num_blocks, key, exists = on_main(lambda: _cache_to_use(cache_keys(teacher, data, choices), folder))
+    path = folder / f"{key}.safetensors"
+    if exists:
         _LOG.info("distill: teacher outputs taken from %s", path)
     else:
         _write_cache(teacher, data, path, num_blocks, key)
@@ -231,10 +231,17 @@ def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> Cached
     return CachedTeacher.open(path, key, items, data, num_blocks=num_blocks, age_scores=ages)
 
 
+def _cache_to_use(keys: dict[int, str], folder: Path) -> tuple[int, str, bool]:
+    """Return the number of blocks, the key and the existence of the first file that exists, or else of the first."""
+    existing = [num_blocks for num_blocks, key in keys.items() if (folder / f"{key}.safetensors").exists()]
+    num_blocks = next(iter([*existing, *keys]))
+    return num_blocks, keys[num_blocks], bool(existing)
+
+
 def _write_cache(teacher: Model, data: TrainingSamples, path: Path, num_blocks: int, key: str) -> None:
     start = time.perf_counter()
     teacher = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
-    with progress("distill: teacher outputs", total=len(data)) as advance:
+    with progress("distill: teacher outputs", total=len(data), num_alike=num_local()) as advance:
         write_teacher_cache(teacher, data, path, num_blocks=num_blocks, key=key, progress=advance)
     seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
     _LOG.info("distill: teacher outputs computed in %.0f s, cached in %s (%.1f MB)", seconds, path, size)

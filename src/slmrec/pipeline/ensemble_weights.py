@@ -25,6 +25,7 @@ from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model, repeat_bonus
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import EVAL_BATCH, Validation, validation
+from slmrec.processes import is_main, on_main, share, total
 from slmrec.progress import progress
 from slmrec.training.trainer import MONITORED
 from slmrec.types import Histories
@@ -69,14 +70,14 @@ def mix(task: Task, dataset: Dataset, members: Mapping[str, Model]) -> dict[str,
     models = {name: model.to(device) for name, model in members.items()}
     fitted_on = validation(task, dataset, MAX_USERS)
     vectors = [model_vectors(model, fitted_on) for model in models.values()]
-    weights = dict(zip(models, fit_weights(vectors, fitted_on), strict=True))
+    weights = dict(zip(models, on_main(lambda: fit_weights(vectors, fitted_on)), strict=True))
     shown = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     _LOG.info("finetune: weights of the models, fitted on validation: %s", shown)
     found = {f"weight/{name}": weight for name, weight in weights.items()}
     kept = {name: weight for name, weight in weights.items() if weight}
     if list(kept) == ["decoder"]:
         return found
-    factor = fit_factor(vectors, list(weights.values()), fitted_on)
+    factor = on_main(lambda: fit_factor(vectors, list(weights.values()), fitted_on))
     deviations = dict(zip(models, (one.deviation for one in vectors), strict=True))
     factors = {name: factor * weight / deviations[name] for name, weight in kept.items()}
     ensemble = Ensemble.of({name: models[name] for name in kept}, factors)
@@ -90,7 +91,8 @@ def save_ensemble(
     """Write an ensemble as the model of the task, and return its validation metrics."""
     metrics = measured_on.metrics(ensemble)
     _LOG.info("%s: ensemble: valid NDCG@10 %.4f", section, metrics[MONITORED])
-    save_recommender(ensemble, dataset, task.folder, f"SLMRec {section}", metrics, measured_on.protocol)
+    if is_main():
+        save_recommender(ensemble, dataset, task.folder, f"SLMRec {section}", metrics, measured_on.protocol)
     return {f"valid/{key}": value for key, value in metrics.items()} | {"num_parameters": ensemble.num_parameters()}
 
 
@@ -100,10 +102,12 @@ def model_vectors(model: Model, users: Validation) -> Vectors:
     with eval_mode(model):
         frozen = freeze(model, fused=False)
         items = frozen.item_vectors()
-        vectors = items.new_empty(len(users.samples), items.shape[1])
+        vectors = items.new_zeros(len(users.samples), items.shape[1])
         unit = model.timestamp_unit
-        for rows, batch in by_length(users.samples, EVAL_BATCH, model.max_history_items, timestamp_unit=unit):
+        batches = by_length(users.samples, EVAL_BATCH, model.max_history_items, timestamp_unit=unit)
+        for rows, batch in share(batches):
             vectors[rows] = frozen.encode(batch.histories).users.float()
+    vectors = total(vectors)
     deviation = score_deviation(vectors, items[1:])
     ages = model.age_scores()
     if ages is not None:  # items that are older than the model reads have no such score

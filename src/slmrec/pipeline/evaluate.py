@@ -27,6 +27,7 @@ from slmrec.models.model import Model
 from slmrec.pipeline.evaluation_tables import constant_note, show
 from slmrec.pipeline.finetune import teacher_item_vectors
 from slmrec.pipeline.stage import Task
+from slmrec.processes import is_main, num_processes, on_main, total
 from slmrec.progress import progress
 
 __all__ = ["build", "model_folders", "show"]
@@ -40,7 +41,7 @@ Metrics = dict[str, float]
 
 
 class Results(NamedTuple):
-    """Ranks and list metrics of all models on one split."""
+    """Ranks of all models on one split, and, in the main process, the metrics of their lists."""
 
     samples: Samples
     ranks: dict[str, dict[str, Ints]]
@@ -55,9 +56,11 @@ def build(task: Task) -> dict[str, float]:
     models = _load_models(task, dataset)
     scorers: dict[str, Scorer] = {name: EncoderScorer(model) for name, model in models.items()}
     sizes = {name: model.num_parameters() for name, model in models.items()}
-    speeds = _speeds(settings, dataset.held_out(settings.splits[0]), scorers)
+    speeds = on_main(lambda: _speeds(settings, dataset.held_out(settings.splits[0]), scorers))
     for split in settings.splits:
         results = _rank(task, dataset, split, scorers)
+        if not is_main():
+            continue
         content = _content(task.config, dataset, split, results, sizes, speeds)
         for name, protocol in content["protocols"].items():
             if note := constant_note(name, protocol):
@@ -99,28 +102,36 @@ def _rank(task: Task, dataset: Dataset, split: Split, scorers: dict[str, Scorer]
     settings, samples, negatives = task.config.evaluate, dataset.held_out(split), None
     for number in settings.sampled:
         negatives = draw_negatives(dataset, number, task.config.seed, samples.users())
-        save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
-    measure = _list_measure(task, dataset, samples)
+        if is_main():
+            save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
+    measure = _list_measure(task, dataset, samples) if is_main() else None
     ranks, of_lists = {}, {}
     for name, scorer in scorers.items():
         _LOG.info("evaluate: %s ranks the %s items of %d users", name, split, len(samples))
-        lists: dict[str, Lists] = {}
-        with progress(f"evaluate: {name}", total=len(samples)) as advance:
+        lists: dict[str, Lists] = {
+            protocol: np.zeros((len(samples), TOP_K), np.int32)
+            for protocol in settings.protocols
+            if not is_sampled(protocol)
+        }
+        with progress(f"evaluate: {name}", total=len(samples), num_alike=num_processes()) as advance:
             ranks[name] = evaluate_scorer(
                 scorer,
                 samples,
                 batch_size=settings.batch_size,
                 protocols=settings.protocols,
                 negatives=negatives,
-                top_lists=partial(_keep_lists, lists, len(samples)),
+                top_lists=partial(_keep_lists, lists),
                 progress=advance,
+                shared=True,
             )
-        of_lists[name] = {protocol: measure(items) for protocol, items in lists.items()}
+        whole = {protocol: total(torch.from_numpy(items)).numpy() for protocol, items in lists.items()}
+        if measure is not None:
+            of_lists[name] = {protocol: measure(items) for protocol, items in whole.items()}
     return Results(samples, ranks, of_lists)
 
 
-def _keep_lists(lists: dict[str, Lists], num_samples: int, protocol: str, rows: Ints, items: Ints) -> None:
-    lists.setdefault(protocol, np.zeros((num_samples, TOP_K), np.int32))[rows] = items
+def _keep_lists(lists: dict[str, Lists], protocol: str, rows: Ints, items: Ints) -> None:
+    lists[protocol][rows] = items
 
 
 def _list_measure(task: Task, dataset: Dataset, samples: Samples) -> Callable[[Lists], Metrics]:

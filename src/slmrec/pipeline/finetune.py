@@ -16,6 +16,7 @@ from slmrec.pipeline.ensemble_weights import mix
 from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
+from slmrec.processes import main_first
 from slmrec.training.losses import NextItemLoss
 
 
@@ -39,7 +40,8 @@ def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, di
     vectors = teacher_item_vectors(task.config, task.output, dataset)
     text = read_item_text(task.config, "finetune", settings.item_text, dataset)
     torch.manual_seed(task.config.seed)
-    backbone = open_backbone(settings, "finetune")
+    with main_first():  # which unpacks the backbone into the cache
+        backbone = open_backbone(settings, "finetune")
     if vectors is None or settings.item_embeddings == "reinitialise":
         width = settings.item_dim if vectors is None else vectors.shape[1]
         vectors = random_item_vectors(dataset.num_items, width)

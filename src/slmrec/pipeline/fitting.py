@@ -11,6 +11,7 @@ from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
+from slmrec.processes import barrier, is_main
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.trackers import Trackers
@@ -104,11 +105,15 @@ def fit_model(
         "peak_learning_rate": progress.peak_learning_rate,
         "training_s": round(progress.seconds, 3),
     }
-    save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best, measured_on.protocol)
+    if is_main():
+        save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best, measured_on.protocol)
     return {f"valid/{key}": value for key, value in progress.best.items()} | sizes
 
 
 def remove_training_state(task: Task) -> None:
     """Delete the state that was saved for resumption; the log stays."""
+    barrier()  # the others have read it
+    if not is_main():
+        return
     for file in (task.folder / "training").glob("*.safetensors"):
         file.unlink()

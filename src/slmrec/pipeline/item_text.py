@@ -23,6 +23,7 @@ from slmrec.models.text.sources import TextVectors, item_texts, read_texts
 from slmrec.models.text.whitening import whitened
 from slmrec.models.text.words import VERSION as WORDS_VERSION
 from slmrec.models.text.words import FittedWords
+from slmrec.processes import main_first
 from slmrec.progress import progress
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def read_item_text(config: Config, section: str, name: str | None, dataset: Data
         if not any(texts):
             _refuse_missing(settings, section, name)
             return None
-        vectors = _cached(section, where, settings, texts)
+        with main_first():
+            vectors = _cached(section, where, settings, texts)
     width = vectors.values.shape[1]
     if (settings.num_components or 1) > width:
         raise ConfigError(

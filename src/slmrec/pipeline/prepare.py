@@ -16,6 +16,7 @@ from slmrec.data.prepare import prepare_dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import stage_named
+from slmrec.processes import on_main
 
 _LOG = logging.getLogger(__name__)
 _REMOVED_BY = "num_removed_by_"
@@ -28,9 +29,14 @@ def build(task: Task) -> dict[str, float]:
         raise ConfigError(
             f"prepare.input is not set; give --input FILE{_former_input(task.output)}, or prepare.input=FILE"
         )
-    counts = prepare_dataset(settings, task.folder, settings.input)
-    _log_summary(settings, counts)
-    return counts
+    source = settings.input
+
+    def prepare_alone() -> dict[str, float]:
+        counts = prepare_dataset(settings, task.folder, source)
+        _log_summary(settings, counts)
+        return counts
+
+    return on_main(prepare_alone)
 
 
 def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:

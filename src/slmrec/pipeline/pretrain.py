@@ -19,6 +19,7 @@ from slmrec.pipeline.fitting import (
 )
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
+from slmrec.processes import main_first, on_main
 from slmrec.training.losses import NextItemLoss
 
 
@@ -26,18 +27,24 @@ def build(task: Task) -> dict[str, float]:
     """Train the base model of the task's name, or count the events of a baseline."""
     name, dataset = str(task.model), Dataset.load(task.output / "prepare")
     if name in BASELINES:
-        baseline = build_baseline(name, dataset)
-        save_recommender(baseline, dataset, task.folder, f"SLMRec pretrain.{name}", {})
-        return {"num_parameters": baseline.num_parameters(), "num_trainable_parameters": 0}
+        return on_main(lambda: _count(name, dataset, task))
     settings, section = task.config.pretrain[name], f"pretrain.{name}"
     if settings.seed is not None:
         task = replace(task, config=task.config.model_copy(update={"seed": settings.seed}))
     text = read_item_text(task.config, section, getattr(settings, "item_text", None), dataset)
     parts = ModelParts(dataset.num_items, text, section, timestamp_unit=timestamp_unit(dataset, settings, section))
     torch.manual_seed(task.config.seed)
-    model = load_object(KINDS[settings.kind].build)(settings, parts)
+    with main_first():  # which unpacks a backbone into the cache
+        model = load_object(KINDS[settings.kind].build)(settings, parts)
     loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
     data = training_samples(dataset, settings.supervision, model.max_history_items, model.timestamp_unit)
     metrics = fit_model(task, section, model, loss, data, settings.train)
     remove_training_state(task)
     return metrics
+
+
+def _count(name: str, dataset: Dataset, task: Task) -> dict[str, float]:
+    """Write a baseline, and return its size."""
+    baseline = build_baseline(name, dataset)
+    save_recommender(baseline, dataset, task.folder, f"SLMRec pretrain.{name}", {})
+    return {"num_parameters": baseline.num_parameters(), "num_trainable_parameters": 0}

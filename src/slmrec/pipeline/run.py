@@ -3,6 +3,7 @@
 from itertools import product
 from pathlib import Path
 
+from slmrec import processes
 from slmrec.config import Config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
@@ -34,7 +35,7 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
         CheckpointError: An earlier step is missing or out of date.
     """
     if name != "prepare":
-        check_sources(config, output)
+        processes.on_main(lambda: check_sources(config, output))
     chosen = [step for step in stage_named(name).steps(config) if model in (None, step.model)]
     if not chosen:
         known = ", ".join(step.model or "no model" for step in stage_named(name).steps(config))
@@ -57,22 +58,32 @@ def run_steps(config: Config, output: Path, force: bool = False) -> None:
             before the first training.
     """
     planned = list(steps(config))
-    for step in pending_steps(planned, config, output, force):
-        _check_language_models(step, config)
-        _check_lists(step, config)
+    processes.on_main(lambda: _check_sources_of_steps(pending_steps(planned, config, output, force), config))
     for step in planned:
-        folder = run_step(step, config, output, force)
+        run_step(step, config, output, force)
         if step.folder == "prepare":
-            dataset = Dataset.load(folder)
-            check_item_texts(config, dataset)
-            _check_sampled_protocols(config, dataset)
-    evaluate.show(output / "evaluate")
+            processes.on_main(lambda: _check_dataset(config, output / "prepare"))
+    processes.on_main(lambda: evaluate.show(output / "evaluate"))
+
+
+def _check_dataset(config: Config, folder: Path) -> None:
+    """Check that the data set has what the settings need, before anything is trained."""
+    dataset = Dataset.load(folder)
+    check_item_texts(config, dataset)
+    _check_sampled_protocols(config, dataset)
 
 
 def _check_sampled_protocols(config: Config, dataset: Dataset) -> None:
     """Check that the data set has enough items for the sampled protocols, before anything is trained."""
     for split, number in product(config.evaluate.splits, config.evaluate.sampled):
         check_negatives(dataset, number, dataset.held_out(split).users())
+
+
+def _check_sources_of_steps(pending: list[Step], config: Config) -> None:
+    """Check that the language models and the lists of some steps can be opened."""
+    for step in pending:
+        _check_language_models(step, config)
+        _check_lists(step, config)
 
 
 def _check_lists(step: Step, config: Config) -> None:

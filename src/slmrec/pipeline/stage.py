@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slmrec import processes
 from slmrec.config import Config, Section
 from slmrec.config.yaml_text import dump_yaml
 from slmrec.errors import CheckpointError
@@ -73,6 +74,8 @@ def run_step(
 ) -> Path:
     """Execute a step unless its result exists and is unchanged.
 
+    Of several processes, the main process alone decides and writes; all of them build.
+
     Args:
         step: The step.
         config: All settings.
@@ -89,38 +92,66 @@ def run_step(
         CheckpointError: An earlier step is missing or out of date, another process writes into `output`, or the disk
             is full.
     """
-    target = target or output / step.folder
+    target, partial = target or output / step.folder, partial_folder(target or output / step.folder)
     with disk_errors_reported(target), ExitStack() as locks:
-        if target != output:
-            locks.enter_context(run_locked(output))
-        upstream = {name: _current(output, name) for name in step.stage.reads(config)}
-        fingerprint = _fingerprint(step, config, upstream)
-        is_interrupted = replaced_folder(target).exists()
-        if force or is_interrupted or read_record(target).get("fingerprint") != fingerprint:
-            locks.enter_context(target_locked(target, WAIT_S))  # `items add` may replace a model at the same time
-            finish_replacement(target)
-        _refuse_outdated(step, output, force)
-        if not force and read_record(target).get("fingerprint") == fingerprint:
-            _LOG.info("%s: unchanged, nothing to do (%s; --force redoes it)", step.folder, target)
+        record = processes.on_main(lambda: _begin(step, config, output, force, target, locks))
+        if record is None:
             return target
-        _refuse_foreign(target)
-        partial = _prepare_partial(target, fingerprint, force)
+        if not partial.is_dir():
+            raise CheckpointError(
+                f"{partial} is not visible to process {processes.rank()}; all machines of a run must share --output"
+            )
         start = time.perf_counter()
         reset_peak()
         with _keeping_training_only(partial):
             metrics = (build or step.build)(Task(config, output, partial, step.model, cache))
+            processes.barrier()
         facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
         if (gpu_mb := peak_gpu_mb()) is not None:
             facts["peak_gpu_mb"] = gpu_mb
-        if not (partial / "metrics.json").exists():
-            write_json(partial / "metrics.json", metrics | facts)
-        record = {"fingerprint": fingerprint, "upstream": upstream, "done": True, "version": __version__}
-        write_json(partial / "stage.json", record | facts)
-        (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
-        _remove_outdated(step, output)
-        put_in_place(partial, target)
-        _LOG.info("%s: done in %.0f s, written to %s", step.folder, facts["wall_s"], target)
+        processes.on_main(lambda: _finish(step, config, output, target, record, metrics, facts))
     return target
+
+
+def _begin(
+    step: Step, config: Config, output: Path, force: bool, target: Path, locks: ExitStack
+) -> dict[str, Any] | None:
+    """Return what identifies the result of a step, and make the folder to write into; None if it is unchanged."""
+    if target != output:
+        locks.enter_context(run_locked(output))
+    upstream = {name: _current(output, name) for name in step.stage.reads(config)}
+    fingerprint = _fingerprint(step, config, upstream)
+    is_interrupted = replaced_folder(target).exists()
+    if force or is_interrupted or read_record(target).get("fingerprint") != fingerprint:
+        locks.enter_context(target_locked(target, WAIT_S))  # `items add` may replace a model at the same time
+        finish_replacement(target)
+    _refuse_outdated(step, output, force)
+    if not force and read_record(target).get("fingerprint") == fingerprint:
+        _LOG.info("%s: unchanged, nothing to do (%s; --force redoes it)", step.folder, target)
+        return None
+    _refuse_foreign(target)
+    _prepare_partial(target, fingerprint, force)
+    return {"fingerprint": fingerprint, "upstream": upstream}
+
+
+def _finish(
+    step: Step,
+    config: Config,
+    output: Path,
+    target: Path,
+    record: dict[str, Any],
+    metrics: dict[str, float],
+    facts: dict[str, float],
+) -> None:
+    """Write the record of a step, and put its folder in place."""
+    partial = partial_folder(target)
+    if not (partial / "metrics.json").exists():
+        write_json(partial / "metrics.json", metrics | facts)
+    write_json(partial / "stage.json", record | {"done": True, "version": __version__} | facts)
+    (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
+    _remove_outdated(step, output)
+    put_in_place(partial, target)
+    _LOG.info("%s: done in %.0f s, written to %s", step.folder, facts["wall_s"], target)
 
 
 def fingerprint_of(step: Step, config: Config, output: Path) -> str:
@@ -209,8 +240,8 @@ def _is_done(step: Step, config: Config, output: Path) -> bool:
     return read_record(output / step.folder).get("fingerprint") == _fingerprint(step, config, upstream)
 
 
-def _prepare_partial(target: Path, fingerprint: str, force: bool) -> Path:
-    """Return the folder to write into; the training state of an interrupted step with the same settings stays in it."""
+def _prepare_partial(target: Path, fingerprint: str, force: bool) -> None:
+    """Make the folder to write into; the training state of an interrupted step with the same settings stays in it."""
     partial = partial_folder(target)
     if force or read_record(partial).get("fingerprint") != fingerprint:
         shutil.rmtree(partial, ignore_errors=True)
@@ -221,7 +252,6 @@ def _prepare_partial(target: Path, fingerprint: str, force: bool) -> Path:
         elif path.is_file():
             path.unlink()
     write_json(partial / "stage.json", {"fingerprint": fingerprint, "done": False})
-    return partial
 
 
 @contextmanager
@@ -230,7 +260,7 @@ def _keeping_training_only(partial: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.exc_info()[0] and not (partial / "training").exists():
+        if sys.exc_info()[0] and processes.is_main() and not (partial / "training").exists():
             shutil.rmtree(partial, ignore_errors=True)
 
 

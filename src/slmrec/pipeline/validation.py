@@ -26,7 +26,7 @@ class Validation:
     """(U, N) sampled negatives, for a sampled protocol."""
 
     def metrics(self, model: SequenceEncoder) -> dict[str, float]:
-        """Return the ranking metrics of a model, which comes back in the mode it was in.
+        """Return the ranking metrics of a model, which comes back in the mode it was in; all processes take part.
 
         Raises:
             TrainingError: Scores of a user are not finite.
@@ -38,6 +38,7 @@ class Validation:
                 batch_size=EVAL_BATCH,
                 protocols=(self.protocol,),
                 negatives=self.negatives,
+                shared=True,
             )
         return ranking_metrics(ranks[self.protocol])
 

@@ -11,6 +11,7 @@ import torch
 
 from slmrec.config import TrainConfig
 from slmrec.errors import TrainingError
+from slmrec.processes import num_local
 from slmrec.training.memory import can_measure_growth, free_mb, gpu_growth_mb, growth_mb
 
 USABLE = 0.8
@@ -23,7 +24,7 @@ def largest_that_fits(
     """Return the largest number of samples that fit: `max_samples`, or a half of it, a quarter, and so on.
 
     The step runs at growing sizes. The memory of the next size is extrapolated from the last two sizes, and a size
-    that is not expected to fit is not tried.
+    that is not expected to fit is not tried. The processes of a run share the memory of a machine, but not of a GPU.
 
     Args:
         step: Runs forward and backward passes of a number of samples, those that need the most memory.
@@ -42,7 +43,8 @@ def largest_that_fits(
             f"{name}.train.per_device_train_batch_size is auto, but this operating system does not measure the memory "
             "of a step; give a number"
         )
-    usable = USABLE * (_free_cuda_mb(device) if device.type == "cuda" else free_mb()) - 2 * trained_mb
+    free = _free_cuda_mb(device) if device.type == "cuda" else free_mb() / num_local()
+    usable = USABLE * free - 2 * trained_mb
     measured = [(0, trained_mb)]
     for size in _sizes(max_samples):
         if _extrapolate(measured, size) > usable:

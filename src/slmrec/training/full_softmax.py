@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from slmrec.config import TrainConfig
 from slmrec.data.dataset import Ints
+from slmrec.training.item_sampler import ItemSampler
 from slmrec.types import ItemBonus
 
 MAX_CHUNK_SCORES = 2**25
@@ -71,6 +72,11 @@ class CatalogueLoss:
             if include_padding:
                 raise ValueError("include_padding is true, but the padding item is never sampled; give one of the two")
             self.sampler = ItemSampler(item_counts, SAMPLING_EXPONENT)
+
+    def begin_step(self, seed: int) -> None:
+        """Seed the items that are sampled until the next step: the same ones for all its parts and processes."""
+        if self.sampler is not None:
+            self.sampler.seed = seed
 
     def __call__(self, users: Tensor, items: Tensor, targets: Tensor, bonus: ItemBonus | None = None) -> Tensor:
         """Return the loss of user vectors (N, D) with respect to item vectors (V+1, D) and targets (N,).
@@ -158,29 +164,6 @@ def sampled_cross_entropy(
     scores = scores.masked_fill(negatives == targets[:, None], -torch.inf)
     scores = torch.cat([(users * target_vectors).sum(dim=1, keepdim=True), scores], dim=1)
     return F.cross_entropy(scores, torch.zeros_like(targets))
-
-
-class ItemSampler:
-    """Sampler of items 1..V with probabilities proportional to (count + 1) ** exponent.
-
-    Args:
-        counts: (V+1,) number of events of each item; entry 0 is ignored.
-        exponent: 1 samples by popularity, 0 uniformly.
-    """
-
-    log_q: Tensor
-    """(V+1,) float32 log-probability of each item in one draw; -inf for the padding item."""
-
-    def __init__(self, counts: Ints, exponent: float) -> None:
-        weights = (torch.from_numpy(counts[1:].astype(np.float64)) + 1) ** exponent
-        self._cumulative = weights.cumsum(0)  # torch.multinomial accepts at most 2**24 items
-        self.log_q = F.pad((weights / self._cumulative[-1]).log().float(), (1, 0), value=-torch.inf)
-
-    def draw(self, num: int) -> Tensor:
-        """Return `num` items drawn with replacement, on the CPU; `torch.manual_seed` seeds the draw."""
-        points = torch.rand(num, dtype=torch.float64) * self._cumulative[-1]
-        items = torch.searchsorted(self._cumulative, points, right=True) + 1
-        return items.clamp_(max=len(self._cumulative))  # a point may be rounded up to the total
 
 
 def matmul_dtype(users: Tensor, items: Tensor) -> torch.dtype:

@@ -103,6 +103,8 @@ class DistillationLoss(nn.Module):
         self.weights: dict[str, float] = {name: getattr(settings.weights, name) for name in self.terms}
         self.clipped_apart = ("teacher.",) if self.online else ()
         """Prefixes of parameters whose gradients are clipped apart from all others."""
+        self.may_skip_parameters = not self.terms.keys() & {"ce", "kl"}
+        """True if parameters may be without gradient, such as the head of a student that only hidden states teach."""
         if not self.online:
             teacher.requires_grad_(False).eval()
 

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
+from slmrec import processes
 from slmrec.config import TrainConfig
 from slmrec.config.distill import AugmentSettings
 from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Ints, Samples
-from slmrec.errors import TrainingError
 from slmrec.training.augmentation import augmented
 from slmrec.types import Batch, Unit
 
@@ -44,62 +44,54 @@ class TrainingSamples:
         return order[::-1][:num].astype(np.int64)
 
 
+class Step(NamedTuple):
+    """Part of one process in an optimiser step."""
+
+    micro_batches: list[Ints]
+    """Sample numbers of each forward and backward pass, at least one."""
+    is_counted: bool = True
+    """False: the samples belong to another process, and must not change the gradient."""
+
+
 class Steps:
-    """Division of an epoch into the optimiser steps of one process; every process takes the same number of batches.
+    """Division of an epoch into optimiser steps, and of each step among the processes.
+
+    The samples of a step depend on their number and the seed alone. The processes take turns in picking them, so that
+    their histories are about equally long, and each divides its own into micro-batches.
 
     Args:
         data: Training samples.
         settings: Training settings.
         seed: Seed of the order of the samples.
-        name: Section of the settings, for messages.
-        process: Index of this process.
-        num_processes: Number of processes.
-
-    Raises:
-        TrainingError: The samples of a step cannot be divided among the processes.
     """
 
-    def __init__(
-        self, data: TrainingSamples, settings: TrainConfig, seed: int, name: str, process: int, num_processes: int
-    ) -> None:
-        self.data, self.settings, self.seed, self.name = data, settings, seed, name
-        self.process, self.num_processes = process, num_processes
-        self.batch_size = _batch_size(settings, name, num_processes)
-        """Number of samples in a batch of one process."""
-        self.num_accumulated = settings.gradient_accumulation_steps
-        self.samples_per_step = self.batch_size * self.num_accumulated * num_processes
-        """Number of samples in an optimiser step of all processes together."""
-
-    def num_batches(self) -> int:
-        """Return the number of batches of this process in an epoch."""
-        return max(1, math.ceil(len(self.data) / self.batch_size) // self.num_processes)
+    def __init__(self, data: TrainingSamples, settings: TrainConfig, seed: int) -> None:
+        self.data, self.seed = data, seed
+        size, num_processes = settings.per_device_train_batch_size, processes.num_processes()
+        if size == "auto":
+            self.samples_per_step = settings.reference_batch_size or 0
+            self.batch_size = math.ceil(self.samples_per_step / num_processes)
+        else:
+            self.samples_per_step = size * settings.gradient_accumulation_steps * num_processes
+            """Number of samples in an optimiser step of all processes together."""
+            self.batch_size = size
+            """Maximum number of samples in a micro-batch of one process, as far as the settings say."""
 
     def num_steps(self) -> int:
         """Return the number of optimiser steps in an epoch."""
-        return math.ceil(self.num_batches() / self.num_accumulated)
+        return math.ceil(len(self.data) / self.samples_per_step)
 
-    def of_epoch(self, epoch: int, samples_at_once: int) -> Iterator[list[Ints]]:
-        """Yield the sample numbers of each step, in micro-batches of nearly equal size.
+    def of_epoch(self, epoch: int, samples_at_once: int) -> Iterator[Step]:
+        """Yield the part of this process in each step, in micro-batches of nearly equal size.
 
         Args:
             epoch: Number of the epoch, which determines the order together with the seed.
             samples_at_once: Maximum number of samples in a micro-batch.
         """
-        batches = shuffled(self.data.samples, self.batch_size, self.data.max_history_items, self.seed, epoch)
-        own_batches = islice(batches, self.process, None, self.num_processes)
-        own_batches = islice(own_batches, self.num_batches())
-        while step := list(islice(own_batches, self.num_accumulated)):
-            yield [part for rows in step for part in np.array_split(rows, math.ceil(len(rows) / samples_at_once))]
-
-
-def _batch_size(settings: TrainConfig, name: str, num_processes: int) -> int:
-    size = settings.per_device_train_batch_size
-    if size != "auto":
-        return size
-    samples_per_step = settings.reference_batch_size or 0
-    if samples_per_step % num_processes:
-        raise TrainingError(
-            f"{name}.train.reference_batch_size is {samples_per_step}, which cannot be divided among {num_processes} "
-            f"processes; choose a multiple of {num_processes}"
-        )
-    return samples_per_step // num_processes
+        data = self.data
+        for rows in shuffled(data.samples, self.samples_per_step, data.max_history_items, self.seed, epoch):
+            own = rows[processes.rank() :: processes.num_processes()]
+            if len(own):
+                yield Step(np.array_split(own, math.ceil(len(own) / samples_at_once)))
+            else:  # the last step has fewer samples than there are processes, and all take part
+                yield Step([rows[:1]], is_counted=False)

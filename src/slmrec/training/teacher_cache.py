@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from slmrec.evaluation.rank import eval_mode
 from slmrec.files import one_line
 from slmrec.inference.freeze import freeze
 from slmrec.models.model import repeat_bonus
+from slmrec.processes import barrier, is_main, on_main, share
 from slmrec.training.samples import TrainingSamples
 from slmrec.types import Batch, Encoded, SequenceEncoder, Unit, timestamp_unit_of
 from slmrec.version import __version__
@@ -92,7 +93,9 @@ def write_teacher_cache(
     """Write the outputs of the teacher for all samples in one pass; do nothing if the file exists.
 
     The file appears when it is complete, and the rest of an interrupted pass is overwritten by the next one. If several
-    processes need the same file, one computes it and the others wait.
+    runs need the same file, one computes it and the others wait. The processes of a run divide the samples; those on
+    other machines than the main process only wait, because machines that write into one file could lose each other's
+    values.
 
     Args:
         teacher: The teacher, read in evaluation mode and float32 on its device; its mode is restored.
@@ -116,7 +119,7 @@ def write_teacher_cache(
             if parts is None:
                 return
             reading = data.max_history_items, data.every_position, data.timestamp_unit
-            for sample_rows, batch in by_length(data.samples, batch_size, *reading):
+            for sample_rows, batch in share(by_length(data.samples, batch_size, *reading), on_one_machine=True):
                 histories, rows = batch.histories.to(device), rows_of_samples.of(sample_rows)
                 encoded = frozen.encode(histories, every_position=data.every_position, num_blocks=num_blocks)
                 for part, values in zip(parts, (*encoded.hidden_states, encoded.users), strict=True):
@@ -247,27 +250,38 @@ def _shapes(num_blocks: int, total: int, hidden_size: int, item_width: int) -> S
 def _locked_file(path: Path, shapes: Shapes, key: str) -> Iterator[list[Mapped] | None]:
     """Give the blocks and the users to write, and put the file in place at the end; None if the file exists.
 
-    `slmrec.files.write_atomically` gives each process a file of its own; here all processes lock the same one.
+    `slmrec.files.write_atomically` gives each process a file of its own; here all runs lock the same one, and all
+    processes of a run write into it.
     """
     partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # waits until another process has finished the file or ended
-        if path.exists():
-            partial.unlink(missing_ok=True)
+    with ExitStack() as lock:
+        if not on_main(lambda: _create(lock, path, partial, _header(shapes, key), shapes)):
             yield None
             return
-        header = _header(shapes, key)
-        size = len(header) + sum(map(_num_bytes, shapes.values()))
-        stream.truncate(0)
-        _check_space(path, size)
-        stream.write(header)
-        stream.truncate(size)
         parts = _map_parts(partial, shapes, "r+")
         yield parts
         for part in parts:
             part.flush()
-        partial.replace(path)
+        barrier()
+        if is_main():
+            partial.replace(path)
+        barrier()
+
+
+def _create(lock: ExitStack, path: Path, partial: Path, header: bytes, shapes: Shapes) -> bool:
+    """Lock the partial file and give it its size, or return False if the file exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = lock.enter_context(partial.open("ab"))
+    fcntl.flock(stream, fcntl.LOCK_EX)  # waits until another run has finished the file or ended
+    if path.exists():
+        partial.unlink(missing_ok=True)
+        return False
+    size = len(header) + sum(map(_num_bytes, shapes.values()))
+    stream.truncate(0)
+    _check_space(path, size)
+    stream.write(header)
+    stream.truncate(size)
+    return True
 
 
 def _check_space(path: Path, size: int) -> None:

@@ -12,6 +12,7 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slmrec.errors import ConfigError
+from slmrec.processes import is_main
 
 _LOG = logging.getLogger(__name__)
 PROJECT = "slmrec"
@@ -75,7 +76,7 @@ class Live:
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shows_bar)
         self._task = self._bar.add_task(name, total=None)
         self._writes_lines, self._last_line = shown and not shows_bar, time.monotonic()
-        self._name, self._trackers = name, trackers.start(name)
+        self._name, self._trackers = name, trackers.start(name) if is_main() else []
         self._title, self._validation = name, ""
         self._num_steps, self._steps = 0, 0
         self._sums: dict[str, float] = {}

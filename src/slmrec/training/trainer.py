@@ -3,18 +3,19 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from slmrec import processes
 from slmrec.config import TrainConfig
-from slmrec.data.dataset import Ints
 from slmrec.errors import TrainingError
 from slmrec.training.batch_size import largest_that_fits, memory_remedies
+from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.optimization import peak_learning_rate, schedule
-from slmrec.training.samples import Steps, TrainingSamples
+from slmrec.training.samples import Step, Steps, TrainingSamples
 from slmrec.training.trackers import Live, Trackers, format_losses
 from slmrec.training.training_state import TrainingProgress, TrainingState
 from slmrec.types import Batch, LossTerms
@@ -43,6 +44,9 @@ def fit(
     The state is saved in `folder` after every epoch. Another call with the same arguments resumes from there and ends
     with the same weights, bit for bit on a CPU, because all random numbers depend only on the seed and the step.
 
+    All processes of a run call this function with the same arguments and take their part of every step (DDP). Samples
+    and gradient of a step do not depend on the number of processes, and a training is resumed on any number of them.
+
     Args:
         loss: Module that returns `LossTerms` for a batch and owns the trained parameters.
         data: Training samples.
@@ -70,26 +74,29 @@ def fit(
         1
     """
     trackers.check()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    prepared = accelerator.prepare_model(loss)  # moves the parameters to the device
+    parallel = processes.parallel(loss.to(processes.device()), getattr(loss, "may_skip_parameters", False))
     state = TrainingState(loss, settings, folder)
-    steps = Steps(data, settings, seed, name, accelerator.process_index, int(accelerator.num_processes))
-    return _Trainer(accelerator, prepared, state, steps, validate, trackers).run()
+    catalogue_loss: CatalogueLoss | None = getattr(loss, "catalogue_loss", None)
+    steps = Steps(data, settings, seed)
+    return _Trainer(parallel, catalogue_loss, state, steps, settings, name, validate, trackers).run()
 
 
 class _Trainer:
     def __init__(
         self,
-        accelerator: Accelerator,
         loss: nn.Module,
+        catalogue_loss: CatalogueLoss | None,
         state: TrainingState,
         steps: Steps,
+        settings: TrainConfig,
+        name: str,
         validate: Validate,
         trackers: Trackers,
     ) -> None:
-        self.accelerator, self.loss, self.state, self.steps = accelerator, loss, state, steps
-        self.validate, self.trackers = validate, trackers
-        self.data, self.settings, self.seed, self.name = steps.data, steps.settings, steps.seed, steps.name
+        self.loss, self.state, self.steps, self.settings, self.name = loss, state, steps, settings, name
+        self.catalogue_loss, self.validate, self.trackers = catalogue_loss, validate, trackers
+        self.device = processes.device()
+        self.data, self.seed = steps.data, steps.seed
         self.bf16 = use_bf16(self.settings.bf16)
 
     @property
@@ -98,19 +105,26 @@ class _Trainer:
 
     def run(self) -> TrainingProgress:
         if self.state.resume():
-            self._info(f"resumed after epoch {self.progress.epoch}")
+            _LOG.info("%s: resumed after epoch %d", self.name, self.progress.epoch)
         self._plan_steps()
         if not self.progress.best:
             self.state.keep_best(self._validated())  # the initial model is best if training does not improve it
-        with Live(self.name, self.trackers, self.accelerator.is_main_process) as live:
+        with Live(self.name, self.trackers, processes.is_main()) as live:
             while not self._finished():
                 self._epoch(live)
+        processes.barrier()  # the main process has written the best weights
         self.state.load_best()
         return self.progress
 
     def _plan_steps(self) -> None:
-        """Set the sizes of steps and micro-batches; a resumed training keeps its micro-batches."""
+        """Set the sizes of steps and micro-batches; a resumed training keeps both, on any number of processes."""
         progress, settings = self.progress, self.settings
+        if progress.samples_per_step not in (0, self.steps.samples_per_step):
+            _LOG.info(
+                "%s: steps keep the %d samples that they had before; other numbers of processes would give %d",
+                *(self.name, progress.samples_per_step, self.steps.samples_per_step),
+            )
+            self.steps.samples_per_step = progress.samples_per_step
         progress.samples_per_step = self.steps.samples_per_step
         progress.peak_learning_rate = peak_learning_rate(
             settings.learning_rate, progress.samples_per_step, settings.reference_batch_size
@@ -119,10 +133,10 @@ class _Trainer:
             is_auto = settings.per_device_train_batch_size == "auto"
             progress.samples_at_once = self._largest_that_fits() if is_auto else self.steps.batch_size
         if settings.reference_batch_size:
-            self._info(
-                f"{progress.samples_per_step} samples per step, {progress.samples_at_once} at once; learning rate "
-                f"{progress.peak_learning_rate:.2e} ({settings.learning_rate:.2e} for "
-                f"{settings.reference_batch_size} samples)"
+            _LOG.info(
+                "%s: %d samples per step, %d at once; learning rate %.2e (%.2e for %d samples)",
+                *(self.name, progress.samples_per_step, progress.samples_at_once, progress.peak_learning_rate),
+                *(settings.learning_rate, settings.reference_batch_size),
             )
 
     def _largest_that_fits(self) -> int:
@@ -131,14 +145,14 @@ class _Trainer:
         trained_mb = sum(value.numel() * value.element_size() for value in self.state.parameters.values()) / 2**20
 
         def step(size: int) -> None:
-            self._accumulate([rows[:size]], self.settings.learning_rate)
+            self._accumulate([self.data.collate(rows[:size])], [1.0], self.settings.learning_rate)
             self.state.optimizer.zero_grad(set_to_none=True)
 
         self.loss.train()
-        device, remedies = self.accelerator.device, memory_remedies(self.name, self.settings)
-        size = largest_that_fits(step, max_samples, trained_mb, device, self.name, remedies)
-        # All processes use the smallest size: with unequal numbers of micro-batches they would wait for each other.
-        return int(self.accelerator.gather(torch.tensor([size], device=device)).min())
+        remedies = memory_remedies(self.name, self.settings)
+        with processes.not_reduced(self.loss):  # the processes try different sizes
+            size = largest_that_fits(step, max_samples, trained_mb, self.device, self.name, remedies)
+        return processes.smallest(size)
 
     def _finished(self) -> bool:
         progress = self.progress
@@ -155,11 +169,11 @@ class _Trainer:
         start, progress = time.perf_counter(), self.progress
         live.begin(progress.epoch + 1, self.steps.num_steps())
         self.loss.train()
-        for micro_batches in self.steps.of_epoch(progress.epoch, progress.samples_at_once):
+        for step in self.steps.of_epoch(progress.epoch, progress.samples_at_once):
             if self._reached_max_steps():
                 break
             learning_rate = self._learning_rate(progress.step)
-            losses = self._step(micro_batches, learning_rate)
+            losses = self._step(step, learning_rate)
             live.step(progress.step, losses, learning_rate)
         progress.epoch += 1
         metrics = self._validated()
@@ -177,12 +191,18 @@ class _Trainer:
         factor = schedule(step, settings.warmup_steps, total, settings.lr_scheduler_type)
         return self.progress.peak_learning_rate * factor
 
-    def _step(self, micro_batches: list[Ints], learning_rate: float) -> dict[str, float]:
+    def _step(self, step: Step, learning_rate: float) -> dict[str, float]:
         state, progress = self.state, self.progress
-        torch.manual_seed(hash((self.seed, progress.step, self.accelerator.process_index)))
+        torch.manual_seed(hash((self.seed, progress.step, processes.rank())))  # of dropout
+        if self.catalogue_loss is not None:
+            self.catalogue_loss.begin_step(hash((self.seed, progress.step)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses = self._accumulate(micro_batches, learning_rate)
+        batches = [self.data.collate(rows) for rows in step.micro_batches]
+        losses = self._accumulate(batches, self._weights(step, batches), learning_rate)
+        if processes.num_processes() > 1:
+            summed = processes.total(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
+            losses = dict(zip(losses, summed, strict=True))
         for parameters in state.clipping_groups:
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
             if not torch.isfinite(norm):
@@ -193,24 +213,35 @@ class _Trainer:
         state.update_average()
         return losses
 
-    def _accumulate(self, micro_batches: list[Ints], learning_rate: float) -> dict[str, float]:
-        """Accumulate the gradients of the mean loss over all supervised positions of the micro-batches."""
-        batches = [self.data.collate(rows) for rows in micro_batches]
-        num_targets, losses = sum(len(batch.targets) for batch in batches), dict[str, float]()
-        for batch in batches:
-            share = len(batch.targets) / num_targets
-            terms = self._backward(batch.to(self.accelerator.device), share, learning_rate)
+    def _weights(self, step: Step, batches: list[Batch]) -> list[float]:
+        """Return the share of each micro-batch in the supervised positions of the step, of all processes together."""
+        counts = [len(batch.targets) * step.is_counted for batch in batches]
+        total = int(processes.total(torch.tensor(sum(counts)))) if processes.num_processes() > 1 else sum(counts)
+        return [count / total for count in counts]
+
+    def _accumulate(self, batches: list[Batch], weights: list[float], learning_rate: float) -> dict[str, float]:
+        """Accumulate the gradient of the mean loss over all supervised positions of the step.
+
+        The gradients of the processes are reduced once, in the last backward pass.
+
+        Returns:
+            The part of this process in each loss.
+        """
+        losses = dict[str, float]()
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
+            with nullcontext() if number == len(batches) else processes.not_reduced(self.loss):
+                terms = self._backward(batch.to(self.device), weight, learning_rate)
             for key, value in ({"loss": terms.total.detach()} | terms.parts).items():
-                losses[key] = losses.get(key, 0.0) + float(value) * share
+                losses[key] = losses.get(key, 0.0) + float(value) * weight
         return losses
 
-    def _backward(self, batch: Batch, share: float, learning_rate: float) -> LossTerms:
+    def _backward(self, batch: Batch, weight: float, learning_rate: float) -> LossTerms:
         try:
-            with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 terms: LossTerms = self.loss(batch)
             if not torch.isfinite(terms.total):
                 raise self._non_finite(terms.total.detach(), learning_rate)
-            self.accelerator.backward(terms.total * share)
+            torch.autograd.backward(terms.total * (weight * processes.num_processes()))  # DDP divides by their number
         except torch.OutOfMemoryError:
             if not self.progress.samples_at_once:
                 raise  # the search for the largest size handles it
@@ -254,14 +285,10 @@ class _Trainer:
         position = {"epoch": progress.epoch, "step": progress.step, "seconds": round(progress.seconds, 1)}
         train_losses = {f"train/{key}": value for key, value in losses.items()}
         self.state.log(position | train_losses | {f"valid/{key}": value for key, value in metrics.items()})
-        self._info(
-            f"epoch {progress.epoch}: {format_losses(losses)}; valid NDCG@10 {metrics[MONITORED]:.4f} "
-            f"({progress.seconds:.0f} s)"
+        _LOG.info(
+            "%s: epoch %d: %s; valid NDCG@10 %.4f (%.0f s)",
+            *(self.name, progress.epoch, format_losses(losses), metrics[MONITORED], progress.seconds),
         )
-
-    def _info(self, message: str) -> None:
-        if self.accelerator.is_main_process:
-            _LOG.info("%s: %s", self.name, message)
 
 
 def use_bf16(setting: bool | str) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slmrec.config import TrainConfig
 from slmrec.files import write_atomically
+from slmrec.processes import is_main
 from slmrec.training.optimization import WeightAverage, parameter_groups
 
 _STATE_FILE, _BEST_FILE, _LOG_FILE = "state.safetensors", "best.safetensors", "log.jsonl"
@@ -52,6 +53,8 @@ def _clipping_groups(parameters: dict[str, nn.Parameter], apart: tuple[str, ...]
 class TrainingState:
     """Trainable parameters, their optimiser and moving average, and the files they are saved in.
 
+    Of several processes, the main process alone writes; all of them read.
+
     The files are safetensors and JSON lines; `Accelerator.save_state` would write pickles.
 
     Args:
@@ -70,7 +73,8 @@ class TrainingState:
         self.average = WeightAverage(self.parameters, settings.ema_decay) if settings.ema_decay else None
         self.progress = TrainingProgress()
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
 
     def update_average(self) -> None:
         """Add the current weights to the moving average, if there is one."""
@@ -91,7 +95,8 @@ class TrainingState:
     def keep_best(self, metrics: dict[str, float]) -> None:
         """Save the weights that were validated as the best ones."""
         self.progress.best, self.progress.best_epoch = metrics, self.progress.epoch
-        _save(self.parameters if self.average is None else self.average.values, self._folder / _BEST_FILE, {})
+        values = self.parameters if self.average is None else self.average.values
+        _save(values, self._folder / _BEST_FILE, {})
 
     def load_best(self) -> None:
         """Load the best weights into the model."""
@@ -99,6 +104,8 @@ class TrainingState:
 
     def log(self, values: dict[str, float]) -> None:
         """Append a line to `log.jsonl`."""
+        if not is_main():
+            return
         with (self._folder / _LOG_FILE).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 
@@ -115,13 +122,15 @@ class TrainingState:
         """Load the saved state, and return whether there was one; log lines of unsaved epochs are removed."""
         path, log = self._folder / _STATE_FILE, self._folder / _LOG_FILE
         if not path.is_file():
-            log.unlink(missing_ok=True)
+            if is_main():
+                log.unlink(missing_ok=True)
             return False
         with safe_open(path, framework="pt") as stream:
             self.progress = TrainingProgress(**json.loads(stream.metadata()["progress"]))
         self._load_state(load_file(path))
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        log.write_text("".join(lines[: self.progress.epoch]), encoding="utf-8")
+        if is_main():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join(lines[: self.progress.epoch]), encoding="utf-8")
         return True
 
     def _load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -146,5 +155,7 @@ class TrainingState:
 
 
 def _save(tensors: dict[str, Tensor] | dict[str, nn.Parameter], path: Path, metadata: dict[str, str]) -> None:
+    if not is_main():
+        return
     with write_atomically(path) as temporary:
         save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary, metadata)
