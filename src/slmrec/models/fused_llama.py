@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama as llama
 
+from slmrec.models.layers import NoTokens
 from slmrec.models.packed.attention import AttentionSettings, KeysValues
 from slmrec.models.packed.masks import AttentionPattern, NewestTokenAttention, PackedAttention
 
@@ -28,6 +29,7 @@ _PLAIN_MODULES = {
     nn.ModuleList,
     nn.Linear,
     nn.Embedding,
+    NoTokens,
 }
 _STATIC_ROPE_TYPES = {"default", "linear", "llama3", "yarn"}
 """Rotary embeddings whose angles do not depend on the longest position of a call."""
