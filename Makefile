@@ -51,7 +51,7 @@ demo: setup  ## Run the whole pipeline on generated data, into out/demo
 test: setup  ## Run the tests, except those marked heavy (about 10 minutes on 2 cores)
 	$(PYTEST) -m 'not heavy' -n 2 --dist loadfile $(TESTS)
 
-test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras (about 25 minutes)
+test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras
 	$(PYTEST) $(TESTS)
 
 lint: setup  ## Check style, format and types
