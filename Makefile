@@ -48,7 +48,7 @@ $(EXTRAS): $(STAMP)
 demo: setup  ## Run the whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo
 
-test: setup  ## Run the tests, except those marked heavy (about 10 minutes on 2 cores)
+test: setup  ## Run the tests, except those marked heavy (about 12 minutes on 2 cores)
 	$(PYTEST) -m 'not heavy' -n 2 --dist loadfile $(TESTS)
 
 test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras
