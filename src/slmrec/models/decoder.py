@@ -21,7 +21,7 @@ from slmrec.models.packed.attention import KeysValues
 from slmrec.models.packed.batch import PackedBatch, pack
 from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
-from slmrec.models.text.item_text import TitleMap, TitleSide
+from slmrec.models.text.item_text import TextMap, TitleMap, TitleSide
 from slmrec.models.untrusted import check_decoder
 from slmrec.models.weights import lora_config, own_state_dict, with_layers
 from slmrec.types import Encoded, Histories, SequenceEncoder
@@ -294,7 +294,7 @@ class DecoderRecommender(Model):
         """Return all weights, or with adapters only the heads and the item vectors."""
         return own_state_dict(self)
 
-    def text_maps(self) -> dict[str, TitleMap]:
+    def text_maps(self) -> dict[str, TextMap]:
         """Return the module that reads item texts, if there is one."""
         return {} if self.titles is None else {"titles": self.titles}
 

@@ -12,7 +12,7 @@ from slmrec.types import Encoded, Histories, SequenceEncoder, Unit
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
-    from slmrec.models.text.item_text import TitleMap
+    from slmrec.models.text.item_text import TextMap
 
 
 class EnsembleConfig(PretrainedConfig):
@@ -214,7 +214,7 @@ class Ensemble(Model):
         """Return the weights of all models that the folder of the ensemble holds."""
         return self._by_submodule(lambda model: model.own_state_dict())
 
-    def text_maps(self) -> "dict[str, TitleMap]":
+    def text_maps(self) -> "dict[str, TextMap]":
         """Return the modules of all models that read item texts."""
         return self._by_submodule(lambda model: model.text_maps())
 

@@ -11,7 +11,7 @@ from slmrec.config.item_text import MINILM
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import SMOLLM2
 from slmrec.models.model import Model
-from slmrec.models.text.item_text import TextReader, TitleMap
+from slmrec.models.text.item_text import TextMap, TextReader
 from slmrec.models.text.sources import item_texts, read_texts
 from slmrec.models.untrusted import local_source
 
@@ -111,7 +111,7 @@ def _with_local_source(settings: ItemTextConfig) -> ItemTextConfig:
         raise CheckpointError(str(error)) from None
 
 
-def _reader(text: TitleMap) -> TextReader:
+def _reader(text: TextMap) -> TextReader:
     if text.reader is None:
         raise CheckpointError("the folder does not say how its titles were read")
     return text.reader

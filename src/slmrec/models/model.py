@@ -17,7 +17,7 @@ from slmrec.types import Encoded, Histories, ItemBonus, SequenceEncoder, Unit
 
 if TYPE_CHECKING:
     from slmrec.models.decoder import DecoderRecommender
-    from slmrec.models.text.item_text import ItemText, TitleMap
+    from slmrec.models.text.item_text import ItemText, TextMap
 
 
 class ModelConfig(PretrainedConfig):
@@ -86,7 +86,7 @@ class ItemTable(NamedTuple):
     """(V+1, width); row 0 is the padding item."""
     replace: Callable[[Tensor], None]
     """Puts a longer table in its place."""
-    text: "TitleMap | None" = None
+    text: "TextMap | None" = None
     """Module that reads the table, if its rows are text vectors; None: the rows are learned or counted."""
 
 
@@ -212,7 +212,7 @@ class Model(PreTrainedModel):
         state: dict[str, Tensor] = self.state_dict()
         return state
 
-    def text_maps(self) -> dict[str, "TitleMap"]:
+    def text_maps(self) -> dict[str, "TextMap"]:
         """Return the modules that read item texts, by their names as submodules."""
         return {}
 

@@ -20,7 +20,7 @@ from slmrec.errors import DataError
 from slmrec.models.blocks import Block, GapBuckets, LowPass
 from slmrec.models.model import ItemTable, Model, ModelConfig, ModelParts, embedding_table, register
 from slmrec.models.projection import leading_components, projected_items
-from slmrec.models.text.item_text import TextAdaptor, TitleMap
+from slmrec.models.text.item_text import TextAdaptor, TextMap
 from slmrec.types import PER_SECOND, Encoded, Histories, Unit
 
 START_RMS = 0.3
@@ -196,7 +196,7 @@ class SasRec(Model):
         is_cosine = self.settings.scores == "cosine"
         return F.normalize(users, dim=-1) / self.settings.score_temperature if is_cosine else users
 
-    def text_maps(self) -> dict[str, TitleMap]:
+    def text_maps(self) -> dict[str, TextMap]:
         """Return the adaptor of the item texts."""
         return {} if self.text is None else {"text": self.text}
 

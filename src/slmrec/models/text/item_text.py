@@ -72,25 +72,24 @@ class ItemText(NamedTuple):
     """Recipe of the vectors, for the texts of new items; None if it is not known."""
 
 
-class TitleMap(nn.Module):
-    """Learned linear map of fixed text vectors; items without text have the vector 0.
+class TextMap(nn.Module):
+    """Learned map of fixed text vectors.
 
     Args:
         num_items: V.
         num_components: C, the width of the text vectors.
-        width: Output width.
+        network: Maps vectors (..., C) to the output width.
     """
 
     vectors: Tensor
     """(V+1, C); row 0 is padding."""
 
-    def __init__(self, num_items: int, num_components: int, width: int) -> None:
+    def __init__(self, num_items: int, num_components: int, network: nn.Module) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.zeros(num_items + 1, num_components))
         self.reader: TextReader | None = None
         """Recipe of the vectors; None if it is not known."""
-        self.map = nn.Linear(num_components, width, bias=False)
-        nn.init.normal_(self.map.weight, std=0.02)
+        self.map = network
 
     def forward(self, items: Tensor | None = None) -> Tensor:
         """Return the mapped vectors (..., width) of some items, or (V+1, width) of all items."""
@@ -107,7 +106,22 @@ class TitleMap(nn.Module):
         return ItemTable(self.vectors, lambda values: setattr(self, "vectors", values), self)
 
 
-class TextAdaptor(TitleMap):
+class TitleMap(TextMap):
+    """Learned linear map of fixed text vectors; items without text have the vector 0.
+
+    Args:
+        num_items: V.
+        num_components: C, the width of the text vectors.
+        width: Output width.
+    """
+
+    def __init__(self, num_items: int, num_components: int, width: int) -> None:
+        linear = nn.Linear(num_components, width, bias=False)
+        nn.init.normal_(linear.weight, std=0.02)
+        super().__init__(num_items, num_components, linear)
+
+
+class TextAdaptor(TextMap):
     """Learned map of fixed text vectors to item vectors: an MLP, or a linear map.
 
     Args:
@@ -121,10 +135,9 @@ class TextAdaptor(TitleMap):
     def __init__(
         self, num_items: int, num_components: int, width: int, hidden_size: int | None = None, dropout: float = 0.0
     ) -> None:
-        super().__init__(num_items, num_components, width)
         sizes = [num_components, width] if hidden_size is None else [num_components, hidden_size, width]
         layers: list[nn.Module] = [nn.Dropout(dropout)]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.GELU()] if len(layers) > 1 else []
             layers.append(nn.Linear(inputs, outputs))
-        self.map = nn.Sequential(*layers)  # type: ignore[assignment]
+        super().__init__(num_items, num_components, nn.Sequential(*layers))
