@@ -3,7 +3,10 @@
 import logging
 from pathlib import Path
 
+from slmrec.auto.choose import Choice
 from slmrec.auto.dry_run import show_plan
+from slmrec.auto.hardware import use_free_threads
+from slmrec.auto.request import Request, choose_for
 from slmrec.config import Config
 from slmrec.locks import run_locked
 from slmrec.pipeline.run import run_steps
@@ -32,9 +35,34 @@ def run(config: Config, output: Path, force: bool = False) -> None:
         >>> (output / "run" / "report.html").is_file()
         True
     """
+    use_free_threads()
     with run_locked(output):
         run_steps(config, output, force)
         on_main(lambda: write_report(output))
+
+
+def run_chosen(request: Request, output: Path, force: bool = False) -> Choice:
+    """Execute all steps with settings that are chosen for the data and the hardware.
+
+    They are logged, each with its reason, and written to `config.yaml` in `output`, which reproduces the run. Another
+    call with the same request on the same data takes them from there.
+
+    Args:
+        request: Log, settings of the user, and memory.
+        output: Output folder of the run.
+        force: Choose again, and redo finished steps.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: A setting of the user belongs to those that are chosen, or there are several processes.
+    """
+    use_free_threads()
+    with run_locked(output):
+        choice = choose_for(request, output, force)
+        run(choice.config, output, force)
+    return choice
 
 
 def write_report(output: Path, always: bool = False) -> None:

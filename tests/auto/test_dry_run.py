@@ -222,7 +222,9 @@ def test_a_backbone_that_cannot_be_had_is_told_before_the_first_stage(
     shop_file: Path, tmp_path: Path, overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [override.format(tmp_path) for override in overrides]
-    assert main(["run", "--input", str(shop_file), "--output", str(tmp_path / "run"), *given]) == 2
+    (tmp_path / "defaults.yaml").write_text("seed: 42", encoding="utf-8")
+    common = ["--config", str(tmp_path / "defaults.yaml"), "--input", str(shop_file), "--output", str(tmp_path / "run")]
+    assert main(["run", *common, *given]) == 2
     error = capsys.readouterr().err
     assert re.search(expected, error), error
     assert not (tmp_path / "run").exists()

@@ -253,3 +253,10 @@ def test_settings_are_frozen() -> None:
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize("setting", ["finetune.num_layers=2", "distill.num_blocks=2", "evaluate.models=[student]"])
+def test_a_run_without_student_refuses_settings_of_one(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"have no effect|is not a model of the run"):
+        load_config(None, ["distill.teacher=null", setting])
+    assert not load_config(None, ["distill.teacher=null"]).trains_student

@@ -121,6 +121,8 @@ def _planned(config: Config, dataset: Dataset | None, notes: list[str]) -> dict[
             with torch.device("meta"):
                 model = load_object(KINDS[settings.kind].build)(settings, ModelParts(num_items, text))
             planned[folder] = Planned(model, settings.train, settings.supervision)
+    if not config.trains_student:
+        return planned
     if not config.trains_teacher:
         notes.append(f"distill.teacher is {config.distill.teacher}: sizes of teacher and student are not read")
         return planned

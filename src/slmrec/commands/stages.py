@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmrec.commands.parsers import add_split_option, new_command
+from slmrec.commands.parsers import add_split_option, bytes_of, new_command
+from slmrec.errors import ConfigError
 from slmrec.locks import run_locked
 from slmrec.pipeline.table import PIPELINE, stage_named
 from slmrec.processes import is_main, refuse_several
@@ -45,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
     run_all.add_argument(
         "--dry-run", action="store_true", help="show what would run and the resources it needs; write nothing"
     )
+    run_all.add_argument(
+        "--memory", metavar="SIZE", help="without --config: memory that the run may use, such as 8g or 800m"
+    )
     for name, text in _STUDIES:
         study = _add(subparsers, name, text)
         if name != "depth":
@@ -63,15 +67,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run a stage, all stages, or a study."""
-    config = _config(options)
     if options.command == "run":
-        if options.dry_run:
-            refuse_several("slmrec run --dry-run")
-        from slmrec.run import plan
-        from slmrec.run import run as run_pipeline
-
-        (plan if options.dry_run else run_pipeline)(config, options.output, options.force)
-    elif options.command == "ablate":
+        _run_all(options)
+        return
+    config = _config(options)
+    if options.command == "ablate":
         _ablate(options, config)
     elif options.command == "cold":
         from slmrec.studies.cold import cold
@@ -87,6 +87,28 @@ def run(options: argparse.Namespace) -> None:
             write_report(options.output, always=True)
     else:
         _run_stage(options, config)
+
+
+def _run_all(options: argparse.Namespace) -> None:
+    """Run all stages with the settings of a YAML file or with chosen ones, or show what would run."""
+    if options.dry_run:
+        refuse_several("slmrec run --dry-run")
+    chosen = options.config is None
+    if not chosen and options.memory:
+        raise ConfigError("--memory chooses settings, and --config gives them; leave one of the two out")
+    from slmrec.auto.request import Request, chosen_before
+    from slmrec.run import plan, run_chosen
+    from slmrec.run import run as run_pipeline
+
+    if not chosen:
+        (plan if options.dry_run else run_pipeline)(_config(options), options.output, options.force)
+        return
+    refuse_several("slmrec run without --config")
+    request = Request(tuple(_overrides(options)), bytes_of(options.memory))
+    if options.dry_run:
+        plan(chosen_before(request, options.output).config, options.output, options.force)
+    else:
+        run_chosen(request, options.output, options.force)
 
 
 def _ablate(options: argparse.Namespace, config: "Config") -> None:
@@ -126,6 +148,14 @@ def _epilog(name: str) -> str:
         if name == "prepare"
         else "every setting has its default: the paper's recipe on smollm2-135m"
     )
+    if name == "run":
+        return (
+            "Example: slmrec run --input LOG --items ITEMS --output out/shop\n"
+            "Without --config, the settings are chosen for the data, the free hardware, shown with their\n"
+            "reasons, and written to OUTPUT/config.yaml. prepare.*, evaluate.* and seed may be given, such as\n"
+            "prepare.user_col=customer; for all others take that file, or --config words (items with titles) or\n"
+            "sequences (without). All settings are explained in src/slmrec/config/."
+        )
     recipe = "smollm2" if name in ("depth", "ablate") else "words"
     example = (
         f"Example: slmrec {name} --config {recipe} --input LOG --items ITEMS --output out/shop seed=1\n"
@@ -138,11 +168,16 @@ def _epilog(name: str) -> str:
 def _config(options: argparse.Namespace) -> "Config":
     from slmrec.config.load import load_config
 
+    return load_config(options.config, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """Return the settings of the command line as `key.path=value`."""
     shortcuts = {name: getattr(options, name, None) for name in ("input", "items", "on_bad_row")}
     overrides = [f"prepare.{name}={json.dumps(text, ensure_ascii=False)}" for name, text in shortcuts.items() if text]
     if getattr(options, "share", None) is not None:
         overrides.append(f"cold.share={options.share}")
-    return load_config(options.config, [*options.overrides, *overrides])
+    return [*options.overrides, *overrides]
 
 
 def _run_stage(options: argparse.Namespace, config: "Config") -> None:

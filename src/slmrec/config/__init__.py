@@ -105,6 +105,11 @@ class Config(Section):
         return self.distill.teacher == "finetune"
 
     @property
+    def trains_student(self) -> bool:
+        """True if the run distils a student; otherwise it trains its base models alone."""
+        return self.distill.teacher is not None
+
+    @property
     def base_model_of_teacher(self) -> str | None:
         """Name of the base model whose item vectors the teacher's decoder starts from; None if there is none."""
         source = self.finetune.item_vectors
@@ -148,7 +153,7 @@ def _check_references(config: Config) -> None:
         f"finetune.item_vectors is {source!r}, which is neither a base model ({_listed(config.pretrain)}) nor a file; "
         "name a base model of pretrain, a file, or null",
     )
-    known = [*config.pretrain, *BASELINES, "teacher", "student"]
+    known = [*config.pretrain, *BASELINES, *(("teacher", "student") if config.trains_student else ())]
     for name in config.evaluate.models or ():
         check(name in known, f"evaluate.models has {name!r}, which is not a model of the run; choose from {known}")
 
@@ -181,7 +186,18 @@ def _check_ensemble(config: Config) -> None:
 
 
 def _check_student(config: Config) -> None:
-    """Refuse students that cannot learn from the teacher in the chosen way."""
+    """Refuse students that cannot learn from the teacher in the chosen way, and settings of one that is not trained."""
+    if not config.trains_student:
+        for name, section, default in (
+            ("finetune", config.finetune, FinetuneConfig()),
+            ("distill", config.distill, DistillConfig(teacher=None)),
+        ):
+            check(
+                section == default,
+                f"distill.teacher is null, so the settings of {name} have no effect; leave them out, or set "
+                "distill.teacher: finetune",
+            )
+        return
     distill, student = config.distill, config.distill.student
     name = f"distill.student.kind is {student.kind!r}"
     check(

@@ -135,8 +135,9 @@ class AugmentSettings(Section):
 class DistillConfig(Section):
     """The student, and its distillation from the teacher."""
 
-    teacher: str = "finetune"
-    """`finetune` for the teacher of this run, or the folder of another model, such as a student of another run."""
+    teacher: str | None = "finetune"
+    """`finetune` for the teacher of this run, or the folder of another model, such as a student of another run; null:
+    the run trains its base models alone."""
     mode: Literal["offline", "online"] = "offline"
     """`offline`: the teacher is frozen. `online`: the teacher keeps learning beside the student."""
     student: SerializeAsAny[StudentByKind] = DecoderStudent()

@@ -48,6 +48,10 @@ SAMPLED_USERS = 8192
 def build(task: Task) -> dict[str, float]:
     """Train the student on the data and on the outputs of the teacher."""
     settings, dataset = task.config.distill, Dataset.load(task.output / "prepare")
+    if settings.teacher is None:
+        raise ConfigError(
+            "distill.teacher is null, so this run has no student; set distill.teacher=finetune, or a folder"
+        )
     folder = task.output / "finetune" if task.config.trains_teacher else Path(settings.teacher)
     teacher = load_teacher(folder, dataset)
     _check_teacher(task, teacher, folder)

@@ -78,9 +78,10 @@ def build(task: Task) -> dict[str, float]:
 def model_folders(config: Config, output: Path) -> dict[str, Path]:
     """Return the folders of all models of a run by name, in the order in which they are shown."""
     online = output / "distill" / "teacher"
-    teacher = output / "finetune" if config.trains_teacher else Path(config.distill.teacher)
     folders = {name: output / "pretrain" / name for name in (*BASELINES, *config.pretrain)}
-    folders |= {"teacher": online if online.exists() else teacher, "student": output / "distill"}
+    if config.distill.teacher is not None:
+        teacher = output / "finetune" if config.trains_teacher else Path(config.distill.teacher)
+        folders |= {"teacher": online if online.exists() else teacher, "student": output / "distill"}
     return {name: folder for name, folder in folders.items() if name in (config.evaluate.models or folders)}
 
 

@@ -119,6 +119,7 @@ PIPELINE = (
     Stage(
         "distill",
         "train the student from the teacher",
+        is_needed=lambda config: config.trains_student,
         reads=lambda config: ("prepare", "finetune") if config.trains_teacher else ("prepare",),
         sections=lambda config: ("finetune",),
         files=lambda config, distill: (
