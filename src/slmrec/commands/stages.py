@@ -143,19 +143,10 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
 
 
 def _epilog(name: str) -> str:
-    without_config = (
-        "the data set itself is written into the output folder"
-        if name == "prepare"
-        else "every setting has its default: the paper's recipe on smollm2-135m"
-    )
-    if name == "run":
-        return (
-            "Example: slmrec run --input LOG --items ITEMS --output out/shop\n"
-            "Without --config, the settings are chosen for the data, the free hardware, shown with their\n"
-            "reasons, and written to OUTPUT/config.yaml. prepare.*, evaluate.* and seed may be given, such as\n"
-            "prepare.user_col=customer; for all others take that file, or --config words (items with titles) or\n"
-            "sequences (without). All settings are explained in src/slmrec/config/."
-        )
+    without_config = {
+        "prepare": "the data set itself is written into the output folder",
+        "run": "the settings\nare chosen for the data and the free hardware, and written to OUTPUT/config.yaml",
+    }.get(name, "every setting has its default: the paper's recipe on smollm2-135m")
     recipe = "smollm2" if name in ("depth", "ablate") else "words"
     example = (
         f"Example: slmrec {name} --config {recipe} --input LOG --items ITEMS --output out/shop seed=1\n"
