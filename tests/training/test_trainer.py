@@ -30,6 +30,7 @@ SETTINGS = TrainConfig(
     early_stopping_patience=9,
     bf16=False,
 )
+LIMITED = SETTINGS.model_copy(update={"max_minutes": 0.5})
 AVERAGED = SETTINGS.model_copy(update={"ema_decay": 0.5})
 
 
@@ -344,3 +345,44 @@ def test_schedules() -> None:
     assert [schedule(step, 0, 4, "linear") for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     assert [schedule(step, 2, 9, "constant") for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
     assert schedule(5, 0, 10, "cosine") == pytest.approx(0.5)
+
+
+class Clock:
+    """A clock that moves on by a second whenever it is read."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_training_ends_in_time_with_its_schedule(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, rates = Clock(), list[float]()
+    monkeypatch.setattr("slmrec.training.trainer.time", clock)
+    adamw = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *given: (rates.append(self.param_groups[0]["lr"]), adamw(self, *given))[1],
+    )
+    settings = LIMITED.model_copy(update={"num_train_epochs": 50, "lr_scheduler_type": kind})
+    with caplog.at_level(logging.INFO, "slmrec"):
+        progress = train(model(), tmp_path, Validation(0.1, 0.2, 0.5, 0.3), settings)
+    assert progress.reached_max_minutes and progress.best_epoch == 2 and 3 <= progress.epoch < 9
+    assert progress.seconds <= 33 and "max_minutes (0.50) are over in epoch" in caplog.text
+    if kind != "constant":
+        assert rates[3:] == sorted(rates[3:], reverse=True) and rates[-1] < 0.1 * rates[2]
+    assert train(model(), tmp_path, Validation(), settings).step == progress.step  # nothing more after a resumption
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(tmp_path: Path) -> None:
+    free, limited = model(), model()
+    train(free, tmp_path / "free", Validation())
+    progress = train(limited, tmp_path / "limited", Validation(), SETTINGS.model_copy(update={"max_minutes": 60}))
+    assert not progress.reached_max_minutes and progress.epoch == 4
+    for name, value in free.state_dict().items():
+        assert torch.equal(value, limited.state_dict()[name]), name

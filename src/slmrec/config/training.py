@@ -25,6 +25,9 @@ class TrainConfig(Section):
     """Number of passes over the training samples; 0 skips training."""
     max_steps: int = Field(-1, ge=-1)
     """Maximum number of optimiser steps; -1 sets no limit."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Maximum time of training with its validations, in minutes; null sets no limit. The schedule of the learning rate
+    ends by then too, so results repeat exactly only where the limit has no effect."""
     per_device_train_batch_size: BatchSize = 64
     """Samples per batch and device; `auto` takes `reference_batch_size` samples per step, in batches that fit into
     memory."""

@@ -105,6 +105,8 @@ def fit_model(
         "peak_learning_rate": progress.peak_learning_rate,
         "training_s": round(progress.seconds, 3),
     }
+    if settings.max_minutes is not None:
+        sizes["reached_max_minutes"] = int(progress.reached_max_minutes)
     if is_main():
         save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best, measured_on.protocol)
     return {f"valid/{key}": value for key, value in progress.best.items()} | sizes

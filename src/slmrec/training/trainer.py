@@ -98,6 +98,8 @@ class _Trainer:
         self.device = processes.device()
         self.data, self.seed = steps.data, steps.seed
         self.bf16 = use_bf16(self.settings.bf16)
+        self.time_left = 1.0
+        """Share of `max_minutes` that is left."""
 
     @property
     def progress(self) -> TrainingProgress:
@@ -159,6 +161,7 @@ class _Trainer:
         return (
             progress.epoch >= self.settings.num_train_epochs
             or self._reached_max_steps()
+            or progress.reached_max_minutes
             or progress.epoch - progress.best_epoch >= self.settings.early_stopping_patience
         )
 
@@ -170,13 +173,15 @@ class _Trainer:
         live.begin(progress.epoch + 1, self.steps.num_steps())
         self.loss.train()
         for step in self.steps.of_epoch(progress.epoch, progress.samples_at_once):
-            if self._reached_max_steps():
+            if self._reached_max_steps() or self._is_over(start):
                 break
             learning_rate = self._learning_rate(progress.step)
             losses = self._step(step, learning_rate)
             live.step(progress.step, losses, learning_rate)
         progress.epoch += 1
         metrics = self._validated()
+        if not self._finished():
+            self._is_over(start)  # with the time of the validation
         progress.seconds += time.perf_counter() - start
         self._record(live.means, metrics)
         live.validated(progress.step, metrics)
@@ -184,10 +189,33 @@ class _Trainer:
             self.state.keep_best(metrics)
         self.state.save()
 
+    def _is_over(self, start: float) -> bool:
+        """Return whether the time is over, but for another validation; of several processes, for any of them.
+
+        Args:
+            start: Time at which the epoch began.
+        """
+        progress, limit = self.progress, self.settings.max_minutes
+        if limit is None or progress.reached_max_minutes:
+            return progress.reached_max_minutes
+        used = progress.seconds + time.perf_counter() - start
+        share = used / max(1e-9, 60 * limit - progress.validation_seconds)
+        self.time_left = processes.smallest(round(1e6 * max(0.0, 1 - share))) / 1e6
+        if self.time_left == 0:
+            progress.reached_max_minutes = True
+            _LOG.info(
+                "%s: max_minutes (%.2f) are over in epoch %d of %d; the best epoch so far is kept",
+                *(self.name, limit, min(progress.epoch + 1, self.settings.num_train_epochs)),
+                self.settings.num_train_epochs,
+            )
+        return progress.reached_max_minutes
+
     def _learning_rate(self, step: int) -> float:
         settings, total = self.settings, self.steps.num_steps() * self.settings.num_train_epochs
         if settings.max_steps >= 0:
             total = min(total, settings.max_steps)
+        if step >= settings.warmup_steps:  # the schedule ends with the steps or with the time, whichever is earlier
+            step = max(step, int((1 - self.time_left) * total))
         factor = schedule(step, settings.warmup_steps, total, settings.lr_scheduler_type)
         return self.progress.peak_learning_rate * factor
 
@@ -253,10 +281,12 @@ class _Trainer:
 
     def _validated(self) -> dict[str, float]:
         """Return the validation metrics of the weights that are kept: the averaged ones, if there are any."""
-        progress = self.progress
+        progress, start = self.progress, time.perf_counter()
         try:
             with self.state.averaged():
-                return self.validate()
+                metrics = self.validate()
+            progress.validation_seconds = time.perf_counter() - start
+            return metrics
         except TrainingError as error:
             if progress.step == 0:
                 raise TrainingError(

@@ -33,6 +33,10 @@ class TrainingProgress:
     """Validation metrics of the best epoch."""
     seconds: float = 0.0
     """Duration of all epochs, with validation."""
+    validation_seconds: float = 0.0
+    """Duration of the last validation."""
+    reached_max_minutes: bool = False
+    """True if the time was over before all epochs."""
     samples_at_once: int = 0
     """Maximum number of samples in a micro-batch of one process; 0: not yet determined."""
     samples_per_step: int = 0
