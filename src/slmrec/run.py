@@ -41,16 +41,17 @@ def run(config: Config, output: Path, force: bool = False) -> None:
         on_main(lambda: write_report(output))
 
 
-def run_chosen(request: Request, output: Path, force: bool = False) -> Choice:
-    """Execute all steps with settings that are chosen for the data and the hardware.
+def run_chosen(request: Request, output: Path, force: bool = False, *, started: float | None = None) -> Choice:
+    """Execute all steps with settings that are chosen for the data, the hardware and the time.
 
     They are logged, each with its reason, and written to `config.yaml` in `output`, which reproduces the run. Another
     call with the same request on the same data takes them from there.
 
     Args:
-        request: Log, settings of the user, and memory.
+        request: Log, settings of the user, time and memory.
         output: Output folder of the run.
         force: Choose again, and redo finished steps.
+        started: Value of `time.monotonic` when the time of the request began; None: now.
 
     Returns:
         The settings.
@@ -60,7 +61,7 @@ def run_chosen(request: Request, output: Path, force: bool = False) -> Choice:
     """
     use_free_threads()
     with run_locked(output):
-        choice = choose_for(request, output, force)
+        choice = choose_for(request, output, force, started=started)
         run(choice.config, output, force)
     return choice
 

@@ -46,6 +46,7 @@ def test_one_command(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--time-budget", "3x"], "--time-budget is '3x'; expected a duration such as 90s, 20m, 2h or 1h30m"),
         (["--memory", "8 bytes"], "--memory is '8 bytes'; expected a size such as 8g or 800m"),
         (["--config", "tiny", "--memory", "8g"], "--config gives them; leave one of the two out"),
         (["distill.train.learning_rate=1"], "without --config this setting is chosen"),

@@ -1,10 +1,14 @@
 """Settings of a run, chosen from the data, the hardware and the time."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from slmrec.auto.facts import facts_of
 from slmrec.auto.hardware import Hardware, free_hardware
+from slmrec.auto.measure import Measurement
+from slmrec.auto.memory import fitted_to_memory
+from slmrec.auto.plans import Measure, planned
 from slmrec.auto.rules import Chosen, draft
 from slmrec.config import Config
 from slmrec.config.load import load_config
@@ -26,16 +30,30 @@ class Choice(NamedTuple):
         return [f"{setting}: {value} ({reason})" for setting, value, reason in self.chosen]
 
 
-def choose(folder: Path, overrides: list[str] | None = None, *, hardware: Hardware | None = None) -> Choice:
+def choose(
+    folder: Path,
+    overrides: list[str] | None = None,
+    *,
+    time_budget: float | None = None,
+    memory: int | None = None,
+    hardware: Hardware | None = None,
+    measure: Measure | None = None,
+) -> Choice:
     """Choose the settings of a run on a prepared data set.
+
+    A few steps of each model are measured, which takes some seconds.
 
     Args:
         folder: Folder of the data set.
         overrides: Settings of the user as `key.path=value`, of the sections `prepare` and `evaluate` and of `seed`.
+        time_budget: Time that is left for choosing and for the run, in seconds; None: no limit.
+        memory: Memory that the run may use, in bytes; None: all that is free.
         hardware: Hardware of the run; None: that which is free now.
+        measure: Function that measures the time of a run; None: a few steps on the data set.
 
     Raises:
-        ConfigError: An override is unknown, out of range, or belongs to the settings that are chosen.
+        ConfigError: An override is unknown, out of range, or belongs to the settings that are chosen; or no model can
+            be trained in the memory.
 
     Example:
         >>> import pyarrow as pa
@@ -47,8 +65,15 @@ def choose(folder: Path, overrides: list[str] | None = None, *, hardware: Hardwa
         >>> list(choice.config.pretrain)
         []
     """
-    made = draft(facts_of(Dataset.load(folder)), check_overrides(overrides or []))
-    machine = Chosen("hardware", str(hardware or free_hardware()), "found on this machine")
+    start, facts = time.monotonic(), facts_of(Dataset.load(folder))
+    made = draft(facts, check_overrides(overrides or []))
+    found = hardware or free_hardware()
+    measured = measure or Measurement(folder)
+    if made.config.pretrain:
+        made = fitted_to_memory(made, measured(made.config), memory or found.memory)
+    left = None if time_budget is None else time_budget - (time.monotonic() - start)
+    made = planned(made, facts, measured, left)
+    machine = Chosen("hardware", str(found), "found on this machine")
     return Choice(made.config, (machine, *made.chosen))
 
 

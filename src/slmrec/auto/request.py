@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from slmrec.auto.choose import Choice, check_overrides, choose
 from slmrec.auto.rules import Chosen
+from slmrec.config import BASELINES
 from slmrec.config.load import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import write_atomically, write_json
 from slmrec.folders import read_record
 from slmrec.pipeline.stage import dump, run_step
-from slmrec.pipeline.table import stage_named
+from slmrec.pipeline.table import Step, stage_named
 from slmrec.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -25,10 +26,12 @@ SHARE_OF_DATABASE = 0.5
 
 
 class Request(NamedTuple):
-    """Log, settings of the user and memory of a run whose other settings are chosen."""
+    """Log, settings of the user, time and memory of a run whose other settings are chosen."""
 
     overrides: tuple[str, ...] = ()
     """Settings as `key.path=value`, such as `prepare.input=orders.csv`."""
+    time_budget: float | None = None
+    """Time that the run may take, in seconds; None: no limit."""
     memory: int | None = None
     """Memory that the run may use, in bytes; None: all that is free."""
 
@@ -38,19 +41,20 @@ class Request(NamedTuple):
         return self._asdict() | {"overrides": list(self.overrides), "data": data, "version": __version__}
 
 
-def choose_for(request: Request, output: Path, force: bool = False) -> Choice:
+def choose_for(request: Request, output: Path, force: bool = False, *, started: float | None = None) -> Choice:
     """Prepare the data, and return the settings of the run, which are chosen unless that was done before.
 
     Args:
         request: What the run is asked for.
         output: Output folder of the run.
         force: Choose again.
+        started: Value of `time.monotonic` when the time of the request began; None: now.
 
     Raises:
         ConfigError: A setting of the user belongs to those that are chosen.
         CheckpointError: The folder has a `config.yaml` that was not chosen.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     overrides = check_overrides(_with_memory(request))
     if (output / CONFIG).exists() and not (output / RECORD).exists():
         raise CheckpointError(
@@ -63,7 +67,10 @@ def choose_for(request: Request, output: Path, force: bool = False) -> Choice:
     if not force and (before := _read(request, output)):
         _LOG.info("settings: as chosen before, from %s (--force chooses again)", output / CONFIG)
         return before
-    choice = choose(output / "prepare", overrides)
+    for name in BASELINES:
+        run_step(Step(stage_named("pretrain"), name), config, output)
+    left = None if request.time_budget is None else request.time_budget - (time.monotonic() - started)
+    choice = choose(output / "prepare", overrides, time_budget=left, memory=request.memory)
     for line in choice.lines():
         _LOG.info("settings: %s", line)
     _write(choice, request, output)
@@ -72,7 +79,7 @@ def choose_for(request: Request, output: Path, force: bool = False) -> Choice:
 
 
 def chosen_before(request: Request, output: Path) -> Choice:
-    """Return the settings that were chosen for a run, or would be chosen for it without measurements.
+    """Return the settings that were chosen for a run, or would be chosen for it now.
 
     Raises:
         ConfigError: The data are not prepared.
@@ -82,7 +89,10 @@ def chosen_before(request: Request, output: Path) -> Choice:
             f"settings are chosen from the data, which {output / 'prepare'} does not hold yet; leave --dry-run out, or "
             "give --config"
         )
-    return _read(request, output) or choose(output / "prepare", list(request.overrides))
+    before = _read(request, output)
+    return before or choose(
+        output / "prepare", _with_memory(request), time_budget=request.time_budget, memory=request.memory
+    )
 
 
 def _with_memory(request: Request) -> list[str]:

@@ -50,9 +50,10 @@ class Draft(NamedTuple):
         """
         changes = {key: value for key, value in changes.items() if key not in self.given}
         entries = [shown] if shown else list(changes.items())
+        kept = tuple(one for one in self.chosen if one.setting not in {setting for setting, _ in entries})
         added = tuple(Chosen(setting, value, reason) for setting, value in entries)
         config = vary(self.config, changes, WHERE) if changes else self.config
-        return self._replace(config=config, chosen=(*self.chosen, *added))
+        return self._replace(config=config, chosen=(*kept, *added))
 
     def without_student(self, reason: str, models: dict[str, Any]) -> "Draft":
         """Return the draft of a run of some base models alone, given by their settings."""
@@ -97,7 +98,7 @@ def _about_titles(facts: Facts) -> str:
 
 
 def _large_catalogue(made: Draft, facts: Facts) -> Draft:
-    model = _values(made.config)["sasrec"] | {"repeat_score": "none"}
+    model = model_values(made.config)["sasrec"] | {"repeat_score": "none"}
     model["train"] |= {"loss": "sampled_softmax", "num_sampled": 8192}
     reason = f"{facts.num_items:,} items are too many to compare each target with all; the teacher's lists need that"
     return made.without_student(reason, {"sasrec": model})
@@ -112,7 +113,7 @@ def _small_log(made: Draft, facts: Facts) -> Draft:
         name: min(MAX_EPOCHS, max(fewest, round(number / steps)))
         for name, (number, fewest) in STEPS_OF_SMALL_LOGS.items()
     }
-    own, models = _values(made.config), _values(demo)
+    own, models = model_values(made.config), model_values(demo)
     if not facts.has_words:
         models = {"sasrec": models["sasrec"], "cosine": own["cosine"] | {"train": models["text"]["train"]}}
     for name, model in models.items():
@@ -154,7 +155,7 @@ def _evaluation(made: Draft, facts: Facts) -> Draft:
     return made.set("the model to ship is chosen on validation", {"evaluate.splits": ["test", "valid"]})
 
 
-def _values(config: Config) -> dict[str, Any]:
+def model_values(config: Config) -> dict[str, Any]:
     """Return the settings of the base models that the recipe gives, by name."""
     models: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True)["pretrain"]
     return models

@@ -52,6 +52,19 @@ def add_split_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("valid", "test"), default="valid", help=text)
 
 
+def seconds_of(text: str | None) -> float | None:
+    """Return a duration such as 90s, 20m or 1h30m in seconds; None if none is given.
+
+    Raises:
+        ConfigError: It is not a duration, or 0.
+
+    Example:
+        >>> seconds_of("1h30m")
+        5400.0
+    """
+    return _amount(text, "--time-budget", "a duration such as 90s, 20m, 2h or 1h30m", {"h": 3600, "m": 60, "s": 1})
+
+
 def bytes_of(text: str | None) -> int | None:
     """Return a size such as 8g or 800m in bytes; None if none is given.
 

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmrec.commands.parsers import add_split_option, bytes_of, new_command
+from slmrec.commands.parsers import add_split_option, bytes_of, new_command, seconds_of
 from slmrec.errors import ConfigError
 from slmrec.locks import run_locked
 from slmrec.pipeline.table import PIPELINE, stage_named
@@ -45,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
     run_all.set_defaults(in_several_processes=True)
     run_all.add_argument(
         "--dry-run", action="store_true", help="show what would run and the resources it needs; write nothing"
+    )
+    run_all.add_argument(
+        "--time-budget", metavar="TIME", help="without --config: time that the run may take, such as 20m, 2h or 1h30m"
     )
     run_all.add_argument(
         "--memory", metavar="SIZE", help="without --config: memory that the run may use, such as 8g or 800m"
@@ -93,9 +97,10 @@ def _run_all(options: argparse.Namespace) -> None:
     """Run all stages with the settings of a YAML file or with chosen ones, or show what would run."""
     if options.dry_run:
         refuse_several("slmrec run --dry-run")
-    chosen = options.config is None
-    if not chosen and options.memory:
-        raise ConfigError("--memory chooses settings, and --config gives them; leave one of the two out")
+    started, chosen = time.monotonic(), options.config is None
+    if not chosen and (options.time_budget or options.memory):
+        name = "--time-budget" if options.time_budget else "--memory"
+        raise ConfigError(f"{name} chooses settings, and --config gives them; leave one of the two out")
     from slmrec.auto.request import Request, chosen_before
     from slmrec.run import plan, run_chosen
     from slmrec.run import run as run_pipeline
@@ -104,11 +109,11 @@ def _run_all(options: argparse.Namespace) -> None:
         (plan if options.dry_run else run_pipeline)(_config(options), options.output, options.force)
         return
     refuse_several("slmrec run without --config")
-    request = Request(tuple(_overrides(options)), bytes_of(options.memory))
+    request = Request(tuple(_overrides(options)), seconds_of(options.time_budget), bytes_of(options.memory))
     if options.dry_run:
         plan(chosen_before(request, options.output).config, options.output, options.force)
     else:
-        run_chosen(request, options.output, options.force)
+        run_chosen(request, options.output, options.force, started=started)
 
 
 def _ablate(options: argparse.Namespace, config: "Config") -> None:
@@ -145,7 +150,8 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
 def _epilog(name: str) -> str:
     without_config = {
         "prepare": "the data set itself is written into the output folder",
-        "run": "the settings\nare chosen for the data and the free hardware, and written to OUTPUT/config.yaml",
+        "run": "the settings\nare chosen for the data, the free hardware and --time-budget, and written to "
+        "OUTPUT/config.yaml",
     }.get(name, "every setting has its default: the paper's recipe on smollm2-135m")
     recipe = "smollm2" if name in ("depth", "ablate") else "words"
     example = (

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from slmrec.config import BASELINES
+from slmrec.config import BASELINES, Config
 from slmrec.config.kinds import KINDS, load_object
 from slmrec.data.dataset import Dataset
 from slmrec.models.baselines import build_baseline
 from slmrec.models.folder import save_recommender
-from slmrec.models.model import ModelParts
+from slmrec.models.model import Model, ModelParts
 from slmrec.pipeline.fitting import (
     catalogue_loss,
     fit_model,
@@ -21,6 +21,7 @@ from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
 from slmrec.processes import main_first, on_main
 from slmrec.training.losses import NextItemLoss
+from slmrec.training.samples import TrainingSamples
 
 
 def build(task: Task) -> dict[str, float]:
@@ -31,16 +32,23 @@ def build(task: Task) -> dict[str, float]:
     settings, section = task.config.pretrain[name], f"pretrain.{name}"
     if settings.seed is not None:
         task = replace(task, config=task.config.model_copy(update={"seed": settings.seed}))
-    text = read_item_text(task.config, section, getattr(settings, "item_text", None), dataset)
-    parts = ModelParts(dataset.num_items, text, section, timestamp_unit=timestamp_unit(dataset, settings, section))
-    torch.manual_seed(task.config.seed)
-    with main_first():  # which unpacks a backbone into the cache
-        model = load_object(KINDS[settings.kind].build)(settings, parts)
-    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
-    data = training_samples(dataset, settings.supervision, model.max_history_items, model.timestamp_unit)
+    model, loss, data = untrained(task.config, name, dataset)
     metrics = fit_model(task, section, model, loss, data, settings.train)
     remove_training_state(task)
     return metrics
+
+
+def untrained(config: Config, name: str, dataset: Dataset) -> tuple[Model, NextItemLoss, TrainingSamples]:
+    """Return a base model with initial weights, its loss, and its training samples."""
+    settings, section = config.pretrain[name], f"pretrain.{name}"
+    text = read_item_text(config, section, getattr(settings, "item_text", None), dataset)
+    parts = ModelParts(dataset.num_items, text, section, timestamp_unit=timestamp_unit(dataset, settings, section))
+    torch.manual_seed(config.seed)
+    with main_first():  # which unpacks a backbone into the cache
+        model: Model = load_object(KINDS[settings.kind].build)(settings, parts)
+    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
+    data = training_samples(dataset, settings.supervision, model.max_history_items, model.timestamp_unit)
+    return model, loss, data
 
 
 def _count(name: str, dataset: Dataset, task: Task) -> dict[str, float]:

@@ -1,0 +1,147 @@
+"""The largest plan that fits into the time and the memory, from fake measurements; and a real run in a short time."""
+
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from slmrec.auto.measure import STUDENT, Costs, Measurement, ModelCost
+from slmrec.auto.memory import fitted_to_memory
+from slmrec.auto.plans import OVERHEAD, RESERVE_S, planned
+from slmrec.auto.rules import Draft, draft
+from slmrec.commands.main import main
+from slmrec.commands.parsers import bytes_of, seconds_of
+from slmrec.config import Config
+from slmrec.config.load import load_config
+from slmrec.data.simulate import write_shop
+from slmrec.errors import ConfigError
+from tests.auto.test_choose import TOYS
+from tests.runs import read_json
+
+TOYS_COSTS = {"text": 25.0, "text_2": 25.0, "cosine": 15.0, STUDENT: 30.0}
+
+
+def fake(config: Config) -> Costs:
+    """Return times like those of one core on Toys and Games."""
+    names = [*config.pretrain, *([STUDENT] if config.trains_student else [])]
+    fast = config.pretrain["sasrec"].supervision == "every_position"
+    costs = TOYS_COSTS | {"sasrec": 15.0 if fast else 90.0}
+    models = {name: ModelCost(costs[name], 0.0003, {1: 4 * 2**30, 2: 2**30}) for name in names}
+    return Costs(models, 30.0, 20.0) if config.trains_student else Costs(models)
+
+
+def minutes(config: Config) -> float:
+    trains = [model.train for model in config.pretrain.values()]
+    trains += [config.distill.train] if config.trains_student else []
+    return sum(train.max_minutes or 0 for train in trains)
+
+
+def test_without_a_budget_the_recipe_stays_and_its_time_is_shown() -> None:
+    made = planned(draft(TOYS, []), TOYS, fake, None)
+    assert made.config == draft(TOYS, []).config
+    assert made.chosen[-1].setting == "time" and made.chosen[-1].value.startswith("about ")
+
+
+@pytest.mark.parametrize(
+    ("budget", "models", "with_student"),
+    [
+        (9000, ["sasrec", "text", "text_2"], True),
+        (5400, ["sasrec", "text"], True),
+        (1900, ["sasrec", "text"], True),
+        (600, ["sasrec"], False),
+        (60, [], False),
+    ],
+)
+def test_the_largest_plan_that_fits(budget: float, models: list[str], with_student: bool) -> None:
+    config = planned(draft(TOYS, []), TOYS, fake, budget).config
+    assert list(config.pretrain) == models and config.trains_student == with_student
+    assert not config.trains_student or list(config.finetune.ensemble) == models
+    if models:
+        assert 0 < minutes(config) <= budget / 60
+
+
+def test_less_time_never_gives_more() -> None:
+    sizes = []
+    for budget in range(30, 9000, 150):
+        config = planned(draft(TOYS, []), TOYS, fake, budget).config
+        epochs = [
+            model.train.num_train_epochs * fake(config).models[name].epoch for name, model in config.pretrain.items()
+        ]
+        assert minutes(config) * 60 <= budget and sum(epochs) * OVERHEAD + RESERVE_S * bool(epochs) <= budget
+        sizes.append((len(config.pretrain) + config.trains_student, sum(epochs)))
+        for model in config.pretrain.values():
+            assert model.train.num_train_epochs >= 6
+    assert [size for size, _ in sizes] == sorted(size for size, _ in sizes)
+
+
+def test_the_student_is_shortened_first() -> None:
+    whole = planned(draft(TOYS, []), TOYS, fake, 100_000).config
+    needed = next(
+        budget
+        for budget in range(9000, 3000, -50)
+        if planned(draft(TOYS, []), TOYS, fake, budget).config.distill.train.num_train_epochs < 14
+    )
+    config = planned(draft(TOYS, []), TOYS, fake, needed).config
+    assert config.distill.train.num_train_epochs == 7 and whole.distill.train.num_train_epochs == 14
+    assert config.pretrain["sasrec"].train.num_train_epochs == 40
+
+
+def test_small_batches_where_memory_is_short() -> None:
+    made = draft(TOYS, [])
+    assert fitted_to_memory(made, fake(made.config), 8 * 2**30) == made
+    config = fitted_to_memory(made, fake(made.config), 2 * 2**30).config
+    train = config.pretrain["sasrec"].train
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (128, 2)
+    with pytest.raises(ConfigError, match=r"0\.5 GiB of memory are too little for pretrain\.sasrec"):
+        fitted_to_memory(made, fake(made.config), 2**29)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h 30m", 5400), ("0.5h", 1800), ("2H", 7200)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "0m", "-5m", "1m1h", "m", "20 minutes", "nan", "1e3s", "٢m"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a duration such as"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8g", 8 * 2**30), ("8 GB", 8 * 2**30), ("800MiB", 800 * 2**20)])
+def test_sizes(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder, seed=0, num_users=150)
+    return folder
+
+
+def test_a_run_within_its_time(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmrec.auto.measure.MEASURED_S", 0.05)
+    start, output = perf_counter(), tmp_path / "run"
+    arguments = ["--input", str(shop / "interactions.csv"), "--output", str(output), "--time-budget", "30s"]
+    assert main(["run", *arguments]) == 0
+    assert perf_counter() - start < 36
+    config = load_config(output / "config.yaml", [])
+    models = read_json(output / "evaluate" / "metrics.json")["protocols"]["full_history_excluded"]["models"]
+    names = ["popularity", "cooccurrence", *config.pretrain, *(["teacher", "student"] if config.trains_student else [])]
+    assert list(models) == names and config.pretrain
+    measured = read_json(output / "pretrain" / "sasrec" / "metrics.json")
+    assert measured["reached_max_minutes"] in (0, 1)
+
+
+def test_a_model_is_measured_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmrec.auto.measure.MEASURED_S", 0.01)
+    main(["prepare", "--input", str(shop / "interactions.csv"), "--output", str(tmp_path / "data")])
+    made: Draft = draft(TOYS, [])
+    alone = made.without_student("test", {"sasrec": {"supervision": "every_position", "positions": "from_oldest"}})
+    measure = Measurement(tmp_path / "data")
+    first = measure(alone.config)
+    monkeypatch.setattr("slmrec.auto.measure.untrained", lambda *_: pytest.fail("measured again"))
+    assert measure(alone.config) == first and first.models["sasrec"].epoch > 0
+    assert first.models["sasrec"].memory[1] > 0
