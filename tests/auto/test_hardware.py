@@ -49,3 +49,6 @@ def test_threads_are_those_of_the_user_or_the_free_ones(monkeypatch: pytest.Monk
     monkeypatch.delenv("OMP_NUM_THREADS")
     hardware.use_free_threads()
     assert used == [1]
+    monkeypatch.setattr(hardware.torch, "get_num_threads", lambda: 1)
+    hardware.use_free_threads()
+    assert used == [1]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmrec.auto.facts import facts_of
-from slmrec.auto.hardware import Hardware, free_hardware
+from slmrec.auto.hardware import Hardware, free_hardware, use_free_threads
 from slmrec.auto.measure import Measurement
 from slmrec.auto.memory import fitted_to_memory
 from slmrec.auto.plans import Measure, planned
@@ -68,6 +68,7 @@ def choose(
     start, facts = time.monotonic(), facts_of(Dataset.load(folder))
     made = draft(facts, check_overrides(overrides or []))
     found = hardware or free_hardware()
+    use_free_threads()  # the load may have changed while the log was prepared
     measured = measure or Measurement(folder)
     if made.config.pretrain:
         made = fitted_to_memory(made, measured(made.config), memory or found.memory)

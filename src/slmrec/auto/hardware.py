@@ -83,6 +83,6 @@ def use_free_threads() -> None:
     if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return
     threads = max(1, free_cores(usable_cores()) // num_local())
-    if threads < torch.get_num_threads():
+    if threads != torch.get_num_threads():
         _LOG.info("threads: %d, as many as there are free cores (OMP_NUM_THREADS sets another number)", threads)
         torch.set_num_threads(threads)

@@ -127,19 +127,21 @@ def plan(config: Config, facts: Facts, costs: Costs, base: float, student: float
 
 
 def _limited(made: Draft, found: Plan, seconds: float, is_whole: bool) -> Draft:
-    """Return the draft with the epochs of a plan, and a limit of time for each training."""
+    """Return the draft with a limit of time for each training, which ends earlier where it needs less.
+
+    The epochs stay those of the recipe: where the machine is faster than measured, more of them fit.
+    """
     left = seconds - OVERHEAD * found.other
     slack = min(MAX_SLACK, max(1.0, left / sum(found.training.values())))
     changes: dict[str, Any] = {}
-    for name, number in found.epochs.items():
+    for name, expected in found.training.items():
         train = "distill.train" if name == STUDENT else f"pretrain.{name}.train"
-        changes[f"{train}.num_train_epochs"] = number
-        changes[f"{train}.max_minutes"] = round(slack * found.training[name] / 60, 3)
+        changes[f"{train}.max_minutes"] = round(slack * expected / 60, 3)
     shown = ", ".join(f"{name} {number} ({_duration(found.training[name])})" for name, number in found.epochs.items())
-    how = "all of the recipe fit" if is_whole else "as many as fit"
+    how = "all of the recipe fit" if is_whole else "about as many as fit"
     reason = f"{how} into the {_duration(seconds)} that are left, by a few steps of each model"
     made = made.set(reason, changes, ("epochs", shown))
-    text = f"each training ends after {slack:.1f} times its estimate, so that a busier machine keeps the time"
+    text = f"each training ends after {slack:.1f} times its estimate at the latest, so a busier machine keeps the time"
     made = made.set(text, {}, ("max_minutes", f"{slack * sum(found.training.values()) / 60:.1f} in all"))
     return made.set("training, teacher, evaluation and report", {}, _time(found.seconds))
 
