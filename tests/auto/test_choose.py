@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from toys_facts import TOYS
 
 from slmrec import prepare
 from slmrec.auto.choose import check_overrides, choose
-from slmrec.auto.facts import Facts, facts_of
+from slmrec.auto.facts import facts_of
 from slmrec.auto.rules import draft
 from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
 
-TOYS = Facts(19_412, 11_924, 167_597, 109_000, 21, 0.0, 1.0, 0.99, 6.0)
 WITHOUT_TITLES = {"title_share": 0.0, "distinct_share": 0.0, "shared_words": 0.0}
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
+from runs import read_json
+from toys_facts import TOYS
 
 from slmrec.auto.measure import STUDENT, Costs, Measurement, ModelCost
 from slmrec.auto.memory import fitted_to_memory
@@ -15,8 +17,6 @@ from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.data.simulate import write_shop
 from slmrec.errors import ConfigError
-from tests.auto.test_choose import TOYS
-from tests.runs import read_json
 
 TOYS_COSTS = {"text": 25.0, "text_2": 25.0, "cosine": 15.0, STUDENT: 30.0}
 

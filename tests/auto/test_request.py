@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from runs import read_json, refused
 
 from slmrec.commands.main import main
-from tests.runs import read_json, refused
 
 
 @pytest.fixture(scope="module")
