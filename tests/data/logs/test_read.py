@@ -124,9 +124,9 @@ def test_pairs_of_user_and_item_need_the_order_of_the_file(tmp_path: Path, conte
     assert read(path, order="file").events() == [("1", "2", None), ("1", "3", None), ("2", "2", None)]
 
 
-@pytest.mark.parametrize("header", ["user_id,item_id", "user_id,item_id,when"])
+@pytest.mark.parametrize("header", ["user_id,item_id", "user_id,item_id,moment"])
 def test_the_order_of_the_file_needs_no_times(tmp_path: Path, header: str) -> None:
-    path = write(tmp_path / "log.csv", f"{header}\nu,a,x\nu,b,\n".replace(",x", ",x" * header.count("when")))
+    path = write(tmp_path / "log.csv", f"{header}\nu,a,x\nu,b,\n".replace(",x", ",x" * header.count("moment")))
     with pytest.raises(DataError, match=r"log\.csv: no column 'timestamp'.*set prepare\.order=file"):
         read(path)
     assert read(path, order="file").events() == [("u", "a", None), ("u", "b", None)]
@@ -230,7 +230,7 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
             "user_id,thing\n1,2\n",
             r"no column 'item_id' or .*; it has user_id, thing; set prepare\.item_col, prepare\.time_col to",
         ),
-        ("log.csv", "user_id,item_id,when\n1,2,3\n", r"no column 'timestamp' .*item_id, when; set prepare\.time_col"),
+        ("log.csv", "user_id,item_id,moment\n1,2,3\n", r"no column 'timestamp' .*item_id, moment; set prepare\.time_col"),
         ("log.csv", "who,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has who, .*set prepare\.user_col"),
         ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, a\\nb; set prepare\.time_col"),
         (

@@ -65,7 +65,17 @@ OTHER_NAMES = {
     "item_col": (*_ITEMS, "item", "product"),
     "time_col": (
         *("time", "datetime", "event_time", "created_at", "invoice_date", "order_date", "purchase_date", "date", "ts"),
-        *("played_at", "viewed_at", "purchased_at", "ordered_at"),
+        *("played_at", "viewed_at", "purchased_at", "ordered_at", "bought_at", "sold_at", "rated_at", "watched_at"),
+        *(
+            "listened_at",
+            "clicked_at",
+            "visited_at",
+            "occurred_at",
+            "event_date",
+            "event_timestamp",
+            "transaction_date",
+        ),
+        *("transaction_time", "sale_date", "review_date", "unix_time", "when"),
     ),
     "rating_col": ("score", "stars"),
     "items_id_col": (*_ITEMS, "item", "product"),
