@@ -5,9 +5,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pyarrow as pa
 import yaml
+from artefacts import NUM_ITEMS, ensemble
 
 import slmrec
+from slmrec.models.card import About
+from slmrec.models.folder import Vocabulary, save_folder
 
 ROOT = Path(__file__).parents[1]
 REPORT = "import atexit, sys; atexit.register(lambda: print('\\n' + ' '.join(sys.modules)))\n"
@@ -39,6 +43,16 @@ def test_prepare_needs_no_torch(shop_file: Path, tmp_path: Path) -> None:
     loaded = modules_loaded_by(COMMAND.format(arguments=arguments))
     assert (tmp_path / "data" / "dataset.json").is_file()
     assert not loaded & HEAVY
+
+
+def test_models_without_adapters_need_no_peft(tmp_path: Path) -> None:
+    item_ids = pa.array([f"i{item}" for item in range(NUM_ITEMS)])
+    save_folder(tmp_path / "model", ensemble(), Vocabulary(item_ids, None, pa.array([1] * NUM_ITEMS)), About("tiny"))
+    opened = f"import slmrec; opened = slmrec.Recommender.from_pretrained({str(tmp_path / 'model')!r})\n"
+    used = f"opened.recommend([['i1']]); opened.save_pretrained({str(tmp_path / 'copy')!r})"
+    loaded = modules_loaded_by(opened + used)
+    assert "slmrec.models.decoder" in loaded
+    assert "peft" not in loaded
 
 
 def test_messages_are_silent_in_a_python_program() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -23,7 +22,7 @@ from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
 from slmrec.models.text.item_text import TextMap, TitleMap, TitleSide
 from slmrec.models.untrusted import check_decoder
-from slmrec.models.weights import lora_config, own_state_dict, with_layers
+from slmrec.models.weights import add_adapters, own_state_dict, with_layers
 from slmrec.types import Encoded, Histories, SequenceEncoder
 
 Positions = Literal["contiguous", "right_aligned"]
@@ -91,7 +90,7 @@ class DecoderRecommender(Model):
         self.decoder = decoder if decoder is not None else empty_decoder(config.decoder)
         width = self.decoder.config.hidden_size
         if config.lora:
-            inject_adapter_in_model(lora_config(config.lora), self.decoder)
+            add_adapters(self.decoder, config.lora)
         self.item_embeddings = nn.Embedding(config.num_items + 1, config.item_dim, padding_idx=0)
         self.item_dropout = nn.Dropout(config.item_dropout)
         self.layer_dropout = nn.Dropout(config.layer_dropout)

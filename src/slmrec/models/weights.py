@@ -1,13 +1,16 @@
-"""Weights of a decoder recommender by name: all of them, its own, those of its adapters; and pruned copies."""
+"""Weights of a decoder recommender by name: all of them, its own, those of its adapters; and pruned copies.
+
+PEFT takes a second to import, so only the functions that need it do, for models with adapters or quantised layers.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, get_peft_model_state_dict
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from slmrec.models.decoder import DecoderRecommender
 
 _HEADS = ("item_embeddings.", "titles.", "input_proj.", "score.", "prefix", "response")
@@ -27,6 +30,8 @@ def merged_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
         # The state dict of a quantised layer holds further entries, such as the scales, beside or below its weight.
         if "lora_" not in name and not name.startswith(tuple(f"{layer}." for layer in quantized)):
             state[name.replace(".base_layer.", ".")] = value.detach().clone()
+    if quantized:
+        from peft.utils.integrations import dequantize_module_weight
     for name, module in quantized.items():
         state[f"{name.removesuffix('.base_layer')}.weight"] = dequantize_module_weight(module).detach().float()
         if module.bias is not None:
@@ -47,13 +52,24 @@ def own_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
 
 def adapter_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
     """Return the weights of the adapters, named as PEFT names them."""
+    from peft import get_peft_model_state_dict
+
     weights = get_peft_model_state_dict(model.decoder)
     return {f"base_model.model.{name}": value.contiguous() for name, value in weights.items()}
 
 
-def lora_config(settings: dict[str, Any]) -> LoraConfig:
+def lora_config(settings: dict[str, Any]) -> "LoraConfig":
     """Return PEFT's configuration of adapters with the values of `LoraSettings`."""
+    from peft import LoraConfig
+
     return LoraConfig(**(settings | {"target_modules": list(settings["target_modules"])}))
+
+
+def add_adapters(decoder: nn.Module, settings: dict[str, Any]) -> None:
+    """Add adapters with the values of `LoraSettings` to the layers of a decoder."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(lora_config(settings), decoder)
 
 
 def load_adapter(model: "DecoderRecommender", weights: dict[str, Tensor]) -> list[str]:
