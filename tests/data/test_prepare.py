@@ -286,7 +286,8 @@ def test_titles_of_the_log_itself_are_kept(tmp_path: Path, monkeypatch: pytest.M
     titles = write_csv(tmp_path / "titles.csv", [("b", "B &amp; b", 0), ("a", "A", 1)], ("item_id", "title", "row"))
 
     def with_titles(engine: Any, *given: Any) -> Any:
-        return read_events(engine, *given)._replace(titles=engine.read_csv(str(titles)))
+        read = read_events(engine, *given)
+        return read._replace(titles=engine.read_csv(str(titles)), columns={"format": "reference"})
 
     monkeypatch.setattr(module, "read_events", with_titles)
     folder, counts = prepare(write_csv(tmp_path / "log.csv", THREE))
@@ -296,6 +297,49 @@ def test_titles_of_the_log_itself_are_kept(tmp_path: Path, monkeypatch: pytest.M
         ("c", None),
     ]
     assert counts["num_titled_items"] == 2
+
+
+TITLES = {
+    "of_items": ([("a", "A"), ("b", "B &amp; b"), ("a", " A "), ("c", ""), ("b", "B &amp; b")], ["A", "B & b", None]),
+    "of_events": ([("a", "good"), ("b", "bad"), ("a", "fine"), ("c", "well"), ("b", "never")], None),
+    "alike": ([("a", "bought"), ("b", "bought"), ("a", "bought"), ("c", "bought"), ("b", "bought")], None),
+    "nowhere_twice": ([("a", "A"), ("b", "B"), ("c", "C")], None),
+}
+
+
+@pytest.mark.parametrize("kind", TITLES)
+@pytest.mark.parametrize("column", ["title", "Product Name"])
+@pytest.mark.parametrize("format", ["csv", "parquet", "jsonl"])
+def test_titles_in_the_log_are_read_if_they_are_those_of_items(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, column: str, format: str
+) -> None:
+    caplog.set_level("INFO", logger="slmrec")
+    rows, expected = TITLES[kind]
+    names = ("user_id", "item_id", column, "timestamp")
+    events = [("u", item, title, time) for time, (item, title) in enumerate(rows)]
+    path = tmp_path / f"log.{format}"
+    if format == "csv":
+        write_csv(path, events, names)
+    elif format == "parquet":
+        pq.write_table(pa.Table.from_pylist([dict(zip(names, event, strict=True)) for event in events]), path)
+    else:
+        path.write_text("\n".join(json.dumps(dict(zip(names, event, strict=True))) for event in events))
+    folder, counts = prepare(path)
+    assert [row.get("title") for row in tables(folder)["items"]] == (expected or [None] * 3)
+    assert ("title" in tables(folder)["items"][0]) == bool(expected) == (counts.get("num_titled_items") == 2)
+    assert facts(folder)["columns"].get("title_col") == (column if expected else None)
+    said = f"titles of items read from the log's column {column}" if expected else f"column {column} does not hold"
+    assert sum(said in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_table_of_items_replaces_the_titles_of_the_log(tmp_path: Path) -> None:
+    log = write_csv(
+        tmp_path / "log.csv",
+        [("u", "a", "old", time) for time in range(3)],
+        ("user_id", "item_id", "title", "timestamp"),
+    )
+    items = write_csv(tmp_path / "items.csv", [("a", "new")], ("item_id", "title"))
+    assert tables(prepare(log, items=str(items))[0])["items"] == [{"item": 1, "item_id": "a", "title": "new"}]
 
 
 def test_named_columns_of_items_are_kept_with_their_types(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """Tables of items with titles and other columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ibis
-from ibis.expr.types import Column, Table
+from ibis.expr.types import Table
 
 from slmrec.config.prepare import PrepareConfig
-from slmrec.data.logs.checks import id_checks
+from slmrec.data.engine import first_row, value
+from slmrec.data.logs.checks import id_checks, title_cells
 from slmrec.data.logs.columns import ALL_USUAL_NAMES, find_column, missing_columns
 from slmrec.data.logs.files import inspect
 from slmrec.data.logs.row_errors import RowError
@@ -17,8 +18,10 @@ from slmrec.data.logs.tables import OpenTable, valid_rows, with_table
 from slmrec.errors import DataError
 from slmrec.files import printable
 
-_MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
-"""Titles that are scraped pieces of a web page."""
+_MIN_AGREEMENT = 0.9
+"""Share of the events of repeated items that must have the title of their item, so that titles of a log are read."""
+_MIN_DISTINCT = 0.5
+"""Number of distinct titles, in relation to that of titled items, that titles of a log must have."""
 
 
 class ItemRows(NamedTuple):
@@ -62,6 +65,27 @@ def read_items(engine: Any, spill: Path, path: Path, settings: PrepareConfig) ->
     return with_table(engine, spill, files, None, settings.on_bad_row, lambda table: _item_rows(table, path, settings))
 
 
+def titles_of_log(titles: Table) -> ItemRows | None:
+    """Return the titles of a log as a table of items, or None if they are not those of its items.
+
+    A column such as `title` may hold the title of a review, and `name` that of a customer. The titles are those of the
+    items if events of one item agree in them, and different items have different titles.
+
+    Args:
+        titles: `item_id`, `title` and `row` of each event.
+    """
+    rows = titles.mutate(text=titles.item_id.cast("string")).drop("item_id")
+    titled = rows.filter(rows.title.notnull())
+    pairs = titled.group_by("text", "title").aggregate(num=titled.count())
+    items = pairs.group_by("text").aggregate(num=pairs.num.sum(), most=pairs.num.max())
+    repeated = items.filter(items.num > 1)
+    counts = first_row(repeated.aggregate(num=repeated.num.sum(), most=repeated.most.sum()))
+    num_items, num_titles = value(items.count()), value(pairs.title.nunique())
+    if not counts["num"] or counts["most"] < _MIN_AGREEMENT * counts["num"] or num_titles < _MIN_DISTINCT * num_items:
+        return None
+    return ItemRows(rows, [])
+
+
 def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRows:
     names = opened.names()
     name_in_log = settings.item_col if settings.item_col in names else None
@@ -75,7 +99,7 @@ def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRo
     columns = {"text": ids}
     if title_index is not None:
         kept["title"] = names[title_index]
-        columns["title"] = _title(opened.column(kept["title"]), settings.null_values)
+        columns["title"] = title_cells(opened.column(kept["title"]), settings.null_values)
     for number, name in enumerate(settings.item_columns):
         index = find_column(path, names, "item_columns", name)
         assert index is not None
@@ -92,13 +116,6 @@ def _item_rows(opened: OpenTable, path: Path, settings: PrepareConfig) -> ItemRo
 def column_name(number: int) -> str:
     """Return the name, while tables are computed, of a column of `item_columns`; it differs from all our own names."""
     return f"kept_column_{number}"
-
-
-def _title(column: Column, null_values: Sequence[str]) -> Any:
-    """Return titles without spaces around them; null for blanks, words for nothing, and scraped markup."""
-    text = column.cast("string").strip()
-    is_none = text.lower().isin(["", *map(str.lower, null_values)]) | text.re_search(_MARKUP)
-    return ibis.ifelse(is_none, None, text)
 
 
 def one_row_per_item(rows: Table, catalogue: Table) -> Table:

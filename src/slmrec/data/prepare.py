@@ -26,7 +26,7 @@ from slmrec.data.engine import as_view, batches, engines_of, explain, first_row,
 from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.histories import write_histories
 from slmrec.data.ids import as_ids_of
-from slmrec.data.items import ItemRows, column_name, one_row_per_item, read_items
+from slmrec.data.items import ItemRows, column_name, one_row_per_item, read_items, titles_of_log
 from slmrec.data.logs import row_errors
 from slmrec.data.logs.files import parts
 from slmrec.data.logs.read import Events, large_shares, read_events
@@ -81,7 +81,7 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
             events = read_events(source, spill, log, settings, embedded)
             facts = _write_events(events.table.get_backend(), log, output, events, settings)
             if known is None and events.titles is not None:
-                known = ItemRows(events.titles.rename(text="item_id"), [])
+                known = _titles_of_log(events)
             if known is not None:
                 facts["counts"] |= _write_items(embedded, output / "items.parquet", known, items, settings)
         except OperationNotDefinedError as error:
@@ -91,6 +91,20 @@ def prepare_dataset(settings: PrepareConfig, output: Path, log: str) -> dict[str
     facts["sources"] = [describe_source(path) for path in (Path(log), items) if path]
     errors = [*events.errors, *(known.errors if known else [])]
     return complete_dataset(output, facts, list(dict.fromkeys(errors)))  # the table of items may be the log
+
+
+def _titles_of_log(events: Events) -> ItemRows | None:
+    """Return the titles that a log has itself; `columns` keeps the name of their column only if they are read."""
+    assert events.titles is not None
+    if events.columns["format"] == "reference":  # titles beside the items, by definition
+        return ItemRows(events.titles.rename(text="item_id"), [])
+    known, column = titles_of_log(events.titles), printable(events.columns["title_col"])
+    if known is None:
+        del events.columns["title_col"]
+        _LOG.info("prepare: the log's column %s does not hold titles of its items, so it is not read", column)
+    else:
+        _LOG.info("prepare: titles of items read from the log's column %s (--items FILE gives others)", column)
+    return known
 
 
 def complete_dataset(output: Path, facts: dict[str, Any], errors: list[RowError]) -> dict[str, float]:

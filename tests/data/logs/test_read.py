@@ -230,7 +230,11 @@ def test_ratings_that_are_no_numbers_are_told(tmp_path: Path, rating: str) -> No
             "user_id,thing\n1,2\n",
             r"no column 'item_id' or .*; it has user_id, thing; set prepare\.item_col, prepare\.time_col to",
         ),
-        ("log.csv", "user_id,item_id,moment\n1,2,3\n", r"no column 'timestamp' .*item_id, moment; set prepare\.time_col"),
+        (
+            "log.csv",
+            "user_id,item_id,moment\n1,2,3\n",
+            r"no column 'timestamp' .*item_id, moment; set prepare\.time_col",
+        ),
         ("log.csv", "who,item_id,timestamp\n1,2,3\n", r"no column 'user_id' .*; it has who, .*set prepare\.user_col"),
         ("log.csv", 'user_id,item_id,"a\nb"\n1,2,3\n', r"it has user_id, item_id, a\\nb; set prepare\.time_col"),
         (

@@ -22,6 +22,9 @@ from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import DataError
 from slmrec.files import printable
 
+_MARKUP = r"^\s*<\w+ [\w-]+=|getTime\(\)"
+"""Titles that are scraped pieces of a web page."""
+
 
 class Check(NamedTuple):
     """A condition under which a row is invalid."""
@@ -77,3 +80,10 @@ def convert_ids(table: Table, ids: Mapping[str, str], id_type: IdType) -> Table 
             return Check(is_refused(table[column]), name, table[column], refusal)
         converted[column] = kind.convert(table[column])
     return table.mutate(**converted)
+
+
+def title_cells(column: Column, null_values: Sequence[str]) -> Any:
+    """Return titles without spaces around them; null for blanks, words for nothing, and scraped markup."""
+    text = column.cast("string").strip()
+    is_none = text.lower().isin(["", *map(str.lower, null_values)]) | text.re_search(_MARKUP)
+    return ibis.ifelse(is_none, None, text)

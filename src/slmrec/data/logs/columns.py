@@ -249,6 +249,16 @@ def find_column(
     return None
 
 
+def title_column(names: Sequence[str]) -> str | None:
+    """Return the name of the only column of a log that may hold titles of items, or None.
+
+    Amazon's reviews of 2023, which have `parent_asin`, have titles of reviews.
+    """
+    usual = set(map(normal_name, (*USUAL_NAMES["title_col"], *OTHER_NAMES["title_col"])))
+    matches = [name for name in names if normal_name(name) in usual]
+    return matches[0] if len(matches) == 1 and "parent_asin" not in names else None
+
+
 def _plain(name: str) -> str:
     return plain_name(name.strip())
 

@@ -19,8 +19,16 @@ from ibis.expr.types import Column, Table
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.engine import first_row, is_embedded, keep, value
-from slmrec.data.logs.checks import Check, check_columns, convert_ids, id_checks, row_error
-from slmrec.data.logs.columns import ALL_USUAL_NAMES, QUANTITIES, find_column, header, missing_columns, recognised
+from slmrec.data.logs.checks import Check, check_columns, convert_ids, id_checks, row_error, title_cells
+from slmrec.data.logs.columns import (
+    ALL_USUAL_NAMES,
+    QUANTITIES,
+    find_column,
+    header,
+    missing_columns,
+    recognised,
+    title_column,
+)
 from slmrec.data.logs.database import copied, is_row_store
 from slmrec.data.logs.files import InputFiles, as_utf8, inspect, lines
 from slmrec.data.logs.formats import normal_name
@@ -56,7 +64,7 @@ class Events(NamedTuple):
     errors: list[RowError]
     """The invalid rows, which the table does not contain."""
     titles: Table | None = None
-    """`item_id`, `title` and `row`, if the log itself has titles."""
+    """`item_id`, `title` and `row`, if the log itself has a column of titles, which may be those of something else."""
 
 
 def read_events(engine: Any, spill: Path, log: str, settings: PrepareConfig, embedded: Any = None) -> Events:
@@ -137,12 +145,16 @@ def _events_of_histories(files: InputFiles, histories: UserHistories) -> Events:
 def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     files = opened.source
     names = _column_names(files.path, opened.head.names, settings)
-    opened.check_sizes(names.values(), settings.memory_limit)
+    title = None if settings.items else title_column(opened.head.names)
+    own = {"format": files.format} | names | ({"title_col": title} if title else {})
+    opened.check_sizes([*names.values(), *([title] if title else [])], settings.memory_limit)
     raw = {setting: opened.column(name) for setting, name in names.items()}
     columns, checks, times = _parse(files.path, raw, names, settings)
     quantity = _unread_quantity(opened.head.names, settings)
     if quantity:
         columns["is_return"] = _is_negative(opened.column(quantity))
+    if title:
+        columns["title"] = title_cells(opened.column(title), settings.null_values)
     table, errors = valid_rows(opened, columns, checks, _id_names(names), settings.id_type)
     table = with_times(opened.engine, table, times) if times else table
     if not value(table.count()):
@@ -151,7 +163,8 @@ def _events_of_table(opened: OpenTable, settings: PrepareConfig) -> Events:
     if quantity:
         table = _without_returns(files.path, table, quantity)
     ties = (*_TIES, "row") if settings.tie_col else ("row",)
-    return Events(table, ties, {"format": files.format} | names, errors)
+    titles = table.select("item_id", "title", "row") if title else None
+    return Events(table.drop("title") if title else table, ties, own, errors, titles)
 
 
 def large_shares(events: Table) -> list[str]:
