@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from runs import read_json
 from safetensors.numpy import load_file
 
@@ -61,6 +62,34 @@ def test_some_models_on_both_splits(output: Path, common: list[str]) -> None:
     for name in ("metrics.json", "metrics_valid.json"):
         models = read_json(output / "evaluate" / name)["protocols"]["full"]["models"]
         assert list(models) == ["popularity", "student"]
+
+
+def test_validation_items_are_ranked_under_the_primary_protocol_whichever_splits_are_evaluated(
+    finished: Path, output: Path, common: list[str]
+) -> None:
+    ranks = pq.read_table(finished / "evaluate" / "validation_ranks.parquet").to_pandas()
+    assert set(ranks["protocol"]) == {"full_history_excluded"} and len(ranks) == 5 * 80
+    assert not (finished / "evaluate" / "per_user_valid.parquet").exists()
+    assert main(["evaluate", *common, "evaluate.splits=[valid]", "evaluate.primary_protocol=full"]) == 0
+    by_split = pq.read_table(output / "evaluate" / "per_user_valid.parquet").to_pandas()
+    excluded = by_split[by_split["protocol"] == "full_history_excluded"].reset_index(drop=True)
+    assert excluded.equals(ranks)
+    own = pq.read_table(output / "evaluate" / "validation_ranks.parquet").to_pandas()
+    assert own.equals(by_split[by_split["protocol"] == "full"].reset_index(drop=True)) and not own.equals(ranks)
+
+
+def test_a_log_without_validation_items_is_evaluated_all_the_same(tmp_path: Path) -> None:
+    rows = [f"u{user},{(user + day) % 12},{day}" for user in range(12) for day in (1, 2, 3, 9)]
+    rows += [f"new{user},{day},{day}" for user in range(3) for day in (5, 6, 7)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    settings = {"prepare": {"split": "temporal", "valid_share": 0.15, "test_share": 0.2}, "pretrain": {}}
+    settings |= {"distill": {"teacher": None}, "evaluate": {"protocols": ["full_history_excluded"]}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    log, output = str(tmp_path / "log.csv"), str(tmp_path / "run")
+    assert main(["run", "--input", log, "--config", str(recipe), "--output", output]) == 0
+    assert (tmp_path / "run" / "evaluate" / "metrics.json").is_file()
+    assert not (tmp_path / "run" / "evaluate" / "validation_ranks.parquet").exists()
 
 
 def test_metrics_that_are_1_for_every_model_are_named(

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from slmrec.config import BASELINES, Config, EvaluateConfig
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Ints, Samples
-from slmrec.errors import CheckpointError
+from slmrec.errors import CheckpointError, DataError
 from slmrec.evaluation.candidates import constant_metrics, draw_negatives, is_sampled
 from slmrec.evaluation.diversity import Lists, list_means, list_metrics
 from slmrec.evaluation.metrics import ranking_metrics
@@ -27,6 +27,7 @@ from slmrec.models.model import Model
 from slmrec.pipeline.evaluation_tables import constant_note, show
 from slmrec.pipeline.finetune import teacher_item_vectors
 from slmrec.pipeline.stage import Task
+from slmrec.pipeline.validation import validation
 from slmrec.processes import is_main, num_processes, on_main, total
 from slmrec.progress import progress
 
@@ -36,16 +37,21 @@ _LOG = logging.getLogger(__name__)
 _COSTS = {"users_per_second", "num_parameters"}
 """Entries of a model's results that are no metrics."""
 _COVERAGE = f"coverage@{TOP_K}"
+VALIDATION_RANKS = "validation_ranks.parquet"
+"""File with the ranks of validation items under the primary protocol, by which the verdict decides."""
+MAX_VERDICT_USERS = 50_000
+"""Maximum number of validation users whose items are ranked for the verdict alone."""
 Split = Literal["test", "valid"]
 Metrics = dict[str, float]
+Ranks = dict[str, dict[str, Ints]]
+"""0-based ranks of the targets, by model and protocol."""
 
 
 class Results(NamedTuple):
     """Ranks of all models on one split, and, in the main process, the metrics of their lists."""
 
     samples: Samples
-    ranks: dict[str, dict[str, Ints]]
-    """0-based ranks of the targets, by model and protocol."""
+    ranks: Ranks
     list_metrics: dict[str, dict[str, Metrics]]
     """Metrics of the top lists, by model and protocol."""
 
@@ -57,8 +63,11 @@ def build(task: Task) -> dict[str, float]:
     scorers: dict[str, Scorer] = {name: EncoderScorer(model) for name, model in models.items()}
     sizes = {name: model.num_parameters() for name, model in models.items()}
     speeds = on_main(lambda: _speeds(settings, dataset.held_out(settings.splits[0]), scorers))
+    validation_ranks = None
     for split in settings.splits:
         results = _rank(task, dataset, split, scorers)
+        if split == "valid":
+            validation_ranks = results.samples, results.ranks
         if not is_main():
             continue
         content = _content(task.config, dataset, split, results, sizes, speeds)
@@ -72,7 +81,27 @@ def build(task: Task) -> dict[str, float]:
         _write_users(task.folder / f"users{suffix}.parquet", user_ids, results.samples, dataset.train_counts())
         if split == "test":
             _write_cards(task, models, content, len(results.samples))
+    for_verdict = validation_ranks or _rank_validation(task, dataset, models)
+    if is_main() and for_verdict:
+        samples, ranks = for_verdict
+        primary = {name: {settings.primary_protocol: own[settings.primary_protocol]} for name, own in ranks.items()}
+        _write_ranks(task.folder / VALIDATION_RANKS, dataset.user_ids.take(pa.array(samples.users())), primary)
     return {}
+
+
+def _rank_validation(task: Task, dataset: Dataset, models: dict[str, Model]) -> tuple[Samples, Ranks] | None:
+    """Rank the validation items under the primary protocol alone, for at most `MAX_VERDICT_USERS` users.
+
+    Returns:
+        The samples and the ranks; None if no user has a validation item.
+    """
+    try:
+        measured_on = validation(task, dataset, MAX_VERDICT_USERS)
+    except DataError:
+        return None
+    _LOG.info("evaluate: ranking the validation items by all models, for the verdict")
+    ranks = {name: {measured_on.protocol: measured_on.ranks(model)} for name, model in models.items()}
+    return measured_on.samples, ranks
 
 
 def model_folders(config: Config, output: Path) -> dict[str, Path]:
@@ -206,7 +235,7 @@ def _measured(content: dict[str, Any], name: str, num_users: int, num_items: int
     )
 
 
-def _write_ranks(path: Path, user_ids: pa.Array, ranks: dict[str, dict[str, Ints]]) -> None:
+def _write_ranks(path: Path, user_ids: pa.Array, ranks: Ranks) -> None:
     tables = [
         pa.table(
             {

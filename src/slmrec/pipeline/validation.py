@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.evaluation.candidates import draw_negatives, is_sampled
-from slmrec.evaluation.metrics import ranking_metrics
+from slmrec.evaluation.metrics import Ints, ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, evaluate_scorer
 from slmrec.pipeline.stage import Task
 from slmrec.types import SequenceEncoder
@@ -31,6 +31,10 @@ class Validation:
         Raises:
             TrainingError: Scores of a user are not finite.
         """
+        return ranking_metrics(self.ranks(model))
+
+    def ranks(self, model: SequenceEncoder) -> Ints:
+        """Return the 0-based rank of the target of each user, as `metrics` reads it."""
         with eval_mode(model):
             ranks = evaluate_scorer(
                 EncoderScorer(model),
@@ -40,7 +44,7 @@ class Validation:
                 negatives=self.negatives,
                 shared=True,
             )
-        return ranking_metrics(ranks[self.protocol])
+        return ranks[self.protocol]
 
 
 def validation(task: Task, dataset: Dataset, max_users: int = 0) -> Validation:
