@@ -17,6 +17,10 @@ class CheckpointError(SlmrecError):
     """A model folder is missing, incomplete, or belongs to other data or settings."""
 
 
+class StorageError(SlmrecError):
+    """A remote file or folder is missing, locked, or cannot be reached, read or written."""
+
+
 class TrainingError(SlmrecError):
     """Training cannot go on, for example because the loss is no longer finite."""
 

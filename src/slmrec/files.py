@@ -194,6 +194,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def cache_folder() -> Path:
+    """Return the folder of caches: `$XDG_CACHE_HOME/slmrec`, by default `~/.cache/slmrec`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmrec"
+
+
 class PackagedFile(NamedTuple):
     """File of a language model that a Python package carries."""
 

@@ -12,10 +12,12 @@ from slmrec.locks import run_locked
 from slmrec.pipeline.run import run_steps
 from slmrec.processes import on_main
 from slmrec.report import INSTALL, missing_libraries
+from slmrec.storage.cache import localized, uris_named
 
 _LOG = logging.getLogger(__name__)
 
 
+@uris_named()
 def run(config: Config, output: Path, force: bool = False) -> None:
     """Execute all steps that are not done, show the models side by side, and write the report.
 
@@ -37,10 +39,11 @@ def run(config: Config, output: Path, force: bool = False) -> None:
     """
     use_free_threads()
     with run_locked(output):
-        run_steps(config, output, force)
+        run_steps(localized(config), output, force)
         on_main(lambda: write_report(output))
 
 
+@uris_named()
 def run_chosen(request: Request, output: Path, force: bool = False, *, started: float | None = None) -> Choice:
     """Execute all steps with settings that are chosen for the data, the hardware and the time.
 
@@ -100,4 +103,4 @@ def plan(config: Config, output: Path, force: bool = False) -> None:
         what `slmrec run` would do
         ...
     """
-    show_plan(config, output, force)
+    show_plan(localized(config), output, force)

@@ -16,6 +16,7 @@ from slmrec.files import write_atomically, write_json
 from slmrec.folders import read_record
 from slmrec.pipeline.stage import dump, run_step
 from slmrec.pipeline.table import Step, stage_named
+from slmrec.storage.cache import localized
 from slmrec.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def choose_for(request: Request, output: Path, force: bool = False, *, started: 
             f"{output / CONFIG} is not a file of chosen settings; run it with --config {output / CONFIG}, or choose "
             "another --output"
         )
-    config = load_config(None, overrides)
+    config = localized(load_config(None, overrides))
     for step in stage_named("prepare").steps(config):
         run_step(step, config, output)
     if not force and (before := _read(request, output)):

@@ -1,9 +1,9 @@
 """`slmrec compare`: statistics of the difference between two evaluated models."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import add_split_option, new_command
 
 _EPILOG = (
@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     text = "compare two evaluated models: differences, intervals, tests, groups of users"
     compare = new_command(subparsers, "compare", text, run, _EPILOG)
-    compare.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of an evaluated run")
-    compare.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of another evaluated run, or the same")
+    compare.add_argument("run_a", type=location, metavar="RUN_A", help="folder of an evaluated run")
+    compare.add_argument("run_b", type=location, metavar="RUN_B", help="folder of another evaluated run, or the same")
     compare.add_argument("--model", default="student", help="model of RUN_A (default: student)")
     compare.add_argument("--model-b", help="model of RUN_B (default: the same name as in RUN_A)")
     compare.add_argument("--protocol", help="for example full (default: the primary protocol of RUN_A)")
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "--metric", action="append", help="for example hit@5; repeatable, the first one is also shown by user group"
     )
     add_split_option(compare)
-    compare.add_argument("--output", type=Path, help="JSON file for the numbers")
+    compare.add_argument("--output", type=location, help="JSON file for the numbers")
 
 
 def run(options: argparse.Namespace) -> None:

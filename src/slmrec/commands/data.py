@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 from slmrec.commands.stages import FORMATS
 
@@ -15,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
     )
     text = "describe a prepared data set: counts, distributions, split, leakage"
     describe = new_command(inner, "describe", text, _describe)
-    describe.add_argument("folder", type=Path, help="folder of a data set, or of a run")
-    describe.add_argument("--output", type=Path, help="picture to write (default: FOLDER/describe.png)")
+    describe.add_argument("folder", type=location, help="folder of a data set, or of a run")
+    describe.add_argument("--output", type=location, help="picture to write (default: FOLDER/describe.png)")
     text = "check whether a log can be prepared, and list all faults"
     validate = new_command(inner, "validate", text, _validate, FORMATS)
     validate.add_argument("file", help="interaction log, a file or a folder")
@@ -24,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     validate.add_argument("overrides", nargs="*", metavar="prepare.key=value", help="settings of how the log is read")
     fetch = new_command(inner, "fetch", "download a public data set", _fetch)
     fetch.add_argument("name", nargs="?", help="name of the data set; omit it to list all")
-    fetch.add_argument("--output", type=Path, default=Path("data"), help="folder to download into (default: data)")
+    fetch.add_argument("--output", type=location, default=Path("data"), help="folder to download into (default: data)")
 
 
 def _describe(options: argparse.Namespace) -> None:

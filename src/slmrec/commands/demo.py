@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 from slmrec.files import write_atomically
 from slmrec.locks import run_locked
@@ -27,7 +28,7 @@ _NUM_SHOWN = 2
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     demo = new_command(subparsers, "demo", "run the whole pipeline on a simulated shop, in minutes", run)
-    demo.add_argument("--output", type=Path, required=True, help="folder of the run")
+    demo.add_argument("--output", type=location, required=True, help="folder of the run")
     demo.add_argument("--force", action="store_true", help="run again even if the result exists and is up to date")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace those of the demo")
 

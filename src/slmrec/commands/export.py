@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError
 from slmrec.locks import target_locked
@@ -17,10 +18,10 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     text = "write a model as an ONNX graph, with 8-bit weights, or without adapters; or write an index of its items"
     command = new_command(subparsers, "export", text, run, "docs/serving.md explains how to use each format.")
-    command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
+    command.add_argument("--model", type=location, required=True, help="folder of a trained model")
     command.add_argument("--format", choices=("onnx", "int8", "merged", "faiss"), required=True)
     where = "FILE.onnx; for merged a new folder, for faiss any file"
-    command.add_argument("--output", type=Path, required=True, help=where)
+    command.add_argument("--output", type=location, required=True, help=where)
     recall = f"for faiss: target share of the 10 best items that the search finds (default {_RECALL})"
     command.add_argument("--recall", type=float, help=recall)
 

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError, DataError
 from slmrec.files import one_line, read_json
@@ -24,12 +25,12 @@ def add_parser(subparsers: Any) -> None:
         ("--prompt-ids", "JSON list of the token ids before the items"),
         ("--response-ids", "JSON list of the token ids after the items"),
     ):
-        command.add_argument(option, type=Path, required=True, help=about)
+        command.add_argument(option, type=location, required=True, help=about)
     command.add_argument(
         "--max-history-items", type=int, required=True, help="length to which the reference pads histories (max_len)"
     )
     command.add_argument("--lora-alpha", type=float, help="scale of the adapters is alpha / r (default alpha: r)")
-    command.add_argument("--output", type=Path, required=True, help="new model folder")
+    command.add_argument("--output", type=location, required=True, help="new model folder")
 
 
 def run(options: argparse.Namespace) -> None:

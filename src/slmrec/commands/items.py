@@ -1,9 +1,9 @@
 """`slmrec items`: change the catalogue of a trained model without training."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 
 
@@ -19,9 +19,9 @@ def add_parser(subparsers: Any) -> None:
         ("restore", "recommend removed items again", "item_id"),
     ):
         command = new_command(inner, name, about, run)
-        command.add_argument("--model", type=Path, required=True, help="folder of a trained model")
-        command.add_argument("--items", type=Path, required=True, help=f".parquet, .jsonl or .csv with {columns}")
-        command.add_argument("--output", type=Path, help="new folder (default: replace the model's own folder)")
+        command.add_argument("--model", type=location, required=True, help="folder of a trained model")
+        command.add_argument("--items", type=location, required=True, help=f".parquet, .jsonl or .csv with {columns}")
+        command.add_argument("--output", type=location, help="new folder (default: replace the model's own folder)")
 
 
 def run(options: argparse.Namespace) -> None:

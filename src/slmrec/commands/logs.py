@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from slmrec.files import printable
 from slmrec.processes import is_main
+from slmrec.storage.cache import named
 
 _WARNING_PREFIX = "slmrec: warning: "
 
@@ -37,7 +38,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = "\n".join(map(printable, record.getMessage().split("\n")))
+            text = "\n".join(map(printable, named(record.getMessage()).split("\n")))
             if record.levelno >= logging.WARNING:
                 print(f"{_WARNING_PREFIX}{text}", file=sys.stderr, flush=True)
             else:

@@ -11,12 +11,14 @@ from types import TracebackType
 
 from slmrec import processes
 from slmrec.commands import compare, data, demo, export, import_reference, items, recommend, report, serve, stages
+from slmrec.commands.locations import opened
 from slmrec.commands.logs import messages_shown
 from slmrec.commands.parsers import add_logging_options
 from slmrec.config.secrets import redacted
 from slmrec.errors import SlmrecError
 from slmrec.files import printable
 from slmrec.folders import disk_errors_reported
+from slmrec.storage.cache import named
 from slmrec.version import __version__
 
 _COMMANDS = (stages, demo, recommend, serve, compare, report, data, import_reference, export, items)
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.in_several_processes:
             processes.refuse_several(f"slmrec {options.command}")
         processes.start()
-        with messages_shown(getattr(options, "level", logging.INFO)), disk_errors_reported(output):
+        with messages_shown(getattr(options, "level", logging.INFO)), disk_errors_reported(output), opened(options):
             options.run(options)
         exit_code = 0
     except SlmrecError as error:
@@ -65,7 +67,7 @@ def _report(message: str, exit_code: int) -> int:
     """Print a message unless another process of the run has reported before, and return the exit code."""
     if (earlier := processes.fail(exit_code)) is not None:
         return earlier
-    print(f"slmrec: {printable(redacted(message))}", file=sys.stderr)
+    print(f"slmrec: {printable(redacted(named(message)))}", file=sys.stderr)
     return exit_code
 
 

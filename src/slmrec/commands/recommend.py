@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import add_device_option, new_command
 from slmrec.errors import ConfigError, DataError, UnknownItemsWarning
 from slmrec.files import printable
@@ -33,19 +34,21 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     text = "write top-k lists for a file of histories, or show one for a single history"
     recommend = new_command(subparsers, "recommend", text, run, _EPILOG)
-    recommend.add_argument("--model", type=Path, required=True, help="folder of a trained model, or its hub id")
+    recommend.add_argument(
+        "--model", type=location, required=True, help="folder of a trained model, a path or URI, or its hub id"
+    )
     recommend.add_argument("--history", help="item ids of one history, oldest first, separated by commas; shows titles")
     recommend.add_argument(
         "--timestamps", help="times of the items of --history, separated by commas, for models that read times"
     )
-    recommend.add_argument("--input", type=Path, help="rows of user_id, history, or of user_id, item_id, timestamp")
-    recommend.add_argument("--output", type=Path, help=".parquet, .csv or .jsonl file to write")
+    recommend.add_argument("--input", type=location, help="rows of user_id, history, or of user_id, item_id, timestamp")
+    recommend.add_argument("--output", type=location, help=".parquet, .csv or .jsonl file to write")
     recommend.add_argument("--k", type=int, default=10, help="maximum number of items per user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
-    recommend.add_argument("--candidates", type=Path, metavar="FILE", help="rank only the items of this file")
-    recommend.add_argument("--exclude-items", type=Path, metavar="FILE", help="items that are never recommended")
+    recommend.add_argument("--candidates", type=location, metavar="FILE", help="rank only the items of this file")
+    recommend.add_argument("--exclude-items", type=location, metavar="FILE", help="items that are never recommended")
     recommend.add_argument(
-        "--index", type=Path, metavar="FILE", help="search an index that slmrec export --format faiss wrote"
+        "--index", type=location, metavar="FILE", help="search an index that slmrec export --format faiss wrote"
     )
     add_device_option(recommend)
     recommend.add_argument(

@@ -1,9 +1,9 @@
 """`slmrec report`: a finished run as one HTML page."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
 from slmrec.errors import ConfigError
 
@@ -17,9 +17,9 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     text = "write a run as one page: figures, tables and examples"
     report = new_command(subparsers, "report", text, run, _EPILOG)
-    report.add_argument("folder", type=Path, metavar="OUT", help="folder of a run, or of an ablation")
+    report.add_argument("folder", type=location, metavar="OUT", help="folder of a run, or of an ablation")
     where = "the page (default: OUT/report.html); figures and tables go into a folder of that name without .html"
-    report.add_argument("--output", type=Path, metavar="FILE.html", help=where)
+    report.add_argument("--output", type=location, metavar="FILE.html", help=where)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,9 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import add_device_option, new_command
 from slmrec.errors import ConfigError
 from slmrec.serving.limits import Limits
+from slmrec.storage.cache import local
 
 LIBRARIES = ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", "prometheus_client")
 _EPILOG = """
@@ -28,8 +30,8 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         required=True,
         metavar="[NAME=]DIR",
-        help="folder of a trained model, named student by default; repeat it with other names for further models, "
-        "which the page shows beside the first and ?model=NAME selects",
+        help="folder of a trained model, a path or URI, named student by default; repeat it with other names for "
+        "further models, which the page shows beside the first and ?model=NAME selects",
     )
     serve.add_argument("--teacher", metavar="DIR", help="the same as --model teacher=DIR")
     serve.add_argument(
@@ -45,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         "requests for other names than localhost and --host are refused",
     )
     serve.add_argument("--token-file", type=Path, help="file with a token that every request must carry")
-    serve.add_argument("--examples", type=Path, help=".jsonl of user_id, history: users to choose on the page")
+    serve.add_argument("--examples", type=location, help=".jsonl of user_id, history: users to choose on the page")
     serve.add_argument("--threads", type=int, help="CPU threads of the model (default: PyTorch's)")
     add_device_option(serve)
     for limit in fields(Limits):
@@ -85,5 +87,5 @@ def _folders(values: list[str]) -> dict[str, Path]:
         name, folder = named.groups() if named and not Path(value).is_dir() else ("student", value)
         if name in folders:
             raise ConfigError(f"--model {value}: the name {name} is given twice; give each model a name, as NAME=DIR")
-        folders[name] = Path(folder)
+        folders[name] = local(folder)
     return folders

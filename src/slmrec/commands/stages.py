@@ -3,9 +3,9 @@
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmrec.commands.locations import location
 from slmrec.commands.parsers import add_split_option, bytes_of, new_command, seconds_of
 from slmrec.errors import ConfigError
 from slmrec.locks import run_locked
@@ -127,8 +127,10 @@ def _ablate(options: argparse.Namespace, config: "Config") -> None:
 
 def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
     command = new_command(subparsers, name, text, run, _epilog(name))
-    command.add_argument("--config", help="recipe of the package (for example words), or YAML file with all settings")
-    command.add_argument("--output", type=Path, required=True, help="folder of the run")
+    command.add_argument(
+        "--config", type=location, help="recipe of the package (for example words), or YAML file with all settings"
+    )
+    command.add_argument("--output", type=location, required=True, help="folder of the run")
     command.add_argument("--force", action="store_true", help="run again even if the result exists and is up to date")
     _add_data_options(command)
     command.add_argument(
@@ -138,7 +140,7 @@ def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--input", help="interaction log, a file or a folder; the same as prepare.input=FILE")
+    command.add_argument("--input", help="interaction log, a file, folder or URI; the same as prepare.input=FILE")
     command.add_argument("--items", help="table of items with titles; the same as prepare.items=FILE")
     command.add_argument(
         "--on-bad-row",
@@ -164,8 +166,9 @@ def _epilog(name: str) -> str:
 
 def _config(options: argparse.Namespace) -> "Config":
     from slmrec.config.load import load_config
+    from slmrec.storage.cache import localized
 
-    return load_config(options.config, _overrides(options))
+    return localized(load_config(options.config, _overrides(options)))
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

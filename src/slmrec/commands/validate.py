@@ -17,6 +17,7 @@ from slmrec.data.logs.row_errors import RowError, counts
 from slmrec.data.logs.times import UNIT_NAMES, date, stored_unit
 from slmrec.errors import DataError
 from slmrec.files import printable
+from slmrec.storage.cache import localized, named
 
 _LOG = logging.getLogger(__name__)
 _MAX_SHOWN = 10
@@ -36,7 +37,7 @@ def validate(file: str, overrides: list[str], items: str | None = None) -> None:
     """
     inputs = [f"prepare.input={json.dumps(file, ensure_ascii=False)}", 'prepare.on_bad_row="skip"']
     inputs += [f"prepare.items={json.dumps(items, ensure_ascii=False)}"] if items else []
-    settings = load_config(None, [*overrides, *inputs]).prepare
+    settings = localized(load_config(None, [*overrides, *inputs]), required=True).prepare
     file = settings.input or file
     with TemporaryDirectory(prefix="slmrec-") as name:
         folder = Path(name)
@@ -50,18 +51,18 @@ def validate(file: str, overrides: list[str], items: str | None = None) -> None:
             f"{file}: {len(log.errors):,} rows are not events; correct them, or prepare with --on-bad-row skip, which "
             "leaves them out"
         )
-    print(f"{printable(file)}: all rows are events")
+    print(f"{printable(named(file))}: all rows are events")
 
 
 def _check_items(items: ItemRows, file: str) -> None:
-    print(f"{printable(file)}: {items.message()}")
+    print(f"{printable(named(file))}: {items.message()}")
     if items.errors:
         raise DataError(f"{file}: {len(items.errors):,} rows are not items; {items.errors[0].message()}; correct them")
 
 
 def _print(file: str, log: Events, min_user_events: int) -> None:
     console = Console(markup=False, emoji=False)  # text from the file is not markup
-    table = Table("", "", title=printable(file), show_header=False)
+    table = Table("", "", title=printable(named(file)), show_header=False)
     statistics = _statistics(log, min_user_events)
     for name, fact in (log.columns | statistics).items():
         table.add_row(name, printable(fact) if isinstance(fact, str) else f"{fact:,}")

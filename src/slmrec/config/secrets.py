@@ -13,8 +13,8 @@ PASSWORD_VARIABLE = "SLMREC_ENGINE_PASSWORD"
 _MAX_PASSWORD_BYTES = 4096
 _URL = re.compile(r"([A-Za-z][\w+.:-]*://)(.*)", re.DOTALL)
 _WITHOUT_USER = re.compile(r"/.*|(?:\[[^\]]*\]|[^/?#@:;]*)(?::\d*)?(?:/[^@?#;]*)?(?:[?#;].*)?", re.DOTALL)
-_SECRET = r"pass(?!file)|pwd|secret|token|credential|private|api_?key|access_?key"
-_PARAMETER = re.compile(rf"([?&;])[\w.-]*(?:{_SECRET})[\w.-]*=[^&;#]*", re.IGNORECASE)
+_SECRET = r"pass(?!file)|pwd|secret|token|credential|private|signature|api_?key|access_?key"
+_PARAMETER = re.compile(rf"([?&;])(?:[\w.-]*(?:{_SECRET})[\w.-]*|sig)=[^&;#]*", re.IGNORECASE)
 _USER_IN_TEXT = re.compile(
     r"([A-Za-z][\w+.-]*://[^\s:/?#@'\"]*):(?!\d*(?:[/?#][^\s@]*)?(?:[\s'\",;)]|$))(?:.*@|[^\s'\"]*)"
 )
@@ -109,6 +109,11 @@ def _read_password(file: Path) -> str:
     if not password:
         raise ConfigError(f"prepare.engine_password_file is {str(file)!r}: its first line is empty")
     return password
+
+
+def with_secrets(url: str) -> str:
+    """Return a URL from `without_secrets` as it was given to this process."""
+    return _originals.get(url, url)
 
 
 def without_url(text: str, url: str) -> str:

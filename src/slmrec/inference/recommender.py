@@ -40,6 +40,7 @@ from slmrec.models.folder import (
     save_folder,
 )
 from slmrec.models.model import Model
+from slmrec.storage.cache import local, uris_named
 from slmrec.types import Encoded
 
 HistoriesLike = Any
@@ -81,6 +82,7 @@ class Recommender:
         self.ranker = Ranker(freeze(model), self.catalogue, index)
 
     @classmethod
+    @uris_named()
     def from_pretrained(
         cls,
         source: str | Path,
@@ -92,7 +94,7 @@ class Recommender:
         """Open a folder that a training stage or `save_pretrained` wrote, or a model of a hub.
 
         Args:
-            source: Folder, or hub id (`owner/name`).
+            source: Folder, URI such as `s3://bucket/out/distill`, or hub id (`owner/name`).
             revision: Branch, tag or commit of the hub.
             index: Index of the items, written by `slmrec export --format faiss`; None: exact search.
             device: `cpu`, `cuda` or `cuda:N`; None: a GPU if there is one.
@@ -102,10 +104,11 @@ class Recommender:
             CheckpointError: The folder does not exist, a file is missing or damaged, the backbone is not available, or
                 the index belongs to other items.
             ConfigError: FAISS is not installed, or the device does not exist.
+            StorageError: A URI cannot be read.
         """
         chosen = _device(device)
         folder = find_folder(source, revision)
-        loaded_index = None if index is None else ItemIndex.load(Path(index), fingerprint_of(folder))
+        loaded_index = None if index is None else ItemIndex.load(local(index), fingerprint_of(folder))
         model, vocabulary = load_recommender(folder, model_class)
         about = read_about(folder)
         with failures_reported(folder):

@@ -5,7 +5,6 @@ A `setting` is the path of the source in the YAML, such as `finetune.backbone`; 
 
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import PackagedFile, one_line, sha256
+from slmrec.files import PackagedFile, cache_folder, one_line, sha256
 from slmrec.models.untrusted import LOCAL, bounded_modules, checked_source, refuse_code
 
 _LOG = logging.getLogger(__name__)
@@ -236,11 +235,6 @@ def content_of(source: str) -> str:
         return Path(resolve(source)).name
     files = sorted(file for file in Path(source).rglob("*") if file.is_file())
     return " ".join(map(sha256, files)) or source
-
-
-def cache_folder() -> Path:
-    """Return the folder of dequantised backbones: `$XDG_CACHE_HOME/slmrec`, by default `~/.cache/slmrec`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmrec"
 
 
 def _cannot_be_loaded(source: str, setting: str, error: Exception, download: bool) -> CheckpointError:

@@ -26,6 +26,7 @@ from slmrec.files import one_line, read_json, sha256, special_file, write_json
 from slmrec.models.card import HUB_ID, About, Measured, card, check_card
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
+from slmrec.storage.cache import local
 from slmrec.version import __version__, is_outdated
 
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
@@ -208,17 +209,18 @@ def read_about(folder: Path) -> About:
 
 
 def find_folder(source: str | Path, revision: str | None = None) -> Path:
-    """Return the model folder of a path or hub id; a model of the hub is downloaded once, into the hub's cache.
+    """Return the model folder of a path, URI or hub id; remote models are downloaded once, into a cache.
 
     Args:
-        source: A folder, or `owner/name` on the hub.
+        source: A folder, a URI such as `s3://bucket/out/distill`, or `owner/name` on the hub.
         revision: A branch, tag or commit on the hub.
 
     Raises:
         CheckpointError: There is no such folder, and no such model on the hub either.
+        StorageError: A URI cannot be read.
     """
-    if Path(source).exists():
-        return Path(source)
+    if (folder := local(source)).exists():
+        return folder
     if not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(
             f"{source}: no such folder; give the output of a training stage, or a hub id (owner/name)"

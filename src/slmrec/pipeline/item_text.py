@@ -15,8 +15,8 @@ from slmrec.data.dataset import Dataset
 from slmrec.data.item_vectors import read_item_vectors
 from slmrec.data.vectors_by_id import read_vectors_by_id
 from slmrec.errors import ConfigError, DataError
-from slmrec.files import write_atomically
-from slmrec.models.backbone import cache_folder, content_of
+from slmrec.files import cache_folder, write_atomically
+from slmrec.models.backbone import content_of
 from slmrec.models.text.item_text import ItemText, TextReader
 from slmrec.models.text.language_models import MAX_TOKENS
 from slmrec.models.text.sources import TextVectors, item_texts, read_texts

@@ -17,6 +17,7 @@ from slmrec.errors import ConfigError, DataError
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import stage_named
 from slmrec.processes import on_main
+from slmrec.storage.cache import local, localized, uris_named
 
 _LOG = logging.getLogger(__name__)
 _REMOVED_BY = "num_removed_by_"
@@ -24,7 +25,7 @@ _REMOVED_BY = "num_removed_by_"
 
 def build(task: Task) -> dict[str, float]:
     """Write the data set into the task's folder, and return its counts."""
-    settings = task.config.prepare
+    settings = localized(task.config, required=True).prepare
     if settings.input is None:
         raise ConfigError(
             f"prepare.input is not set; give --input FILE{_former_input(task.output)}, or prepare.input=FILE"
@@ -39,14 +40,15 @@ def build(task: Task) -> dict[str, float]:
     return on_main(prepare_alone)
 
 
+@uris_named()
 def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:
     """Prepare a data set from a log of events.
 
     Args:
-        log: the path of a file or folder, or a table of events (pandas, polars, Arrow, or any object that exports
-            Arrow data).
+        log: the path or URI (such as `s3://bucket/log.parquet`) of a file or folder, or a table of events (pandas,
+            polars, Arrow, or any object that exports Arrow data).
         output: the folder of the data set; an existing one is replaced once the new one is complete.
-        items: a path or table of items with titles and other columns, optional.
+        items: a path, URI or table of items with titles and other columns, optional.
         settings: settings of the section `prepare`, such as `min_user_events=5`.
 
     Returns:
@@ -55,6 +57,7 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
     Raises:
         ConfigError: a setting is unknown or out of range.
         DataError: the log cannot be read, or no event is left.
+        StorageError: a URI cannot be read.
 
     Example:
         >>> import pyarrow as pa
@@ -74,15 +77,17 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
             for name, value in (settings | inputs).items()
         ]
         try:
-            config = load_config(None, overrides)
+            config = localized(load_config(None, overrides))
             return run_step(stage_named("prepare").steps(config)[0], config, Path(output), target=Path(output))
         except DataError as error:
             raise DataError(str(error).replace(f"{folder}/", "the table given as ")) from None
 
 
 def _as_file(table: Any, path: Path) -> str:
-    if isinstance(table, str | Path):
-        return str(table)
+    if isinstance(table, str):
+        return table
+    if isinstance(table, Path):
+        return str(local(table))
     try:
         write_any_table(table, path)
     except ValueError as error:

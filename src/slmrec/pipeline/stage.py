@@ -29,6 +29,7 @@ from slmrec.folders import (
 )
 from slmrec.locks import WAIT_S, run_locked, target_locked
 from slmrec.pipeline.table import Step
+from slmrec.storage.cache import named
 from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
 
@@ -231,8 +232,8 @@ def _remove_outdated(step: Step, output: Path) -> None:
 
 
 def dump(config: Config) -> str:
-    """Return a configuration as YAML, with all defaults."""
-    return dump_yaml(config.model_dump(mode="json"))
+    """Return a configuration as YAML, with all defaults; copies of remote files have their URIs."""
+    return dump_yaml(named(config.model_dump(mode="json")))
 
 
 def _is_done(step: Step, config: Config, output: Path) -> bool:
@@ -289,7 +290,7 @@ def _fingerprint(step: Step, config: Config, upstream: dict[str, str]) -> str:
     dumped = [part.model_dump(mode="json", exclude=PLACES) if isinstance(part, Section) else part for part in values]
     sources = [_content(Path(path)) for path in step.stage.files(config, own) if path]
     protocol = config.evaluate.primary_protocol if step.stage.validates and own is not None else None
-    facts = [__version__, config.seed, step.folder, dumped, upstream, sources, protocol]
+    facts = [__version__, config.seed, step.folder, named(dumped), upstream, sources, protocol]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,11 +5,12 @@ import gc
 from pathlib import Path
 from typing import Literal
 
-from slmrec.errors import CheckpointError
+from slmrec.errors import CheckpointError, StorageError
 from slmrec.models.folder import fingerprint_of
 from slmrec.serving.engine import Engine
 from slmrec.serving.http_errors import ConflictError
 from slmrec.serving.loading import load
+from slmrec.storage.cache import refreshed
 
 Outcome = Literal["loaded", "unchanged"]
 
@@ -32,13 +33,14 @@ class Reloader:
         self._is_loading = True
         try:
             return await asyncio.to_thread(self._load)
-        except (CheckpointError, OSError) as error:  # a file may vanish while the folder is replaced
+        except (CheckpointError, StorageError, OSError) as error:  # a file may vanish while the folder is replaced
             raise ConflictError(f"{error}; the current model keeps serving") from None
         finally:
             self._is_loading = False
 
     def _load(self) -> Outcome:
         current = self._engine.active.loaded
+        self._folder = refreshed(self._folder)
         if fingerprint_of(self._folder) == current.fingerprint:
             return "unchanged"
         self._engine.replace(load(self._folder, str(current.recommender.device)))

@@ -328,7 +328,7 @@ def _table_of_engine(engine: Any, log: str) -> Table:
         )
     *database, name = log.split(".")
     try:
-        if path.suffix in _PARQUET_SUFFIXES or path.is_dir():
+        if path.suffix in _PARQUET_SUFFIXES or path.is_dir() or "://" in log:
             return engine.read_parquet(log)
         return engine.table(name, database=tuple(database) or None)
     except Exception as error:  # database drivers have no common base class of errors

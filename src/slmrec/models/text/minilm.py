@@ -6,8 +6,7 @@ import zipfile
 from pathlib import Path
 
 from slmrec.config.item_text import MINILM
-from slmrec.files import PackagedFile
-from slmrec.models.backbone import cache_folder
+from slmrec.files import PackagedFile, cache_folder
 
 MINILM_ARCHIVE = PackagedFile(
     MINILM,

@@ -1,0 +1,51 @@
+"""Options that are paths or URIs; a command is given paths on this machine in place of URIs."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slmrec.config.secrets import without_secrets
+from slmrec.errors import ConfigError
+from slmrec.processes import main_first
+from slmrec.storage.cache import local
+from slmrec.storage.remote import is_uri
+
+
+class Uri(str):
+    """A URI that was given as an option."""
+
+
+def location(text: str) -> Path | Uri:
+    """Return the value of an option: a path, or a URI, from which passwords are removed."""
+    return Uri(without_secrets(text)) if is_uri(text) else Path(text)
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[None]:
+    """Replace URIs among the options by paths of copies on this machine.
+
+    Raises:
+        StorageError: A URI cannot be read.
+        ConfigError: The command works on local paths only.
+    """
+    values = {name: value for name, value in vars(options).items() if isinstance(value, Uri)}
+    _refuse(options, values)
+    with main_first():
+        inputs = {name: local(value) for name, value in values.items()}
+    for name, path in inputs.items():
+        setattr(options, name, path)
+    yield
+
+
+def _refuse(options: argparse.Namespace, values: dict[str, Uri]) -> None:
+    """Refuse URIs of outputs, and of folders that a command changes in place."""
+    if "output" in values:
+        raise ConfigError(f"--output is {values['output']}, expected a local path; copy the result afterwards")
+    in_place = {"items": "model", "report": "folder", "data": "folder"}.get(options.command)
+    if in_place in values and options.output is None:
+        raise ConfigError(f"slmrec {options.command}: {values[in_place]} is not changed in place; give --output")
+    if getattr(options, "engine", None) == "spark" and values:
+        raise ConfigError(
+            f"--engine spark reads and writes paths that every worker sees, got {next(iter(values.values()))}; copy it"
+        )

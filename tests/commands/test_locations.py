@@ -1,0 +1,114 @@
+"""URIs in place of paths: every command reads them through copies, and says in one line which it does not take."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from runs import refused
+from servers import serving, write_model
+from stores import empty_store, upload
+
+import slmrec
+from slmrec import Recommender
+from slmrec.commands.main import main
+from slmrec.data.dataset import Dataset
+from slmrec.errors import DataError
+from slmrec.storage.cache import local
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return empty_store(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), tiny_dataset)
+
+
+def test_prepare_reads_a_folder_of_parquet_and_a_table_of_items(
+    store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.table({"user_id": ["u", "u", "u", "v", "v", "v"], "item_id": list("abcabc"), "timestamp": range(6)})
+    for number in range(2):
+        pq.write_table(table.slice(3 * number, 3), tmp_path / "part.parquet")
+        upload(store, tmp_path / "part.parquet", f"/shop/log/{number}.parquet")
+    store.pipe("/shop/items.csv", b"item_id,title\na,Apple\nb,Bread\nc,Cheese\n")
+    arguments = ["prepare", "--input", "memory://shop/log", "--items", "memory://shop/items.csv"]
+    assert main([*arguments, "--output", str(tmp_path / "data")]) == 0
+    assert "reading memory://shop/log\n" in capsys.readouterr().out
+    assert Dataset.load(tmp_path / "data").num_items == 3
+    config = yaml.safe_load((tmp_path / "data" / "config.yaml").read_text())
+    assert config["prepare"]["input"] == "memory://shop/log"
+    assert main([*arguments, "--output", str(tmp_path / "data")]) == 0
+    assert "unchanged, nothing to do" in capsys.readouterr().out
+    files = [path for path in (tmp_path / "data").iterdir() if path.suffix in {".json", ".yaml"}]
+    assert not [path for path in files if str(tmp_path / "cache") in path.read_text()]
+    in_python = slmrec.prepare("memory://shop/log", tmp_path / "other", items="memory://shop/items.csv")
+    assert Dataset.load(in_python).fingerprint == Dataset.load(tmp_path / "data").fingerprint
+
+
+def test_faults_of_a_remote_log_name_its_uri(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store.pipe("/shop/log.csv", b"user_id,item_id,timestamp\nu,,1\n")
+    error = refused(["prepare", "--input", "memory://shop/log.csv", "--output", str(tmp_path / "data")], capsys)
+    assert error.startswith("slmrec: memory://shop/log.csv: line 2: item_id is None")
+    with pytest.raises(DataError, match=r"^memory://shop/log\.csv: line 2: item_id"):
+        slmrec.prepare("memory://shop/log.csv", tmp_path / "data")
+    error = refused(["prepare", "--input", "memory://shop/none.csv", "--output", str(tmp_path / "data")], capsys)
+    assert error.startswith("slmrec: memory://shop/none.csv: no such file, folder or bucket")
+    assert not (tmp_path / "data").exists()
+
+
+def test_models_and_histories_are_read(store: Any, model: Path, tmp_path: Path) -> None:
+    upload(store, model, "/shop/model")
+    store.pipe("/shop/users.jsonl", b'{"user_id": "u", "history": ["i01", "i02"]}\n')
+    store.pipe("/shop/only.csv", b"item_id\ni05\ni06\n")
+    arguments = ["recommend", "--model", "memory://shop/model", "--k", "5"]
+    histories = ["--input", "memory://shop/users.jsonl", "--candidates", "memory://shop/only.csv"]
+    assert main([*arguments, *histories, "--output", str(tmp_path / "recs.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
+    expected = Recommender.from_pretrained(model).recommend([["i01", "i02"]], k=5, candidates=["i05", "i06"])
+    assert [row["item_id"] for row in rows] == [item for item, _ in expected.to_lists()[0]]
+    remote = Recommender.from_pretrained("memory://shop/model")
+    assert remote.recommend([["i01"]]).table == Recommender.from_pretrained(model).recommend([["i01"]]).table
+
+
+def test_a_server_follows_a_remote_model(store: Any, model: Path, tmp_path: Path, tiny_dataset: Dataset) -> None:
+    upload(store, model, "/shop/model")
+    with serving(local("memory://shop/model")) as client:
+        assert client.ask("/reload", {})[2] == {"student": "unchanged"}
+        upload(store, write_model(tmp_path / "new", tiny_dataset, seed=7), "/shop/model")
+        assert client.ask("/reload", {})[2] == {"student": "loaded"}
+        store.rm("/shop/model", recursive=True)
+        status, _, content = client.ask("/reload", {})
+        assert status == 409 and content["error"].startswith("memory://shop/model: no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["prepare", "--input", "x", "--output", "memory://b/out"],
+            "--output is memory://b/out, expected a local path",
+        ),
+        (
+            ["items", "remove", "--model", "memory://b/m", "--items", "x"],
+            "slmrec items: memory://b/m is not changed in",
+        ),
+        (["report", "memory://b/out"], "slmrec report: memory://b/out is not changed in place; give --output"),
+        (["recommend", "--model", "memory://b/m", "--engine", "spark"], "--engine spark reads and writes paths that"),
+        (["run", "--config", "memory://b/no.yaml", "--output", "x"], "memory://b/no.yaml: no such file"),
+        (["serve", "--model", "memory://b/no"], "memory://b/no: no such file"),
+        (["recommend", "--model", "sftp://ann:hidden@h/m", "--history", "a"], "sftp://ann@h/m: "),
+    ],
+)
+def test_uris_that_are_not_taken(
+    store: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(arguments, capsys)
+    assert error.startswith(f"slmrec: {message}"), error
+    assert "hidden" not in error
