@@ -77,6 +77,51 @@ def test_models_and_histories_are_read(store: Any, model: Path, tmp_path: Path) 
     assert remote.recommend([["i01"]]).table == Recommender.from_pretrained(model).recommend([["i01"]]).table
 
 
+def test_outputs_are_uploaded_when_they_are_complete(
+    store: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(store, model, "/shop/model")
+    store.pipe("/shop/users.jsonl", b'{"user_id": "u", "history": ["i01", "i02"]}\n')
+    arguments = ["recommend", "--model", "memory://shop/model", "--input", "memory://shop/users.jsonl", "--output"]
+    with monkeypatch.context() as patch:
+        patch.setattr("slmrec.inference.batch.recommend_file.Parts.finish", _interrupt)
+        assert main([*arguments, "memory://shop/out put/recs.csv"]) == 130
+    assert not store.exists("/shop/out put")
+    with monkeypatch.context() as patch:  # continues with what is computed
+        patch.setattr("slmrec.inference.recommender.Recommender.recommend", None)
+        assert main([*arguments, "memory://shop/out put/recs.csv"]) == 0
+    assert "written to memory://shop/out put/recs.csv" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "recs.csv")]) == 0
+    assert store.find("/shop/out put") == ["/shop/out put/recs.csv"]
+    assert store.cat("/shop/out put/recs.csv") == (tmp_path / "recs.csv").read_bytes()
+    assert main([*arguments, "memory://shop/out put/recs.csv"]) == 0  # a file is replaced
+    assert not [path for path in (tmp_path / "cache" / "slmrec" / "remote" / "outputs").rglob("*") if path.is_file()]
+    error = refused([*arguments, "memory://shop/recs.txt"], capsys)
+    assert error.startswith("slmrec: memory://shop/recs.txt: recommendations are written as .parquet, .csv, .jsonl")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_new_folder_is_uploaded_and_an_old_one_is_kept(
+    store: Any, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.pipe("/sold/out.csv", b"item_id\ni05\n")
+    arguments = ["items", "remove", "--model", str(model), "--items", "memory://sold/out.csv"]
+    arguments += ["--output", "memory://shop/fewer"]
+    assert main(arguments) == 0
+    fewer = Recommender.from_pretrained("memory://shop/fewer")
+    kept = Recommender.from_pretrained(model).recommend([["i01"]], k=40, exclude=["i05"])
+    assert fewer.recommend([["i01"]], k=40).table["item_id"] == kept.table["item_id"]
+    before = store.find("/shop", detail=True)
+    assert refused(arguments, capsys).startswith("slmrec: memory://shop/fewer: exists and is a folder; choose another")
+    assert store.find("/shop", detail=True) == before
+    fewer.save_pretrained("memory://shop/fewer")
+    after = store.find("/shop", detail=True)
+    assert after.keys() == before.keys() and after != before
+
+
 def test_a_server_follows_a_remote_model(store: Any, model: Path, tmp_path: Path, tiny_dataset: Dataset) -> None:
     upload(store, model, "/shop/model")
     with serving(local("memory://shop/model")) as client:

@@ -9,7 +9,10 @@ from slmrec.config.secrets import without_secrets
 from slmrec.errors import ConfigError
 from slmrec.processes import main_first
 from slmrec.storage.cache import local
+from slmrec.storage.outputs import written
 from slmrec.storage.remote import is_uri
+
+_WRITE_RUNS = {"prepare", "pretrain", "finetune", "distill", "evaluate", "run", "ablate", "cold", "depth", "demo"}
 
 
 class Uri(str):
@@ -23,25 +26,33 @@ def location(text: str) -> Path | Uri:
 
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[None]:
-    """Replace URIs among the options by paths of copies on this machine.
+    """Replace URIs among the options by paths on this machine; the output is uploaded when the command is done.
 
     Raises:
-        StorageError: A URI cannot be read.
+        StorageError: A URI cannot be read or written.
         ConfigError: The command works on local paths only.
     """
     values = {name: value for name, value in vars(options).items() if isinstance(value, Uri)}
     _refuse(options, values)
+    output = values.pop("output", None)
     with main_first():
         inputs = {name: local(value) for name, value in values.items()}
     for name, path in inputs.items():
         setattr(options, name, path)
-    yield
+    if output is None:
+        yield
+        return
+    with written(output) as path:
+        options.output = path
+        yield
 
 
 def _refuse(options: argparse.Namespace, values: dict[str, Uri]) -> None:
-    """Refuse URIs of outputs, and of folders that a command changes in place."""
-    if "output" in values:
+    """Refuse URIs of folders that a command changes in place."""
+    if "output" in values and options.command in _WRITE_RUNS:
         raise ConfigError(f"--output is {values['output']}, expected a local path; copy the result afterwards")
+    if getattr(options, "data_command", None) == "fetch" and values:
+        raise ConfigError(f"--output is {values['output']}, expected a local folder to download into; copy it then")
     in_place = {"items": "model", "report": "folder", "data": "folder"}.get(options.command)
     if in_place in values and options.output is None:
         raise ConfigError(f"slmrec {options.command}: {values[in_place]} is not changed in place; give --output")

@@ -41,6 +41,7 @@ from slmrec.models.folder import (
 )
 from slmrec.models.model import Model
 from slmrec.storage.cache import local, uris_named
+from slmrec.storage.outputs import written
 from slmrec.types import Encoded
 
 HistoriesLike = Any
@@ -122,8 +123,9 @@ class Recommender:
         return self.ranker.model.device
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` opens: weights, architecture, items and a model card."""
-        save_folder(Path(folder), self.model, self.vocabulary, self.about)
+        """Write a folder that `from_pretrained` opens, at a path or URI: weights, architecture, items and a card."""
+        with written(folder, replaced=True) as target:
+            save_folder(target, self.model, self.vocabulary, self.about)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Publish the folder on the Hugging Face hub and return the address of the commit.

@@ -2,8 +2,9 @@
 
 import errno
 import re
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ _LOCAL = {"file", "local"}
 _S3 = {"s3", "s3a"}
 _EXTRAS = {**dict.fromkeys(_S3, "s3"), "gs": "gcs", "gcs": "gcs"}
 """Extras of slmrec by scheme. URIs of these stores begin with a bucket and hold no user."""
+_WHOLE_OBJECTS = {*_EXTRAS, "abfs", "abfss", "az", "memory"}
+"""Schemes of stores in which an object appears when its upload is complete."""
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "modified", "created")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -93,6 +96,10 @@ class Remote:
         last = re.sub(r"[^\w.-]", "_", self._root.rpartition("/")[2]).lstrip(".")
         return last[-100:] or "root"
 
+    def parent(self) -> "Remote":
+        """Return the folder that it is in."""
+        return Remote(self._original.partition("?")[0].rstrip("/").rpartition("/")[0])
+
     def files(self) -> dict[str, str]:
         """Return what identifies the version of each file, by its path below the folder; that of a file itself is "".
 
@@ -123,6 +130,21 @@ class Remote:
         target.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(target) as temporary, self._reported():
             self._fs.get_file(self._at(name), str(temporary))
+
+    def upload(self, source: Path, name: str) -> None:
+        """Write a file of this machine into the folder, or as the file itself (""); it appears when it is complete."""
+        with self._reported():
+            target = self._at(name)
+            if self.scheme in _WHOLE_OBJECTS:
+                self._fs.put_file(str(source), target)
+                return
+            folder, _, last = target.rpartition("/")
+            temporary = f"{folder}/.{last}.{uuid.uuid4().hex}.partial"
+            self._fs.makedirs(folder, exist_ok=True)
+            self._fs.put_file(str(source), temporary)
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(target)
+            self._fs.mv(temporary, target)
 
     def missing(self) -> MissingError:
         """Return the error that there is no such file or folder."""
