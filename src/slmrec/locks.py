@@ -156,12 +156,13 @@ def _acquire(target: Path, path: Path, wait_s: float) -> IO[str]:
             break
         file.close()  # the previous owner removed the file after it was opened here
     file.truncate(0)
-    file.write(json.dumps(_this_process()))
+    file.write(json.dumps(this_process()))
     file.flush()
     return file
 
 
-def _this_process() -> dict[str, object]:
+def this_process() -> dict[str, object]:
+    """Return what a lock says of its owner: process, host, command and time."""
     program, *arguments = sys.argv or ["python"]  # options may contain passwords, so they are left out
     name = Path(program).name
     command = f"slmrec {arguments[0]}" if arguments and name in {"slmrec", "__main__.py"} else name

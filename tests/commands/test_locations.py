@@ -137,14 +137,18 @@ def test_a_server_follows_a_remote_model(store: Any, model: Path, tmp_path: Path
     ("arguments", "message"),
     [
         (
-            ["prepare", "--input", "x", "--output", "memory://b/out"],
-            "--output is memory://b/out, expected a local path",
+            ["run", "--dry-run", "--output", "memory://b/out"],
+            "--dry-run reads a local folder and writes nothing, got --out",
+        ),
+        (
+            ["data", "fetch", "beauty", "--output", "memory://b/out"],
+            "--output is memory://b/out, expected a local folder",
         ),
         (
             ["items", "remove", "--model", "memory://b/m", "--items", "x"],
             "slmrec items: memory://b/m is not changed in",
         ),
-        (["report", "memory://b/out"], "slmrec report: memory://b/out is not changed in place; give --output"),
+        (["data", "describe", "memory://b/out"], "slmrec data: memory://b/out is not changed in place; give --output"),
         (["recommend", "--model", "memory://b/m", "--engine", "spark"], "--engine spark reads and writes paths that"),
         (["run", "--config", "memory://b/no.yaml", "--output", "x"], "memory://b/no.yaml: no such file"),
         (["serve", "--model", "memory://b/no"], "memory://b/no: no such file"),

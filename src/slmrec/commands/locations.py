@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from slmrec.config.secrets import without_secrets
@@ -11,6 +11,7 @@ from slmrec.processes import main_first
 from slmrec.storage.cache import local
 from slmrec.storage.outputs import written
 from slmrec.storage.remote import is_uri
+from slmrec.storage.runs import opened_run
 
 _WRITE_RUNS = {"prepare", "pretrain", "finetune", "distill", "evaluate", "run", "ablate", "cold", "depth", "demo"}
 
@@ -26,7 +27,9 @@ def location(text: str) -> Path | Uri:
 
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[None]:
-    """Replace URIs among the options by paths on this machine; the output is uploaded when the command is done.
+    """Replace URIs among the options by paths on this machine; outputs are uploaded.
+
+    A run is uploaded as it grows, a file or new folder when the command is done.
 
     Raises:
         StorageError: A URI cannot be read or written.
@@ -34,26 +37,25 @@ def opened(options: argparse.Namespace) -> Iterator[None]:
     """
     values = {name: value for name, value in vars(options).items() if isinstance(value, Uri)}
     _refuse(options, values)
-    output = values.pop("output", None)
+    writers = {"output": opened_run if options.command in _WRITE_RUNS else written}
+    writers |= {"folder": opened_run} if options.command == "report" else {}
     with main_first():
-        inputs = {name: local(value) for name, value in values.items()}
+        inputs = {name: local(value) for name, value in values.items() if name not in writers}
     for name, path in inputs.items():
         setattr(options, name, path)
-    if output is None:
-        yield
-        return
-    with written(output) as path:
-        options.output = path
+    with ExitStack() as outputs:
+        for name in writers.keys() & values.keys():
+            setattr(options, name, outputs.enter_context(writers[name](values[name])))
         yield
 
 
 def _refuse(options: argparse.Namespace, values: dict[str, Uri]) -> None:
     """Refuse URIs of folders that a command changes in place."""
-    if "output" in values and options.command in _WRITE_RUNS:
-        raise ConfigError(f"--output is {values['output']}, expected a local path; copy the result afterwards")
+    if getattr(options, "dry_run", False) and "output" in values:
+        raise ConfigError(f"--dry-run reads a local folder and writes nothing, got --output {values['output']}")
     if getattr(options, "data_command", None) == "fetch" and values:
         raise ConfigError(f"--output is {values['output']}, expected a local folder to download into; copy it then")
-    in_place = {"items": "model", "report": "folder", "data": "folder"}.get(options.command)
+    in_place = {"items": "model", "data": "folder"}.get(options.command)
     if in_place in values and options.output is None:
         raise ConfigError(f"slmrec {options.command}: {values[in_place]} is not changed in place; give --output")
     if getattr(options, "engine", None) == "spark" and values:

@@ -4,14 +4,12 @@ import json
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Unpack
+from typing import Any
 
-import numpy as np
 import yaml
 
 from slmrec.config import PrepareConfig
 from slmrec.config.load import load_config
-from slmrec.config.prepare import PrepareSettings
 from slmrec.data.logs.read import few_ids
 from slmrec.data.parquet import write_any_table
 from slmrec.data.prepare import prepare_dataset
@@ -20,6 +18,7 @@ from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import stage_named
 from slmrec.processes import on_main
 from slmrec.storage.cache import local, localized, uris_named
+from slmrec.storage.runs import opened_run
 
 _LOG = logging.getLogger(__name__)
 _REMOVED_BY = "num_removed_by_"
@@ -43,23 +42,23 @@ def build(task: Task) -> dict[str, float]:
 
 
 @uris_named()
-def prepare(log: Any, output: Path | str, items: Any = None, **settings: Unpack[PrepareSettings]) -> Path:
+def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:
     """Prepare a data set from a log of events.
 
     Args:
         log: the path or URI (such as `s3://bucket/log.parquet`) of a file or folder, or a table of events (pandas,
             polars, Arrow, or any object that exports Arrow data).
-        output: the folder of the data set; an existing one is replaced once the new one is complete.
+        output: the folder of the data set, a path or URI; an existing one is replaced once the new one is complete.
         items: a path, URI or table of items with titles and other columns, optional.
         settings: settings of the section `prepare`, such as `min_user_events=5`.
 
     Returns:
-        The folder of the data set.
+        The folder of the data set; for a URI, its copy on this machine.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
         DataError: the log cannot be read, or no event is left.
-        StorageError: a URI cannot be read.
+        StorageError: a URI cannot be read or written.
 
     Example:
         >>> import pyarrow as pa
@@ -71,44 +70,22 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Unpack[
         (1, 3)
     """
     with TemporaryDirectory(prefix="slmrec-") as folder:
-        inputs = {"input": as_file(log, Path(folder) / "log")}
+        inputs = {"input": _as_file(log, Path(folder) / "log")}
         if items is not None:
-            inputs["items"] = as_file(items, Path(folder) / "items")
+            inputs["items"] = _as_file(items, Path(folder) / "items")
+        overrides = [
+            f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+            for name, value in (settings | inputs).items()
+        ]
         try:
-            config = localized(load_config(None, overrides_of(settings, inputs)))
-            return run_step(stage_named("prepare").steps(config)[0], config, Path(output), target=Path(output))
+            config = localized(load_config(None, overrides))
+            with opened_run(output) as target:
+                return run_step(stage_named("prepare").steps(config)[0], config, target, target=target)
         except DataError as error:
             raise DataError(str(error).replace(f"{folder}/", "the table given as ")) from None
 
 
-def overrides_of(settings: PrepareSettings, inputs: dict[str, str]) -> list[str]:
-    """Return settings of `prepare`, and its inputs, as overrides of the command line.
-
-    Example:
-        >>> overrides_of({"min_user_events": 5}, {"input": "log.csv"})
-        ['prepare.min_user_events=5', 'prepare.input="log.csv"']
-    """
-    return [
-        f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=_plain)}"
-        for name, value in (*settings.items(), *inputs.items())
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """Return a number of NumPy as one of Python, and other objects as text."""
-    return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def as_file(table: Any, path: Path) -> str:
-    """Write a table as Parquet, and return its path; a path or URI is returned as it is.
-
-    Args:
-        table: Path, URI, or table of pandas, polars, Arrow, or any object that exports Arrow data.
-        path: File to write.
-
-    Raises:
-        DataError: It is neither a path nor a table.
-    """
+def _as_file(table: Any, path: Path) -> str:
     if isinstance(table, str):
         return table
     if isinstance(table, Path):

@@ -30,6 +30,7 @@ from slmrec.folders import (
 from slmrec.locks import WAIT_S, run_locked, target_locked
 from slmrec.pipeline.table import Step
 from slmrec.storage.cache import named
+from slmrec.storage.runs import upload
 from slmrec.training.memory import peak_gpu_mb, peak_rss_mb, reset_peak
 from slmrec.version import __version__, is_outdated
 
@@ -152,6 +153,7 @@ def _finish(
     (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
     _remove_outdated(step, output)
     put_in_place(partial, target)
+    upload(output)
     _LOG.info("%s: done in %.0f s, written to %s", step.folder, facts["wall_s"], target)
 
 

@@ -27,6 +27,7 @@ from slmrec.report.provenance import data, steps_and_settings
 from slmrec.report.quality import findings, models
 from slmrec.report.states import Run, open_run
 from slmrec.report.training import training
+from slmrec.storage.cache import named
 from slmrec.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], folder: P
     environment.filters["svg"] = lambda name: Markup(inline_svg(name, svgs[name]))
     environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
     name = run.output.resolve().name
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         name=name,
         lead=_lead(run),
         findings=_findings(run),
@@ -138,6 +139,7 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], folder: P
         files=str(folder),
         version=__version__,
     )
+    return str(named(page))  # the folder of a remote run
 
 
 def _lead(run: Run) -> str:

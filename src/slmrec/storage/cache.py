@@ -29,7 +29,7 @@ _names: dict[str, str] = {}
 
 def cached(*parts: str) -> Path:
     """Return a path in the cache of remote files: `$XDG_CACHE_HOME/slmrec/remote`, by default below `~/.cache`."""
-    return cache_folder().absolute().joinpath("remote", *parts)
+    return cache_folder().resolve().joinpath("remote", *parts)
 
 
 def digest(*texts: str) -> str:

@@ -1,6 +1,7 @@
 """One remote file or folder, through fsspec; every fault of a store becomes a `StorageError`."""
 
 import errno
+import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from slmrec.config.secrets import with_secrets, without_secrets, without_url
 from slmrec.errors import SlmrecError, StorageError
 from slmrec.files import one_line, write_atomically
 
+_LOG = logging.getLogger(__name__)
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://.*", re.DOTALL)
 _MANGLED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _LOCAL = {"file", "local"}
@@ -145,6 +147,51 @@ class Remote:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(target)
             self._fs.mv(temporary, target)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file of the folder."""
+        with self._reported():
+            if self.scheme not in _WHOLE_OBJECTS:
+                self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(self._at(name), content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file of the folder, if it is there."""
+        with self._reported(), suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(name))
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file of the folder; None if there is none."""
+        with self._reported():
+            try:
+                content: bytes = self._fs.cat_file(self._at(name))
+            except FileNotFoundError:
+                return None
+        return content
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file of the folder unless there is one, in one operation of the store; return whether it was written.
+
+        Stores that have no such operation are first asked for the file.
+        """
+        if self.scheme not in _WHOLE_OBJECTS:
+            _LOG.warning(
+                "%s: its store has no exclusive writes; make sure that no other command writes there", self.uri
+            )
+            if self.read(name) is not None:
+                return False
+            self.write(name, content)
+            return True
+        with self._reported():
+            try:
+                self._fs.pipe_file(self._at(name), content, mode="create")
+            except FileExistsError:
+                return False
+            except Exception as error:  # stores that are accessed by HTTP have errors of their own
+                if not re.search(r"pre-?condition|conditional ?request|\b(409|412)\b", str(error), re.IGNORECASE):
+                    raise
+                return False
+        return True
 
     def missing(self) -> MissingError:
         """Return the error that there is no such file or folder."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slmrec.config import TrainConfig
 from slmrec.files import write_atomically
 from slmrec.processes import is_main
+from slmrec.storage.runs import upload_training
 from slmrec.training.optimization import WeightAverage, parameter_groups
 
 _STATE_FILE, _BEST_FILE, _LOG_FILE = "state.safetensors", "best.safetensors", "log.jsonl"
@@ -114,13 +115,14 @@ class TrainingState:
             stream.write(json.dumps(values) + "\n")
 
     def save(self) -> None:
-        """Save weights, average, optimiser and progress."""
+        """Save weights, average, optimiser and progress; those of a remote run are uploaded."""
         tensors: dict[str, Tensor] = {f"parameter.{key}": value for key, value in self.parameters.items()}
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in self.average.values.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
         _save(tensors, self._folder / _STATE_FILE, {"progress": json.dumps(vars(self.progress))})
+        upload_training(self._folder)
 
     def resume(self) -> bool:
         """Load the saved state, and return whether there was one; log lines of unsaved epochs are removed."""
