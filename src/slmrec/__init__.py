@@ -1,6 +1,7 @@
 """SLMRec: distil an LLM-based sequential recommender into a small one."""
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slmrec.version import __version__
@@ -9,23 +10,24 @@ if TYPE_CHECKING:
     from slmrec.config import Config
     from slmrec.inference.recommender import Recommender
     from slmrec.pipeline.prepare import prepare
+    from slmrec.run import fit
+    from slmrec.run_folder import Run
 
-__all__ = ["Config", "Recommender", "__version__", "prepare"]
+__all__ = ["Config", "Recommender", "Run", "__version__", "fit", "prepare"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
+_MODULES = {
+    "Config": "config",
+    "Recommender": "inference.recommender",
+    "Run": "run_folder",
+    "fit": "run",
+    "prepare": "pipeline.prepare",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "Config":
-        from slmrec.config import Config
-
-        return Config
-    if name == "Recommender":
-        from slmrec.inference.recommender import Recommender
-
-        return Recommender
-    if name == "prepare":
-        from slmrec.pipeline.prepare import prepare
-
-        return prepare
+    if name in _MODULES:
+        return getattr(import_module(f"slmrec.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'slmrec' has no attribute {name!r}")

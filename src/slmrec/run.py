@@ -1,21 +1,121 @@
-"""The whole pipeline in Python: all steps, then the report."""
+"""The whole pipeline in Python: all steps, then the report; `fit` begins with tables and ends with a `Run`."""
 
 import logging
+import time
 from pathlib import Path
+from typing import Any, Unpack
 
+from slmrec.auto.amounts import Amount, bytes_of, seconds_of
 from slmrec.auto.choose import Choice
 from slmrec.auto.dry_run import show_plan
 from slmrec.auto.hardware import use_free_threads
 from slmrec.auto.request import Request, choose_for
 from slmrec.config import Config
+from slmrec.config.load import load_config, vary
+from slmrec.config.prepare import PrepareSettings
+from slmrec.errors import CheckpointError, ConfigError, DataError
+from slmrec.files import write_json
+from slmrec.folders import disk_errors_reported, is_empty_folder
 from slmrec.locks import run_locked
+from slmrec.pipeline.prepare import as_file, overrides_of
 from slmrec.pipeline.run import run_steps
-from slmrec.processes import on_main
+from slmrec.processes import on_main, refuse_several
 from slmrec.report import INSTALL, missing_libraries
+from slmrec.run_folder import Run, TemporaryFolder
 from slmrec.storage.cache import localized, uris_named
 from slmrec.storage.runs import opened_run
+from slmrec.version import __version__
 
 _LOG = logging.getLogger(__name__)
+_RAW, _MARK = "raw", "tables.json"
+"""Folder of the tables that were given to `fit`, and the file in it that identifies it."""
+
+
+@uris_named()
+def fit(
+    events: Any,
+    items: Any = None,
+    *,
+    output: str | Path | None = None,
+    time_budget: Amount | None = None,
+    memory: Amount | None = None,
+    config: Config | str | Path | None = None,
+    **settings: Unpack[PrepareSettings],
+) -> Run:
+    """Train, evaluate and compare models on a log of events, as `slmrec run` does.
+
+    Finished steps of the same output folder that are unchanged are skipped, and interrupted ones are resumed.
+
+    Args:
+        events: Path or URI of a log, or a table of pandas, polars, Arrow, or any object that exports Arrow data; tables
+            are written as Parquet to `raw` in the output folder.
+        items: Path, URI or table of items with titles and other columns.
+        output: Output folder, a path or URI; None: a temporary folder that lives as long as the returned run, see
+            `Run.save`.
+        time_budget: Time that the run may take, in seconds or as text such as `20m`; only without `config`.
+        memory: Memory that the run may use, in bytes or as text such as `8g`; only without `config`.
+        config: Settings, name of a recipe, or YAML file; None: they are chosen for the data, the free hardware and the
+            time.
+        settings: Settings of the section `prepare`, such as `user_col="customer"`, which replace those of `config`.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+        DataError: The log cannot be read, or too few events are left.
+        CheckpointError: Another process writes into the output folder, or it holds something else.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> rows = [(user, (user * 7 + place * place) % 12, place) for user in range(20) for place in range(4)]
+        >>> table = pa.table(list(zip(*rows)), ["customer", "item_id", "timestamp"])
+        >>> fitted = fit(table, user_col="customer")  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        full_history_excluded: ...
+        >>> list(fitted.models), len(fitted.models["popularity"].recommend([[7, 8]], k=3).table)
+        (['popularity', 'cooccurrence'], 3)
+    """
+    started = time.monotonic()
+    refuse_several("slmrec.fit")
+    limits = seconds_of(time_budget, "time_budget"), bytes_of(memory, "memory")
+    if config is not None and limits != (None, None):
+        name = "memory" if time_budget is None else "time_budget"
+        raise ConfigError(f"{name} chooses settings, and config gives them; leave one of the two out")
+    if "input" in settings:
+        raise ConfigError("input is the first argument of slmrec.fit, events; leave input out")
+    temporary = TemporaryFolder() if output is None else None
+    with opened_run(temporary.path if temporary else str(output)) as folder:
+        try:
+            with disk_errors_reported(folder), run_locked(folder):
+                inputs = _inputs(folder, input=events, items=items)
+                if config is None:
+                    run_chosen(Request(tuple(overrides_of(settings, inputs)), *limits), folder, started=started)
+                else:
+                    run(_with_settings(config, settings, inputs), folder)
+        except DataError as error:
+            raise DataError(str(error).replace(f"{folder / _RAW}/", "the table given as ")) from None
+    return Run(folder, temporary)
+
+
+def _inputs(folder: Path, **tables: Any) -> dict[str, str]:
+    """Write the tables among the inputs into the folder of a run, and return the paths of all inputs by setting."""
+    raw = folder / _RAW
+    if any(not isinstance(table, str | Path | None) for table in tables.values()):
+        if raw.exists() and not (raw / _MARK).is_file() and not is_empty_folder(raw):
+            raise CheckpointError(
+                f"{raw} exists and does not hold tables of slmrec.fit; choose another output, nothing was changed"
+            )
+        raw.mkdir(exist_ok=True)
+        write_json(raw / _MARK, {"version": __version__})
+    return {
+        name: as_file(table, raw / f"{name.replace('input', 'events')}.parquet")
+        for name, table in tables.items()
+        if table is not None
+    }
+
+
+def _with_settings(config: Config | str | Path, settings: PrepareSettings, inputs: dict[str, str]) -> Config:
+    if not isinstance(config, Config):
+        return load_config(config, overrides_of(settings, inputs))
+    changes = {f"prepare.{name}": value for name, value in (*settings.items(), *inputs.items())}
+    return vary(config, changes, "slmrec.fit")
 
 
 @uris_named()

@@ -3,16 +3,17 @@
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import pytest
 from runs import read_json
 from toys_facts import TOYS
 
+from slmrec.auto.amounts import bytes_of, seconds_of
 from slmrec.auto.measure import STUDENT, Costs, Measurement, ModelCost
 from slmrec.auto.memory import fitted_to_memory
 from slmrec.auto.plans import OVERHEAD, RESERVE_S, planned
 from slmrec.auto.rules import Draft, draft
 from slmrec.commands.main import main
-from slmrec.commands.parsers import bytes_of, seconds_of
 from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.data.simulate import write_shop
@@ -94,20 +95,25 @@ def test_small_batches_where_memory_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h 30m", 5400), ("0.5h", 1800), ("2H", 7200)]
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("1h 30m", 5400), ("0.5h", 1800), ("2H", 7200), (90, 90), (np.float32(0.5), 0.5)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations(text: str | float, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "20", "0m", "-5m", "1m1h", "m", "20 minutes", "nan", "1e3s", "٢m"])
-def test_no_durations(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "20", "0m", "-5m", "1m1h", "m", "20 minutes", "nan", "1e3s", "٢m", 0, -1, np.inf, True]
+)
+def test_no_durations(text: str | float) -> None:
     with pytest.raises(ConfigError, match="expected a duration such as"):
         seconds_of(text)
 
 
-@pytest.mark.parametrize(("text", "size"), [("8g", 8 * 2**30), ("8 GB", 8 * 2**30), ("800MiB", 800 * 2**20)])
-def test_sizes(text: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "size"), [("8g", 8 * 2**30), ("8 GB", 8 * 2**30), ("800MiB", 800 * 2**20), (1000, 1000)]
+)
+def test_sizes(text: str | int, size: int) -> None:
     assert bytes_of(text) == size
 
 

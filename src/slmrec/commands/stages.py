@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.locations import location
-from slmrec.commands.parsers import add_split_option, bytes_of, new_command, seconds_of
+from slmrec.commands.parsers import add_split_option, new_command
 from slmrec.errors import ConfigError
 from slmrec.locks import run_locked
 from slmrec.pipeline.table import PIPELINE, stage_named
@@ -101,6 +101,7 @@ def _run_all(options: argparse.Namespace) -> None:
     if not chosen and (options.time_budget or options.memory):
         name = "--time-budget" if options.time_budget else "--memory"
         raise ConfigError(f"{name} chooses settings, and --config gives them; leave one of the two out")
+    from slmrec.auto.amounts import bytes_of, seconds_of
     from slmrec.auto.request import Request, chosen_before
     from slmrec.run import plan, run_chosen
     from slmrec.run import run as run_pipeline

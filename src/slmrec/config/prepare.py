@@ -2,7 +2,8 @@
 
 import codecs
 import re
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
@@ -171,3 +172,39 @@ class PrepareConfig(Section):
             f"valid_share and test_share add up to {self.valid_share + self.test_share}; leave something to train on",
         )
         return self
+
+
+class PrepareSettings(TypedDict, total=False):
+    """Settings of `PrepareConfig` as keyword arguments; the log and the table of items are arguments of their own."""
+
+    format: LogFormat
+    encoding: str | None
+    columns: Sequence[str] | None
+    user_col: str | None
+    item_col: str | None
+    time_col: str | None
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "mixed"]
+    time_format: str | None
+    rating_col: str | None
+    quantity_col: str | None
+    tie_col: str | None
+    id_type: IdType
+    null_values: Sequence[str]
+    items_id_col: str | None
+    title_col: str | None
+    item_columns: Sequence[str]
+    on_bad_row: OnBadRow
+    preset: Literal["paper"] | None
+    min_rating: float | None
+    min_user_events: int
+    min_item_events: int
+    core: Literal["fixed_point", "single_pass"]
+    order: Literal["time", "file"]
+    repeats: Literal["keep", "drop", "merge"]
+    max_history: int | None
+    split: Literal["leave_one_out", "temporal"]
+    valid_share: float
+    test_share: float
+    engine: str
+    engine_password_file: str | None
+    memory_limit: str

@@ -1,13 +1,18 @@
 """Recommendations: lists of items for users, and what was unknown in their histories."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from slmrec.html_tables import html_table
 from slmrec.inference.catalogue import ItemId
 from slmrec.inference.ranking import Ranked
+
+_SHOWN_ROWS = 50
+"""Largest number of rows that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,17 @@ class Recommendations:
 
     lost_users: tuple[Any, ...] = ()
     """Users of `fallback_users` whose history is not empty."""
+    title: Callable[[ItemId], str | None] | None = field(default=None, repr=False, compare=False)
+    """Function that returns the title of an item, for notebooks."""
+
+    def _repr_html_(self) -> str:
+        """Return the first rows as a table, with titles where the model has them."""
+        columns = ["user_id", "rank", "item_id", "score"]
+        rows = [list(row.values()) for row in self.table.select(columns).slice(0, _SHOWN_ROWS).to_pylist()]
+        titles = [self.title(item_id) if self.title else None for _, _, item_id, _ in rows]
+        if any(titles):
+            columns, rows = [*columns, "title"], [[*row, title] for row, title in zip(rows, titles, strict=True)]
+        return html_table(columns, rows, f"{len(rows):,} of {len(self.table):,} rows")
 
     @property
     def num_unknown(self) -> int:

@@ -199,7 +199,7 @@ class Recommender:
         lost = tuple(user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history)
         sizes = tuple(map(len, ranked))
         table = table_of(users, ranked, self.vocabulary.item_ids)
-        lists = Recommendations(table, sizes, unknown, fallback, lost)
+        lists = Recommendations(table, sizes, unknown, fallback, lost, self.title)
         if lost:
             num_items = sum(map(len, known)) + sum(map(len, unknown))
             warnings.warn(

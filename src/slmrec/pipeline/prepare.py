@@ -4,12 +4,14 @@ import json
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
+import numpy as np
 import yaml
 
 from slmrec.config import PrepareConfig
 from slmrec.config.load import load_config
+from slmrec.config.prepare import PrepareSettings
 from slmrec.data.logs.read import few_ids
 from slmrec.data.parquet import write_any_table
 from slmrec.data.prepare import prepare_dataset
@@ -42,7 +44,7 @@ def build(task: Task) -> dict[str, float]:
 
 
 @uris_named()
-def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) -> Path:
+def prepare(log: Any, output: Path | str, items: Any = None, **settings: Unpack[PrepareSettings]) -> Path:
     """Prepare a data set from a log of events.
 
     Args:
@@ -70,22 +72,45 @@ def prepare(log: Any, output: Path | str, items: Any = None, **settings: Any) ->
         (1, 3)
     """
     with TemporaryDirectory(prefix="slmrec-") as folder:
-        inputs = {"input": _as_file(log, Path(folder) / "log")}
+        inputs = {"input": as_file(log, Path(folder) / "log")}
         if items is not None:
-            inputs["items"] = _as_file(items, Path(folder) / "items")
-        overrides = [
-            f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=str)}"
-            for name, value in (settings | inputs).items()
-        ]
+            inputs["items"] = as_file(items, Path(folder) / "items")
         try:
-            config = localized(load_config(None, overrides))
+            config = localized(load_config(None, overrides_of(settings, inputs)))
             with opened_run(output) as target:
                 return run_step(stage_named("prepare").steps(config)[0], config, target, target=target)
         except DataError as error:
             raise DataError(str(error).replace(f"{folder}/", "the table given as ")) from None
 
 
-def _as_file(table: Any, path: Path) -> str:
+def overrides_of(settings: PrepareSettings, inputs: dict[str, str]) -> list[str]:
+    """Return settings of `prepare`, and its inputs, as overrides of the command line.
+
+    Example:
+        >>> overrides_of({"min_user_events": 5}, {"input": "log.csv"})
+        ['prepare.min_user_events=5', 'prepare.input="log.csv"']
+    """
+    return [
+        f"prepare.{name}={json.dumps(value, ensure_ascii=False, default=_plain)}"
+        for name, value in (*settings.items(), *inputs.items())
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as one of Python, and other objects as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def as_file(table: Any, path: Path) -> str:
+    """Write a table as Parquet, and return its path; a path or URI is returned as it is.
+
+    Args:
+        table: Path, URI, or table of pandas, polars, Arrow, or any object that exports Arrow data.
+        path: File to write.
+
+    Raises:
+        DataError: It is neither a path nor a table.
+    """
     if isinstance(table, str):
         return table
     if isinstance(table, Path):
