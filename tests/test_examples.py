@@ -26,6 +26,7 @@ MODULES = sorted(
     if ">>> " in path.read_text(encoding="utf-8")
 )
 CALLED = {
+    "callbacks": ("Callback",),
     "config": ("Config",),
     "config.load": ("load_config", "vary"),
     "data.dataset": ("Dataset", "Samples"),

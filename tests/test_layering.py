@@ -23,6 +23,7 @@ GROUND = (
     "processes",
     "launcher",
     "html_tables",
+    "callbacks",
 )
 LAYERS: tuple[tuple[str, ...], ...] = (
     GROUND,
@@ -47,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Modules and folders of slmrec from the ground up. A place imports only from layers before its own, and from itself;
 the modules of the ground layer may import each other."""
 LAYER_OF = {place: number for number, layer in enumerate(LAYERS) for place in layer}
-LAZY = {"inference", "pipeline", "config", "run", "run_folder", "version"}
+LAZY = {"callbacks", "inference", "pipeline", "config", "run", "run_folder", "version"}
 """Places that `slmrec/__init__.py` imports when they are first used; see test_package.py."""
 
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {

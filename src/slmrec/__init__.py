@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 from slmrec.version import __version__
 
 if TYPE_CHECKING:
+    from slmrec.callbacks import Callback
     from slmrec.config import Config
     from slmrec.inference.recommender import Recommender
     from slmrec.pipeline.prepare import prepare
     from slmrec.run import fit
     from slmrec.run_folder import Run
 
-__all__ = ["Config", "Recommender", "Run", "__version__", "fit", "prepare"]
+__all__ = ["Callback", "Config", "Recommender", "Run", "__version__", "fit", "prepare"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 _MODULES = {
+    "Callback": "callbacks",
     "Config": "config",
     "Recommender": "inference.recommender",
     "Run": "run_folder",

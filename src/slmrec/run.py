@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,6 +11,7 @@ from slmrec.auto.choose import Choice
 from slmrec.auto.dry_run import show_plan
 from slmrec.auto.hardware import use_free_threads
 from slmrec.auto.request import Request, choose_for
+from slmrec.callbacks import Callback, calling
 from slmrec.config import Config
 from slmrec.config.load import load_config, vary
 from slmrec.config.prepare import PrepareSettings
@@ -40,6 +42,7 @@ def fit(
     time_budget: Amount | None = None,
     memory: Amount | None = None,
     config: Config | str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Unpack[PrepareSettings],
 ) -> Run:
     """Train, evaluate and compare models on a log of events, as `slmrec run` does.
@@ -56,6 +59,7 @@ def fit(
         memory: Memory that the run may use, in bytes or as text such as `8g`; only without `config`.
         config: Settings, name of a recipe, or YAML file; None: they are chosen for the data, the free hardware and the
             time.
+        callbacks: Objects whose methods are called when stages begin and end, and after epochs; see `Callback`.
         settings: Settings of the section `prepare`, such as `user_col="customer"`, which replace those of `config`.
 
     Raises:
@@ -81,7 +85,7 @@ def fit(
     if "input" in settings:
         raise ConfigError("input is the first argument of slmrec.fit, events; leave input out")
     temporary = TemporaryFolder() if output is None else None
-    with opened_run(temporary.path if temporary else str(output)) as folder:
+    with calling(callbacks), opened_run(temporary.path if temporary else str(output)) as folder:
         try:
             with disk_errors_reported(folder), run_locked(folder):
                 inputs = _inputs(folder, input=events, items=items)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmrec import processes
+from slmrec import callbacks, processes
 from slmrec.config import Config, Section
 from slmrec.config.yaml_text import dump_yaml
 from slmrec.errors import CheckpointError
@@ -105,13 +105,14 @@ def run_step(
             )
         start = time.perf_counter()
         reset_peak()
-        with _keeping_training_only(partial):
+        with _keeping_training_only(partial), callbacks.stage_named(step.folder):
             metrics = (build or step.build)(Task(config, output, partial, step.model, cache))
             processes.barrier()
         facts = {"wall_s": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
         if (gpu_mb := peak_gpu_mb()) is not None:
             facts["peak_gpu_mb"] = gpu_mb
         processes.on_main(lambda: _finish(step, config, output, target, record, metrics, facts))
+    callbacks.stage_ended(step.folder, metrics | facts)
     return target
 
 

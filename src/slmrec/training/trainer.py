@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slmrec import processes
+from slmrec.callbacks import epoch_ended
 from slmrec.config import TrainConfig
 from slmrec.errors import TrainingError
 from slmrec.training.batch_size import largest_that_fits, memory_remedies
@@ -183,11 +184,12 @@ class _Trainer:
         if not self._finished():
             self._is_over(start)  # with the time of the validation
         progress.seconds += time.perf_counter() - start
-        self._record(live.means, metrics)
+        entries = self._record(live.means, metrics)
         live.validated(progress.step, metrics)
         if metrics[MONITORED] > progress.best[MONITORED]:
             self.state.keep_best(metrics)
         self.state.save()
+        epoch_ended(progress.epoch, entries)
 
     def _is_over(self, start: float) -> bool:
         """Return whether the time is over, but for another validation; of several processes, for any of them.
@@ -310,15 +312,18 @@ class _Trainer:
             f"{self.name}.train.warmup_steps"
         )
 
-    def _record(self, losses: dict[str, float], metrics: dict[str, float]) -> None:
+    def _record(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """Write and return the entries of an epoch."""
         progress = self.progress
         position = {"epoch": progress.epoch, "step": progress.step, "seconds": round(progress.seconds, 1)}
         train_losses = {f"train/{key}": value for key, value in losses.items()}
-        self.state.log(position | train_losses | {f"valid/{key}": value for key, value in metrics.items()})
+        entries = position | train_losses | {f"valid/{key}": value for key, value in metrics.items()}
+        self.state.log(entries)
         _LOG.info(
             "%s: epoch %d: %s; valid NDCG@10 %.4f (%.0f s)",
             *(self.name, progress.epoch, format_losses(losses), metrics[MONITORED], progress.seconds),
         )
+        return entries
 
 
 def use_bf16(setting: bool | str) -> bool:
