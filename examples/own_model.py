@@ -4,16 +4,15 @@ The student is a recurrent network, a class of this file. `register` lets settin
 """
 
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+import slmrec
 from slmrec.config import Config, StudentSettings
 from slmrec.models import Model, ModelConfig, register
-from slmrec.run import run
 from slmrec.training.terms import DistillationOutputs, DistillationTerm, register_term
 from slmrec.types import Encoded, Histories
 
@@ -85,7 +84,6 @@ def main() -> None:
     train = {"num_train_epochs": 2, "per_device_train_batch_size": 32, "learning_rate": 5e-3, "warmup_steps": 0}
     config = Config.model_validate(
         {
-            "prepare": {"input": log},
             "pretrain": {"sasrec": {"train": train}},
             "finetune": {"backbone": None, "item_vectors": None, "ensemble": ["sasrec"]},  # SASRec is the teacher
             "distill": {
@@ -96,7 +94,8 @@ def main() -> None:
             "evaluate": {"protocols": ["full_history_excluded"]},
         }
     )
-    run(config, Path(output))
+    run = slmrec.fit(log, config=config, output=output)
+    print(f"the student is a {type(run.models['student'].model).__name__}")
     print(f"elsewhere: Recommender.from_pretrained({output + '/distill'!r}, model_class=Gru)")
 
 

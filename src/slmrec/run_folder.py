@@ -19,7 +19,8 @@ from slmrec.folders import folder_in_place
 from slmrec.html_tables import html_table
 from slmrec.inference.recommender import Recommender
 from slmrec.locks import run_locked
-from slmrec.models.model import Model, register
+from slmrec.models.loader import register_given
+from slmrec.models.model import Model
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.new_events import evaluate_events
 from slmrec.pipeline.stage import finished
@@ -100,8 +101,7 @@ class Run:
         Raises:
             CheckpointError: The folder holds no finished run.
         """
-        if model_class is not None:
-            register(model_class)
+        register_given(model_class)
         return cls(local(folder))
 
     @property

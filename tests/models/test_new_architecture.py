@@ -10,14 +10,15 @@ from typing import Any, Literal
 import pytest
 import yaml
 from runs import read_json
+from torch import nn
 from transformers import CONFIG_MAPPING
 
-from slmrec import Recommender
+from slmrec import Recommender, Run
 from slmrec.config import Config, StudentSettings
 from slmrec.config.distill import OWN_TERMS
 from slmrec.config.kinds import KINDS
 from slmrec.config.load import load_config
-from slmrec.errors import CheckpointError, ConfigError
+from slmrec.errors import CheckpointError, ConfigError, SlmrecError
 from slmrec.inference.export import export_graph
 from slmrec.models import Model, ModelConfig, register
 from slmrec.models.loader import load_model
@@ -97,6 +98,22 @@ def test_an_unknown_class_is_named_and_may_be_handed_in(
     monkeypatch.delitem(CONFIG_MAPPING._extra_content, "own_gru", raising=False)
     recommender = Recommender.from_pretrained(output / "distill", model_class=example.Gru)
     assert isinstance(recommender.model, example.Gru)
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "own_gru", raising=False)
+    assert isinstance(Run.load(output, model_class=example.Gru).models["student"].model, example.Gru)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "expected"),
+    [
+        (nn.GRU, "model_class: GRU is no class with a config_class that derives from slmrec"),
+        ("Gru", "model_class: 'Gru' is no class"),
+        (Model, "model_class: Model is no class with a config_class"),
+        (type("Taken", (Model,), {"config_class": SasRec.config_class}), r"holds a Gru, but model_class is Taken"),
+    ],
+)
+def test_classes_that_open_nothing(model_class: Any, expected: str, output: Path) -> None:
+    with pytest.raises(SlmrecError, match=expected):
+        Recommender.from_pretrained(output / "distill", model_class=model_class)
 
 
 class OtherSettings(StudentSettings):

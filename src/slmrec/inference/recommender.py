@@ -104,7 +104,7 @@ class Recommender:
         Raises:
             CheckpointError: The folder does not exist, a file is missing or damaged, the backbone is not available, or
                 the index belongs to other items.
-            ConfigError: FAISS is not installed, or the device does not exist.
+            ConfigError: FAISS is not installed, the device does not exist, or `model_class` is no architecture.
             StorageError: A URI cannot be read.
         """
         chosen = _device(device)

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from slmrec.config import ItemTextConfig
 from slmrec.data.tensor_files import TensorFacts, read_header, read_metadata, read_tensors
-from slmrec.errors import CheckpointError
+from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import one_line, parse_json
 from slmrec.models import import_kinds
 from slmrec.models.model import Model, model_without_weights, register, skeleton_of
@@ -55,9 +55,9 @@ def load_model(folder: Path, model_class: type[Model] | None = None) -> Model:
     Raises:
         CheckpointError: A weight is missing, unknown, of another shape or not finite, the configuration is not one that
             slmrec wrote, or the backbone cannot be found.
+        ConfigError: `model_class` is no architecture.
     """
-    if model_class is not None:
-        register(model_class)
+    register_given(model_class)
     header = _header(folder / _WEIGHTS)
     with _faults_reported(folder), bounded_modules():
         config = _config(folder, len(header))
@@ -74,6 +74,19 @@ def load_model(folder: Path, model_class: type[Model] | None = None) -> Model:
         )
     _load(model, folder)
     return model.eval()
+
+
+def register_given(model_class: Any) -> None:
+    """Register an architecture that was handed in to open a folder; None: there is none.
+
+    Raises:
+        ConfigError: It cannot be registered.
+    """
+    try:
+        if model_class is not None:
+            register(model_class)
+    except ValueError as error:
+        raise ConfigError(f"model_class: {error}") from None
 
 
 def merge_adapters(model: Model) -> Model:

@@ -294,8 +294,12 @@ def register(model: type[Model], kind: str | None = None) -> None:
             settings, and `Model.build`; None: no settings name it.
 
     Raises:
-        ValueError: `model_type` or `kind` is taken, or the settings do not belong to the kind.
+        ValueError: It does not derive from `Model`, `model_type` or `kind` is taken, or the settings do not belong to
+            the kind.
     """
+    name = getattr(model, "__name__", repr(model))
+    if not (isinstance(model, type) and issubclass(model, Model) and model.config_class):
+        raise ValueError(f"{name} is no class with a config_class that derives from slmrec.models.Model")
     config = model.config_class
     # `CONFIG_MAPPING.get` knows only what was imported.
     known = CONFIG_MAPPING[config.model_type] if config.model_type in CONFIG_MAPPING else config  # noqa: SIM401
