@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from slmrec.errors import CheckpointError
-from slmrec.folders import disk_errors_reported, folder_in_place
+from slmrec.folders import disk_errors_reported, folder_in_place, link_in_place
 
 
 @pytest.fixture
@@ -61,3 +61,25 @@ def test_errors_of_reading_and_of_writing_are_told_apart(number: int, place: str
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(ValueError, match=r"os error 2"), disk_errors_reported(Path("out")):
         raise ValueError("missing (os error 2)")
+
+
+def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
+    for name in ("old", "new", "apart/new"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "weights").write_text(name, encoding="utf-8")
+    link = tmp_path / "best"
+    for name in ("old", "new"):
+        link_in_place(link, tmp_path / name)
+        assert link.readlink() == Path(name)
+    (tmp_path / "new").rename(tmp_path / "gone")  # now it leads nowhere
+    link_in_place(link, tmp_path / "old")
+    assert (link / "weights").read_text(encoding="utf-8") == "old"
+    link_in_place(tmp_path / "apart" / "best", tmp_path / "old")
+    assert (tmp_path / "apart" / "best").readlink() == tmp_path / "old"
+    with folder_in_place(link, replaced=True) as folder:  # a folder in the place of the link
+        (folder / "weights").write_text("own", encoding="utf-8")
+    assert not link.is_symlink() and (link / "weights").read_text(encoding="utf-8") == "own"
+    link_in_place(link, tmp_path / "gone")  # and a link in the place of the folder
+    assert link.readlink() == Path("gone")
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "gone", "apart", "best"}
+    assert (tmp_path / "old" / "weights").exists()

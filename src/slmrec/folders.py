@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slmrec.errors import CheckpointError
-from slmrec.files import one_line, read_json
+from slmrec.files import one_line, read_json, write_json
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -104,9 +104,58 @@ def is_empty_folder(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
+def link_in_place(link: Path, target: Path) -> None:
+    """Let a link lead to a folder, replacing what the link was; a kill at any moment leaves the old or the new one.
+
+    A link to a folder beside or below it is relative, so both may be moved together. Where the file system has no
+    links, the folder is copied. A copy of the present state of the target stays as it is.
+
+    Args:
+        link: The link.
+        target: The folder to which it leads.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     (Path(folder) / "distill").mkdir()
+        ...     link_in_place(Path(folder) / "best", Path(folder) / "distill")
+        ...     (Path(folder) / "best").readlink().as_posix()
+        'distill'
+    """
+    with disk_errors_reported(link):
+        finish_replacement(link)
+        home, place = link.absolute().parent, target.absolute()
+        if place.is_relative_to(home):
+            place = place.relative_to(home)
+        if link.readlink() == place if link.is_symlink() else _is_copy(link, target):
+            return
+        partial = partial_folder(link)
+        _remove(partial)
+        try:
+            partial.symlink_to(place, target_is_directory=True)
+        except (OSError, NotImplementedError):
+            _copy(target, partial)
+        if partial.is_symlink() and (link.is_symlink() or not link.exists()):
+            partial.replace(link)
+        else:
+            put_in_place(partial, link)
+
+
+def _is_copy(folder: Path, target: Path) -> bool:
+    fingerprint = read_record(folder).get("fingerprint")
+    return fingerprint is not None and fingerprint == read_record(target).get("fingerprint")
+
+
+def _copy(target: Path, partial: Path) -> None:
+    """Copy a folder, with a record if it has none, so that the copy is known as an output of slmrec."""
+    shutil.copytree(target, partial)
+    if not read_record(partial):
+        write_json(partial / "stage.json", {"done": True})
+
+
 def put_in_place(partial: Path, target: Path) -> None:
     """Replace the target by a finished folder; a kill at any moment leaves the old or the new one."""
-    if target.exists():
+    if target.exists() or target.is_symlink():
         target.rename(replaced_folder(target))
     partial.rename(target)
     finish_replacement(target)
@@ -117,7 +166,15 @@ def finish_replacement(target: Path) -> None:
     old = replaced_folder(target)
     if old.exists() and not target.exists():
         old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link but not the folder to which it leads; it need not exist."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def replaced_folder(target: Path) -> Path:

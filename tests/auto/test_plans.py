@@ -39,7 +39,7 @@ def minutes(config: Config) -> float:
 
 def test_without_a_budget_the_recipe_stays_and_its_time_is_shown() -> None:
     made = planned(draft(TOYS, []), TOYS, fake, None)
-    assert made.config == draft(TOYS, []).config
+    assert made.config == draft(TOYS, []).config and not made.is_cut
     assert made.chosen[-1].setting == "time" and made.chosen[-1].value.startswith("about ")
 
 
@@ -54,7 +54,9 @@ def test_without_a_budget_the_recipe_stays_and_its_time_is_shown() -> None:
     ],
 )
 def test_the_largest_plan_that_fits(budget: float, models: list[str], with_student: bool) -> None:
-    config = planned(draft(TOYS, []), TOYS, fake, budget).config
+    made = planned(draft(TOYS, []), TOYS, fake, budget)
+    config = made.config
+    assert made.is_cut == (budget < 9000)
     assert list(config.pretrain) == models and config.trains_student == with_student
     assert not config.trains_student or list(config.finetune.ensemble) == models
     if models:

@@ -22,7 +22,13 @@ def test_one_command(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = ["--input", str(log), "--output", str(output), "prepare.user_col=customer", "--memory", "4g"]
     assert refused(["run", "--dry-run", *arguments], capsys).startswith("slmrec: settings are chosen from the data")
     assert main(["run", *arguments]) == 0
-    assert "settings: models: popularity, cooccurrence (20 training samples" in "".join(capsys.readouterr())
+    shown = "".join(capsys.readouterr())
+    assert "settings: models: popularity, cooccurrence (20 training samples" in shown
+    verdict = read_json(output / "verdict.json")
+    assert {verdict["ship"], verdict["against"]} == {"popularity", "cooccurrence"}
+    assert f"Ship {verdict['ship']}, in {output / 'best'}:" in shown and (output / "best" / "config.json").is_file()
+    assert verdict["reasons"][-1].startswith("More events could make it better")
+    assert read_json(output / "choice.json")["is_cut"] is False
     models = read_json(output / "evaluate" / "metrics.json")["protocols"]["full"]["models"]
     assert list(models) == ["popularity", "cooccurrence"] and not (output / "distill").exists()
     assert (output / "report.html").is_file()

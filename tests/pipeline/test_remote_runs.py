@@ -1,5 +1,6 @@
 """A run in a remote folder: the files of a local one, uploaded step by step, and continued on another machine."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_a_remote_run_is_interrupted_and_continued_on_another_machine(
     assert "prepare: unchanged, nothing to do (memory://b/out/prepare;" in shown and str(tmp_path) not in shown
     copy = downloaded(store, tmp_path / "copy")
     expected = contents(finished)
+    assert contents(copy / "best") == contents(finished / "best") != {}  # a link there, and a copy here
+    shutil.rmtree(copy / "best")
     assert contents(copy) == {name: content for name, content in expected.items() if "teacher_outputs" not in name}
     assert not [path for path in store.find("/b/out") if ".partial" in path or path.endswith(".lock")]
     texts = [path for path in copy.rglob("*") if path.suffix in {".json", ".yaml", ".html"}]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from markupsafe import escape
 from reports import depth_study, rows_of, tables_of, write_run
 
 from slmrec import report as package
@@ -81,6 +82,13 @@ def test_the_page_and_the_files_have_the_same_numbers(finished: Path) -> None:
         assert [name.split(", ")[0] for name in rows[0]] == [name.split(", ")[0] for name in tables[path.stem][0]]
         for row, shown in zip(rows, tables[path.stem][1:], strict=True):
             assert [value or "–" for value in row.values()] == shown
+
+
+def test_the_verdict_comes_first(finished: Path) -> None:
+    page, verdict = (finished / "report.html").read_text(encoding="utf-8"), read(finished / "verdict.json")
+    assert page.index(f"<h2>Ship {verdict['ship']}</h2>") < page.index('class="card finding"')
+    for text in (*verdict["reasons"], *verdict["warnings"]):
+        assert str(escape(text)) in page
 
 
 def test_all_metrics_are_those_of_evaluate(finished: Path) -> None:

@@ -24,6 +24,8 @@ class Choice(NamedTuple):
 
     config: Config
     chosen: tuple[Chosen, ...]
+    is_cut: bool = False
+    """True if the time allows fewer models or epochs than the data would."""
 
     def lines(self) -> list[str]:
         """Return a line for each choice."""
@@ -75,7 +77,7 @@ def choose(
     left = None if time_budget is None else time_budget - (time.monotonic() - start)
     made = planned(made, facts, measured, left)
     machine = Chosen("hardware", str(found), "found on this machine")
-    return Choice(made.config, (machine, *made.chosen))
+    return Choice(made.config, (machine, *made.chosen), made.is_cut)
 
 
 def check_overrides(overrides: list[str]) -> list[str]:

@@ -65,9 +65,9 @@ def planned(made: Draft, facts: Facts, measure: Measure, seconds: float | None) 
             found = plan(variant.config, facts, costs, base, student)
             if found.seconds <= PLANNED_SHARE * seconds:
                 is_whole = number == 0 and base == student == 1
-                return _limited(variant, found, seconds, is_whole)
+                return _limited(variant._replace(is_cut=not is_whole), found, seconds, is_whole)
     reason = f"the {_duration(seconds)} that are left are too short for a model that is trained"
-    return made.without_student(reason, {})
+    return made._replace(is_cut=True).without_student(reason, {})
 
 
 def variants(made: Draft) -> Iterator[Variant]:

@@ -112,7 +112,7 @@ def _read(request: Request, output: Path) -> Choice | None:
     content = json.loads(record.read_text(encoding="utf-8"))
     if content.get("request") != request.of(output):
         return None
-    return Choice(load_config(config, []), tuple(Chosen(*entry) for entry in content["chosen"]))
+    return Choice(load_config(config, []), tuple(Chosen(*entry) for entry in content["chosen"]), content["is_cut"])
 
 
 def _write(choice: Choice, request: Request, output: Path) -> None:
@@ -120,4 +120,5 @@ def _write(choice: Choice, request: Request, output: Path) -> None:
     comments = [f"# {line}" for text in choice.lines() for line in text.splitlines()]
     with write_atomically(output / CONFIG) as temporary:
         temporary.write_text("\n".join([*comments, dump(choice.config)]), encoding="utf-8")
-    write_json(output / RECORD, {"request": request.of(output), "chosen": [list(entry) for entry in choice.chosen]})
+    facts = {"chosen": [list(entry) for entry in choice.chosen], "is_cut": choice.is_cut}
+    write_json(output / RECORD, {"request": request.of(output)} | facts)

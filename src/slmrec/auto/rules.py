@@ -39,6 +39,8 @@ class Draft(NamedTuple):
     chosen: tuple[Chosen, ...] = ()
     given: frozenset[str] = frozenset()
     """Settings of the user, which stay as they are."""
+    is_cut: bool = False
+    """True if the time allows fewer models or epochs than the data would."""
 
     def set(self, reason: str, changes: dict[str, Any], shown: tuple[str, Any] | None = None) -> "Draft":
         """Return the draft with changed settings.

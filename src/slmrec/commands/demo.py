@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.locations import location
 from slmrec.commands.parsers import new_command
+from slmrec.commands.stages import show_verdict
 from slmrec.files import write_atomically
 from slmrec.locks import run_locked
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     """Simulate a shop, run the pipeline on its files, and show which model to ship and what it recommends."""
     from slmrec.commands.demo_summary import show_summary
     from slmrec.data.simulate import write_shop
+    from slmrec.pipeline.verdict import read_verdict
     from slmrec.run import run as run_pipeline
 
     output, raw = options.output, options.output / "raw"
@@ -45,8 +47,12 @@ def run(options: argparse.Namespace) -> None:
         purchases = write_shop(raw, _SEED, _NUM_USERS)
         _LOG.info(f"demo: the log and the titles of a simulated shop are in {raw}")
         run_pipeline(demo_config(raw, options.overrides), output, options.force)
-        chosen = show_summary(output, purchases.best_ranks)
-        _show_recommendations(output, chosen)
+        verdict = read_verdict(output)
+        if verdict is None:  # it was logged why
+            return
+        show_summary(output, verdict.ship, purchases.best_ranks)
+        _show_recommendations(output, verdict.ship)
+        show_verdict(output)
 
 
 def demo_config(raw: Path, overrides: list[str]) -> "Config":
@@ -68,9 +74,9 @@ def _show_recommendations(output: Path, chosen: str) -> None:
     from slmrec.commands.demo_summary import BASELINE, RARE, rare_targets
     from slmrec.data.dataset import Dataset
     from slmrec.inference.recommender import Recommender
+    from slmrec.pipeline.verdict import BEST
 
-    folders = {"teacher": output / "finetune", "student": output / "distill"}
-    folder = folders.get(chosen, output / "pretrain" / chosen)
+    folder = output / BEST
     recommender, dataset = Recommender.from_pretrained(folder), Dataset.load(output / "prepare")
     rare, found = rare_targets(output, list(dict.fromkeys([BASELINE, "teacher", chosen])))
     counts = dict(zip(dataset.item_ids.to_pylist(), dataset.train_counts()[1:].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Closing tables of the demo: all models beside SASRec, the model to ship, and the items that are new or rare."""
+"""Closing tables of the demo: all models beside SASRec, and the items that are new or rare."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,10 @@ from slmrec.evaluation.metrics import Ints, user_metrics
 from slmrec.evaluation.rank import TOP_K
 from slmrec.evaluation.statistics import CONFIDENCE, Comparison, compare_means
 from slmrec.studies.compare import contrast, difference_cells
-from slmrec.studies.evaluated import Evaluated, Split, in_order_of, read_evaluated, results_file
+from slmrec.studies.evaluated import Evaluated, in_order_of, read_evaluated
 
 BASELINE = "sasrec"
 METRIC = "ndcg@10"
-MIN_SPEED = 0.5
-"""Smallest speed of a model to ship, as a share of SASRec's."""
 RARE = 5
 """Number of training events below which an item is new or rare, as in the slices of `slmrec compare`."""
 SLICED = ("text", "teacher", "student")
@@ -33,42 +31,28 @@ class Standing(NamedTuple):
     num_parameters: int
 
 
-def read_standings(run: Path, split: Split) -> list[Standing]:
-    """Read the models of an evaluated run, under its primary protocol."""
-    content = json.loads(results_file(run / "evaluate", "metrics.json", split).read_text(encoding="utf-8"))
-    base = read_evaluated(run, BASELINE, split=split)
+def read_standings(run: Path) -> list[Standing]:
+    """Read the models of an evaluated run on the test split, under its primary protocol."""
+    content = json.loads((run / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    base = read_evaluated(run, BASELINE, split="test")
     standings = []
     for name, values in content["protocols"][content["primary"]]["models"].items():
-        own = in_order_of(base, read_evaluated(run, name, split=split))
+        own = in_order_of(base, read_evaluated(run, name, split="test"))
         comparison = compare_means(base.metrics[METRIC], own.metrics[METRIC])
         standings.append(Standing(name, comparison, values["users_per_second"], values["num_parameters"]))
     return standings
 
 
-def choose(standings: list[Standing]) -> str:
-    """Return the model to ship: the best one that costs about what SASRec costs, or SASRec.
-
-    The model is at least half as fast as SASRec, and ahead of it by an interval above zero.
+def show_summary(run: Path, chosen: str, best_ranks: Ints) -> None:
+    """Print all models on the test split and by training events.
 
     Args:
-        standings: Models on validation; SASRec is among them.
-    """
-    (speed,) = (one.users_per_second for one in standings if one.model == BASELINE)
-    affordable = [one for one in standings if one.users_per_second >= MIN_SPEED * speed]
-    best = max(affordable, key=lambda one: one.comparison.mean_b)
-    return best.model if best.comparison.low > 0 else BASELINE
-
-
-def show_summary(run: Path, best_ranks: Ints) -> str:
-    """Print all models on the test split and by training events, and the model to ship, whose name is returned.
-
-    Args:
-        run: Folder of the run, evaluated on both splits.
+        run: Folder of the run, evaluated on test.
+        chosen: Model to ship.
         best_ranks: Ranks of the test items in the order of the true probabilities.
     """
     console = Console(width=max(Console().width, 118), markup=False, highlight=False)
-    valid, test = read_standings(run, "valid"), read_standings(run, "test")
-    chosen = choose(valid)
+    test = read_standings(run)
     console.print(_models(test, chosen))
     print(
         f"The best possible ranking, by the probabilities from which the purchases were drawn, has an NDCG@{TOP_K} of "
@@ -81,8 +65,6 @@ def show_summary(run: Path, best_ranks: Ints) -> str:
         if one.model in SLICED
     }
     console.print(_slices(base, others))
-    print("\n".join(_reasons(valid, test, chosen)))
-    return chosen
 
 
 def _models(standings: list[Standing], chosen: str) -> Table:
@@ -116,28 +98,6 @@ def _slices(base: Evaluated, others: dict[str, Evaluated]) -> Table:
             table.add_row("", "", model, f"{result.mean_b:.4f}", *difference_cells(result))
         table.add_section()
     return table
-
-
-def _reasons(valid: list[Standing], test: list[Standing], chosen: str) -> list[str]:
-    """Return the choice and its reasons, in sentences."""
-    on_valid, on_test = ({one.model: one for one in standings} for standings in (valid, test))
-    rule = f"models at least {MIN_SPEED:g} times as fast as {BASELINE}"
-    if chosen == BASELINE:
-        return [f"Ship {BASELINE}: on validation, none of the {rule} is ahead of it by an interval above zero."]
-    lines = [f"Ship the {chosen}: on validation it is the best of the {rule}."]
-    for split, own in (("validation", on_valid[chosen]), ("test", on_test[chosen])):
-        difference, interval, relative = difference_cells(own.comparison)
-        lines.append(
-            f"  {split}: {own.comparison.mean_b:.4f} against {own.comparison.mean_a:.4f} of {BASELINE}: {difference} "
-            f"({relative}, interval {interval})"
-        )
-    own, teacher, base = (on_test[name] for name in (chosen, "teacher", BASELINE))
-    lines.append(
-        f"  It answers {own.users_per_second / base.users_per_second:.2f} times as many users per second as {BASELINE} "
-        f"and {own.users_per_second / teacher.users_per_second:.1f} times as many as the teacher, and has "
-        f"{own.comparison.mean_b / teacher.comparison.mean_b:.0%} of the teacher's NDCG@10."
-    )
-    return lines
 
 
 def rare_targets(run: Path, models: list[str]) -> tuple[Ints, dict[str, Ints]]:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import time
+from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from slmrec.commands.locations import location
@@ -21,6 +23,8 @@ _STUDIES = (
     ("cold", "withhold items from training, and rank them by what their texts say"),
     ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
 )
+LINE = 118
+"""Width of the verdict on the terminal."""
 FORMATS = """
 The format is recognised by the content (plain, .gz, .zst or .zip; a file, or a folder of parts):
   Amazon reviews 2014, 2018 and 2023   JSON lines (2014 also as Python literals), and files of ratings only
@@ -106,15 +110,19 @@ def _run_all(options: argparse.Namespace) -> None:
     from slmrec.run import plan, run_chosen
     from slmrec.run import run as run_pipeline
 
-    if not chosen:
-        (plan if options.dry_run else run_pipeline)(_config(options), options.output, options.force)
-        return
-    refuse_several("slmrec run without --config")
-    request = Request(tuple(_overrides(options)), seconds_of(options.time_budget), bytes_of(options.memory))
+    if chosen:
+        refuse_several("slmrec run without --config")
+        request = Request(tuple(_overrides(options)), seconds_of(options.time_budget), bytes_of(options.memory))
     if options.dry_run:
-        plan(chosen_before(request, options.output).config, options.output, options.force)
-    else:
+        config = chosen_before(request, options.output).config if chosen else _config(options)
+        plan(config, options.output, options.force)
+        return
+    if chosen:
         run_chosen(request, options.output, options.force, started=started)
+    else:
+        run_pipeline(_config(options), options.output, options.force)
+    if is_main():
+        show_verdict(options.output)
 
 
 def _ablate(options: argparse.Namespace, config: "Config") -> None:
@@ -196,3 +204,16 @@ def _run_stage(options: argparse.Namespace, config: "Config") -> None:
         from slmrec.pipeline.evaluation_tables import show
 
         show(folders[0])
+        show_verdict(options.output)
+
+
+def show_verdict(output: Path) -> None:
+    """Print the verdict of a run, if it has one: the model to ship, and why."""
+    from slmrec.pipeline.verdict import BEST, read_verdict
+    from slmrec.storage.cache import named
+
+    if verdict := read_verdict(output):
+        headline, *lines = verdict.lines(named(str(output / BEST)))
+        print(f"\n{headline}")
+        for line in lines:
+            print(fill(line, LINE, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False))

@@ -15,6 +15,7 @@ from slmrec.pipeline.item_text import check_item_texts
 from slmrec.pipeline.sources import check_sources
 from slmrec.pipeline.stage import pending_steps, run_step, section_of
 from slmrec.pipeline.table import Step, stage_named, steps
+from slmrec.pipeline.verdict import refuse_foreign_best, write_verdict
 
 
 def run_stage(name: str, config: Config, output: Path, force: bool = False, model: str | None = None) -> list[Path]:
@@ -32,7 +33,8 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
 
     Raises:
         ConfigError: The stage trains no model of that name, or the settings name another log than that of `prepare`.
-        CheckpointError: An earlier step is missing or out of date.
+        CheckpointError: An earlier step is missing or out of date, or, for `evaluate`, `best` is a folder of something
+            else.
     """
     if name != "prepare":
         processes.on_main(lambda: check_sources(config, output))
@@ -40,11 +42,16 @@ def run_stage(name: str, config: Config, output: Path, force: bool = False, mode
     if not chosen:
         known = ", ".join(step.model or "no model" for step in stage_named(name).steps(config))
         raise ConfigError(f"--model is {model!r}, which {name} does not train; choose from {known}")
-    return [run_step(step, config, output, force) for step in chosen]
+    if name == "evaluate":
+        processes.on_main(lambda: refuse_foreign_best(output))
+    folders = [run_step(step, config, output, force) for step in chosen]
+    if name == "evaluate":
+        processes.on_main(lambda: write_verdict(config, output))
+    return folders
 
 
 def run_steps(config: Config, output: Path, force: bool = False) -> None:
-    """Execute all steps that are not done, and show the results of the evaluation.
+    """Execute all steps that are not done, show the results of the evaluation, and decide which model to ship.
 
     Args:
         config: All settings.
@@ -52,18 +59,21 @@ def run_steps(config: Config, output: Path, force: bool = False) -> None:
         force: Redo finished steps.
 
     Raises:
-        CheckpointError: A backbone cannot be found; this is checked before the first step begins.
+        CheckpointError: A backbone cannot be found, or `best` is a folder of something else; this is checked before
+            the first step begins.
         ConfigError: The file of lists does not exist; this is checked then, too.
         DataError: The items lack texts that a model must read, or are too few for a sampled protocol; this is checked
             before the first training.
     """
     planned = list(steps(config))
+    processes.on_main(lambda: refuse_foreign_best(output))
     processes.on_main(lambda: _check_sources_of_steps(pending_steps(planned, config, output, force), config))
     for step in planned:
         run_step(step, config, output, force)
         if step.folder == "prepare":
             processes.on_main(lambda: _check_dataset(config, output / "prepare"))
     processes.on_main(lambda: evaluate.show(output / "evaluate"))
+    processes.on_main(lambda: write_verdict(config, output))
 
 
 def _check_dataset(config: Config, folder: Path) -> None:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import read_json, write_json, write_text
+from slmrec.files import read_json, sha256, write_json, write_text
 from slmrec.folders import folder_in_place, is_empty_folder
 from slmrec.locks import WAIT_S, target_locked
+from slmrec.pipeline.verdict import VERDICT, Verdict, read_verdict
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
@@ -81,7 +82,8 @@ def report_if_changed(output: Path) -> None:
         mark = read_json(_folder_of(file) / _MARK)
     except (OSError, ValueError):
         mark = {}
-    if file.is_file() and mark.get("steps") == _fingerprints(run) and mark.get("version") == __version__:
+    is_current = mark.get("steps") == _fingerprints(run) and mark.get("version") == __version__
+    if file.is_file() and is_current and mark.get("verdict") == _hash_of_verdict(run):
         _LOG.info("report: unchanged, nothing to do (%s)", file)
         return
     report(output)
@@ -117,7 +119,12 @@ def _mark(run: Run, sections: list[Section]) -> dict[str, Any]:
         for section in sections
         if (notices := section.notices())
     }
-    return {"version": __version__, "steps": _fingerprints(run), "lacks": lacks}
+    return {"version": __version__, "steps": _fingerprints(run), "verdict": _hash_of_verdict(run), "lacks": lacks}
+
+
+def _hash_of_verdict(run: Run) -> str | None:
+    path = run.root / VERDICT
+    return sha256(path) if path.is_file() else None
 
 
 def _fingerprints(run: Run) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], folder: P
     page = environment.get_template("page.html").render(
         name=name,
         lead=_lead(run),
+        verdict=_verdict(run),
         findings=_findings(run),
         sections=sections,
         files=str(folder),
@@ -149,6 +157,15 @@ def _lead(run: Run) -> str:
     size = "{num_users:,} users, {num_items:,} items, {num_events:,} events; ".format_map(counts) if known else ""
     seed = run.config.seed if run.config_file else "unknown"
     return f"{size}{done} of {len(run.states)} steps done; seed {seed}."
+
+
+def _verdict(run: Run) -> Verdict | None:
+    """Return the verdict of the run, if it belongs to the evaluation."""
+    try:
+        return read_verdict(run.root) if run.evaluation else None
+    except READ_FAULTS as error:
+        _LOG.warning("report: %s", error)
+        return None
 
 
 def _findings(run: Run) -> list[Finding]:
