@@ -24,7 +24,7 @@ from slmrec.pipeline.run import run_steps
 from slmrec.processes import on_main, refuse_several
 from slmrec.report import INSTALL, missing_libraries
 from slmrec.run_folder import Run, TemporaryFolder
-from slmrec.storage.cache import localized, uris_named
+from slmrec.storage.cache import localized, named, uris_named
 from slmrec.storage.runs import opened_run
 from slmrec.version import __version__
 
@@ -94,7 +94,8 @@ def fit(
                 else:
                     run(_with_settings(config, settings, inputs), folder)
         except DataError as error:
-            raise DataError(str(error).replace(f"{folder / _RAW}/", "the table given as ")) from None
+            raw = named(f"{folder / _RAW}/")
+            raise DataError(named(str(error)).replace(raw, "the table given as ")) from None
     return Run(folder, temporary)
 
 

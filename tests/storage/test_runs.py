@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from stores import empty_store
 
-from slmrec.errors import StorageError
+import slmrec
+from slmrec.errors import DataError, StorageError
 from slmrec.storage import runs
 from slmrec.storage.remote import Remote
 from slmrec.storage.runs import opened_run
@@ -69,3 +71,16 @@ def test_stores_without_exclusive_writes_are_used_with_a_warning(
     assert "its store has no exclusive writes" in caplog.text
     assert store.find("/b/out") == ["/b/out/.writer", "/b/out/report.html"]
     assert Remote("memory://b/out").read("report.html") == b"page"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_of_tables_is_written_to_a_store_and_names_no_path_of_this_machine(store: Any, tmp_path: Path) -> None:
+    rows = [(user, (user * 7 + place * place) % 12, place) for user in range(20) for place in range(4)]
+    table = pa.table(list(zip(*rows, strict=True)), ["customer", "item_id", "timestamp"])
+    fitted = slmrec.fit(table, user_col="customer", output="memory://b/out", time_budget="1s")
+    again = slmrec.Run.load("memory://b/out")
+    assert again.metrics == fitted.metrics and list(again.models) == list(fitted.models)
+    assert not [path for path in store.find("/b/out") if str(tmp_path).encode() in store.cat(path)]
+    faulty = table.set_column(1, "item_id", pa.array([None] * len(table), pa.int64()))
+    with pytest.raises(DataError, match=r"^the table given as events\.parquet: row 1: item_id is None"):
+        slmrec.fit(faulty, user_col="customer", output="memory://b/faulty")

@@ -16,7 +16,7 @@ from slmrec.files import write_atomically, write_json
 from slmrec.folders import read_record
 from slmrec.pipeline.stage import dump, run_step
 from slmrec.pipeline.table import Step, stage_named
-from slmrec.storage.cache import localized
+from slmrec.storage.cache import localized, named
 from slmrec.version import __version__
 
 _LOG = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ class Request(NamedTuple):
     def of(self, output: Path) -> dict[str, Any]:
         """Return everything that the choice for a run in a folder depends on."""
         data = Dataset.load(output / "prepare").fingerprint
-        return self._asdict() | {"overrides": list(self.overrides), "data": data, "version": __version__}
+        facts = {"overrides": named(list(self.overrides)), "data": data, "version": __version__}
+        return self._asdict() | facts
 
 
 def choose_for(request: Request, output: Path, force: bool = False, *, started: float | None = None) -> Choice:
@@ -120,5 +121,5 @@ def _write(choice: Choice, request: Request, output: Path) -> None:
     comments = [f"# {line}" for text in choice.lines() for line in text.splitlines()]
     with write_atomically(output / CONFIG) as temporary:
         temporary.write_text("\n".join([*comments, dump(choice.config)]), encoding="utf-8")
-    facts = {"chosen": [list(entry) for entry in choice.chosen], "is_cut": choice.is_cut}
+    facts = {"chosen": [named(list(entry)) for entry in choice.chosen], "is_cut": choice.is_cut}
     write_json(output / RECORD, {"request": request.of(output)} | facts)

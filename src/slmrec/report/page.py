@@ -119,7 +119,12 @@ def _mark(run: Run, sections: list[Section]) -> dict[str, Any]:
         for section in sections
         if (notices := section.notices())
     }
-    return {"version": __version__, "steps": _fingerprints(run), "verdict": _hash_of_verdict(run), "lacks": lacks}
+    return {
+        "version": __version__,
+        "steps": _fingerprints(run),
+        "verdict": _hash_of_verdict(run),
+        "lacks": named(lacks),
+    }
 
 
 def _hash_of_verdict(run: Run) -> str | None:
