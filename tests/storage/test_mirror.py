@@ -206,5 +206,15 @@ def test_a_linked_folder_becomes_a_copy(machine: Any, store: Any) -> None:
     assert files_of(theirs)["best/weights"] == "first"
     write_step(theirs, "best", "theirs")
     mirror.push()
-    _, ours = machine("a")
+    mirror, ours = machine("a")
     assert files_of(ours)["best/weights"] == "theirs" and files_of(ours)["distill/weights"] == "first"
+    for path in (ours / "best").iterdir():
+        path.unlink()
+    (ours / "best").rmdir()
+    (ours / "best").symlink_to("distill")
+    mirror.push()
+    store.rm("/b/out/best", recursive=True)
+    mirror, ours = machine("a")
+    mirror.push()
+    kept = {"distill/weights": "first", "distill/stage.json": "first"}
+    assert files_of(ours) == remote_files(store) == kept

@@ -113,7 +113,7 @@ class Mirror:
             is_unchanged = known is not None and known[1] == local.get(name)
             if name not in remote:
                 if is_unchanged and name in local:  # somebody has removed it there
-                    (self._folder / name).unlink()
+                    self._remove(name)
                 self._known.pop(name, None)
             elif (name not in local and not is_done_with) or (is_unchanged and known and known[0] != remote[name]):
                 self._download(name, remote[name])
@@ -122,16 +122,27 @@ class Mirror:
 
     def _replace(self, step: str, names: set[str], remote: Versions, local: Versions) -> None:
         """Make a step what another machine has made of it."""
-        if step and (link := self._folder / step).is_symlink():
-            link.unlink()
+        if self._link_to(step):
+            self._remove(step)
             local = {name: version for name, version in local.items() if name not in names}
         for name in names:
             if name not in remote:
                 if name in local:
-                    (self._folder / name).unlink()
+                    self._remove(name)
                 self._known.pop(name, None)
             elif self._known.get(name) != [remote[name], local.get(name)]:
                 self._download(name, remote[name])
+
+    def _link_to(self, name: str) -> Path | None:
+        """Return the link, such as `best`, through which a path leads to files of another step."""
+        above = [self._folder / path for path in reversed(PurePosixPath(name).parents)]
+        return next(
+            (path for path in [*above, self._folder / name] if path != self._folder and path.is_symlink()), None
+        )
+
+    def _remove(self, name: str) -> None:
+        """Remove a file here; what it is linked to stays."""
+        (self._link_to(name) or self._folder / name).unlink(missing_ok=True)
 
     def _download(self, name: str, version: str) -> None:
         path = self._folder / name
