@@ -69,6 +69,11 @@ def test_a_run_of_tables(fitted: Run) -> None:
     model = fitted.models["popularity"]
     assert model is fitted.models["popularity"] and model.title("<i3>") == "A & 3"
     assert "popularity" in fitted.models and "sasrec" not in fitted.models and len(fitted.models) == 2
+    assert fitted.best is fitted.best and fitted.verdict["ship"] in fitted.models
+    assert (
+        fitted.best.recommend([["<i1>"]], k=3).table
+        == fitted.models[fitted.verdict["ship"]].recommend([["<i1>"]], k=3).table
+    )
     with pytest.raises(ConfigError, match="models has no 'sasrec'; choose from popularity, cooccurrence"):
         fitted.models["sasrec"]
 
@@ -93,6 +98,7 @@ def test_the_same_tables_change_nothing(fitted: Run, caplog: pytest.LogCaptureFi
 
 def test_what_notebooks_show_is_escaped(fitted: Run) -> None:
     shown = fitted._repr_html_()
+    assert f"<p>Ship {fitted.verdict['ship']}, in " in shown and "<p>Warning: " in shown
     assert "<td>cooccurrence</td>" in shown and "full_history_excluded" in shown
     answer = fitted.models["popularity"].recommend([["<i1>"]], k=3, user_ids=["<b>"])._repr_html_()
     assert "<td>&lt;b&gt;</td><td>1</td><td>&lt;i" in answer and "<td>A &amp; " in answer and "<i" not in answer
@@ -118,7 +124,11 @@ def test_a_temporary_run_lives_as_long_as_it_is_used(tmp_path: Path) -> None:
     run.save(target)
     assert not folder.exists() and run.folder == target and len(run.models["cooccurrence"].title("<i1>") or "") == 0
     opened = Run.load(target)
-    assert opened.metrics == run.metrics
+    assert opened.metrics == run.metrics and opened.verdict == run.verdict
+    assert (target / "best").is_symlink() and len(opened.best.recommend([["<i1>"]], k=3).table) == 3
+    (target / "verdict.json").unlink()
+    with pytest.raises(CheckpointError, match=r"verdict\.json: missing; a run that ranks validation items"):
+        opened.verdict  # noqa: B018
     settings = [path.read_text(encoding="utf-8") for path in target.rglob("*.*") if path.suffix in {".yaml", ".json"}]
     assert len(settings) > 5 and not any(str(folder) in text for text in settings)
 

@@ -1,15 +1,34 @@
-"""Progress of long loops: a bar on a terminal, occasional log lines in notebooks and log files."""
+"""Progress of long loops: a bar on a terminal, occasional log lines in notebooks and log files; result tables."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 30.0
+tables_printed: ContextVar[bool] = ContextVar("tables_printed", default=True)
+"""Whether evaluations and reports print their tables."""
+
+
+@contextmanager
+def without_tables() -> Iterator[None]:
+    """Print no tables of results in the context, whose caller shows the results itself.
+
+    Example:
+        >>> with without_tables():
+        ...     tables_printed.get()
+        False
+    """
+    token = tables_printed.set(False)
+    try:
+        yield
+    finally:
+        tables_printed.reset(token)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from slmrec.locks import run_locked
 from slmrec.pipeline.prepare import as_file, overrides_of
 from slmrec.pipeline.run import run_steps
 from slmrec.processes import on_main, refuse_several
+from slmrec.progress import without_tables
 from slmrec.report import INSTALL, missing_libraries
 from slmrec.run_folder import Run, TemporaryFolder
 from slmrec.storage.cache import localized, named, uris_named
@@ -47,7 +48,8 @@ def fit(
 ) -> Run:
     """Train, evaluate and compare models on a log of events, as `slmrec run` does.
 
-    Finished steps of the same output folder that are unchanged are skipped, and interrupted ones are resumed.
+    Finished steps of the same output folder that are unchanged are skipped, and interrupted ones are resumed. Nothing
+    is printed; messages go to the logger `slmrec`.
 
     Args:
         events: Path or URI of a log, or a table of pandas, polars, Arrow, or any object that exports Arrow data; tables
@@ -71,8 +73,7 @@ def fit(
         >>> import pyarrow as pa
         >>> rows = [(user, (user * 7 + place * place) % 12, place) for user in range(20) for place in range(4)]
         >>> table = pa.table(list(zip(*rows)), ["customer", "item_id", "timestamp"])
-        >>> fitted = fit(table, user_col="customer")  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
-        full_history_excluded: ...
+        >>> fitted = fit(table, user_col="customer")
         >>> list(fitted.models), len(fitted.models["popularity"].recommend([[7, 8]], k=3).table)
         (['popularity', 'cooccurrence'], 3)
     """
@@ -85,7 +86,7 @@ def fit(
     if "input" in settings:
         raise ConfigError("input is the first argument of slmrec.fit, events; leave input out")
     temporary = TemporaryFolder() if output is None else None
-    with calling(callbacks), opened_run(temporary.path if temporary else str(output)) as folder:
+    with without_tables(), calling(callbacks), opened_run(temporary.path if temporary else str(output)) as folder:
         try:
             with disk_errors_reported(folder), run_locked(folder):
                 inputs = _inputs(folder, input=events, items=items)

@@ -24,11 +24,13 @@ from slmrec.models.model import Model
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.new_events import evaluate_events
 from slmrec.pipeline.stage import finished
+from slmrec.pipeline.verdict import BEST, VERDICT, read_verdict
+from slmrec.progress import without_tables
 from slmrec.report import INSTALL, missing_libraries
 from slmrec.storage.cache import local
 
 _INPUTS = ("input", "items")
-_METRICS = ("ndcg@10", "hit@10", "mrr", "users_per_second", "num_parameters")
+_METRICS: tuple[str, ...] = ("ndcg@10", "hit@10", "mrr", "users_per_second", "num_parameters")
 
 
 class TemporaryFolder:
@@ -111,8 +113,12 @@ class Run:
 
     @cached_property
     def best(self) -> Recommender:
-        """Model that the verdict names, from `best`."""
-        return Recommender.from_pretrained(_existing(self.folder / "best"))
+        """Model to ship, which the verdict names, from `best`.
+
+        Raises:
+            CheckpointError: The run has no verdict.
+        """
+        return Recommender.from_pretrained(_existing(self.folder / BEST))
 
     @cached_property
     def models(self) -> Models:
@@ -128,7 +134,7 @@ class Run:
     @property
     def verdict(self) -> dict[str, Any]:
         """Content of `verdict.json`: the model to ship, and why."""
-        return _read(_existing(self.folder / "verdict.json"))
+        return _read(_existing(self.folder / VERDICT))
 
     def evaluate(self, events: Any) -> dict[str, Any]:
         """Rank the last event of each user of a later log by all models.
@@ -157,7 +163,8 @@ class Run:
             raise ConfigError(f"report needs {', '.join(missing)}; install with: {INSTALL}")
         from slmrec.report.page import report
 
-        return report(self.folder)
+        with without_tables():
+            return report(self.folder)
 
     def save(self, folder: str | Path) -> None:
         """Copy the run into a new folder, which it is in from then on; a temporary folder is removed.
@@ -193,22 +200,19 @@ class Run:
         content = self.metrics
         models = content["protocols"][content["primary"]]["models"]
         rows = [[name, *(values.get(metric) for metric in _METRICS)] for name, values in models.items()]
-        verdict = _sentence(self.verdict) if (self.folder / "verdict.json").is_file() else ""
-        table = html_table(["model", *_METRICS], rows, verdict)
-        return f"<p><b>{escape(str(self.folder))}</b>, {escape(content['primary'])}</p>{table}"
-
-
-def _sentence(verdict: dict[str, Any]) -> str:
-    low, high = verdict["interval"]
-    return (
-        f"ship {verdict['ship']}: {verdict['difference']:+.4f} {verdict['metric']} against {verdict['against']} on "
-        f"validation, 95 % interval {low:+.4f} to {high:+.4f}"
-    )
+        table = html_table(["model", *_METRICS], rows)
+        verdict = read_verdict(self.folder)
+        lines = [] if verdict is None else verdict.lines(str(self.folder / BEST))
+        shown = "".join(f"<p>{escape(line)}</p>" for line in lines)
+        return f"<p><b>{escape(str(self.folder))}</b>, {escape(content['primary'])}</p>{table}{shown}"
 
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise CheckpointError(f"{path}: missing; run `slmrec run` with the same --config and --output, which writes it")
+        raise CheckpointError(
+            f"{path}: missing; a run that ranks validation items and a baseline has a verdict: run `slmrec run` again "
+            "with the same --output"
+        )
     return path
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slmrec.evaluation.rank import TOP_K
+from slmrec.progress import tables_printed
 
 SHOWN = ("hit@1", "hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr")
 SHOWN_OF_LISTS = ("coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@10")
@@ -16,6 +17,8 @@ MIN_WIDTH = 118
 
 def show(folder: Path) -> None:
     """Print the results in the folder of an evaluation, one table a protocol."""
+    if not tables_printed.get():
+        return
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if "protocols" not in content:  # the test split was not evaluated
         content = json.loads((folder / "metrics_valid.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from slmrec.files import read_json, sha256, write_json, write_text
 from slmrec.folders import folder_in_place, is_empty_folder
 from slmrec.locks import WAIT_S, target_locked
 from slmrec.pipeline.verdict import VERDICT, Verdict, read_verdict
+from slmrec.progress import tables_printed
 from slmrec.report.ablations import ablations
 from slmrec.report.depth import depth
 from slmrec.report.efficiency import COSTS, METRICS, efficiency
@@ -184,7 +185,7 @@ def show(sections: list[Section]) -> None:
     """Print the efficiency table, and log the missing parts of the report."""
     console = Console(width=max(Console().width, 118), markup=False, highlight=False)
     for grid in _files(sections):
-        if isinstance(grid, Grid) and grid.name == "efficiency":
+        if tables_printed.get() and isinstance(grid, Grid) and grid.name == "efficiency":
             console.print(_table("efficiency: cost", grid, range(len(COSTS))))
             for first in range(len(COSTS), len(grid.columns), len(METRICS)):
                 protocol = grid.columns[first].group
