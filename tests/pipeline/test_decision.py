@@ -113,6 +113,15 @@ def test_reasons_are_sentences_with_figures() -> None:
     assert behind.startswith("It is behind sasrec by 0.0100 (-100.0%, 95% interval -")
 
 
+def test_relative_differences_to_next_to_nothing_are_not_shown() -> None:
+    for mean, shown in ((0.001, ""), (0.05, "+900.0%, ")):
+        models = {"popularity": model(mean), "student": model(0.5)}
+        decision = decide(models, BASELINES)
+        assert decision is not None
+        ahead = reasons(models, decision, BASELINES, "full")[1]
+        assert ahead.startswith(f"It is ahead of popularity by {0.5 - mean:.4f} ({shown}95% interval")
+
+
 def doubts_of(test: Difference | None = None, **models: Candidate) -> list[str]:
     decision = decide(models, BASELINES)
     assert isinstance(decision, Decision)
@@ -148,7 +157,7 @@ def test_few_users_and_wide_intervals_are_doubtful() -> None:
         return doubts_of(popularity=Candidate(np.full(number, 0.1), 1.0), student=Candidate(values, 1.0))
 
     assert few(100, 0.0) == [] and few(400, 0.2) == []
-    assert few(98, 0.0)[0].startswith("98 users decide, and the interval is wide: ±0.0000 around a NDCG@10 of 0.3000")
+    assert few(98, 0.0)[0].startswith("98 users decide, and the interval is wide: ±0.0000 around an NDCG@10 of 0.3000")
     (doubt,) = few(400, 0.4)
     assert doubt.startswith("400 users decide, and the interval is wide: ±0.0")
 

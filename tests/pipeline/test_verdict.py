@@ -102,6 +102,7 @@ def test_a_copy_of_the_model_stays_until_another_one_is_shipped(output: Path, co
     ship, settings = read_json(output / "verdict.json")["ship"], load_config(config, [])
     marked = output / "best" / "mark"
     marked.touch()
+    (output / "evaluate" / "stage.json").touch()  # a new evaluation
     write_verdict(settings, output)
     assert marked.exists() and not (output / "best").is_symlink()
     path = output / "evaluate" / "validation_ranks.parquet"
@@ -141,7 +142,8 @@ def test_without_a_baseline_there_is_no_verdict(
 def test_without_ranks_of_validation_items_the_command_that_makes_them_is_named(
     output: Path, common: list[str], messages: pytest.LogCaptureFixture
 ) -> None:
-    (output / "evaluate" / "validation_ranks.parquet").unlink()
+    for file in ("evaluate/validation_ranks.parquet", "verdict.json"):
+        (output / file).unlink()
     assert main(["run", *common]) == 0
     assert "has no ranks of validation items; make them with: slmrec evaluate --config" in messages.text
     assert not (output / "verdict.json").exists()
@@ -159,6 +161,26 @@ def test_a_model_of_another_run_is_named_by_its_whole_path(finished: Path, confi
     verdict = write_verdict(load_config(config, [f"distill.teacher={outside}"]), output)
     assert verdict is not None and verdict.folder == str(outside)
     assert (output / "best").readlink() == outside
+
+
+def test_a_verdict_stays_as_long_as_the_evaluation_does(
+    output: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_config(config, [])
+    (output / "verdict.json").write_text("{", encoding="utf-8")  # damaged: it is made again
+    made = write_verdict(settings, output)
+    assert made is not None and made == read_verdict(output)
+    for name in ("decide", "link_in_place"):
+        monkeypatch.setattr(f"slmrec.pipeline.verdict.{name}", lambda *_: pytest.fail("decided again"))
+    assert write_verdict(settings, output) == made
+    for touched in ("evaluate/stage.json", "choice.json"):
+        (output / touched).touch()
+        with pytest.raises(pytest.fail.Exception, match="decided again"):
+            write_verdict(settings, output)
+        (output / "verdict.json").touch()
+    shutil.rmtree(output / "best")
+    with pytest.raises(pytest.fail.Exception, match="decided again"):
+        write_verdict(settings, output)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"ship": "student"}', json.dumps(dict.fromkeys(KEYS, 1))])

@@ -19,6 +19,8 @@ KEPT, FASTER = 0.95, 2.0
 """Share of the teacher's NDCG@10 that the student must keep, and its speed, to be shipped instead."""
 FEW_USERS, WIDE = 100, 0.1
 """Number of users below which an interval says little, and half a wide interval as a share of the metric."""
+MAX_SHOWN = 10.0
+"""Relative difference from which it is not shown: the baseline is next to zero."""
 COOCCURRENCE, TEACHER, STUDENT = "cooccurrence", "teacher", "student"
 
 Floats = NDArray[np.float64]
@@ -157,7 +159,8 @@ def reasons(models: Candidates, decision: Decision, baselines: Sequence[str], pr
     ]
     others = [name for name in baselines if name in models and name != ship]
     among = f", the best of {_listed(others)}," if len(others) > 1 else ""
-    relative = f"{decision.difference.value / models[against].mean:+.1%}, " if models[against].mean else ""
+    share = decision.difference.value / models[against].mean if models[against].mean else np.inf
+    relative = f"{share:+.1%}, " if share < MAX_SHOWN else ""
     side = "ahead of" if decision.difference.value >= 0 else "behind"
     lines.append(
         f"It is {side} {against}{among} by {abs(decision.difference.value):.4f} ({relative}"
@@ -180,7 +183,10 @@ def doubts(models: Candidates, decision: Decision, test: Difference | None) -> I
     if test is not None and test.high < 0:
         yield f"On test, {ship} is worse than {decision.against} ({test}); validation alone decides."
     if ship != COOCCURRENCE and COOCCURRENCE in models:
-        difference = Difference.of(models[ship].values, models[COOCCURRENCE].values)
+        is_known = decision.against == COOCCURRENCE
+        difference = (
+            decision.difference if is_known else Difference.of(models[ship].values, models[COOCCURRENCE].values)
+        )
         if difference.low <= 0:
             yield f"{ship} is {_no_better(difference)} {COOCCURRENCE} ({difference})."
     trained = [name for name in models if name not in BASELINES]
@@ -196,7 +202,7 @@ def doubts(models: Candidates, decision: Decision, test: Difference | None) -> I
     half = (decision.difference.high - decision.difference.low) / 2
     if num_users < FEW_USERS or (mean and half >= WIDE * mean):
         yield (
-            f"{num_users:,} users decide, and the interval is wide: ±{half:.4f} around a {METRIC_NAME} of {mean:.4f}; "
+            f"{num_users:,} users decide, and the interval is wide: ±{half:.4f} around an {METRIC_NAME} of {mean:.4f}; "
             "another sample of users could give another order of the models."
         )
 

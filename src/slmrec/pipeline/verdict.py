@@ -63,6 +63,8 @@ class Verdict(NamedTuple):
 def write_verdict(config: Config, output: Path) -> Verdict | None:
     """Decide which model to ship, write `verdict.json`, and let `best` lead to the model's folder.
 
+    A verdict that is newer than the evaluation stays, and so does the model to which `best` leads then.
+
     Args:
         config: Settings of the run.
         output: Folder of a run that was evaluated.
@@ -75,6 +77,8 @@ def write_verdict(config: Config, output: Path) -> Verdict | None:
     """
     with run_locked(output):
         refuse_foreign_best(output)
+        if _is_current(output):
+            return read_verdict(output)
         path = output / "evaluate" / VALIDATION_RANKS
         made = _decided(config, output) if path.is_file() else _no_validation(output)
         if isinstance(made, str):
@@ -83,14 +87,18 @@ def write_verdict(config: Config, output: Path) -> Verdict | None:
             _LOG.warning("verdict: none, since %s%s", made, stays)
             return None
         link_in_place(output / BEST, model_folders(config, output)[made.ship])
-        if not _is_written(made, output):
-            write_json(output / VERDICT, made._asdict())
+        write_json(output / VERDICT, made._asdict())
         return made
 
 
-def _is_written(made: Verdict, output: Path) -> bool:
+def _is_current(output: Path) -> bool:
+    """Return whether there are a verdict that is newer than all that it depends on, and a model to ship."""
+    verdict, sources = output / VERDICT, [*(output / "evaluate").iterdir(), output / "choice.json"]
+    if not verdict.is_file() or not (output / BEST).exists():
+        return False
+    newest = max(path.stat().st_mtime_ns for path in sources if path.exists())
     try:
-        return read_verdict(output) == made
+        return verdict.stat().st_mtime_ns > newest and read_verdict(output) is not None
     except CheckpointError:
         return False
 
