@@ -63,7 +63,8 @@ def test_a_failed_command_uploads_nothing_and_releases_the_lock(store: Any) -> N
 def test_stores_without_exclusive_writes_are_used_with_a_warning(
     store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("slmrec.storage.remote._WHOLE_OBJECTS", set())
+    for name in ("_WHOLE_OBJECTS", "_EXCLUSIVE"):
+        monkeypatch.setattr(f"slmrec.storage.remote.{name}", set())
     with opened_run("memory://b/out") as folder:
         (folder / "report.html").write_text("page")
         with pytest.raises(StorageError, match="is being written by"):

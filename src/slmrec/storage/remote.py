@@ -22,6 +22,8 @@ _EXTRAS = {**dict.fromkeys(_S3, "s3"), "gs": "gcs", "gcs": "gcs"}
 """Extras of slmrec by scheme. URIs of these stores begin with a bucket and hold no user."""
 _WHOLE_OBJECTS = {*_EXTRAS, "abfs", "abfss", "az", "memory"}
 """Schemes of stores in which an object appears when its upload is complete."""
+_EXCLUSIVE = {*_EXTRAS, "memory"}
+"""Schemes of stores that can create an object only if it is absent."""
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "modified", "created")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -174,7 +176,7 @@ class Remote:
 
         Stores that have no such operation are first asked for the file.
         """
-        if self.scheme not in _WHOLE_OBJECTS:
+        if self.scheme not in _EXCLUSIVE:
             _LOG.warning(
                 "%s: its store has no exclusive writes; make sure that no other command writes there", self.uri
             )
