@@ -50,7 +50,11 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def remote_files(store: Any) -> dict[str, str]:
     paths = store.find("/b/out")
-    return {path.removeprefix("/b/out/"): store.cat(path).decode() for path in paths if "/.writer" not in path}
+    return {
+        path.removeprefix("/b/out/"): store.cat(path).decode()
+        for path in paths
+        if "/out/." not in path or "partial" in path
+    }
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> list[str]:
@@ -197,13 +201,29 @@ def test_the_state_of_a_training_is_uploaded_alone_and_removed_with_it(
     assert not [name for name in remote_files(store) if ".partial" in name]
 
 
-def test_a_linked_folder_becomes_a_copy(machine: Any, store: Any) -> None:
+@pytest.mark.parametrize("target", ["../../outside", "/etc", ".", "none", "prepare"])
+def test_links_of_a_store_stay_in_the_run(target: str, machine: Any, store: Any, tmp_path: Path) -> None:
+    mirror, ours = machine("a")
+    write_step(ours, "best", "first")
+    write_step(ours, "prepare", "another")
+    mirror.push()
+    write_step(tmp_path, "outside", "first")
+    store.pipe("/b/out/.links.json", json.dumps({"best": target, "../x": "a"}).encode())
+    _, theirs = machine("b")
+    assert not (theirs / "best").is_symlink() and files_of(theirs) == files_of(ours)
+
+
+def test_a_linked_folder_is_uploaded_as_a_copy_and_linked_again(machine: Any, store: Any) -> None:
     mirror, ours = machine("a")
     write_step(ours, "distill", "first")
     (ours / "best").symlink_to("distill")
     mirror.push()
     mirror, theirs = machine("b")
-    assert files_of(theirs)["best/weights"] == "first"
+    assert (theirs / "best").readlink() == Path("distill") and store.cat("/b/out/best/weights") == b"first"
+    mirror.push()
+    mirror, _ = machine("b")
+    assert (theirs / "best").is_symlink() and set(files_of(theirs)) == {"distill/weights", "distill/stage.json"}
+    (theirs / "best").unlink()
     write_step(theirs, "best", "theirs")
     mirror.push()
     mirror, ours = machine("a")
@@ -218,3 +238,4 @@ def test_a_linked_folder_becomes_a_copy(machine: Any, store: Any) -> None:
     mirror.push()
     kept = {"distill/weights": "first", "distill/stage.json": "first"}
     assert files_of(ours) == remote_files(store) == kept
+    assert json.loads(store.cat("/b/out/.links.json")) == {}

@@ -1,5 +1,9 @@
 """A remote folder and its copy on this machine, of which either may have changed since they were last the same."""
 
+import filecmp
+import json
+import os
+import shutil
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +13,7 @@ from slmrec.files import read_json, write_json
 from slmrec.storage.outputs import files_below, upload_order
 from slmrec.storage.remote import Remote
 
-_WRITER = ".writer"
+_WRITER, _LINKS = ".writer", ".links.json"
 _STAGE = "stage.json"
 _OF_THIS_MACHINE = "teacher_outputs"
 """Name of folders with intermediate results, which are computed again on another machine."""
@@ -33,6 +37,8 @@ class Mirror:
         self._record = folder.with_name("files.json")
         self._known: dict[str, list[str]] = {}
         """Remote and local version of each file when they were last the same."""
+        self._links: dict[str, str] = {}
+        """Targets of the links to folders, by their places, as the remote folder has them."""
         self._writer = ""
         self._is_writer = False
         """True once this process has written its name into the remote folder."""
@@ -56,6 +62,9 @@ class Mirror:
                 self._merge(step, names, remote, local)
             else:
                 self._replace(step, names, remote, local)
+        self._links = self._read_links()
+        for place, target in self._links.items():
+            self._link(place, target)
         self._keep()
 
     def push(self, training: Path | None = None) -> None:
@@ -73,7 +82,8 @@ class Mirror:
         part = {name for name in {*local, *self._known} if training is None or self._is_state(name, training)}
         changed = {name for name in part & local.keys() if self._local_version(name) != local[name]}
         gone = part - local.keys()
-        if not changed and not gone:
+        links = self._find_links()
+        if not changed and not gone and links == self._links:
             return
         self._become_writer()
         records = {name for name in changed if _is_record(name)}
@@ -94,6 +104,9 @@ class Mirror:
         self._known = {
             name: [remote[name], local[name]] if name in part else self._known[name] for name in sorted(same)
         }
+        if links != self._links:
+            self._remote.write(_LINKS, json.dumps(links).encode())
+            self._links = links
         self._keep()
 
     def _become_writer(self) -> None:
@@ -132,6 +145,40 @@ class Mirror:
                 self._known.pop(name, None)
             elif self._known.get(name) != [remote[name], local.get(name)]:
                 self._download(name, remote[name])
+
+    def _find_links(self) -> dict[str, str]:
+        """Return the targets of all links to folders, such as `best` and those of an ablation."""
+        links = {}
+        for place, folders, _ in os.walk(self._folder):
+            folders[:] = [name for name in folders if name[0] != "."]
+            for path in (Path(place, name) for name in folders):
+                if path.is_symlink():
+                    links[path.relative_to(self._folder).as_posix()] = str(path.readlink())
+        return dict(sorted(links.items()))
+
+    def _read_links(self) -> dict[str, str]:
+        try:
+            links = json.loads(self._remote.read(_LINKS) or b"{}")
+        except ValueError:
+            return {}
+        return {str(place): str(target) for place, target in links.items()} if isinstance(links, dict) else {}
+
+    def _link(self, place: str, target: str) -> None:
+        """Put a link in place of the copy of another folder of the run, as another machine had it."""
+        path = self._folder / place
+        linked = path.parent / target
+        if path.is_symlink() or not path.is_dir() or Path(target).is_absolute() or not linked.is_dir():
+            return
+        names, root = list(files_below(path)), self._folder.resolve()
+        if not all(folder.resolve().is_relative_to(root) for folder in (path, linked)):
+            return
+        if sorted(files_below(linked)) != sorted(names) or filecmp.cmpfiles(path, linked, names, False)[0] != names:
+            return
+        shutil.rmtree(path)
+        path.symlink_to(target)
+        for name in (f"{place}/{name}" for name in names):
+            if name in self._known:
+                self._known[name][1] = _version(self._folder / name)
 
     def _link_to(self, name: str) -> Path | None:
         """Return the link, such as `best`, through which a path leads to files of another step."""
