@@ -88,6 +88,8 @@ def same_training(one: Path, other: Path) -> None:
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     for name in ours:
+        if name.endswith("key.bias"):  # adds the same to all scores of a query: its gradient is rounding error alone
+            continue
         assert abs(ours[name] - theirs[name]).max(initial=0) <= ATOL, (one, name)
     logs = [[json.loads(line) for line in (each / "training" / "log.jsonl").open()] for each in (one, other)]
     assert len(logs[0]) == len(logs[1])
@@ -104,12 +106,15 @@ def without_report(rank: int) -> None:
     run.write_report = lambda output, always=False: None  # type: ignore[assignment]
 
 
+@pytest.mark.parametrize("fsdp", [False, True], ids=["DDP", "FSDP"])
 @pytest.mark.parametrize("kind", ["full, offline", "LoRA, online"])
-def test_two_processes_take_the_steps_of_one(kind: str, tiny_recipe: str, items: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    kind: str, fsdp: bool, tiny_recipe: str, items: Path, tmp_path: Path
+) -> None:
     outputs, models = [tmp_path / "one", tmp_path / "two"], ["pretrain/sasrec", "finetune", "distill"]
     models += ["pretrain/text", "pretrain/decoder_1"] if kind == "full, offline" else ["distill/teacher"]
     for number, output in enumerate(outputs, 1):
-        content = recipe(tiny_recipe, 32 // number)
+        content = recipe(tiny_recipe, 32 // number, fsdp=fsdp)
         if kind != "full, offline":
             content = with_adapters(content, tmp_path / "llama")
         common = ["--config", str(write(content, tmp_path / f"{number}.yaml")), "--output", str(output)]

@@ -52,6 +52,9 @@ class TrainConfig(Section):
     """Number of epochs without a better validation NDCG@10 after which training stops."""
     bf16: bool | Literal["auto"] = "auto"
     """Use bfloat16 matrix products; `auto` uses them where the hardware supports them."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimiser state over the processes (FSDP2) instead of copying them to each (DDP), for
+    models whose training does not fit on one device; results are those of DDP."""
     loss: Literal["ce", "sampled_softmax"] = "ce"
     """Cross-entropy over the whole catalogue (`ce`), or over the target and sampled items (`sampled_softmax`), for
     catalogues of millions of items."""
@@ -76,6 +79,11 @@ class TrainConfig(Section):
             not auto or self.gradient_accumulation_steps == 1,
             f"per_device_train_batch_size is auto, and gradient_accumulation_steps is "
             f"{self.gradient_accumulation_steps}; auto divides a step itself, leave gradient_accumulation_steps out",
+        )
+        check(
+            not (auto and self.fsdp),
+            "per_device_train_batch_size is auto, and fsdp is true; with fsdp give the number of samples, since "
+            "processes that share their weights cannot try different sizes",
         )
         return self
 
@@ -123,6 +131,11 @@ class DecoderTraining(TrainConfig):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
     """Compile the norms and MLPs of the layers; needs a C++ compiler and some seconds at the start."""
+
+    @model_validator(mode="after")
+    def _is_not_compiled(self) -> "DecoderTraining":
+        check(not (self.fsdp and self.torch_compile), "fsdp and torch_compile are both true; leave one of them out")
+        return self
 
     @property
     def memory_savers(self) -> tuple[str, ...]:

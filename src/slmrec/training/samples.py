@@ -48,9 +48,10 @@ class Step(NamedTuple):
     """Part of one process in an optimiser step."""
 
     micro_batches: list[Ints]
-    """Sample numbers of each forward and backward pass, at least one."""
-    is_counted: bool = True
-    """False: the samples belong to another process, and must not change the gradient."""
+    """Sample numbers of each forward and backward pass; all processes have the same number of passes."""
+    num_counted: int
+    """Number of the first micro-batches that count; further ones only let this process take part, and must not change
+    the gradient."""
 
 
 class Steps:
@@ -91,7 +92,6 @@ class Steps:
         data = self.data
         for rows in shuffled(data.samples, self.samples_per_step, data.max_history_items, self.seed, epoch):
             own = rows[processes.rank() :: processes.num_processes()]
-            if len(own):
-                yield Step(np.array_split(own, math.ceil(len(own) / samples_at_once)))
-            else:  # the last step has fewer samples than there are processes, and all take part
-                yield Step([rows[:1]], is_counted=False)
+            num_passes = math.ceil(len(rows) / processes.num_processes() / samples_at_once)
+            parts = [part for part in np.array_split(own, num_passes) if len(part)]
+            yield Step([*parts, *[rows[:1]] * (num_passes - len(parts))], len(parts))

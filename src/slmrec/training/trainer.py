@@ -17,6 +17,7 @@ from slmrec.training.batch_size import largest_that_fits, memory_remedies
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.optimization import peak_learning_rate, schedule
 from slmrec.training.samples import Step, Steps, TrainingSamples
+from slmrec.training.sharding import ShardedCopy, whole
 from slmrec.training.trackers import Live, Trackers, format_losses
 from slmrec.training.training_state import TrainingProgress, TrainingState
 from slmrec.types import Batch, LossTerms
@@ -45,8 +46,9 @@ def fit(
     The state is saved in `folder` after every epoch. Another call with the same arguments resumes from there and ends
     with the same weights, bit for bit on a CPU, because all random numbers depend only on the seed and the step.
 
-    All processes of a run call this function with the same arguments and take their part of every step (DDP). Samples
-    and gradient of a step do not depend on the number of processes, and a training is resumed on any number of them.
+    All processes of a run call this function with the same arguments and take their part of every step, by DDP or, with
+    `settings.fsdp`, FSDP2. Samples and gradient of a step do not depend on the number of processes, and a training is
+    resumed on any number of them.
 
     Args:
         loss: Module that returns `LossTerms` for a batch and owns the trained parameters.
@@ -75,11 +77,31 @@ def fit(
         1
     """
     trackers.check()
-    parallel = processes.parallel(loss.to(processes.device()), getattr(loss, "may_skip_parameters", False))
-    state = TrainingState(loss, settings, folder)
-    catalogue_loss: CatalogueLoss | None = getattr(loss, "catalogue_loss", None)
+    sharded = None
+    if settings.fsdp and processes.num_processes() > 1:
+        sharded = ShardedCopy(loss)
+        parallel = trained = sharded.module
+        validate = _on_the_whole(validate, sharded)
+    else:
+        if settings.fsdp:
+            _LOG.info("%s: one process, so fsdp shards nothing", name)
+        trained = loss.to(processes.device())
+        parallel = processes.parallel(trained, getattr(loss, "may_skip_parameters", False))
+    state = TrainingState(trained, settings, folder)
+    catalogue_loss: CatalogueLoss | None = getattr(trained, "catalogue_loss", None)
     steps = Steps(data, settings, seed)
-    return _Trainer(parallel, catalogue_loss, state, steps, settings, name, validate, trackers).run()
+    progress = _Trainer(parallel, catalogue_loss, state, steps, settings, name, validate, trackers).run()
+    if sharded is not None:
+        sharded.gather()
+    return progress
+
+
+def _on_the_whole(validate: Validate, sharded: ShardedCopy) -> Validate:
+    def validate_gathered() -> dict[str, float]:
+        with sharded.gathered():
+            return validate()
+
+    return validate_gathered
 
 
 class _Trainer:
@@ -234,7 +256,7 @@ class _Trainer:
             summed = processes.total(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
             losses = dict(zip(losses, summed, strict=True))
         for parameters in state.clipping_groups:
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+            norm = whole(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
             if not torch.isfinite(norm):
                 raise self._non_finite(norm, learning_rate)
         state.optimizer.step()
@@ -245,7 +267,7 @@ class _Trainer:
 
     def _weights(self, step: Step, batches: list[Batch]) -> list[float]:
         """Return the share of each micro-batch in the supervised positions of the step, of all processes together."""
-        counts = [len(batch.targets) * step.is_counted for batch in batches]
+        counts = [len(batch.targets) * (number < step.num_counted) for number, batch in enumerate(batches)]
         total = int(processes.total(torch.tensor(sum(counts)))) if processes.num_processes() > 1 else sum(counts)
         return [count / total for count in counts]
 

@@ -10,12 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from slmrec.config import TrainConfig
 from slmrec.files import write_atomically
 from slmrec.processes import is_main
 from slmrec.storage.runs import upload_training
 from slmrec.training.optimization import WeightAverage, parameter_groups
+from slmrec.training.sharding import placed_like, whole
 
 _STATE_FILE, _BEST_FILE, _LOG_FILE = "state.safetensors", "best.safetensors", "log.jsonl"
 
@@ -141,15 +143,16 @@ class TrainingState:
 
     def _load_state(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
+        ordered = [value for group in self.optimizer.param_groups for value in group["params"]]
         for key, value in tensors.items():
             kind, rest = key.split(".", 1)
             if kind == "parameter":
-                self.parameters[rest].data.copy_(value)
+                self._load({rest: value})
             elif kind == "average" and self.average is not None:
-                self.average.values[rest].copy_(value)
+                self.average.values[rest].copy_(placed_like(value, self.average.values[rest]))
             elif kind == "optimizer":
                 index, entry = rest.split(".", 1)
-                state.setdefault(int(index), {})[entry] = value
+                state.setdefault(int(index), {})[entry] = placed_like(value, ordered[int(index)])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if self.average is not None:
@@ -157,11 +160,18 @@ class TrainingState:
 
     def _load(self, weights: dict[str, Tensor]) -> None:
         for key, value in weights.items():
-            self.parameters[key].data.copy_(value)
+            self.parameters[key].data.copy_(placed_like(value, self.parameters[key]))
 
 
 def _save(tensors: dict[str, Tensor] | dict[str, nn.Parameter], path: Path, metadata: dict[str, str]) -> None:
+    on_cpu = {key: own.contiguous() for key, value in tensors.items() if (own := _to_write(value)) is not None}
     if not is_main():
         return
     with write_atomically(path) as temporary:
-        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary, metadata)
+        save_file(on_cpu, temporary, metadata)
+
+
+def _to_write(value: Tensor) -> Tensor | None:
+    """Return a tensor on the CPU, on the main process alone; sharded ones are gathered by all."""
+    own = whole(value) if is_main() or isinstance(value, DTensor) else None
+    return own if is_main() else None
