@@ -27,7 +27,7 @@ def check_methods() -> None:
         if (value := os.environ.get(name, supported[0])).lower() not in supported:
             raise ConfigError(
                 f"accelerate launch set {name} to {value!r}, expected {' or '.join(supported)}; start it without this "
-                "option (batches and precision are settings of slmrec, and several processes work by DDP)"
+                "option (batches, precision and train.fsdp are settings of slmrec)"
             )
 
 

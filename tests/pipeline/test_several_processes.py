@@ -204,11 +204,11 @@ def die(rank: int) -> None:
     _Trainer._record = recorded  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_run_goes_on_after_the_death_of_a_process(number: int, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number, fsdp", [(1, False), (2, False), (1, True), (2, True)])
+def test_a_run_goes_on_after_the_death_of_a_process(number: int, fsdp: bool, base: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((base / "recipe.yaml").read_text())
     for section in (content["pretrain"]["sasrec"], content["finetune"], content["distill"]):
-        section["train"]["per_device_train_batch_size"] = 16
+        section["train"] |= {"per_device_train_batch_size": 16, "fsdp": fsdp}
     output = tmp_path / "run"
     shutil.copytree(base / "run" / "prepare", output / "prepare")
     common = ["--config", str(write(content, tmp_path / "recipe.yaml")), "--output", str(output)]
@@ -223,8 +223,57 @@ def test_a_run_goes_on_after_the_death_of_a_process(number: int, base: Path, tmp
     ended = finished(launch(pretrain, tmp_path, number=number))
     assert re.search(r"pretrain\.sasrec: resumed after epoch [23]\n", ended[0].output)
     assert ("steps keep the 32 samples that they had before" in ended[0].output) == (number == 1)
+    assert ("one process, so fsdp shards nothing" in ended[0].output) == (fsdp and number == 1)
     same_training(output / "pretrain" / "sasrec", base / "run" / "pretrain" / "sasrec")
     assert not list(output.rglob(".*"))
+
+
+def counting(rank: int) -> None:
+    """Write down how many parameters of a sharded training a process holds: between steps, and at most."""
+    from torch import nn
+    from torch.distributed.tensor import DTensor
+
+    from slmrec.training import trainer
+    from slmrec.training.sharding import ShardedCopy
+
+    def held(module: nn.Module) -> int:
+        return sum((one.to_local() if isinstance(one, DTensor) else one).numel() for one in module.parameters())
+
+    class Counting(ShardedCopy):
+        def __init__(self, loss: nn.Module) -> None:
+            super().__init__(loss)
+            self.most = 0
+            for part in self.module.modules():
+                part.register_forward_hook(lambda *_: self.count())
+
+        def count(self) -> None:
+            self.most = max(self.most, held(self.module))
+
+        def gather(self) -> None:
+            super().gather()
+            total = sum(one.numel() for one in self.module.parameters())
+            counts = {"total": total, "between": self.num_local_parameters(), "most": self.most}
+            Path(os.environ["COUNTS"]).with_suffix(f".{rank}").write_text(json.dumps(counts))
+
+    trainer.ShardedCopy = Counting  # type: ignore[misc]
+
+
+def test_a_process_holds_its_shard_and_one_layer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = yaml.safe_load((base / "recipe.yaml").read_text())
+    sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
+    decoder = {"backbone": "random", "backbone_config": {"model_type": "llama", "vocab_size": 8, **sizes}}
+    train = training(16, fsdp=True, max_steps=2)
+    content["pretrain"] = {"decoder_1": {"kind": "decoder", "num_layers": 8, "item_dim": 8, **decoder, "train": train}}
+    content |= {"finetune": {}, "distill": {"teacher": None}}
+    output = tmp_path / "run"
+    shutil.copytree(base / "run" / "prepare", output / "prepare")
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    common = ["--config", str(write(content, tmp_path / "recipe.yaml")), "--output", str(output)]
+    finished(launch(["pretrain", "--model", "decoder_1", *common], tmp_path, counting))
+    counts = [read_json(tmp_path / f"counts.{rank}") for rank in range(2)]
+    for one in counts:
+        assert one["between"] == pytest.approx(one["total"] / 2, rel=0.01)
+        assert one["between"] < one["most"] <= 0.6 * one["total"]
 
 
 def no_samples(rank: int) -> None:

@@ -53,8 +53,8 @@ class TrainConfig(Section):
     bf16: bool | Literal["auto"] = "auto"
     """Use bfloat16 matrix products; `auto` uses them where the hardware supports them."""
     fsdp: bool = False
-    """Shard weights, gradients and optimiser state over the processes (FSDP2) instead of copying them to each (DDP), for
-    models whose training does not fit on one device; results are those of DDP."""
+    """Shard weights, gradients and optimiser state over the processes (FSDP2) instead of copying them (DDP), for models
+    whose training does not fit on one device; results are those of DDP."""
     loss: Literal["ce", "sampled_softmax"] = "ce"
     """Cross-entropy over the whole catalogue (`ce`), or over the target and sampled items (`sampled_softmax`), for
     catalogues of millions of items."""

@@ -304,7 +304,7 @@ class DecoderRecommender(Model):
     def apply_training_options(self, settings: DecoderTraining) -> None:
         """Turn on gradient checkpointing and compilation of the layers."""
         if settings.gradient_checkpointing:
-            self.decoder.gradient_checkpointing_enable()
+            self.decoder.activation_checkpointing_enable()
         if settings.torch_compile:
             compile_layers(self.decoder)
 
