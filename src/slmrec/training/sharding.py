@@ -1,8 +1,8 @@
 """Training with weights, gradients and optimiser state sharded over the processes (FSDP2)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from slmrec import processes
 from slmrec.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class ShardedCopy:
@@ -55,17 +57,20 @@ class ShardedCopy:
         for sharded, value in self._pairs:
             value.data.copy_(whole(sharded))
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Hold the whole loss, with the trained weights, on the device of this process."""
-        self.gather()
-        for child in self._whole:
-            child.to(self._device)
-        try:
-            yield
-        finally:
+    def on_whole(self, function: Callable[[], T]) -> Callable[[], T]:
+        """Return a function that finds the whole loss, with the trained weights, on the device of this process."""
+
+        def call() -> T:
+            self.gather()
             for child in self._whole:
-                child.to("cpu")
+                child.to(self._device)
+            try:
+                return function()
+            finally:
+                for child in self._whole:
+                    child.to("cpu")
+
+        return call
 
 
 def whole(value: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def fit(
     if settings.fsdp and processes.num_processes() > 1:
         sharded = ShardedCopy(loss)
         parallel = trained = sharded.module
-        validate = _on_the_whole(validate, sharded)
+        validate = sharded.on_whole(validate)
     else:
         if settings.fsdp:
             _LOG.info("%s: one process, so fsdp shards nothing", name)
@@ -94,14 +94,6 @@ def fit(
     if sharded is not None:
         sharded.gather()
     return progress
-
-
-def _on_the_whole(validate: Validate, sharded: ShardedCopy) -> Validate:
-    def validate_gathered() -> dict[str, float]:
-        with sharded.gathered():
-            return validate()
-
-    return validate_gathered
 
 
 class _Trainer:
