@@ -139,6 +139,15 @@ def test_without_a_baseline_there_is_no_verdict(
     assert Recommender.from_pretrained(output / "best").recommend([["i01"]], k=2).table.num_rows == 2
 
 
+def test_a_run_that_does_not_read_the_test_split_has_a_verdict(output: Path, common: list[str]) -> None:
+    before = read_json(output / "verdict.json")
+    assert main(["evaluate", *common, "evaluate.splits=[valid]"]) == 0
+    content = read_json(output / "verdict.json")
+    assert content["test"] is None and not [reason for reason in content["reasons"] if "test" in reason]
+    if content["ship"] == before["ship"]:  # speeds are measured anew
+        assert content["difference"] == pytest.approx(before["difference"])
+
+
 def test_without_ranks_of_validation_items_the_command_that_makes_them_is_named(
     output: Path, common: list[str], messages: pytest.LogCaptureFixture
 ) -> None:
