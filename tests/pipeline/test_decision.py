@@ -46,6 +46,21 @@ def test_of_several_cheaper_models_that_are_no_worse_the_best_is_shipped() -> No
     assert shipped(**cheap, student=model(0.30)) == "cooccurrence"
 
 
+@pytest.mark.parametrize(("spread", "num_intervals"), [(0.24, 1), (0.26, 2)])  # 8 standard errors of 400 users
+def test_intervals_of_models_that_are_far_behind_are_not_computed(
+    monkeypatch: pytest.MonkeyPatch, spread: float, num_intervals: int
+) -> None:
+    asked = []
+
+    def interval(differences: np.ndarray) -> tuple[float, float]:
+        asked.append(differences)
+        return 0.05, 0.15
+
+    monkeypatch.setattr("slmrec.pipeline.decision.bootstrap_interval", interval)
+    assert shipped(popularity=model(0.1, 0.1, spread), student=model(0.2)) == "student"
+    assert len(asked) == num_intervals  # that of the difference to the baseline is always computed
+
+
 @pytest.mark.parametrize(
     ("student", "expected"),
     [
