@@ -123,6 +123,8 @@ def test_a_temporary_run_lives_as_long_as_it_is_used(tmp_path: Path) -> None:
         run.save(folder / "copy")
     run.save(target)
     assert not folder.exists() and run.folder == target and len(run.models["cooccurrence"].title("<i1>") or "") == 0
+    (tmp_path / "like").mkdir()
+    assert target.stat().st_mode == (tmp_path / "like").stat().st_mode
     opened = Run.load(target)
     assert opened.metrics == run.metrics and opened.verdict == run.verdict
     assert (target / "best").is_symlink() and len(opened.best.recommend([["<i1>"]], k=3).table) == 3

@@ -178,14 +178,11 @@ class Run:
         target = Path(folder)
         if target.absolute().is_relative_to(self.folder.absolute()):
             raise CheckpointError(f"{target} is in {self.folder}, the folder of the run; choose another one")
+        without = shutil.ignore_patterns(".lock", ".*.lock")
         with run_locked(self.folder), folder_in_place(target) as partial:
-            shutil.copytree(
-                self.folder,
-                partial,
-                symlinks=True,
-                dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns(".*.lock", ".lock"),
-            )
+            mode = partial.stat().st_mode
+            shutil.copytree(self.folder, partial, symlinks=True, dirs_exist_ok=True, ignore=without)
+            partial.chmod(mode)  # a temporary folder is open to its user alone
             _rename_inputs(partial, self.folder, target)
         if self._temporary is not None:
             self._temporary.remove()

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from runs import read_json, refused
 
+from slmrec.auto.request import Request
 from slmrec.commands.main import main
+from slmrec.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,11 @@ def test_refusals(
 ) -> None:
     error = refused(["run", "--input", str(log), "--output", str(tmp_path / "run"), *options], capsys)
     assert expected in error and not (tmp_path / "run" / "prepare").exists()
+
+
+def test_passwords_are_not_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    assert isinstance(tiny_dataset.items, Path)
+    (tmp_path / "prepare").symlink_to(tiny_dataset.items.parent)
+    request = Request(("prepare.engine=postgres://ann:s3cret@host/shop", "prepare.input='s3://key:s3cret@shop/log'"))
+    kept = str(request.of(tmp_path))
+    assert "ann:***@host/shop" in kept and "s3cret" not in kept

@@ -10,6 +10,7 @@ from slmrec.auto.choose import Choice, check_overrides, choose
 from slmrec.auto.rules import Chosen
 from slmrec.config import BASELINES
 from slmrec.config.load import load_config
+from slmrec.config.secrets import redacted
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import write_atomically, write_json
@@ -37,9 +38,9 @@ class Request(NamedTuple):
     """Memory that the run may use, in bytes; None: all that is free."""
 
     def of(self, output: Path) -> dict[str, Any]:
-        """Return everything that the choice for a run in a folder depends on."""
+        """Return everything that the choice for a run in a folder depends on, without passwords."""
         data = Dataset.load(output / "prepare").fingerprint
-        facts = {"overrides": named(list(self.overrides)), "data": data, "version": __version__}
+        facts = {"overrides": named(list(map(redacted, self.overrides))), "data": data, "version": __version__}
         return self._asdict() | facts
 
 
