@@ -50,6 +50,7 @@ def as_csv(events: pd.DataFrame, folder: Path) -> Path:
 
 FORMS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
     "polars": lambda events, _: pl.from_pandas(events),
+    "lazy polars": lambda events, _: pl.from_pandas(events).lazy(),
     "categories": lambda events, _: events.astype({"item_id": "category"}),
     "Arrow": lambda events, _: pa.Table.from_pandas(events),
     "csv": as_csv,
@@ -190,6 +191,7 @@ def test_evaluation_without_times(tmp_path: Path) -> None:
         ({"input": "log.csv"}, "input is the first argument"),
         ({"user_col": "nope"}, r"the table given as events\.parquet: no column 'nope'"),
         ({"events": [["a"]]}, "list: not a table"),
+        ({"events": None}, "events is None; expected a path"),
         ({"events": EVENTS, "items": 3}, "int: not a table"),
         ({"events": "nowhere.csv"}, r"nowhere\.csv"),
         ({"time_budget": "3x"}, "time_budget is '3x'; expected a duration"),
@@ -214,6 +216,8 @@ def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "raw"]
     with pytest.raises(CheckpointError, match="no finished evaluate"):
         Run.load(tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere: no such folder; give the --output of a"):
+        Run.load(tmp_path / "nowhere")
 
 
 def test_settings_are_those_of_prepare() -> None:

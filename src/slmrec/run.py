@@ -83,6 +83,8 @@ def fit(
     if config is not None and limits != (None, None):
         name = "memory" if time_budget is None else "time_budget"
         raise ConfigError(f"{name} chooses settings, and config gives them; leave one of the two out")
+    if events is None:
+        raise ConfigError("events is None; expected a path or URI of a log, or a table of pandas, polars or Arrow")
     if "input" in settings:
         raise ConfigError("input is the first argument of slmrec.fit, events; leave input out")
     temporary = TemporaryFolder() if output is None else None

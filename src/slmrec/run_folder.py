@@ -89,6 +89,8 @@ class Run:
     """
 
     def __init__(self, folder: Path, temporary: TemporaryFolder | None = None) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder; give the --output of a `slmrec run`")
         finished(folder / "evaluate", "evaluate")
         self.folder, self._temporary = folder, temporary
 

@@ -68,12 +68,14 @@ def read_table(path: Path, num_rows: int, max_bytes: int) -> pa.Table:
 def write_any_table(table: Any, path: Path) -> None:
     """Write a table of pandas, polars or Arrow, or of any other object that exports Arrow data.
 
-    Categories become their values, and a named index of pandas becomes a column.
+    Categories become their values, a named index of pandas becomes a column, and a lazy table of polars is collected.
 
     Raises:
         ValueError: the object is no table, or a column has values of several types.
     """
     try:
+        if type(table).__name__ == "LazyFrame":
+            table = table.collect()
         if type(table).__module__.startswith("pandas"):
             table = table.reset_index() if any(table.index.names) else table.reset_index(drop=True)
         pq.write_table(_without_categories(pa.table(table)), path)

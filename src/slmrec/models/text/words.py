@@ -8,6 +8,7 @@ differ by rare words alone. Nothing is downloaded.
 
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -117,7 +118,9 @@ class _Entries(NamedTuple):
         order = np.lexsort((self.columns, self.rows))
         starts = np.searchsorted(self.rows[order], np.arange(self.shape[0] + 1))
         columns, values = torch.from_numpy(self.columns[order]), torch.from_numpy(self.values[order])
-        return torch.sparse_csr_tensor(torch.from_numpy(starts), columns, values, self.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse matrices a beta
+            return torch.sparse_csr_tensor(torch.from_numpy(starts), columns, values, self.shape)
 
     def transposed(self) -> "_Entries":
         return _Entries(self.columns, self.rows, self.values, self.shape[::-1])
