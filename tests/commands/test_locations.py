@@ -149,7 +149,6 @@ def test_a_server_follows_a_remote_model(store: Any, model: Path, tmp_path: Path
             "slmrec items: memory://b/m is not changed in",
         ),
         (["data", "describe", "memory://b/out"], "slmrec data: memory://b/out is not changed in place; give --output"),
-        (["recommend", "--model", "memory://b/m", "--engine", "spark"], "--engine spark reads and writes paths that"),
         (["run", "--config", "memory://b/no.yaml", "--output", "x"], "memory://b/no.yaml: no such file"),
         (["serve", "--model", "memory://b/no"], "memory://b/no: no such file"),
         (["recommend", "--model", "sftp://ann:hidden@h/m", "--history", "a"], "sftp://ann@h/m: "),

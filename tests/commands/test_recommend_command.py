@@ -1,7 +1,9 @@
 """`slmrec recommend`: files of any size, resumed, and the same answers as in Python."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,48 @@ def test_spark_answers_alike(
     assert found.schema.equals(expected.table.schema)
     rows = sorted((tuple(row.values()) for row in found.to_pylist()), key=lambda row: (users.index(row[0]), row[3]))
     assert same(rows, rows_of(expected))
+
+
+@pytest.mark.heavy
+def test_spark_sends_the_model_to_worker_processes(
+    folder: Path,
+    recommender: Recommender,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed: pip install 'slmrec[spark]'")
+    if shutil.which("java") is None:
+        pytest.skip("Spark takes java, which is not on the PATH")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    sequences = sequences_of_many(23)
+    (tmp_path / "in").mkdir()
+    for part in range(4):
+        pq.write_table(
+            pa.table({"user_id": [f"u{user}" for user in range(part, 23, 4)], "history": sequences[part::4]}),
+            tmp_path / "in" / f"{part}.parquet",
+        )
+    sent = Path(shutil.copytree(folder, tmp_path / "sent"))
+    source, output = ((tmp_path / name).as_uri() for name in ("in", "out"))
+    arguments = ["recommend", "--model", str(sent), "--k", "3", "--engine", "spark"]
+    session = sql.SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", "false")
+    session = session.config("spark.sql.files.maxPartitionBytes", "1k").getOrCreate()
+    try:
+        assert main([*arguments, "--input", source, "--output", output]) == 0
+        assert main([*arguments, "--input", source, "--output", output]) == 2
+        assert f"{output}: is there already" in capsys.readouterr().err
+        assert main([*arguments, "--input", f"{source}-none", "--output", f"{output}2"]) == 2
+        assert f"{source}-none: Spark cannot read it as Parquet" in capsys.readouterr().err
+        assert main([*arguments, "--input", source, "--output", "none://there"]) == 2
+        assert "none://there: Spark cannot write it" in capsys.readouterr().err
+    finally:
+        session.stop()
+    assert (tmp_path / "out" / "_SUCCESS").is_file()
+    users = [f"u{user}" for user in range(23)]
+    rows = [tuple(row.values()) for row in pq.read_table(tmp_path / "out").to_pylist()]
+    rows.sort(key=lambda row: (users.index(row[0]), row[3]))
+    assert same(rows, rows_of(recommender.recommend(sequences, 3, user_ids=users)))
 
 
 def test_spark_that_is_not_installed(

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_a_run_goes_on_after_the_death_of_a_process(number: int, fsdp: bool, bas
     assert not list(output.rglob(".*"))
 
 
-def counting(rank: int) -> None:
+def counting(rank: int, folder: Path) -> None:
     """Write down how many parameters of a sharded training a process holds: between steps, and at most."""
     from torch import nn
     from torch.distributed.tensor import DTensor
@@ -253,12 +254,12 @@ def counting(rank: int) -> None:
             super().gather()
             total = sum(one.numel() for one in self.module.parameters())
             counts = {"total": total, "between": self.num_local_parameters(), "most": self.most}
-            Path(os.environ["COUNTS"]).with_suffix(f".{rank}").write_text(json.dumps(counts))
+            (folder / f"counts.{rank}").write_text(json.dumps(counts))
 
     trainer.ShardedCopy = Counting  # type: ignore[misc]
 
 
-def test_a_process_holds_its_shard_and_one_layer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_holds_its_shard_and_one_layer(base: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((base / "recipe.yaml").read_text())
     sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8}
     decoder = {"backbone": "random", "backbone_config": {"model_type": "llama", "vocab_size": 8, **sizes}}
@@ -267,9 +268,8 @@ def test_a_process_holds_its_shard_and_one_layer(base: Path, tmp_path: Path, mon
     content |= {"finetune": {}, "distill": {"teacher": None}}
     output = tmp_path / "run"
     shutil.copytree(base / "run" / "prepare", output / "prepare")
-    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
     common = ["--config", str(write(content, tmp_path / "recipe.yaml")), "--output", str(output)]
-    finished(launch(["pretrain", "--model", "decoder_1", *common], tmp_path, counting))
+    finished(launch(["pretrain", "--model", "decoder_1", *common], tmp_path, partial(counting, folder=tmp_path)))
     counts = [read_json(tmp_path / f"counts.{rank}") for rank in range(2)]
     for one in counts:
         assert one["between"] == pytest.approx(one["total"] / 2, rel=0.01)

@@ -36,6 +36,8 @@ def opened(options: argparse.Namespace) -> Iterator[None]:
         ConfigError: The command works on local paths only.
     """
     values = {name: value for name, value in vars(options).items() if isinstance(value, Uri)}
+    if getattr(options, "engine", None) == "spark":  # reads and writes URIs itself
+        values = {name: value for name, value in values.items() if name not in {"input", "output"}}
     _refuse(options, values)
     writers = {"output": opened_run if options.command in _WRITE_RUNS else written}
     writers |= {"folder": opened_run} if options.command == "report" else {}
@@ -58,7 +60,3 @@ def _refuse(options: argparse.Namespace, values: dict[str, Uri]) -> None:
     in_place = {"items": "model", "data": "folder"}.get(options.command)
     if in_place in values and options.output is None:
         raise ConfigError(f"slmrec {options.command}: {values[in_place]} is not changed in place; give --output")
-    if getattr(options, "engine", None) == "spark" and values:
-        raise ConfigError(
-            f"--engine spark reads and writes paths that every worker sees, got {next(iter(values.values()))}; copy it"
-        )

@@ -101,7 +101,7 @@ def _recommend_file(
     _LOG.info("; ".join(_summary(facts, output, options.k)))
 
 
-def check_unknown(input: Path, num_unknown: int, num_items: int, first: Any, options: RankOptions) -> None:
+def check_unknown(input: Path | str, num_unknown: int, num_items: int, first: Any, options: RankOptions) -> None:
     """Refuse a file more than half of whose item ids are unknown, unless the options allow it.
 
     Raises:

@@ -1,23 +1,27 @@
-"""Recommendations on a Spark cluster: each Python worker opens a `Recommender` of its own."""
+"""Recommendations on a Spark cluster: each Python worker opens a `Recommender` of its own, once."""
 
+import hashlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import pyarrow as pa
 
 from slmrec.errors import ConfigError, DataError
-from slmrec.files import special_file
+from slmrec.files import one_line, sha256, special_file
 from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
 from slmrec.inference.catalogue import Catalogue
 from slmrec.inference.histories import history_of, times_of
 from slmrec.inference.recommender import Recommender
 from slmrec.inference.timestamps import TIMESTAMPS, needed
 from slmrec.locks import target_locked
+from slmrec.models.folder import find_folder
 from slmrec.types import Unit
 
 _LOG = logging.getLogger(__name__)
@@ -27,40 +31,87 @@ _USERS = {"tinyint": pa.int64(), "smallint": pa.int64(), "int": pa.int64(), "big
 """Arrow types of user ids, by the name of the type in Spark."""
 
 
-def recommend_with_spark(model: Path, input: Path, output: Path, options: RankOptions) -> None:
+def recommend_with_spark(model: Path, input: Path | str, output: Path | str, options: RankOptions) -> None:
     """Write a folder of Parquet files with the rows that `recommend_file` writes; the order of users is that of Spark.
 
+    Spark sends the model to its workers, and commits the output: the file `_SUCCESS` says that it is complete.
+
     Args:
-        model: a folder that every worker can open, or a hub id.
-        input: a Parquet file, or a folder of them, with the columns `user_id, history`.
-        output: a folder that is not there yet.
-        options: length and filters of the lists.
+        model: A model folder on this machine, or a hub ID.
+        input: A Parquet file, or a folder of them, with the columns `user_id, history`; or a URI that Spark reads.
+        output: A folder that is not there yet; or a URI that Spark writes.
+        options: Length and filters of the lists.
 
     Raises:
-        CheckpointError: the model folder is incomplete or damaged, or another process writes the output.
+        CheckpointError: The model folder is incomplete or damaged, or another process writes the output.
         ConfigError: Spark is not installed, or the output is there already.
-        DataError: the input is no Parquet with these columns.
+        DataError: The input is no Parquet with these columns, or Spark cannot read or write a URI.
     """
-    if output.exists():
-        raise ConfigError(
-            f"{output}: is there already; --engine spark writes a new folder, so remove it or name another"
-        )
+    if isinstance(output, Path) and output.exists():
+        raise _is_there(output)
     arguments = options.arguments()
-    source = str(model.resolve()) if model.exists() else str(model)
-    recommender = Recommender.from_pretrained(
-        source, device="cpu"
-    )  # so that a damaged folder is told here, in one line
+    folder = find_folder(model)
+    recommender = Recommender.from_pretrained(folder, device="cpu")  # a damaged folder is refused here, in one line
     unit = recommender.model.timestamp_unit
-    frame = _read(_session(), input, unit)
+    session = _session()
+    frame = _read(session, input, unit)
     schema = _schema(frame, recommender, input)
     columns = ", ".join(f"{column.name} {_NAMES[column.type]}" for column in schema)
     _check_histories(frame, recommender.catalogue, unit, input, options)
-    rows = frame.mapInArrow(partial(_answer, source, arguments, schema), columns)
-    aside = output.with_name(f".{output.name}.partial").resolve()
-    with target_locked(output):
-        rows.write.mode("overwrite").parquet(aside.as_uri())
-        aside.rename(output)
+    archive = _archive(folder)
+    session.sparkContext.addArchive(str(archive))
+    _write(frame.mapInArrow(partial(_answer, archive.name, arguments, schema), columns), output)
     _LOG.info("recommend: written to %s, a folder of Parquet files", output)
+
+
+def _write(rows: Any, output: Path | str) -> None:
+    if isinstance(output, Path):
+        aside = output.with_name(f".{output.name}.partial").resolve()
+        with target_locked(output):
+            rows.write.mode("overwrite").parquet(aside.as_uri())
+            aside.rename(output)
+        return
+    try:
+        rows.write.mode("errorifexists").parquet(str(output))
+    except Exception as error:  # Spark has no common class of errors
+        if "PATH_ALREADY_EXISTS" in str(error):
+            raise _is_there(output) from None
+        raise DataError(f"{output}: Spark cannot write it ({one_line(error, 200)})") from None
+
+
+def _is_there(output: Path | str) -> ConfigError:
+    return ConfigError(f"{output}: is there already; --engine spark writes a new folder, so remove it or name another")
+
+
+@lru_cache
+def _archives() -> TemporaryDirectory[str]:
+    """Return a folder that lives as long as this process, which serves the archives to workers."""
+    return TemporaryDirectory(prefix="slmrec-spark-")
+
+
+def _archive(folder: Path) -> Path:
+    """Pack a model folder; the name depends on the content, since Spark sends each name once."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder)} {sha256(file)}".encode())
+    archive = Path(_archives().name) / f"slmrec-{digest.hexdigest()[:16]}.zip"
+    if archive.exists():
+        return archive
+    with ZipFile(archive, "w") as stream:  # not compressed: weights hardly shrink
+        for file in files:
+            stream.write(file, file.relative_to(folder))
+    return archive
+
+
+@lru_cache(maxsize=1)
+def _opened(name: str) -> Recommender:
+    """Open the model that Spark has sent to this worker, once for all its tasks."""
+    import torch
+    from pyspark import SparkFiles
+
+    torch.set_num_threads(1)  # a worker has one core
+    return Recommender.from_pretrained(SparkFiles.get(name), device="cpu")
 
 
 def _session() -> Any:
@@ -73,14 +124,18 @@ def _session() -> Any:
     return running or SparkSession.builder.config(map={"spark.ui.enabled": "false"}).getOrCreate()
 
 
-def _read(session: Any, path: Path, unit: Unit | None) -> Any:
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if kind := special_file(path):
-        raise DataError(f"{path}: is {kind}, expected Parquet; save it to a file first")
-    if path.is_file() and path.suffix != ".parquet":
-        raise DataError(f"{path}: --engine spark reads Parquet with the columns user_id and history; convert it")
-    frame = session.read.parquet(path.resolve().as_uri())
+def _read(session: Any, path: Path | str, unit: Unit | None) -> Any:
+    if isinstance(path, Path):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        if kind := special_file(path):
+            raise DataError(f"{path}: is {kind}, expected Parquet; save it to a file first")
+        if path.is_file() and path.suffix != ".parquet":
+            raise DataError(f"{path}: --engine spark reads Parquet with the columns user_id and history; convert it")
+    try:
+        frame = session.read.parquet(path.resolve().as_uri() if isinstance(path, Path) else str(path))
+    except Exception as error:  # Spark has no common class of errors
+        raise DataError(f"{path}: Spark cannot read it as Parquet ({one_line(error, 200)})") from None
     if not {"user_id", "history"} <= set(frame.columns):
         raise DataError(
             f"{path}: columns {', '.join(frame.columns)}; --engine spark takes user_id and history (a row a user)"
@@ -91,7 +146,7 @@ def _read(session: Any, path: Path, unit: Unit | None) -> Any:
     return frame.select("user_id", "history", *([] if unit is None else [TIMESTAMPS]))
 
 
-def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
+def _schema(frame: Any, recommender: Recommender, path: Path | str) -> pa.Schema:
     """Return the schema of the recommendations, which is that of the files of `recommend_file`."""
     users = dict(frame.dtypes)["user_id"]
     if users not in _USERS:
@@ -104,11 +159,8 @@ def _schema(frame: Any, recommender: Recommender, path: Path) -> pa.Schema:
 def _answer(
     model: str, arguments: dict[str, Any], schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the recommendations of some users, in a Spark worker with one core."""
-    import torch
-
-    torch.set_num_threads(1)
-    recommender = Recommender.from_pretrained(model, device="cpu")
+    """Yield the recommendations of some users, in a Spark worker."""
+    recommender = _opened(model)
     for batch in batches:
         histories, users = _histories(batch, recommender), batch["user_id"].to_pylist()
         times = _times(batch, histories, recommender.model.timestamp_unit)
@@ -116,7 +168,9 @@ def _answer(
         yield from found.table.cast(schema).to_batches()
 
 
-def _check_histories(frame: Any, catalogue: Catalogue, unit: Unit | None, path: Path, options: RankOptions) -> None:
+def _check_histories(
+    frame: Any, catalogue: Catalogue, unit: Unit | None, path: Path | str, options: RankOptions
+) -> None:
     """Check all histories in a first pass, so that nothing is written if one is invalid or most items are unknown.
 
     Raises:
