@@ -188,10 +188,11 @@ def test_times_are_whole_numbers_or_dates(value: Any, expected: int | None) -> N
         assert checked_times([value], 1, "s") == [expected]
 
 
-def test_workers_of_spark_read_times(folder: Path, recommender: Recommender) -> None:
+def test_workers_of_spark_read_times(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spark, "_opened", {"sent.zip": recommender}.__getitem__)
     batch = pa.RecordBatch.from_pylist(ROWS)
     types = {"user_id": pa.int64(), "item_id": pa.string(), "score": pa.float32(), "rank": pa.int64()}
-    answered = pa.Table.from_batches(spark._answer(str(folder), {"k": 5}, pa.schema(types), iter([batch])))
+    answered = pa.Table.from_batches(spark._answer("sent.zip", {"k": 5}, pa.schema(types), iter([batch])))
     expected = recommender.recommend(HISTORIES, 5, timestamps=TIMES, user_ids=[0, 1, 2]).table
     assert answered["item_id"].to_pylist() == expected["item_id"].to_pylist()
     (counts,) = spark._count(recommender.catalogue, "ms", iter([batch]))
