@@ -53,6 +53,17 @@ def test_a_lock_that_another_process_has_taken_stays(store: Any) -> None:
     assert store.cat(LOCK) == b"another"
 
 
+def test_outputs_that_are_files_and_locks_that_cannot_be_made_are_refused(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.pipe("/b/log.csv", b"user,item")
+    with pytest.raises(StorageError, match=r"^memory://b/log\.csv: is a file, expected the folder of a run"):
+        opened_run("memory://b/log.csv").__enter__()
+    monkeypatch.setattr(Remote, "create", lambda *_: False)
+    with pytest.raises(StorageError, match=r"^memory://b/out: its lock \.lock can neither be created nor read"):
+        opened_run("memory://b/out").__enter__()
+
+
 def test_a_failed_command_uploads_nothing_and_releases_the_lock(store: Any) -> None:
     with pytest.raises(ValueError, match="bad"), opened_run("memory://b/out") as folder:
         (folder / "report.html").write_text("page")

@@ -8,6 +8,7 @@ from slmrec.data import describe as data
 from slmrec.errors import ConfigError
 from slmrec.files import printable
 from slmrec.report.describe import draw, tables
+from slmrec.storage.cache import named
 
 
 def describe(folder: Path, png: Path | None = None) -> None:
@@ -33,4 +34,4 @@ def describe(folder: Path, png: Path | None = None) -> None:
     except ModuleNotFoundError:
         print("no picture: it needs matplotlib; pip install 'slmrec[plots]'", flush=True)
     else:
-        print(f"picture: {printable(str(png))}", flush=True)
+        print(f"picture: {printable(named(str(png)))}", flush=True)

@@ -67,8 +67,8 @@ class Remote:
 
     def __init__(self, uri: str) -> None:
         self.uri: str = without_secrets(uri)
-        self._original = with_secrets(self.uri)
         self.scheme = uri.partition("://")[0].lower()
+        self._original = self.scheme + with_secrets(self.uri)[len(self.scheme) :]
         import fsspec
 
         if self.scheme not in _protocols():

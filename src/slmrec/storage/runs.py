@@ -16,6 +16,7 @@ from slmrec.storage.remote import Remote, is_uri, refuse_mangled
 
 _LOG = logging.getLogger(__name__)
 _LOCK = ".lock"
+_TRIES = 5
 _open: dict[Path, Mirror] = {}
 """Remote runs that this process writes, by their local folder."""
 
@@ -48,6 +49,8 @@ def opened_run(output: str | Path) -> Iterator[Path]:
         return
     folder = cached("runs", digest(remote.uri), remote.name)
     name_copy(folder, remote.uri)
+    if "" in remote.files():
+        raise StorageError(f"{remote.uri}: is a file, expected the folder of a run; choose another output")
     mirror = Mirror(remote, folder)
     lock = on_main(lambda: _lock(remote, folder))
     try:
@@ -96,7 +99,9 @@ def _lock(remote: Remote, folder: Path) -> str:
 
 def _create_lock(remote: Remote) -> str:
     own = json.dumps(this_process() | {"place": _place(), "token": uuid.uuid4().hex})
-    while not remote.create(_LOCK, own.encode()):
+    for _ in range(_TRIES):
+        if remote.create(_LOCK, own.encode()):
+            return own
         content = remote.read(_LOCK)
         if content is None:
             continue  # released in this moment
@@ -112,7 +117,7 @@ def _create_lock(remote: Remote) -> str:
             f"choose another output; if it was killed, remove {remote.uri.rstrip('/')}/{_LOCK} and run again; "
             "nothing was changed"
         )
-    return own
+    raise StorageError(f"{remote.uri}: its lock {_LOCK} can neither be created nor read; check the permissions")
 
 
 def _owner(content: bytes) -> dict[str, object]:
