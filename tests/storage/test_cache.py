@@ -84,6 +84,7 @@ def test_an_interrupted_download_leaves_nothing(store: Any, tmp_path: Path, monk
         ("memory://shop/none", "memory://shop/none: no such file, folder or bucket"),
         ("nope://shop/log", "unknown scheme 'nope'; expected s3://, gs://, hdfs://, file://"),
         ("s3://ann:hidden@shop/log", r"s3://\*\*\*@shop/log: names a user, expected a bucket; give credentials in"),
+        ("s3://ann:hid/hidden@shop/log", r"s3://\*\*\*@shop/log: names a user, expected a bucket; give credentials in"),
         (Path("s3://shop/log"), "s3:/shop/log: a pathlib.Path cannot hold a URI; give it as text"),
     ],
 )

@@ -76,7 +76,7 @@ class Remote:
                 f"{self.uri}: unknown scheme {self.scheme!r}; expected s3://, gs://, hdfs://, file:// or another of "
                 "fsspec, or a path"
             )
-        bucket, slash, key = uri.partition("://")[2].partition("/")
+        bucket, slash, key = self.uri.partition("://")[2].partition("/")
         if self.scheme in _EXTRAS and "@" in bucket:
             raise StorageError(
                 f"{self.scheme}://***@{bucket.rpartition('@')[2]}{slash}{key}: names a user, expected a bucket; give "
