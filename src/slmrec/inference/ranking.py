@@ -138,13 +138,17 @@ class Ranker:
             encoded: Encoded histories.
             items: K items; None: all items, from 1 to V.
         """
-        columns: list[int] | slice = slice(1, None) if items is None else list(items)
+        wanted = range(1, len(self._item_vectors)) if items is None else items
+        rows: list[int] | slice = slice(1, None) if items is None else list(items)
         with torch.inference_mode():
-            scores = encoded.users @ self._item_vectors[columns].T
+            scores = encoded.users @ self._item_vectors[rows].T
             if encoded.bonus is not None:
-                dense = scores.new_zeros(len(scores), len(self._item_vectors))
-                dense.scatter_add_(1, encoded.bonus.items, encoded.bonus.scores.to(scores.dtype))
-                scores += dense[:, columns]
+                columns = torch.tensor(sorted({0, *wanted}), device=scores.device)
+                sums = scores.new_zeros(len(scores), len(columns))
+                places = _columns_of(encoded.bonus.items, columns)
+                sums.scatter_add_(1, places, encoded.bonus.scores.to(scores.dtype))
+                chosen = torch.tensor(wanted, dtype=torch.int64, device=scores.device)
+                scores += sums[:, torch.searchsorted(columns, chosen)]
             return scores.cpu()
 
     def _rank_alike(

@@ -13,7 +13,9 @@ from torch import Tensor
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, TrainingError, UnknownItemsWarning
+from slmrec.inference.because import because_column, num_reasons_of, reasons_of
 from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
+from slmrec.inference.devices import device_of
 from slmrec.inference.dry_run import check_outputs, failures_reported
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
@@ -107,7 +109,7 @@ class Recommender:
             ConfigError: FAISS is not installed, the device does not exist, or `model_class` is no architecture.
             StorageError: A URI cannot be read.
         """
-        chosen = _device(device)
+        chosen = device_of(device)
         folder = find_folder(source, revision)
         loaded_index = None if index is None else ItemIndex.load(local(index), fingerprint_of(folder))
         model, vocabulary = load_recommender(folder, model_class)
@@ -152,6 +154,7 @@ class Recommender:
         exclude: Sequence[ItemId] | None = None,
         user_ids: Sequence[Any] | None = None,
         timestamps: Sequence[Sequence[Any]] | None = None,
+        because: bool | int = False,
     ) -> Recommendations:
         """Return the k best next items of each history.
 
@@ -165,10 +168,12 @@ class Recommender:
             user_ids: User ids of the answer; by default those of the table, or 0, 1, ...
             timestamps: Times of the items of each history, for models that read them (`model.timestamp_unit`): whole
                 numbers in this unit, or dates. A table has them in a column `timestamps`, or `timestamp` of its events.
+            because: Also return the reasons of each item in a column `because`: at most 3 items of the history that
+                raise its score, found by leaving each out; a number: at most as many.
 
         Raises:
-            ConfigError: k is below 1, a candidate is unknown, a history is no list, the number of user ids differs, or
-                timestamps are missing or do not fit the histories.
+            ConfigError: k or `because` is below 1, a candidate is unknown, a history is no list, the number of user ids
+                differs, or timestamps are missing or do not fit the histories.
             DataError: The table has other columns, or a value of a history is no item id.
             TrainingError: A score is NaN.
 
@@ -182,6 +187,7 @@ class Recommender:
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
+        num_reasons = num_reasons_of(because)
         read = self._read(histories, timestamps, user_ids)
         users, (known, times, unknown) = read.users, known_histories(read, self.catalogue)
         allowed = None if candidates is None else self._known_items(candidates, "candidate")
@@ -199,6 +205,9 @@ class Recommender:
         lost = tuple(user for user, history, rest in zip(users, known, unknown, strict=True) if rest and not history)
         sizes = tuple(map(len, ranked))
         table = table_of(users, ranked, self.vocabulary.item_ids)
+        if num_reasons:
+            reasons = reasons_of(self.ranker, known, times, ranked, num_reasons)
+            table = table.append_column("because", because_column(reasons, self.vocabulary.item_ids))
         lists = Recommendations(table, sizes, unknown, fallback, lost, self.title)
         if lost:
             num_items = sum(map(len, known)) + sum(map(len, unknown))
@@ -321,21 +330,3 @@ class Recommender:
             f"scores of user {users[is_nan.index(True)]!r} are NaN, expected numbers; train the model again, with a "
             "smaller learning rate if its training finished"
         )
-
-
-def _device(name: str | None) -> torch.device:
-    """Return a device by name, or the default device.
-
-    Raises:
-        ConfigError: The device does not exist.
-    """
-    has_gpu = torch.cuda.is_available()
-    if name is None:
-        return torch.device("cuda" if has_gpu else "cpu")
-    kind, _, number = name.partition(":")
-    if kind == "cpu" and not number:
-        return torch.device("cpu")
-    if kind == "cuda" and has_gpu and (number or "0").isdecimal() and int(number or 0) < torch.cuda.device_count():
-        return torch.device(name)
-    available = "cpu, cuda" if has_gpu else "cpu"
-    raise ConfigError(f"device is {name!r}, which is not available on this machine; choose one of: {available}")
