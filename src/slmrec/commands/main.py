@@ -3,6 +3,8 @@
 import argparse
 import io
 import logging
+import os
+import select
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stderr
@@ -10,7 +12,19 @@ from pathlib import Path
 from types import TracebackType
 
 from slmrec import processes
-from slmrec.commands import compare, data, demo, export, import_reference, items, recommend, report, serve, stages
+from slmrec.commands import (
+    compare,
+    config,
+    data,
+    demo,
+    export,
+    import_reference,
+    items,
+    recommend,
+    report,
+    serve,
+    stages,
+)
 from slmrec.commands.locations import opened
 from slmrec.commands.logs import messages_shown
 from slmrec.commands.parsers import add_logging_options
@@ -21,7 +35,7 @@ from slmrec.folders import disk_errors_reported
 from slmrec.storage.cache import named
 from slmrec.version import __version__
 
-_COMMANDS = (stages, demo, recommend, serve, compare, report, data, import_reference, export, items)
+_COMMANDS = (stages, demo, recommend, serve, compare, report, data, config, import_reference, export, items)
 """Modules of the commands, in the order of `slmrec --help`."""
 _LOST = "another process of this run has ended; run the same command again to continue where it stopped"
 
@@ -49,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         exit_code = 0
     except SlmrecError as error:
         exit_code = _report(str(error), 2)
+    except BrokenPipeError:
+        if not _is_reader_gone():
+            raise
+        exit_code = 0
     except KeyboardInterrupt:
         exit_code = _report("interrupted; run the same command again to continue where it stopped", 130)
     except Exception as error:
@@ -61,6 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         processes.stop(failed=exit_code != 0)
     return exit_code
+
+
+def _is_reader_gone() -> bool:
+    """Return whether the reader of the results has closed the pipe, as `| head` does; the rest is then discarded."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _report(message: str, exit_code: int) -> int:

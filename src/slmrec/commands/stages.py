@@ -168,7 +168,7 @@ def _epilog(name: str) -> str:
     example = (
         f"Example: slmrec {name} --config {recipe} --input LOG --items ITEMS --output out/shop seed=1\n"
         "Your own log: --config words if its items have titles, sequences if not; tiny tries the commands in seconds.\n"
-        f"All settings are explained in src/slmrec/config/. Without --config, {without_config}."
+        f"`slmrec config schema` explains all settings. Without --config, {without_config}."
     )
     return f"{example}\n{FORMATS}" if name == "prepare" else example
 

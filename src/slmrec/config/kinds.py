@@ -9,7 +9,8 @@ from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, create_model
+from pydantic import BeforeValidator, GetJsonSchemaHandler, create_model
+from pydantic.json_schema import JsonSchemaValue
 
 from slmrec.config.base_models import BaseModelSettings, StudentSettings
 from slmrec.config.section import Section, check
@@ -75,24 +76,37 @@ def student_section(kind: Kind) -> type[Section]:
     return section
 
 
-def _parser(
-    default: str, section_of: Callable[[Kind], type[Section]], fits: Callable[[Kind], bool] = lambda _: True
-) -> Callable[[Any], Any]:
-    def parse(values: Any) -> Any:
+class _ByKind(NamedTuple):
+    """Reads settings by the section class of their `kind`."""
+
+    default: str
+    section_of: Callable[[Kind], type[Section]]
+    fits: Callable[[Kind], bool] = lambda _: True
+
+    def parse(self, values: Any) -> Any:
         if isinstance(values, Section):
             return values
-        check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {default}}}")
-        kind = values.get("kind", default)
-        names = [name for name, known in KINDS.items() if fits(known)]
+        check(isinstance(values, dict), f"got {values!r}, expected settings such as {{kind: {self.default}}}")
+        kind = values.get("kind", self.default)
+        names = self._names()
         check(isinstance(kind, str) and kind in names, f"kind is {kind!r}; choose from {', '.join(names)}")
-        return section_of(KINDS[kind]).model_validate(values)
+        return self.section_of(KINDS[kind]).model_validate(values)
 
-    return parse
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schemas of all kinds; only the default kind may be left out."""
+        schemas: list[JsonSchemaValue] = []
+        for name in self._names():
+            schema = handler(self.section_of(KINDS[name]).__pydantic_core_schema__)
+            schemas.append(schema if name == self.default else schema | {"required": ["kind"]})
+        return {"anyOf": schemas}
+
+    def _names(self) -> list[str]:
+        return [name for name, kind in KINDS.items() if self.fits(kind)]
 
 
-BaseModelByKind = Annotated[BaseModelSettings, BeforeValidator(_parser(DEFAULT_BASE_MODEL, base_model_section))]
+_BASE_MODEL = _ByKind(DEFAULT_BASE_MODEL, base_model_section)
+_STUDENT = _ByKind(DEFAULT_STUDENT, student_section, lambda kind: kind.settings is not None)
+BaseModelByKind = Annotated[BaseModelSettings, BeforeValidator(_BASE_MODEL.parse), _BASE_MODEL]
 """Settings of a base model, read by the section class of its `kind`."""
-StudentByKind = Annotated[
-    StudentSettings, BeforeValidator(_parser(DEFAULT_STUDENT, student_section, lambda kind: kind.settings is not None))
-]
+StudentByKind = Annotated[StudentSettings, BeforeValidator(_STUDENT.parse), _STUDENT]
 """Settings of a student, read by the section class of its `kind`."""

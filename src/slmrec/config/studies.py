@@ -57,6 +57,10 @@ class EvaluateConfig(Section):
         return tuple(int(name.removeprefix("sampled_")) for name in self.protocols if name.startswith("sampled_"))
 
 
+DISTILLATION_SEEDS = (42, 1, 2)
+"""Seeds of `slmrec ablate --what distillation` where none are given."""
+
+
 class AblateConfig(Section):
     """Variants of the distillation, or controls of the language, side by side; read by `slmrec ablate` alone.
 
@@ -68,9 +72,9 @@ class AblateConfig(Section):
     """Variants by name, each with the settings of distill that it changes: `{distill.weights.kl: 0}`. null: the recipe
     itself as `full`, the recipe without each of its terms, with cross-entropy alone, and in the other mode (online
     or offline). Source: ablation of the losses in SLMRec."""
-    seeds: tuple[int, ...] = Field((42, 1, 2), min_length=1)
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """Seeds with which each variant is distilled; all share one teacher. With `--what language` everything is trained
-    with each of them, by default with the seed of the run alone."""
+    with each of them. null: 42, 1 and 2; with `--what language` the seed of the run alone."""
     baseline: str = "full"
     """Variant with which the others are compared."""
     item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)
@@ -80,7 +84,8 @@ class AblateConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblateConfig":
-        check(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}; name each seed once")
+        seeds = self.seeds or ()
+        check(len(set(seeds)) == len(seeds), f"seeds is {list(seeds)}; name each seed once")
         check_folder_names(self.item_text, "item_text")
         names = ["full"] if self.variants is None else list(self.variants)
         check(self.baseline in names, f"baseline is {self.baseline!r}, which is not a variant; choose from {names}")

@@ -18,6 +18,17 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def purpose(name: str) -> str:
+    """Return the first line of a recipe: what it is for.
+
+    Example:
+        >>> purpose("words")[:46]
+        'A teacher that reads the words of item titles,'
+    """
+    with (FOLDER / f"{name}.yaml").open(encoding="utf-8") as lines:
+        return next(lines).removeprefix("#").strip()
+
+
 def find_recipe(source: Path | str) -> Path:
     """Return the file of a recipe, given by its path or by its name.
 

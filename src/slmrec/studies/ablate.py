@@ -7,6 +7,7 @@ from typing import Any
 
 from slmrec.config import Config, DistillConfig, Section
 from slmrec.config.load import vary
+from slmrec.config.studies import DISTILLATION_SEEDS
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.pipeline.stage import run_step
 from slmrec.pipeline.table import Step, stage_named, steps
@@ -44,13 +45,14 @@ def ablate(config: Config, output: Path, force: bool = False, split: Split = "va
     shared = _shared_steps(recipes)
     for step in shared:
         run_step(step, config, output / BASE, force)
-    cells = [(name, seed) for name in variants for seed in settings.seeds]
+    seeds = settings.seeds or DISTILLATION_SEEDS
+    cells = [(name, seed) for name in variants for seed in seeds]
     for number, (name, seed) in enumerate(cells, 1):
         _LOG.info("ablate: %s with seed %d (%d of %d)", name, seed, number, len(cells))
         cell = _cell_config(recipes[name], seed, split)
         _run_cell(cell, output / name / f"seed{seed}", output / BASE, shared, force)
     results = {
-        name: {seed: read_evaluated(output / name / f"seed{seed}", "student", split=split) for seed in settings.seeds}
+        name: {seed: read_evaluated(output / name / f"seed{seed}", "student", split=split) for seed in seeds}
         for name in variants
     }
     report(output, variants, results, settings.baseline)

@@ -41,7 +41,7 @@ def study_language(config: Config, output: Path, force: bool = False, split: Spl
     """
     rows = language_rows(config)
     folder = output / FOLDER
-    seeds = config.ablate.seeds if "seeds" in config.ablate.model_fields_set else (config.seed,)
+    seeds = config.ablate.seeds or (config.seed,)
     shared = SharedSteps(folder / "steps", output)
     cells = [(row, seed) for row in rows.rows for seed in seeds]
     for number, (row, seed) in enumerate(cells, 1):
