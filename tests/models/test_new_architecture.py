@@ -102,18 +102,24 @@ def test_an_unknown_class_is_named_and_may_be_handed_in(
     assert isinstance(Run.load(output, model_class=example.Gru).models["student"].model, example.Gru)
 
 
+class UnusedConfig(ModelConfig):
+    model_type = "own_unused"
+
+
 @pytest.mark.parametrize(
     ("model_class", "expected"),
     [
         (nn.GRU, "model_class: GRU is no class with a config_class that derives from slmrec"),
         ("Gru", "model_class: 'Gru' is no class"),
         (Model, "model_class: Model is no class with a config_class"),
-        (type("Taken", (Model,), {"config_class": SasRec.config_class}), r"holds a Gru, but model_class is Taken"),
+        (type("Taken", (Model,), {"config_class": SasRec.config_class}), "'slmrec_sasrec' is taken by SasRecConfig"),
+        (type("Unused", (Model,), {"config_class": UnusedConfig}), "holds a Gru, but model_class is Unused"),
     ],
 )
 def test_classes_that_open_nothing(model_class: Any, expected: str, output: Path) -> None:
     with pytest.raises(SlmrecError, match=expected):
         Recommender.from_pretrained(output / "distill", model_class=model_class)
+    assert isinstance(Recommender.from_pretrained(output / "pretrain" / "sasrec").model, SasRec)
 
 
 class OtherSettings(StudentSettings):

@@ -38,6 +38,9 @@ def opened(options: argparse.Namespace) -> Iterator[None]:
     values = {name: value for name, value in vars(options).items() if isinstance(value, Uri)}
     if getattr(options, "engine", None) == "spark":  # reads and writes URIs itself
         values = {name: value for name, value in values.items() if name not in {"input", "output"}}
+    if not values:
+        yield
+        return
     _refuse(options, values)
     writers = {"output": opened_run if options.command in _WRITE_RUNS else written}
     writers |= {"folder": opened_run} if options.command == "report" else {}

@@ -303,7 +303,8 @@ def register(model: type[Model], kind: str | None = None) -> None:
     config = model.config_class
     # `CONFIG_MAPPING.get` knows only what was imported.
     known = CONFIG_MAPPING[config.model_type] if config.model_type in CONFIG_MAPPING else config  # noqa: SIM401
-    if known is not config and known.__module__.startswith(("transformers.", "slmrec.")):
+    is_own = known is config and model.__module__.startswith("slmrec.")  # else it would open the folders of slmrec's
+    if known.__module__.startswith(("transformers.", "slmrec.")) and not is_own:
         raise ValueError(f"model_type {config.model_type!r} is taken by {known.__name__}; choose another one")
     if kind is not None:
         if kind in KINDS and isinstance(KINDS[kind].build, str):
