@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -348,3 +349,28 @@ def test_the_device_can_be_chosen(folder: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         main([*options, "--device", "cpu", "--engine", "spark"])
     assert "--device does not apply to --engine spark" in capsys.readouterr().err
+
+
+def test_reasons_are_shown_and_written(
+    folder: Path, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = ["i01", "i02", "i03", "i04"]
+    expected = recommender.recommend([history], 4, because=True, user_ids=["ann"]).table
+    assert any(expected["because"].to_pylist())
+    model = ["recommend", "--model", str(folder), "--k", "4"]
+    assert main([*model, "--history", ",".join(history), "--explain"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for reasons in expected["because"].to_pylist():
+        assert all(f"{each['item_id']} ([Thing] {each['item_id']}): {each['share']:.0%}" in shown for each in reasons)
+    pq.write_table(pa.table({"user_id": ["ann"], "history": [history]}), tmp_path / "in.parquet")
+    for name in ("out.parquet", "out.jsonl", "out.csv"):
+        files = ["--input", str(tmp_path / "in.parquet"), "--output", str(tmp_path / name)]
+        assert main([*model, *files, "--because"]) == 0
+    assert pq.read_table(tmp_path / "out.parquet")["because"].to_pylist() == expected["because"].to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["because"] for line in lines] == expected["because"].to_pylist()
+    cells = pa_csv.read_csv(tmp_path / "out.csv")["because"].to_pylist()
+    assert [json.loads(cell) for cell in cells] == expected["because"].to_pylist()
+    with pytest.raises(SystemExit):
+        main([*model, *files, "--because", "--engine", "spark"])
+    assert "--because does not apply to --engine spark; leave out one of them" in capsys.readouterr().err

@@ -24,7 +24,7 @@ _READING = frozenset(
 """Settings of `prepare` that say how a file is read."""
 _EPILOG = (
     "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"
-    "          slmrec recommend --model out/beauty/distill --history 9,18,27\n"
+    "          slmrec recommend --model out/beauty/distill --history 9,18,27 --because\n"
     "Files are read as slmrec prepare reads them; for other column names, add prepare.user_col=NAME and so on.\n"
     "Running an interrupted command again continues where it stopped. See docs/serving.md."
 )
@@ -45,6 +45,12 @@ def add_parser(subparsers: Any) -> None:
     recommend.add_argument("--output", type=location, help=".parquet, .csv or .jsonl file to write")
     recommend.add_argument("--k", type=int, default=10, help="maximum number of items per user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
+    recommend.add_argument(
+        "--because",
+        "--explain",
+        action="store_true",
+        help="also give the items of the history that raise the score of each item, with their shares",
+    )
     recommend.add_argument("--candidates", type=location, metavar="FILE", help="rank only the items of this file")
     recommend.add_argument("--exclude-items", type=location, metavar="FILE", help="items that are never recommended")
     recommend.add_argument(
@@ -82,12 +88,16 @@ def run(options: argparse.Namespace) -> None:
         options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
     if options.engine and options.index:
         options.parser.error("--index does not apply to --engine spark, whose search is exact; leave it out")
+    if options.engine and options.because:
+        options.parser.error("--because does not apply to --engine spark; leave out one of them")
     if options.engine and (options.overrides or options.on_bad_row):
         options.parser.error("settings of prepare do not apply to --engine spark, which reads user_id and history")
     from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 
     reading, files_of_items = _reading(options), (options.candidates, options.exclude_items)
-    ranking = RankOptions(options.k, not options.keep_seen, *files_of_items, reading, options.allow_unknown)
+    ranking = RankOptions(
+        options.k, not options.keep_seen, *files_of_items, reading, options.allow_unknown, options.because
+    )
     if options.history is not None:
         _recommend_history(options.model, options.history, options.timestamps, ranking, options.index, options.device)
     elif options.engine == "spark":
@@ -144,10 +154,12 @@ def _show(recommender: "Recommender", history: list[Any], lists: "Recommendation
 
     console = Console(markup=False, emoji=False, highlight=False)  # ids and titles are shown as they are
     console.print("after " + ", ".join(_label(recommender, item) for item in history))
-    table = Table("rank", "item_id", "title", "score")
-    for rank, (item_id, score) in enumerate(lists.to_lists()[0], 1):
-        title = recommender.title(item_id) or ""
-        table.add_row(str(rank), printable(str(item_id)), printable(title), f"{score:.4f}")
+    table = Table("rank", "item_id", "title", "score", *lists.table.column_names[4:])
+    for row in lists.table.to_pylist():
+        title = recommender.title(row["item_id"]) or ""
+        reasons = [f"{_label(recommender, each['item_id'])}: {each['share']:.0%}" for each in row.get("because", ())]
+        cells = [str(row["rank"]), printable(str(row["item_id"])), printable(title), f"{row['score']:.4f}"]
+        table.add_row(*cells, *(["\n".join(reasons)] if "because" in row else []))
     console.print(table)
     if lists.num_unknown:
         print(f"{lists.num_unknown} unknown items ignored, the first one {printable(repr(lists.first_unknown))}")

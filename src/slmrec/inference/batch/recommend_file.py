@@ -35,12 +35,14 @@ class RankOptions(NamedTuple):
     """How histories are read: format, columns, times, invalid rows."""
     allow_unknown: bool = False
     """Accept files more than half of whose item ids are unknown."""
+    because: bool = False
+    """Also return the reasons of each item."""
 
     def arguments(self) -> dict[str, Any]:
         """Read the files and return the keyword arguments of `Recommender.recommend`."""
         files = {"candidates": self.candidates, "exclude": self.exclude}
         item_ids = {name: None if path is None else read_item_ids(path) for name, path in files.items()}
-        return {"k": self.k, "filter_seen": self.filter_seen, **item_ids}
+        return {"k": self.k, "filter_seen": self.filter_seen, "because": self.because, **item_ids}
 
 
 def recommend_file(
@@ -51,7 +53,7 @@ def recommend_file(
     index: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Write `user_id, item_id, score, rank` for every user of a file, in the order of the file.
+    """Write `user_id, item_id, score, rank`, and `because` if asked, for every user of a file, in its order.
 
     The users are processed in chunks. Finished chunks are kept in a folder beside the output, and the same command
     continues with them after an interruption. The output file appears when it is complete.

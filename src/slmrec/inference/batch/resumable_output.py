@@ -109,9 +109,16 @@ def _write_parquet(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) ->
 
 
 def _write_csv(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pa_csv.CSVWriter(path, schema) as writer:
+    nested = [number for number, field in enumerate(schema) if pa.types.is_list(field.type)]
+    flat = schema
+    for number in nested:
+        flat = flat.set(number, schema.field(number).with_type(pa.string()))
+    with pa_csv.CSVWriter(path, flat) as writer:
         for table in tables:
-            writer.write_table(table)
+            columns = table.columns
+            for number in nested:
+                columns[number] = pa.array(map(json.dumps, columns[number].to_pylist()), pa.string())
+            writer.write_table(pa.table(columns, schema=flat))
 
 
 def _write_jsonl(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
