@@ -15,8 +15,10 @@ PLANNED_SHARE = 0.95
 """Share of the time that a plan may need by its estimate."""
 MAX_SLACK = 4.0
 """Time that a training may take, in relation to its estimate, where there is time enough."""
-RESERVE_S = 8.0
+RESERVE_S = 11.0
 """Seconds for the report and for reading and writing model folders."""
+VERDICT = 3e-5
+"""Seconds of the verdict for each model and user: 4.1 s for 7 models and 19,412 users."""
 SHORT_STUDENT, SHORTEST_STUDENT = 0.5, 0.3
 """Shares of the student's epochs: those that hardly cost quality, and the fewest; epoch 3 of 14 reaches 98 %."""
 RANKING = 1.5
@@ -123,6 +125,7 @@ def plan(config: Config, facts: Facts, costs: Costs, base: float, student: float
         ranked += sum(users[name] for name in config.finetune.ensemble)
     splits = len(config.evaluate.splits) * RANKING * facts.num_users
     other = ranked * (splits + 3 * min(config.evaluate.timing_users, facts.num_users))
+    other += VERDICT * (len(epochs) + 3) * facts.num_users  # and of teacher and baselines
     return Plan(epochs, training, other + costs.mix + costs.teacher_outputs + RESERVE_S)
 
 
