@@ -25,7 +25,9 @@ from slmrec.serving.server import ServedModel, Server
 
 ITEMS = [f"i{n:02d}" for n in range(40)]
 MAX_HISTORY = 8
-LIMITS = Limits(max_body_bytes=20_000, max_requests=8, max_history=20, max_k=50, max_candidates=30, max_waiting=64)
+LIMITS = Limits(
+    max_body_bytes=20_000, max_requests=8, max_history=20, max_k=50, max_candidates=30, max_waiting=64, max_because=4
+)
 
 
 def decoder(seed: int = 0, num_layers: int = 2) -> DecoderRecommender:

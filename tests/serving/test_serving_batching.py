@@ -54,3 +54,24 @@ def test_what_fails_in_a_pause_is_logged_and_ends_nothing(caplog: pytest.LogCapt
     with caplog.at_level(logging.ERROR):
         assert asyncio.run(ask()) == [1, 2]
     assert "work between two batches failed" in caplog.text and "of the test" in caplog.text
+
+
+def test_jobs_that_count_more_fill_a_batch_earlier() -> None:
+    batches: list[list[list[int]]] = []
+
+    def compute(jobs: list[list[int]]) -> list[int]:
+        batches.append(jobs)
+        return sums(jobs)
+
+    async def ask() -> list[int]:
+        batcher = Batcher(compute, 4, size_of=sum)
+        batcher._loop = asyncio.get_running_loop()  # all jobs wait before the first batch
+        waiting = [asyncio.create_task(batcher.submit([size], 10.0)) for size in (3, 2, 1, 1, 9)]
+        await asyncio.sleep(0)
+        batcher.start()
+        answers = [await each for each in waiting]
+        await asyncio.to_thread(batcher.stop)
+        return answers
+
+    assert asyncio.run(ask()) == [3, 2, 1, 1, 9]
+    assert batches == [[[3]], [[2], [1], [1]], [[9]]]

@@ -35,6 +35,7 @@ class Batcher(Generic[QueryT, AnswerT]):
         max_batch: Maximum number of queries in a batch; a single larger request is a batch of its own.
         idle_work: Called while no request waits. It does one step of work that speeds up later answers, and returns
             whether there may be more to do.
+        size_of: Number of queries that the queries of a request count as.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Batcher(Generic[QueryT, AnswerT]):
         compute: Callable[[list[Sequence[QueryT]]], Sequence[AnswerT | RequestError]],
         max_batch: int,
         idle_work: Callable[[], bool] = lambda: False,
+        size_of: Callable[[Sequence[QueryT]], int] = len,
     ) -> None:
-        self._compute, self._max_batch, self._idle_work = compute, max_batch, idle_work
+        self._compute, self._max_batch, self._idle_work, self._size_of = compute, max_batch, idle_work, size_of
         self._waiting: deque[_Job[QueryT, AnswerT]] = deque()
         self._changed = Condition()
         self._is_stopping = False
@@ -124,12 +126,12 @@ class Batcher(Generic[QueryT, AnswerT]):
     def _take(self) -> "list[_Job[QueryT, AnswerT]]":
         jobs: list[_Job[QueryT, AnswerT]] = []
         size = 0
-        while self._waiting and (not size or size + len(self._waiting[0].queries) <= self._max_batch):
+        while self._waiting and (not size or size + self._size_of(self._waiting[0].queries) <= self._max_batch):
             job = self._waiting.popleft()
             if not job.future.done():  # done: cancelled or expired
                 job.is_started = True
                 jobs.append(job)
-                size += len(job.queries)
+                size += self._size_of(job.queries)
         return jobs
 
 

@@ -7,6 +7,7 @@ from reprlib import repr as shortened
 from threading import Lock
 from typing import Any
 
+from slmrec.inference.because import NUM_REASONS, Reason, reasons_of
 from slmrec.inference.catalogue import ItemIdError
 from slmrec.inference.ranking import Ranked, RankRequest
 from slmrec.inference.timestamps import needed
@@ -39,13 +40,16 @@ class Result:
     fallback: bool
     session: dict[str, Any] | None
     active: ActiveModel
+    reasons: list[list[Reason]] | None = None
+    """Reasons of each ranked item; None: not asked for."""
 
     def to_answer(self, model: ModelName, time_ms: float) -> dict[str, Any]:
         """Return the fields of `messages.Answer`."""
         described, has_text_ids = self.active.catalogue.described, self.active.catalogue.has_text_json_ids
         return {
             "items": [
-                {**described(item), "score": score, "rank": rank} for rank, (item, score) in enumerate(self.ranked, 1)
+                {**described(item), "score": score, "rank": rank, **self._because(rank)}
+                for rank, (item, score) in enumerate(self.ranked, 1)
             ],
             "unknown_items": list(map(str, self.unknown)) if has_text_ids else self.unknown,
             "unknown_share": round(len(self.unknown) / max(1, self.num_items), 4),
@@ -55,6 +59,12 @@ class Result:
             "model_version": self.active.loaded.version,
             "time_ms": round(time_ms, 2),
         }
+
+    def _because(self, rank: int) -> dict[str, Any]:
+        if self.reasons is None:
+            return {}
+        described = self.active.catalogue.described
+        return {"because": [{**described(each.item), "share": each.share} for each in self.reasons[rank - 1]]}
 
 
 @dataclass(eq=False)
@@ -202,6 +212,16 @@ class Engine:
             num_items, is_fallback = len(task.items) + len(task.unknown), task.session.encoded is None
             info = _session_info(task)
             task.result = Result(ranked, task.unknown, num_items, is_fallback, info, self.active)
+        self._explain([task for task in tasks if task.query.because])
+
+    def _explain(self, tasks: list[_Task]) -> None:
+        """Add the reasons to the results of some tasks."""
+        ranker, sessions = self.active.ranker, [task.session for task in tasks]
+        times = None if ranker.model.timestamp_unit is None else [each.times or [] for each in sessions]
+        ranked = [task.result.ranked for task in tasks]
+        found = reasons_of(ranker, [each.history for each in sessions], times, ranked, NUM_REASONS)
+        for task, reasons in zip(tasks, found, strict=True):
+            task.result.reasons = reasons
 
 
 def _request(task: _Task) -> RankRequest:

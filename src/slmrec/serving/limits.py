@@ -18,6 +18,10 @@ class Limits:
     max_candidates: int = field(
         default=10_000, metadata={"help": "maximum number of candidates, and of excluded items"}
     )
+    max_because: int = field(
+        default=8,
+        metadata={"help": "maximum number of histories with because in one request, and computed in one batch"},
+    )
     max_batch: int = field(default=64, metadata={"help": "maximum number of histories computed in one batch"})
     max_waiting: int = field(
         default=512, metadata={"help": "maximum number of waiting histories; further requests are answered with 503"}

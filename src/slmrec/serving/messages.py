@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -19,6 +20,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from slmrec.data.ids import MAX_EXACT_FLOAT
 from slmrec.files import one_line
+from slmrec.inference.because import NUM_REASONS
 from slmrec.inference.timestamps import checked_times
 from slmrec.serving.limits import Limits
 from slmrec.types import PER_SECOND, Unit
@@ -75,6 +77,7 @@ class Query(Message):
     filter_seen: StrictBool = True
     candidates: list[ItemId] | None = None
     exclude: list[ItemId] = []
+    because: StrictBool = False
 
     @model_validator(mode="after")
     def _check_history(self) -> "Query":
@@ -97,6 +100,17 @@ class Query(Message):
         return (self.events if self.history is None else self.history) or ()
 
 
+class BecauseItem(Message):
+    """Item of the history that raises the score of a recommended item."""
+
+    item_id: str | int = Field(examples=[9])
+    title: str | None = Field(examples=["Hand Cream"])
+    share: float = Field(
+        description="what the score loses without this item, as a share of what it loses without each item",
+        examples=[0.6],
+    )
+
+
 class RankedItem(Message):
     """Recommended item."""
 
@@ -104,6 +118,9 @@ class RankedItem(Message):
     title: str | None = Field(examples=["Lip Balm"])
     score: float = Field(examples=[4.2])
     rank: int = Field(description="1 is the best item", examples=[1])
+    because: list[BecauseItem] = Field(
+        [], description=f"up to {NUM_REASONS} reasons, the largest share first; present if the request asks for them"
+    )
 
 
 class SessionInfo(Message):
@@ -243,11 +260,23 @@ def query_examples(item_ids: Sequence[Any], unit: Unit | None) -> dict[str, dict
 def request_adapter(limits: Limits) -> TypeAdapter[Any]:
     """Return the parser of the body of `POST /recommend`: one `Query`, or several as `{"requests": [...]}`."""
     one = _query(limits)
+
+    def check_because(queries: list[Query]) -> list[Query]:
+        number = sum(query.because for query in queries)
+        if number > limits.max_because:
+            raise PydanticCustomError(
+                "because",
+                "because is true in {number} requests, expected at most {limit}; send them in several bodies",
+                {"number": number, "limit": limits.max_because},
+            )
+        return queries
+
+    several: Any = Annotated[_list(one, limits.max_requests, min_length=1), AfterValidator(check_because)]
     many = create_model(
         "Queries",
         __base__=Message,
         __doc__="Queries of several users, answered together.",
-        requests=(_list(one, limits.max_requests, min_length=1), ...),
+        requests=(several, ...),
     )
     either: Any = Annotated[one, Tag("one")] | Annotated[many, Tag("many")]
     return TypeAdapter(Annotated[either, Discriminator(_tag)])
@@ -268,6 +297,10 @@ def _query(limits: Limits) -> type[Query]:
     k = Annotated[int, Field(strict=True, ge=1, le=limits.max_k)]
     fields["k"] = (k, Field(10, description="number of items to recommend"))
     fields["filter_seen"] = (StrictBool, Field(True, description="do not recommend items of the history"))
+    text = (
+        f"also return the items of the history that raise each score; in at most {limits.max_because} of the requests"
+    )
+    fields["because"] = (StrictBool, Field(False, description=text))
     fields["exclude"] = (item_ids, Field([], description="further items that are not recommended"))
     return create_model("Query", __base__=Query, __doc__=Query.__doc__, **fields)
 

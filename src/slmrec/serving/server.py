@@ -86,7 +86,7 @@ class Server:
             name: Engine(served.loaded, self.limits) for name, served in self.models.items()
         }
         self._batchers = {
-            name: Batcher(self._compute(name), self.limits.max_batch, engine.read_ahead)
+            name: Batcher(self._compute(name), self.limits.max_batch, engine.read_ahead, self._size_of)
             for name, engine in self.engines.items()
         }
         self._reloaders = {name: Reloader(self.engines[name], served.folder) for name, served in self.models.items()}
@@ -103,6 +103,11 @@ class Server:
         yield
         for batcher in self._batchers.values():
             await asyncio.to_thread(batcher.stop)
+
+    def _size_of(self, queries: Sequence[Query]) -> int:
+        """Return the number of queries that some queries count as; reasons take many more histories than lists do."""
+        share = -(-self.limits.max_batch // self.limits.max_because)
+        return sum(share if query.because else 1 for query in queries)
 
     def _compute(self, name: ModelName) -> Callable[[list[Sequence[Query]]], Sequence[list[Result] | RequestError]]:
         def compute(requests: list[Sequence[Query]]) -> Sequence[list[Result] | RequestError]:
