@@ -30,7 +30,7 @@ CALLED = {
     "config": ("Config",),
     "config.load": ("load_config", "vary"),
     "data.dataset": ("Dataset", "Samples"),
-    "data.describe": ("describe",),
+    "data.statistics.describe": ("describe",),
     "evaluation.candidates": ("draw_negatives",),
     "evaluation.diversity": ("coverage", "gini", "intra_list_distances", "list_metrics", "popularity_lift"),
     "evaluation.metrics": ("ranking_metrics", "ranks_of_targets", "user_metrics"),

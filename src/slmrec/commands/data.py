@@ -1,4 +1,4 @@
-"""`slmrec data`: describe, check and download data sets."""
+"""`slmrec data`: describe, check and download data sets; `slmrec drift`: compare two of them."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from slmrec.commands.stages import FORMATS
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the commands `data describe`, `data validate` and `data fetch`."""
+    """Add the commands `data describe`, `data validate`, `data fetch` and `drift`."""
     inner = new_command(subparsers, "data", "describe, check and download data sets").add_subparsers(
         dest="data_command", required=True, metavar="COMMAND"
     )
@@ -26,12 +26,25 @@ def add_parser(subparsers: Any) -> None:
     fetch = new_command(inner, "fetch", "download a public data set", _fetch)
     fetch.add_argument("name", nargs="?", help="name of the data set; omit it to list all")
     fetch.add_argument("--output", type=location, default=Path("data"), help="folder to download into (default: data)")
+    text = "compare two prepared data sets: new items and users, shift of popularity and history lengths"
+    drift = new_command(
+        subparsers, "drift", text, _drift, "Example: slmrec drift out/october out/november --output drift.json"
+    )
+    drift.add_argument("old", type=location, metavar="OLD", help="folder of a data set, or of a run")
+    drift.add_argument("new", type=location, metavar="NEW", help="folder of a later data set, or of a run")
+    drift.add_argument("--output", type=location, help="JSON file for the numbers")
 
 
 def _describe(options: argparse.Namespace) -> None:
     from slmrec.commands.describe import describe
 
     describe(options.folder, options.output)
+
+
+def _drift(options: argparse.Namespace) -> None:
+    from slmrec.commands.describe import drift
+
+    drift(options.old, options.new, options.output)
 
 
 def _validate(options: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ from ibis.expr.types import Table
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
-from slmrec.data.describe import split_facts
 from slmrec.data.engine import as_view, batches, engines_of, explain, first_row, keep, unsupported, value
 from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.histories import write_histories
@@ -32,6 +31,7 @@ from slmrec.data.logs.files import parts
 from slmrec.data.logs.read import Events, large_shares, read_events
 from slmrec.data.logs.row_errors import RowError
 from slmrec.data.logs.times import in_unit, stored_unit
+from slmrec.data.statistics.describe import split_facts
 from slmrec.errors import DataError
 from slmrec.files import one_line, printable, sha256, write_atomically, write_json
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from slmrec.data.describe import Bin, Description, Histories, Popularity, Repeats, Times
 from slmrec.data.logs.times import date
+from slmrec.data.statistics.describe import Bin, Description, Histories, Popularity, Repeats, Times
 from slmrec.files import printable
 from slmrec.types import PER_SECOND
 

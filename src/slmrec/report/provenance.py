@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from slmrec.data.describe import Bin, Description, describe
+from slmrec.data.statistics.describe import Bin, Description, describe
 from slmrec.pipeline.stage import dump
 from slmrec.plots import PALETTE
 from slmrec.report.describe import draw_powers, draw_times, leakage, rows_of

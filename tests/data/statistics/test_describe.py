@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmrec import prepare
-from slmrec.data.describe import Bin, describe, split_facts
 from slmrec.data.logs.times import date, time_unit
+from slmrec.data.statistics.describe import Bin, describe, split_facts
 from slmrec.errors import DataError
 
 Event = tuple[int, int | None]

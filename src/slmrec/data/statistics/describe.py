@@ -1,28 +1,13 @@
-"""Statistics of a prepared data set: counts, times, distributions, the split and its leakage.
+"""Statistics of a prepared data set: counts, times, distributions, the split and its leakage."""
 
-DuckDB reads the Parquet files and spills to disk, so the memory is limited for logs of any length.
-"""
-
-import glob
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import duckdb
-
-from slmrec.data.engine import disable_progress_bar
-from slmrec.data.histories import read_facts
 from slmrec.data.logs.times import time_unit
-from slmrec.errors import DataError
-from slmrec.files import one_line
+from slmrec.data.statistics.tables import opened, row
 from slmrec.types import Unit
 
-MEMORY, THREADS = "2GB", 4
-"""Resources of the queries; each thread needs its share of the memory."""
 MAX_TIME_BINS = 60
-COLUMNS = {"interactions": ("user", "item", "timestamp", "position"), "users": ("user",), "items": ("item",)}
 
 
 class Bin(NamedTuple):
@@ -111,9 +96,9 @@ def describe(folder: Path) -> Description:
         >>> describe(data)[:3]  # users, items, events
         (80, 40, 716)
     """
-    with _opened(folder) as (engine, facts):
-        num_users, num_items = _row(engine, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM items)")
-        num_events, num_pairs = _row(
+    with opened(folder) as (engine, facts):
+        num_users, num_items = row(engine, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM items)")
+        num_events, num_pairs = row(
             engine, 'SELECT (SELECT count(*) FROM log), (SELECT count(*) FROM (SELECT DISTINCT "user", item FROM log))'
         )
         titled = "title" in engine.table("items").columns
@@ -122,7 +107,7 @@ def describe(folder: Path) -> Description:
             num_items=num_items,
             num_events=num_events,
             density=num_pairs / (num_users * num_items),
-            num_titled_items=_row(engine, "SELECT count(title) FROM items")[0] if titled else None,
+            num_titled_items=row(engine, "SELECT count(title) FROM items")[0] if titled else None,
             histories=_histories(engine),
             repeats=_repeats(engine, num_events, num_pairs),
             times=_times(engine, num_events, facts.get("timestamp_unit")),
@@ -145,92 +130,12 @@ def split_facts(folder: Path) -> dict[str, float]:
     Raises:
         DataError: the folder is not a data set.
     """
-    with _opened(folder) as (engine, _):
+    with opened(folder) as (engine, _):
         return _split_facts(engine)
 
 
-@contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open an engine with the tables of the data set and of `_tabulate`; yield it, and `dataset.json`."""
-    folder = _data_folder(folder)
-    with TemporaryDirectory() as spill, _connect(spill) as engine:
-        try:
-            facts = read_facts(folder)
-            for name, columns in COLUMNS.items():
-                _open_table(engine, folder / f"{name}.parquet", columns)
-            positions = _target_positions(facts["rules"], folder)
-        except (duckdb.Error, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise DataError(f"{folder}: damaged data set ({reason}); run prepare again") from None
-        _tabulate(engine, positions)
-        yield engine, facts
-
-
-def _data_folder(folder: Path) -> Path:
-    inner = folder / "prepare"
-    folder = inner if inner.is_dir() and not (folder / "dataset.json").exists() else folder
-    for name in ("dataset.json", *(f"{table}.parquet" for table in COLUMNS)):
-        if not (folder / name).is_file():
-            raise DataError(
-                f"{folder}: not a prepared data set ({name} is missing); expected the output folder of "
-                "prepare or of a run; run prepare"
-            )
-    return folder
-
-
-def _connect(spill: str) -> Any:
-    engine = duckdb.connect(config={"memory_limit": MEMORY, "threads": THREADS, "temp_directory": spill})
-    engine.execute("SET preserve_insertion_order = true")  # windows over the whole file rely on its order
-    disable_progress_bar(engine)
-    return engine
-
-
-def _open_table(engine: Any, path: Path, columns: tuple[str, ...]) -> None:
-    table = engine.read_parquet(glob.escape(str(path)))
-    absent = [column for column in columns if column not in table.columns]
-    if absent:
-        raise DataError(f"{path}: no column {absent[0]!r}, expected {', '.join(columns)}; run prepare again")
-    table.create_view("log" if path.stem == "interactions" else path.stem)
-
-
-def _target_positions(rules: dict[str, Any], folder: Path) -> str:
-    """Return SQL expressions for the positions of the validation and the test target in a history."""
-    if rules["split"] == "leave_one_out":
-        return "greatest(count(*) - 2, 0) AS valid_at, greatest(count(*) - 1, 0) AS test_at"
-    if rules["split"] == "temporal":
-        bounds = {f"{name}_at": int(rules[f"{name}_from"]) for name in ("valid", "test")}
-        return ", ".join(f'count(*) FILTER ("timestamp" < {bound}) AS {place}' for place, bound in bounds.items())
-    raise DataError(
-        f"{folder}: unknown split {rules['split']!r} in dataset.json, expected leave_one_out or temporal; run prepare"
-    )
-
-
-def _tabulate(engine: Any, positions: str) -> None:
-    """Create the tables `histories`, with one row per user, and `catalogue`, with one row per item."""
-    engine.execute(
-        f'CREATE TEMP TABLE histories AS SELECT "user", count(*) AS num, {positions} FROM log GROUP BY "user"'
-    )
-    engine.execute("""
-        CREATE TEMP TABLE catalogue AS
-        SELECT item, coalesce(num, 0) AS num, coalesce(num_trained, 0) AS num_trained, last_trained
-        FROM items LEFT JOIN (
-            SELECT
-                item,
-                count(*) AS num,
-                count(*) FILTER (position < valid_at) AS num_trained,
-                max("timestamp") FILTER (position < valid_at) AS last_trained
-            FROM log JOIN histories USING ("user") GROUP BY item
-        ) USING (item)
-    """)
-
-
-def _row(engine: Any, query: str, *values: Any) -> tuple[Any, ...]:
-    row: tuple[Any, ...] = engine.execute(query, values).fetchone()
-    return row
-
-
 def _histories(engine: Any) -> Histories:
-    mean, median, shortest, longest = _row(engine, "SELECT mean(num), median(num), min(num), max(num) FROM histories")
+    mean, median, shortest, longest = row(engine, "SELECT mean(num), median(num), min(num), max(num) FROM histories")
     return Histories(mean, median, shortest, longest, _power_bins(engine, "histories"))
 
 
@@ -244,14 +149,14 @@ def _power_bins(engine: Any, table: str) -> tuple[Bin, ...]:
 
 def _repeats(engine: Any, num_events: int, num_pairs: int) -> Repeats:
     # The file is sorted by user and position, so a window over all of it needs no sorting and no memory.
-    (consecutive,) = _row(
+    (consecutive,) = row(
         engine,
         """
         SELECT count(*) FILTER ("user" = user_before AND item = item_before)
         FROM (SELECT "user", item, lag("user") OVER () AS user_before, lag(item) OVER () AS item_before FROM log)
         """,
     )
-    num_timed, num_triples = _row(
+    num_timed, num_triples = row(
         engine,
         """
         SELECT
@@ -267,10 +172,10 @@ def _repeats(engine: Any, num_events: int, num_pairs: int) -> Repeats:
 
 
 def _times(engine: Any, num_events: int, unit: Unit | None) -> Times | None:
-    first, last = _row(engine, 'SELECT min("timestamp"), max("timestamp") FROM log')
+    first, last = row(engine, 'SELECT min("timestamp"), max("timestamp") FROM log')
     if first is None:
         return None
-    (num_tied,) = _row(
+    (num_tied,) = row(
         engine,
         """
         SELECT count(*) FILTER (
@@ -298,7 +203,7 @@ def _time_bins(engine: Any, first: int, last: int) -> tuple[Bin, ...]:
 
 def _popularity(engine: Any, num_items: int, num_events: int) -> Popularity:
     """Source: the Gini coefficient of counts in ascending order, with ranks from 1."""
-    weighted, top_1, top_10 = _row(
+    weighted, top_1, top_10 = row(
         engine,
         """
         SELECT
@@ -316,7 +221,7 @@ def _popularity(engine: Any, num_items: int, num_events: int) -> Popularity:
 
 
 def _split_facts(engine: Any) -> dict[str, float]:
-    num_train, num_untrained, last_train, num_idle = _row(
+    num_train, num_untrained, last_train, num_idle = row(
         engine,
         """
         SELECT sum(num_trained)::BIGINT, count(*) FILTER (num_trained = 0), max(last_trained),
@@ -324,7 +229,7 @@ def _split_facts(engine: Any) -> dict[str, float]:
         FROM catalogue
         """,
     )
-    valid, test, cold_valid, cold_test, early, num_timed = _row(
+    valid, test, cold_valid, cold_test, early, num_timed = row(
         engine,
         """
         SELECT
