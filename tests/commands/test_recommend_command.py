@@ -361,7 +361,7 @@ def test_reasons_are_shown_and_written(
     assert main([*model, "--history", ",".join(history), "--explain"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for reasons in expected["because"].to_pylist():
-        assert all(f"{each['item_id']} ([Thing] {each['item_id']}): {each['share']:.0%}" in shown for each in reasons)
+        assert all(f"{each['item_id']}: {each['share']:.0%}" in shown for each in reasons)
     pq.write_table(pa.table({"user_id": ["ann"], "history": [history]}), tmp_path / "in.parquet")
     for name in ("out.parquet", "out.jsonl", "out.csv"):
         files = ["--input", str(tmp_path / "in.parquet"), "--output", str(tmp_path / name)]

@@ -157,7 +157,7 @@ def _show(recommender: "Recommender", history: list[Any], lists: "Recommendation
     table = Table("rank", "item_id", "title", "score", *lists.table.column_names[4:])
     for row in lists.table.to_pylist():
         title = recommender.title(row["item_id"]) or ""
-        reasons = [f"{_label(recommender, each['item_id'])}: {each['share']:.0%}" for each in row.get("because", ())]
+        reasons = [f"{printable(str(each['item_id']))}: {each['share']:.0%}" for each in row.get("because", ())]
         cells = [str(row["rank"]), printable(str(row["item_id"])), printable(title), f"{row['score']:.4f}"]
         table.add_row(*cells, *(["\n".join(reasons)] if "because" in row else []))
     console.print(table)
