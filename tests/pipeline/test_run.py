@@ -146,14 +146,14 @@ def test_an_unknown_option_shows_how_its_command_is_used(capsys: pytest.CaptureF
     assert error.startswith("usage: slmrec run ") and "slmrec run: error: unrecognized arguments: --outptu" in error
 
 
-def test_help_has_an_example_and_the_place_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_an_example_and_names_what_explains_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("run", "prepare"):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert f"Example: slmrec {command} --config words --input LOG --items ITEMS" in text
         assert "words if its items have titles, sequences if not" in text
-        assert "explained in src/slmrec/config/. Without --config" in text
+        assert "`slmrec config schema` explains all settings. Without --config" in text
 
 
 def test_a_log_without_titles_is_refused_before_any_training(
