@@ -253,7 +253,7 @@ def counting(rank: int, folder: Path) -> None:
         def gather(self) -> None:
             super().gather()
             total = sum(one.numel() for one in self.module.parameters())
-            counts = {"total": total, "between": self.num_local_parameters(), "most": self.most}
+            counts = {"total": total, "between": held(self.module), "most": self.most}
             (folder / f"counts.{rank}").write_text(json.dumps(counts))
 
     trainer.ShardedCopy = Counting  # type: ignore[misc]

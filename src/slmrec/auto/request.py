@@ -1,4 +1,4 @@
-"""What a run without a YAML was asked for, and the settings that were chosen for it, kept in its folder."""
+"""Request of a run without a YAML, and the settings that were chosen for it, kept in the folder of the run."""
 
 import json
 import logging

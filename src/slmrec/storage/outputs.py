@@ -9,7 +9,7 @@ from pathlib import Path
 from slmrec.errors import StorageError
 from slmrec.locks import target_locked
 from slmrec.storage.cache import cached, digest, name_copy
-from slmrec.storage.remote import Remote, is_uri, refuse_mangled
+from slmrec.storage.remote import place_of
 
 _LAST = ("about.json", "stage.json")
 """Files without which a folder does not count, in the order in which they are uploaded, after all others."""
@@ -34,13 +34,9 @@ def written(output: str | Path, replaced: bool = False) -> Iterator[Path]:
         ...     path.as_posix()
         '/data/recs.csv'
     """
-    if not is_uri(output):
-        refuse_mangled(path := Path(output))
-        yield path
-        return
-    remote = Remote(str(output))
-    if remote.path is not None:
-        yield remote.path
+    remote = place_of(output)
+    if isinstance(remote, Path):
+        yield remote
         return
     if not replaced and remote.files().keys() - {""}:
         raise StorageError(f"{remote.uri}: exists and is a folder; choose another output: nothing was changed")

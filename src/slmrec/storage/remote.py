@@ -250,3 +250,16 @@ def _version(info: dict[str, Any]) -> str:
 
 def _is_safe(name: str) -> bool:
     return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
+def place_of(output: str | Path) -> "Path | Remote":
+    """Return the path of an output on this machine, or the remote place of a URI.
+
+    Raises:
+        StorageError: The URI is invalid, or a path is a URI that lost a slash.
+    """
+    if not is_uri(output):
+        refuse_mangled(path := Path(output))
+        return path
+    remote = Remote(str(output))
+    return remote if remote.path is None else remote.path

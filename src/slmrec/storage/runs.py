@@ -12,7 +12,7 @@ from slmrec.locks import WAIT_S, target_locked, this_process
 from slmrec.processes import is_main, on_main
 from slmrec.storage.cache import cached, digest, name_copy
 from slmrec.storage.mirror import Mirror
-from slmrec.storage.remote import Remote, is_uri, refuse_mangled
+from slmrec.storage.remote import Remote, place_of
 
 _LOG = logging.getLogger(__name__)
 _LOCK = ".lock"
@@ -39,13 +39,9 @@ def opened_run(output: str | Path) -> Iterator[Path]:
         ...     folder.as_posix()
         '/data/shop'
     """
-    if not is_uri(output):
-        refuse_mangled(path := Path(output))
-        yield path
-        return
-    remote = Remote(str(output))
-    if remote.path is not None:
-        yield remote.path
+    remote = place_of(output)
+    if isinstance(remote, Path):
+        yield remote
         return
     folder = cached("runs", digest(remote.uri), remote.name)
     name_copy(folder, remote.uri)

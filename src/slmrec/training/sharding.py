@@ -48,10 +48,6 @@ class ShardedCopy:
         """Each sharded parameter, and the whole one that it was copied from."""
         self._device = device
 
-    def num_local_parameters(self) -> int:
-        """Return the number of parameters that this process holds between two steps."""
-        return sum(sharded.to_local().numel() for sharded, _ in self._pairs if isinstance(sharded, DTensor))
-
     def gather(self) -> None:
         """Copy the trained weights into the whole loss; all processes take part."""
         for sharded, value in self._pairs:
