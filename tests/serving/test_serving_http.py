@@ -15,7 +15,7 @@ from servers import ITEMS, LIMITS, Client, serving
 
 from slmrec import Recommender
 from slmrec.serving import messages
-from slmrec.serving.request_head import AllowedHosts
+from slmrec.serving.http.head import AllowedHosts
 
 HISTORIES = st.lists(st.sampled_from([*ITEMS, "nope", "never"]), max_size=LIMITS.max_history)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slmrec.serving.http_errors import OverloadedError
+from slmrec.serving.http.errors import OverloadedError
 
 
 class Admission:

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from slmrec.files import one_line
-from slmrec.serving.http_errors import (
+from slmrec.serving.http.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
     ConflictError,
@@ -33,6 +33,7 @@ from slmrec.serving.http_errors import (
     UnsupportedMediaTypeError,
     error_response,
 )
+from slmrec.serving.http.head import HostCheck, check_parameters
 from slmrec.serving.messages import (
     Answer,
     Answers,
@@ -46,7 +47,6 @@ from slmrec.serving.messages import (
     describe_faults,
     query_examples,
 )
-from slmrec.serving.request_head import HostCheck, check_parameters
 from slmrec.serving.server import Server
 from slmrec.version import __version__
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
-from slmrec.serving.http_errors import InternalError, OverloadedError, RequestError
+from slmrec.serving.http.errors import InternalError, OverloadedError, RequestError
 
 QueryT = TypeVar("QueryT")
 AnswerT = TypeVar("AnswerT")

@@ -11,7 +11,7 @@ from slmrec.inference.because import NUM_REASONS, Reason, reasons_of
 from slmrec.inference.catalogue import ItemIdError
 from slmrec.inference.ranking import Ranked, RankRequest
 from slmrec.inference.timestamps import needed
-from slmrec.serving.http_errors import InvalidRequestError, RequestError
+from slmrec.serving.http.errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import ModelName, Query

@@ -8,7 +8,7 @@ from typing import Literal
 from slmrec.errors import CheckpointError, StorageError
 from slmrec.models.folder import fingerprint_of
 from slmrec.serving.engine import Engine
-from slmrec.serving.http_errors import ConflictError
+from slmrec.serving.http.errors import ConflictError
 from slmrec.serving.loading import load
 from slmrec.storage.cache import refreshed
 

@@ -19,12 +19,12 @@ import uvicorn
 from slmrec.errors import ConfigError
 from slmrec.files import printable, read_text
 from slmrec.serving.app import create_app
-from slmrec.serving.connections import Connection, HttpConfig
 from slmrec.serving.examples import read_examples
+from slmrec.serving.http.connections import Connection, HttpConfig
+from slmrec.serving.http.head import AllowedHosts
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
 from slmrec.serving.messages import ModelName
-from slmrec.serving.request_head import AllowedHosts
 from slmrec.serving.server import ServedModel, Server
 
 _GRACE_S = 5

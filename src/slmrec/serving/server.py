@@ -20,7 +20,8 @@ from slmrec.serving.admission import Admission
 from slmrec.serving.batching import Batcher
 from slmrec.serving.engine import Engine, Result
 from slmrec.serving.examples import Example
-from slmrec.serving.http_errors import (
+from slmrec.serving.http.body import Bodies, cancel_on_disconnect, check_json
+from slmrec.serving.http.errors import (
     ConflictError,
     InvalidRequestError,
     MalformedJsonError,
@@ -28,6 +29,7 @@ from slmrec.serving.http_errors import (
     RequestError,
     UnauthorizedError,
 )
+from slmrec.serving.http.head import AllowedHosts, QueryInteger, check_parameters
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import (
@@ -41,8 +43,6 @@ from slmrec.serving.messages import (
 )
 from slmrec.serving.metrics import Metrics
 from slmrec.serving.reload import Reloader
-from slmrec.serving.request_body import Bodies, cancel_on_disconnect, check_json
-from slmrec.serving.request_head import AllowedHosts, QueryInteger, check_parameters
 
 _RELOAD_ADAPTER: TypeAdapter[Any] = TypeAdapter(ReloadRequest)
 _MAX_SEARCH_CHARS = 200

@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from slmrec.files import one_line
-from slmrec.serving.http_errors import (
+from slmrec.serving.http.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
     ClientDisconnectedError,

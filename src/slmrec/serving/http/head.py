@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slmrec.files import one_line
-from slmrec.serving.http_errors import (
+from slmrec.serving.http.errors import (
     InvalidRequestError,
     MisdirectedRequestError,
     RequestError,

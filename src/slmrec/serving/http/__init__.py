@@ -1,0 +1,1 @@
+"""HTTP itself: connections, heads and bodies of requests, and errors."""
