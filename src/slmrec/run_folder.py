@@ -155,8 +155,11 @@ class Run:
         """
         return evaluate_events(events, self.config, self.folder)
 
-    def report(self) -> Path:
+    def report(self, show_user_ids: bool = False) -> Path:
         """Write the run as one HTML page, and return its path.
+
+        Args:
+            show_user_ids: Name the example users by their ids, instead of by numbers.
 
         Raises:
             ConfigError: A library of the extra `plots` is missing.
@@ -166,7 +169,7 @@ class Run:
         from slmrec.report.page import report
 
         with without_tables():
-            return report(self.folder)
+            return report(self.folder, show_user_ids=show_user_ids)
 
     def save(self, folder: str | Path) -> None:
         """Copy the run into a new folder, which it is in from then on; a temporary folder is removed.

@@ -17,7 +17,7 @@ from slmrec import report as package
 from slmrec.commands.main import main
 from slmrec.evaluation.metrics import user_metrics
 from slmrec.evaluation.statistics import bootstrap_interval, compare_means, holm
-from slmrec.report.page import SECTIONS, show
+from slmrec.report.page import SECTIONS, report, show
 from slmrec.report.parts import Chart, Grid, Notice, Section
 from slmrec.report.pictures import drawn
 from slmrec.report.states import open_run
@@ -405,8 +405,14 @@ def test_every_axis_says_what_it_shows(finished: Path) -> None:
                 assert axes.get_ylabel() or set(names) <= {"popularity", "cooccurrence", "sasrec", "teacher", "student"}
 
 
-def test_examples_stop_before_the_validation_item(finished: Path) -> None:
+def test_example_users_are_named_by_numbers(finished: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"<summary>User (.*)</summary>", page) == ["1", "2", "3", "4", "5"]
+    assert not re.search(r"\bu\d\d\b", page)
+
+
+def test_examples_stop_before_the_validation_item(finished: Path, tmp_path: Path, undrawn: None) -> None:
+    page = report(finished, tmp_path / "ids.html", show_user_ids=True).read_text(encoding="utf-8")
     examples = re.findall(r'<details class="card example".*?</details>', page, re.DOTALL)
     assert len(examples) == 5
     for example in examples:

@@ -20,6 +20,8 @@ def add_parser(subparsers: Any) -> None:
     report.add_argument("folder", type=location, metavar="OUT", help="folder of a run, or of an ablation")
     where = "the page (default: OUT/report.html); figures and tables go into a folder of that name without .html"
     report.add_argument("--output", type=location, metavar="FILE.html", help=where)
+    text = "name the example users by their ids (default: by the numbers 1 to 5)"
+    report.add_argument("--show-user-ids", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,4 +36,4 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"report needs {', '.join(missing)}; install with: {INSTALL}")
     from slmrec.report.page import report
 
-    report(options.folder, options.output)
+    report(options.folder, options.output, options.show_user_ids)

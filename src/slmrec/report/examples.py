@@ -37,12 +37,12 @@ def _blocks(run: Run) -> Iterator[Block]:
             except READ_FAULTS as error:
                 yield Notice("broken", f"{name}: {one_line(error, 400)}")
     if recommenders:
-        yield from _examples(Dataset.load(run.root / "prepare"), recommenders, run.config.seed)
+        yield from _examples(Dataset.load(run.root / "prepare"), recommenders, run)
 
 
-def _examples(dataset: Dataset, recommenders: dict[str, Recommender], seed: int) -> Iterator[Example]:
+def _examples(dataset: Dataset, recommenders: dict[str, Recommender], run: Run) -> Iterator[Example]:
     samples = dataset.held_out("valid")
-    rows = _draw_users(samples.lengths(np.arange(len(samples))), seed)
+    rows = _draw_users(samples.lengths(np.arange(len(samples))), run.config.seed)
     starts, ends, users = samples.spans(rows)
     titles, item_ids = dataset.titles, dataset.item_ids
     events = [
@@ -56,7 +56,7 @@ def _examples(dataset: Dataset, recommenders: dict[str, Recommender], seed: int)
     }
     for place, (user, history, target) in enumerate(zip(users, histories, targets, strict=True)):
         yield Example(
-            str(dataset.user_ids[int(user)].as_py()),
+            str(dataset.user_ids[int(user)].as_py()) if run.shows_user_ids else str(place + 1),
             [Shown(_name(title_of, item)) for item in history[-NUM_SHOWN:]],
             max(0, len(history) - NUM_SHOWN),
             Shown(_name(title_of, target)),

@@ -41,7 +41,7 @@ _MARK = "report.json"
 """File that identifies a folder of plots and tables of a report."""
 
 
-def report(output: Path, file: Path | None = None) -> Path:
+def report(output: Path, file: Path | None = None, show_user_ids: bool = False) -> Path:
     """Write the report of a run, show the efficiency table, and return the path of the page.
 
     Plots and tables are written into a folder of the same name without `.html`. A missing or broken part of the run is
@@ -50,6 +50,7 @@ def report(output: Path, file: Path | None = None) -> Path:
     Args:
         output: Folder of a run or of an ablation.
         file: The page, an .html file; None: `report.html` in the folder.
+        show_user_ids: Name the example users by their ids, instead of by numbers.
 
     Raises:
         CheckpointError: The folder of the plots exists and belongs to something else, or the disk is full.
@@ -59,7 +60,7 @@ def report(output: Path, file: Path | None = None) -> Path:
     file = file or output / "report.html"
     if file.suffix != ".html" or file.is_dir():
         raise ConfigError(f"{file}: the report is an HTML page; give --output NAME.html")
-    run = open_run(output)
+    run = open_run(output, show_user_ids)
     folder = _folder_of(file)
     sections = [section for make in SECTIONS if (section := make(run)).blocks]
     svgs = {block.numbers.name: svg_of(block) for block in _files(sections) if isinstance(block, Chart)}

@@ -49,6 +49,8 @@ class Run:
     """Folder that was given: a run, or an ablation."""
     root: Path
     """Folder with the steps: the same, or a run of the ablation."""
+    shows_user_ids: bool = False
+    """True if example users are named by their ids, instead of by numbers."""
 
     @cached_property
     def states(self) -> dict[str, State]:
@@ -111,7 +113,7 @@ class Run:
                 yield Notice(state.word, f"{state.step.folder}: {state.reason}", command)
 
 
-def open_run(output: Path) -> Run:
+def open_run(output: Path, shows_user_ids: bool = False) -> Run:
     """Open the folder of a run, or of an ablation.
 
     Raises:
@@ -119,9 +121,9 @@ def open_run(output: Path) -> Run:
     """
     names = [stage.name for stage in PIPELINE]
     if any((output / name).exists() or partial_folder(output / name).exists() for name in names):
-        return Run(output, output)
+        return Run(output, output, shows_user_ids)
     if (output / "ablation.json").is_file() or (output / "base" / "prepare").is_dir():
-        return Run(output, _cell(output))
+        return Run(output, _cell(output), shows_user_ids)
     raise DataError(
         f"{output}: no run (none of {', '.join(names)} exists); give the folder that was the --output of "
         "`slmrec run`, `slmrec demo` or `slmrec ablate`"
