@@ -1,9 +1,9 @@
 """Training throughput of two processes of one core each, against one process of one core (DDP, gloo).
 
-Random histories of a fixed catalogue; a SASRec model, and a decoder whose layers all train. One step has the same samples
-on one and two processes. The time of an epoch is the difference of two times in the log, without imports and the first
-epoch. Validation is short. The runs take turns; the best epoch of each counts. Nothing else may run on the machine.
-Writes benchmarks/results/processes.json.
+Random histories of a fixed catalogue; a SASRec model, and a decoder whose layers all train. One step has the same
+samples on one and two processes. The time of an epoch is the difference of two times in the log, without imports and
+the first epoch, but with validation. The runs take turns; the best epoch of each counts. Nothing else may run on the
+machine. Writes benchmarks/results/processes.json.
 
 Run: python benchmarks/processes.py
 """
@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,7 +108,7 @@ def fastest(name: str, printed: str) -> float:
     times = [float(found) for found in re.findall(rf"pretrain\.{name}: epoch \d+: .*\((\d+) s\)", printed)]
     if len(times) != EPOCHS:
         raise SystemExit(f"expected {EPOCHS} epochs of {name} in the log, got {len(times)}:\n{printed[-2000:]}")
-    return min(later - earlier for earlier, later in zip(times[:-1], times[1:], strict=True))
+    return min(later - earlier for earlier, later in pairwise(times))
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
