@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from decoders import tiny_decoder
 
+from slmrec.config import LoraSettings
+from slmrec.models.build import student_from
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.model import Model
@@ -44,6 +46,16 @@ def decoder(
         positions=positions,
         max_history_items=6,
     )
+
+
+def adapted_student() -> DecoderRecommender:
+    """A student with adapters of its own on the merged layers of an adapted teacher, which its folder holds."""
+    teacher = decoder("right_aligned", lora=True)
+    student = student_from(teacher, (1, 0), item_dropout=0.0, train_items=False, lora=LoraSettings(**LORA))
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return student.eval()
 
 
 def ensemble(lora: bool = False) -> Ensemble:

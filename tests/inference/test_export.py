@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from artefacts import LLAMA, MODELS, NUM_ITEMS, decoder, ensemble
+from artefacts import LLAMA, MODELS, NUM_ITEMS, adapted_student, decoder, ensemble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,11 @@ from slmrec.models.model import Model
 from slmrec.types import Histories
 
 ITEMS = [f"i{n:02d}" for n in range(NUM_ITEMS)]
-ADAPTED: dict[str, Callable[[], Model]] = {"lora": lambda: decoder(lora=True), "in an ensemble": lambda: ensemble(True)}
+ADAPTED: dict[str, Callable[[], Model]] = {
+    "lora": lambda: decoder(lora=True),
+    "student": adapted_student,
+    "in an ensemble": lambda: ensemble(True),
+}
 
 
 def histories(*rows: list[int]) -> Histories:

@@ -61,6 +61,7 @@ MODELS = {
     "right_aligned": lambda: decoder("right_aligned"),
     "no prompt": lambda: decoder(prompt=False),
     "lora": lambda: decoder(lora=True),
+    "adapted student": artefacts.adapted_student,
     "titles": lambda: decoder(titles="both", lora=True),
     "titles read": lambda: decoder(titles="input"),
     "titles scored": lambda: decoder(titles="score"),

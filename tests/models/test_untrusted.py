@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from artefacts import LLAMA, decoder, ensemble, sasrec
+from artefacts import LLAMA, adapted_student, decoder, ensemble, sasrec
 from safetensors.torch import load_file, save_file
 
 from slmrec.commands.main import main
@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[], Model]] = {
     "sasrec": sasrec,
     "decoder": decoder,
     "adapters": lambda: decoder(lora=True),
+    "adapted student": adapted_student,
     "ensemble": ensemble,
 }
 CODE = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel", "AutoTokenizer": ["evil.Evil", None]}

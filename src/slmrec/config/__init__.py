@@ -223,6 +223,11 @@ def _check_student_of_teacher(config: Config) -> None:
         "another kind, such as sasrec",
     )
     check(
+        finetune.backbone not in (None, "random") or getattr(student, "init", None) != "pretrained",
+        f"distill.student.init is pretrained, but finetune.backbone is {finetune.backbone!r}, which has no pretrained "
+        "layers; name a pretrained backbone, or set distill.student.init: teacher",
+    )
+    check(
         finetune.backbone is not None or distill.mode == "offline",
         f"distill.mode is online, {no_decoder} that could keep learning; set distill.mode=offline",
     )

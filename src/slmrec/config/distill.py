@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, create_model, model_validator
 
 from slmrec.config.base_models import StudentSettings
+from slmrec.config.decoder import LoraSettings
 from slmrec.config.kinds import StudentByKind
 from slmrec.config.section import Section, check, check_layers
 from slmrec.config.training import DistillTraining
@@ -59,15 +60,17 @@ class DecoderStudent(StudentSettings):
     starts_from_teacher: ClassVar[bool] = True
     kind: Literal["decoder"] = "decoder"
     """Architecture of the student."""
-    init: Literal["teacher"] = "teacher"
-    """Initial weights: the layers and heads of the teacher's decoder."""
+    init: Literal["teacher", "pretrained"] = "teacher"
+    """Initial weights: the layers and heads of the teacher's decoder, or `pretrained`: layers of the teacher's backbone
+    as they were before the teacher was tuned, with new heads (the reference)."""
     num_layers: int = Field(4, ge=1)
     """Number of decoder layers."""
     layers: tuple[int, ...] | Literal["first", "evenly_spaced", "influence"] = "first"
-    """Layers of the teacher that the student starts from: a list (from 0), the first ones, evenly spaced ones, or those
-    that change the hidden states most (Men et al. 2024, block influence)."""
-    lora: None = None
-    """Adapters on the student's layers are not supported: all of its layers train."""
+    """Layers of the teacher, or with `init: pretrained` of its whole backbone, that the student starts from: a list
+    (from 0), the first ones, evenly spaced ones, or those of the teacher that change the hidden states most (Men et al.
+    2024, block influence)."""
+    lora: LoraSettings | None = None
+    """Adapters on frozen layers, which train with the heads (the reference); null trains all layers."""
     item_embeddings: Literal["fixed", "train"] = "fixed"
     """The item vectors stay as the teacher's, or are trained further."""
     item_dropout: float = Field(0.0, ge=0, lt=1)
@@ -76,6 +79,11 @@ class DecoderStudent(StudentSettings):
     @model_validator(mode="after")
     def _consistent(self) -> "DecoderStudent":
         check_layers(None if isinstance(self.layers, str) else self.layers, self.num_layers, type(self))
+        check(
+            self.init == "teacher" or self.layers != "influence",
+            "layers: influence is measured on the tuned layers of the teacher, which init: pretrained does not take; "
+            "set layers: first, evenly_spaced or a list, or init: teacher",
+        )
         return self
 
     @property

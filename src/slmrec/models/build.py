@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slmrec.config import DecoderModel, DecoderSettings, DecoderStudent, PromptTemplate
+from slmrec.config import DecoderModel, DecoderSettings, DecoderStudent, LoraSettings, PromptTemplate
 from slmrec.errors import ConfigError
-from slmrec.models.backbone import Backbone, load_backbone, random_decoder
+from slmrec.models.backbone import Backbone, load_backbone, load_decoder, random_decoder, read_architecture
 from slmrec.models.decoder import DecoderRecommender, DecoderRecommenderConfig
 from slmrec.models.layers import choose_layers, evenly_spaced, keep_layers, linear_names
 from slmrec.models.model import ModelParts
 from slmrec.models.packed.interface import check_attention
 from slmrec.models.text.item_text import ItemText
-from slmrec.models.weights import with_layers
+from slmrec.models.weights import add_adapters, with_layers
 from slmrec.types import Histories
 
 _LOG = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ def build_decoder_model(settings: DecoderModel, parts: ModelParts) -> DecoderRec
 
 
 def build_decoder_student(settings: DecoderStudent, parts: ModelParts) -> DecoderRecommender:
-    """Return a student that starts from layers of the teacher's decoder.
+    """Return a student that starts from layers of the teacher's decoder, or of the pretrained backbone below it.
 
     Raises:
-        ConfigError: The teacher has no decoder, or not these layers.
+        ConfigError: The teacher has no decoder, or not these layers, or no pretrained backbone.
     """
     teacher = getattr(parts.teacher, "decoder_part", None)
     if teacher is None:
@@ -56,15 +56,52 @@ def build_decoder_student(settings: DecoderStudent, parts: ModelParts) -> Decode
             "distill.student.kind is 'decoder', but the teacher has no decoder whose layers it could start from; "
             "choose another kind, such as sasrec"
         )
-    layers = _student_layers(settings, teacher, parts)
+    train_items = settings.item_embeddings == "train"
+    if settings.init == "pretrained":
+        return _pretrained_student(settings, teacher, parts, train_items)
+    layers = _student_layers(settings, teacher.num_layers, teacher, parts)
     _LOG.info("distill: the student starts from layers %s of the teacher (from 0)", ", ".join(map(str, layers)))
     return student_from(
-        teacher, layers, item_dropout=settings.item_dropout, train_items=settings.item_embeddings == "train"
+        teacher, layers, item_dropout=settings.item_dropout, train_items=train_items, lora=settings.lora
     )
 
 
-def _student_layers(settings: DecoderStudent, teacher: DecoderRecommender, parts: ModelParts) -> tuple[int, ...]:
-    depth, num_layers = teacher.num_layers, settings.num_layers
+def _pretrained_student(
+    settings: DecoderStudent, teacher: DecoderRecommender, parts: ModelParts, train_items: bool
+) -> DecoderRecommender:
+    """Return a student from untuned layers of the teacher's backbone, with new heads and the teacher's item vectors.
+
+    Source: the reference, whose student and teacher start from the same pretrained layers.
+    """
+    config, source = teacher.config, teacher.config.backbone
+    if not source or source == "random":
+        raise ConfigError(
+            f"{parts.section}.init is pretrained, but the teacher was not made from a pretrained backbone; set "
+            f"{parts.section}.init=teacher"
+        )
+    is_plan = teacher.device.type == "meta"
+    decoder = (
+        random_decoder(read_architecture(source)) if is_plan else load_decoder(source, setting="finetune.backbone")
+    )
+    layers = _student_layers(settings, decoder.config.num_hidden_layers, teacher, parts)
+    _LOG.info("distill: the student starts from layers %s of %s (from 0)", ", ".join(map(str, layers)), source)
+    titles, text, sides = teacher.titles, None, {}
+    if titles is not None:
+        text = ItemText(titles.vectors, titles.reader)
+        sides = {"item_text_width": config.titles["width"], "item_text_side": teacher.title_side}
+    values = {name: getattr(config, name) for name in ("positions", "max_history_items")} | sides
+    own = DecoderSettings(
+        backbone=source, layers=layers, lora=settings.lora, item_dropout=settings.item_dropout, **values
+    )
+    backbone = Backbone(decoder, teacher.prefix, teacher.response)
+    vectors = teacher.item_embeddings.weight.detach()
+    return build_decoder(own, backbone, vectors, text, section=parts.section, train_items=train_items)
+
+
+def _student_layers(
+    settings: DecoderStudent, depth: int, teacher: DecoderRecommender, parts: ModelParts
+) -> tuple[int, ...]:
+    num_layers = settings.num_layers
     if not isinstance(settings.layers, str):
         return choose_layers(depth, num_layers, 1, settings.layers, parts.section)
     first = choose_layers(depth, num_layers, 1, None, parts.section)
@@ -195,6 +232,7 @@ def student_from(
     item_dropout: float,
     layer_dropout: float = 0.0,
     train_items: bool,
+    lora: LoraSettings | None = None,
 ) -> DecoderRecommender:
     """Return a student that starts from some of the teacher's layers and from all of its heads.
 
@@ -206,8 +244,13 @@ def student_from(
         item_dropout: Dropout on the item vectors that the student reads.
         layer_dropout: Dropout on the outputs of attention and MLP of each layer.
         train_items: True if the item vectors train.
+        lora: Adapters that train in place of the layers; None: the layers train.
     """
     student = with_layers(teacher, layers, item_dropout=item_dropout, layer_dropout=layer_dropout)
+    if lora is not None:
+        _check_targets(student.decoder, lora.target_modules, "distill.student")
+        student.config.lora = lora.model_dump(mode="json")
+        add_adapters(student.decoder, student.config.lora)
     student.set_trainable(train_items)
     return student
 

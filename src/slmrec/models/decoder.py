@@ -5,7 +5,7 @@ Teacher and student belong to this class and differ in depth only. The class tra
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from slmrec.config import DecoderTraining
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import load_decoder, random_decoder, read_architecture
-from slmrec.models.layers import add_branch_dropout, compile_layers, empty_decoder, keep_layers
+from slmrec.models.layers import LayerStates, add_branch_dropout, compile_layers, empty_decoder, keep_layers
 from slmrec.models.model import ItemTable, Model, embedding_table, register
 from slmrec.models.packed.attention import KeysValues
 from slmrec.models.packed.batch import PackedBatch, pack
@@ -31,7 +31,10 @@ Prefix = list[KeysValues]
 
 
 class DecoderRecommenderConfig(PretrainedConfig):
-    """Architecture of a `DecoderRecommender`, and the source of the frozen layers that its adapters adapt."""
+    """Architecture of a `DecoderRecommender`, and the backbone with the frozen layers under its adapters.
+
+    With adapters and without a `backbone`, the folder of the model holds its frozen layers too.
+    """
 
     model_type = "slmrec_decoder"
 
@@ -58,6 +61,11 @@ class DecoderRecommenderConfig(PretrainedConfig):
         check_decoder(vars(self))
         super().__init__(**values)
 
+    @property
+    def adapts_backbone(self) -> bool:
+        """True if the layers under the adapters are those of the backbone, which the model's folder does not hold."""
+        return bool(self.lora and self.backbone)
+
 
 class DecoderRecommender(Model):
     """User vectors of width D from histories, through a decoder of width H; a `SequenceEncoder`.
@@ -82,7 +90,7 @@ class DecoderRecommender(Model):
 
     def __init__(self, config: DecoderRecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        if config.lora and decoder is None:  # the layers under the adapters would be random
+        if config.adapts_backbone and decoder is None:  # the layers under the adapters would be random
             raise ConfigError(
                 f"a model with adapters on {config.backbone!r} holds none of its layers; open its folder with "
                 "slmrec.Recommender.from_pretrained"
@@ -238,7 +246,7 @@ class DecoderRecommender(Model):
 
     def run_layers(
         self, inputs: Tensor, position_ids: Tensor, pattern: AttentionPattern, all_states: bool = False
-    ) -> "LayerStates":
+    ) -> LayerStates:
         """Run the layers and the final norm over one sequence.
 
         Args:
@@ -260,7 +268,7 @@ class DecoderRecommender(Model):
     @classmethod
     def without_weights(cls, config: DecoderRecommenderConfig) -> "DecoderRecommender":
         """Return the model of an architecture; below adapters are the frozen layers of the backbone."""
-        if config.lora is None:
+        if not config.adapts_backbone:
             return cls(config)
         backbone = load_decoder(str(config.backbone), config.quantization, download=False)
         keep_layers(backbone, config.layers)
@@ -270,7 +278,7 @@ class DecoderRecommender(Model):
     @classmethod
     def skeleton(cls, config: DecoderRecommenderConfig) -> "DecoderRecommender":
         """Return the model on the meta device; below adapters are layers of the backbone's architecture."""
-        if config.lora is None:
+        if not config.adapts_backbone:
             return cast(DecoderRecommender, super().skeleton(config))
         with torch.device("meta"):
             backbone = random_decoder(read_architecture(str(config.backbone), download=False))
@@ -290,7 +298,7 @@ class DecoderRecommender(Model):
         return copy
 
     def own_state_dict(self) -> dict[str, Tensor]:
-        """Return all weights, or with adapters only the heads and the item vectors."""
+        """Return all weights but the adapters; above the layers of a backbone, only the heads and item vectors."""
         return own_state_dict(self)
 
     def text_maps(self) -> dict[str, TextMap]:
@@ -321,7 +329,7 @@ class DecoderRecommender(Model):
 
     def _encode_packed(
         self, histories: Histories, every_position: bool, all_states: bool, prefix: Prefix | None
-    ) -> "tuple[PackedBatch, LayerStates]":
+    ) -> tuple[PackedBatch, LayerStates]:
         batch = self.pack(histories, every_position, prefix is not None)
         items = self.item_inputs(batch.items_of(histories))
         inputs = batch.inputs(items, None if prefix is not None else self.prefix, self.response)
@@ -335,15 +343,6 @@ class DecoderRecommender(Model):
                 "choose a common divisor of the depths of teacher and student"
             )
         return self.num_layers // num_blocks
-
-
-class LayerStates(NamedTuple):
-    """Hidden states of a sequence."""
-
-    output: Tensor
-    """(tokens, H) after the final norm; (B, H) if the last layer ran for the newest tokens only."""
-    inputs: tuple[Tensor, ...]
-    """(tokens, H) input of each layer; empty unless requested."""
 
 
 register(DecoderRecommender)

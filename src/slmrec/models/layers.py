@@ -1,7 +1,7 @@
 """Layers of transformers' decoders: which are kept, dropout inside them, and their compilation."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,15 @@ from transformers import PreTrainedModel
 from slmrec.errors import ConfigError
 from slmrec.files import one_line
 from slmrec.models.backbone import random_decoder
+
+
+class LayerStates(NamedTuple):
+    """Hidden states of a sequence."""
+
+    output: Tensor
+    """(tokens, H) after the final norm; (B, H) if the last layer ran for the newest tokens only."""
+    inputs: tuple[Tensor, ...]
+    """(tokens, H) input of each layer; empty unless requested."""
 
 
 def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:

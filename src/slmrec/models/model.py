@@ -200,7 +200,7 @@ class Model(PreTrainedModel):
 
     @property
     def has_adapters(self) -> bool:
-        """True if the model has adapters on frozen layers of a backbone, without which its folder does not open."""
+        """True if the model has adapters on frozen layers, which are the backbone's or of the model's own folder."""
         return False
 
     def merged(self) -> "Model":

@@ -66,12 +66,12 @@ def refuse_code(values: Any, is_named: bool = False) -> None:
 def check_num_layers(values: dict[str, Any], num_tensors: int) -> None:
     """Refuse a configuration with more layers than tensors of weights, since each layer has some.
 
-    Layers under adapters are those of the backbone, whose folder has its own weights.
+    Layers under adapters of a backbone are in the folder of that backbone.
 
     Raises:
         ValueError: There are more.
     """
-    if values.get("lora"):
+    if values.get("lora") and values.get("backbone"):
         return
     for name in _NUMBERS_OF_LAYERS:
         value = values.get(name)

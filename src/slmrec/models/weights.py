@@ -43,11 +43,11 @@ def merged_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
 
 
 def own_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
-    """Return the weights of the model alone: all, or with adapters only the heads and the item vectors."""
+    """Return the weights of a model but its adapters, and without layers that are those of a backbone."""
     state: dict[str, Tensor] = model.state_dict()
-    if not model.has_adapters:
-        return state
-    return {name: value for name, value in state.items() if name.startswith(_HEADS)}
+    if model.config.adapts_backbone:
+        return {name: value for name, value in state.items() if name.startswith(_HEADS)}
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if "lora_" not in name}
 
 
 def adapter_state_dict(model: "DecoderRecommender") -> dict[str, Tensor]:
