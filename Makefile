@@ -41,8 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Needed by a few tests only, and together as large as all the rest.
 $(EXTRAS): $(STAMP)
-	@echo "Installing Spark, psycopg, ranx, onnxruntime, FAISS, TensorBoard, Playwright, schemathesis, s3fs, moto and Jupyter for their tests (a minute)"
-	@$(PIP) install -c .venv/constraints.txt -e '.[spark,postgres,parity,onnx,faiss,tensorboard,webtests,storagetests,notebooks]'
+	@echo "Installing Spark, Ray, psycopg, ranx, onnxruntime, FAISS, TensorBoard, Playwright, schemathesis, s3fs, moto and Jupyter for their tests (a minute)"
+	@$(PIP) install -c .venv/constraints.txt -e '.[spark,ray,postgres,parity,onnx,faiss,tensorboard,webtests,storagetests,notebooks]'
 	@touch $@
 
 demo: setup  ## Run the whole pipeline on generated data, into out/demo

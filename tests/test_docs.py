@@ -1,12 +1,17 @@
 """Commands and files that the documents name exist, and the example runs."""
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from slmrec import Recommender
 from slmrec.commands.main import command_parser
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
@@ -59,3 +64,26 @@ def test_the_example_runs(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.
         patch.setattr(sys, "argv", ["quickstart.py", str(tmp_path), "i01,i02"])
         runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
     assert re.search(r"i\d\d", capsys.readouterr().out)
+
+
+@pytest.mark.heavy
+def test_ray_data_answers_as_one_process(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'slmrec[ray]'")
+    from slmrec.models.folder import save_recommender
+
+    model = SasRec(SasRecConfig(num_items=40, hidden_size=8, max_history_items=50))
+    save_recommender(model, tiny_dataset, tmp_path / "model", "tiny", {})
+    (tmp_path / "users").mkdir()
+    histories = [[f"i{1 + (user + item) % 40:02d}" for item in range(1 + user % 6)] for user in range(23)]
+    for part in range(3):
+        table = pa.table({"user_id": range(part, 23, 3), "history": histories[part::3], "other": histories[part::3]})
+        pq.write_table(table, tmp_path / "users" / f"{part}.parquet")
+    command = [sys.executable, str(ROOT / "examples" / "ray_batch.py"), "model", "users", "lists"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = Recommender.from_pretrained(tmp_path / "model").recommend(histories).table
+    order = [("user_id", "ascending"), ("rank", "ascending")]
+    found = pq.read_table(tmp_path / "lists").sort_by(order)
+    assert found.drop_columns("score").equals(expected.drop_columns("score"))
+    assert found["score"].to_pylist() == pytest.approx(expected["score"].to_pylist(), abs=1e-5)
