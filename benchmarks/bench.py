@@ -291,7 +291,9 @@ def _model(decoder: Any, num_layers: int, lora: dict[str, Any] | None, max_histo
     prefix, response = (0.1 * torch.randn(length, width) for length in PROMPT)
     settings = DecoderSettings(num_layers=num_layers, lora=lora, max_history_items=max_history_items)
     backbone, vectors = Backbone(decoder, prefix, response), torch.randn(NUM_ITEMS + 1, ITEM_DIM)
-    return build_decoder(settings, backbone, vectors, None, section="bench", train_items=lora is None)
+    model = build_decoder(settings, backbone, vectors, None, section="bench", train_items=lora is None)
+    model.engine = "packed"
+    return model
 
 
 def samples_of(lengths: Ints) -> Samples:

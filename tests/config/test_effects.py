@@ -106,6 +106,7 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
 
 VALUES: Values = {
     "columns": ["user_id", "item_id"],
+    "engine": "padded",
     "engine_password_file": "password",
     "item_embeddings": "train",
     "item_text": "llm",

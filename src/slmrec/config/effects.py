@@ -112,7 +112,7 @@ REQUIREMENTS = (
     ),
     Requirement(
         "distill.train",
-        ("gradient_checkpointing", "torch_compile"),
+        ("gradient_checkpointing", "torch_compile", "engine"),
         lambda config, _: config.distill.student.kind == "decoder",
         "distill.student.kind: decoder",
     ),

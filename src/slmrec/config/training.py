@@ -13,6 +13,7 @@ def _whole_or_auto(value: Any) -> Any:
     return value
 
 
+Engine = Literal["auto", "packed", "padded"]
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_whole_or_auto)]
 
 
@@ -131,6 +132,9 @@ class DecoderTraining(TrainConfig):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
     """Compile the norms and MLPs of the layers; needs a C++ compiler and some seconds at the start."""
+    engine: Engine = "auto"
+    """Form of the batches: all users in one sequence without padding (`packed`), or a padded row for each user
+    (`padded`). `auto` takes the faster one for each batch: packed on a CPU, and padded for small layers on a GPU."""
 
     @model_validator(mode="after")
     def _is_not_compiled(self) -> "DecoderTraining":

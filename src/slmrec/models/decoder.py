@@ -11,15 +11,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from slmrec.config import DecoderTraining
+from slmrec.config.training import DecoderTraining, Engine
 from slmrec.errors import ConfigError
 from slmrec.models.backbone import load_decoder, random_decoder, read_architecture
-from slmrec.models.layers import LayerStates, add_branch_dropout, compile_layers, empty_decoder, keep_layers
+from slmrec.models.layers import (
+    LayerStates,
+    add_branch_dropout,
+    compile_layers,
+    empty_decoder,
+    keep_layers,
+    layers_per_block,
+)
 from slmrec.models.model import ItemTable, Model, embedding_table, register
 from slmrec.models.packed.attention import KeysValues
-from slmrec.models.packed.batch import PackedBatch, pack
+from slmrec.models.packed.batch import PackedBatch, free_positions, pack
 from slmrec.models.packed.interface import use_packed_attention
 from slmrec.models.packed.masks import AttentionPattern, PrefillAttention
+from slmrec.models.padded import encode_rows, is_padded
 from slmrec.models.text.item_text import TextMap, TitleMap, TitleSide
 from slmrec.models.untrusted import check_decoder
 from slmrec.models.weights import add_adapters, own_state_dict, with_layers
@@ -87,6 +95,8 @@ class DecoderRecommender(Model):
     config_class = DecoderRecommenderConfig
     base_model_prefix = "decoder_recommender"
     config: DecoderRecommenderConfig
+    engine: Engine = "auto"
+    """Form of the batches that are encoded; no property of the weights, so it is not saved."""
 
     def __init__(self, config: DecoderRecommenderConfig, decoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -193,7 +203,9 @@ class DecoderRecommender(Model):
         Raises:
             ConfigError: The depth is not a multiple of the number of blocks.
         """
-        per_block = self._layers_per_block(num_blocks) if num_blocks else 0
+        per_block = layers_per_block(self.num_layers, num_blocks)
+        if is_padded(self, histories):
+            return encode_rows(self, histories, every_position, num_blocks, per_block)
         batch, states = self._encode_packed(histories, every_position, num_blocks > 0, prefix)
         last = states.output[batch.supervised_in_output]
         if not num_blocks:
@@ -238,10 +250,7 @@ class DecoderRecommender(Model):
 
     def pack(self, histories: Histories, every_position: bool, prefix_cached: bool) -> PackedBatch:
         """Return the packed layout of a batch; `prefix_cached`: the prefix takes no place in it."""
-        if self.config.positions == "contiguous":
-            pads = torch.zeros_like(histories.lengths)
-        else:
-            pads = self.config.max_history_items - histories.lengths
+        pads = free_positions(histories, self.config.positions, self.config.max_history_items)
         return pack(histories, every_position, len(self.prefix), len(self.response), prefix_cached, pads)
 
     def run_layers(
@@ -310,7 +319,8 @@ class DecoderRecommender(Model):
         return cast(SequenceEncoder, convert(self))
 
     def apply_training_options(self, settings: DecoderTraining) -> None:
-        """Turn on gradient checkpointing and compilation of the layers."""
+        """Choose the engine, and turn on gradient checkpointing and compilation of the layers."""
+        self.engine = settings.engine
         if settings.gradient_checkpointing:
             self.decoder.activation_checkpointing_enable()
         if settings.torch_compile:
@@ -335,14 +345,6 @@ class DecoderRecommender(Model):
         inputs = batch.inputs(items, None if prefix is not None else self.prefix, self.response)
         pattern = batch.attention(self.max_tokens, prefix)
         return batch, self.run_layers(inputs, batch.position_ids, pattern, all_states)
-
-    def _layers_per_block(self, num_blocks: int) -> int:
-        if self.num_layers % num_blocks:
-            raise ConfigError(
-                f"distill.num_blocks is {num_blocks}, which does not divide a depth of {self.num_layers}; "
-                "choose a common divisor of the depths of teacher and student"
-            )
-        return self.num_layers // num_blocks
 
 
 register(DecoderRecommender)

@@ -131,6 +131,20 @@ def evenly_spaced(depth: int, num_layers: int) -> tuple[int, ...]:
     return tuple((2 * index * (depth - 1) + last) // (2 * last) for index in range(num_layers))
 
 
+def layers_per_block(depth: int, num_blocks: int) -> int:
+    """Return the number of layers in each of `num_blocks` blocks; 0 if there are no blocks.
+
+    Raises:
+        ConfigError: The blocks do not have the same depth.
+    """
+    if num_blocks and depth % num_blocks:
+        raise ConfigError(
+            f"distill.num_blocks is {num_blocks}, which does not divide a depth of {depth}; "
+            "choose a common divisor of the depths of teacher and student"
+        )
+    return depth // num_blocks if num_blocks else 0
+
+
 def linear_names(decoder: PreTrainedModel) -> set[str]:
     """Return the names of the linear maps of the layers, such as `up_proj`, each also with the modules around it."""
     names = [

@@ -226,9 +226,11 @@ class Model(PreTrainedModel):
         Raises:
             ConfigError: The model does not support an option that is on, or this machine cannot compile.
         """
-        for name in ("gradient_checkpointing", "torch_compile"):
-            if getattr(settings, name):
-                raise ConfigError(f"{name} is true, which {type(self).__name__} does not support; set {name}: false")
+        for name, default in {"gradient_checkpointing": False, "torch_compile": False, "engine": "auto"}.items():
+            if (value := getattr(settings, name)) != default:
+                given, needed = (str(one).lower() for one in (value, default))
+                model = type(self).__name__
+                raise ConfigError(f"{name} is {given}, which {model} does not support; set {name}: {needed}")
 
     def item_tables(self) -> list[ItemTable]:
         """Return the tables that get a row for each new item."""

@@ -1,27 +1,71 @@
-"""Padded formulation of the decoder, for comparison: the prompt is repeated for every user."""
+"""Padded formulation of the decoder: the prompt is repeated for every user."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from slmrec.models.decoder import DecoderRecommender
+from slmrec.models.packed.batch import free_positions
 from slmrec.models.packed.interface import NAME
+from slmrec.models.packed.rows import PaddedAttention, is_padded_faster, pad_rows
 from slmrec.types import Encoded, Histories
+
+if TYPE_CHECKING:
+    from slmrec.models.decoder import DecoderRecommender
+
+
+def is_padded(model: "DecoderRecommender", histories: Histories) -> bool:
+    """Return whether a batch is encoded padded, by the setting `engine` of the model or, with `auto`, by its sizes."""
+    device, num_users = histories.items.device.type, len(histories.lengths)
+    if model.engine != "auto" or device == "cpu" or num_users == 1:
+        return model.engine == "padded"
+    num_prefix, num_response = len(model.prefix), len(model.response)
+    packed = num_prefix + int(histories.lengths.sum()) + num_users * num_response
+    padded = num_users * (num_prefix + histories.items.shape[1] + num_response)
+    linear = [part for part in model.decoder.layers[0].modules() if isinstance(part, nn.Linear)]
+    return is_padded_faster(device, sum(part.in_features * part.out_features for part in linear), packed, padded)
+
+
+def encode_rows(
+    model: "DecoderRecommender", histories: Histories, every_position: bool, num_blocks: int, per_block: int
+) -> Encoded:
+    """Return what `DecoderRecommender.encode` returns, computed with a padded row for each user.
+
+    Args:
+        model: The recommender.
+        histories: Histories on its device.
+        every_position: Encode every item position instead of only the newest one.
+        num_blocks: Number of blocks whose final hidden states are returned.
+        per_block: Number of layers of a block.
+    """
+    pads = free_positions(histories, model.config.positions, model.config.max_history_items)
+    batch = pad_rows(histories, every_position, len(model.prefix), len(model.response), pads)
+    output = model.decoder(
+        inputs_embeds=batch.inputs(model.item_inputs(histories.items), model.prefix, model.response),
+        position_ids=batch.position_ids,
+        pattern=PaddedAttention(model.max_tokens),
+        use_cache=False,
+        output_hidden_states=num_blocks > 0,
+    )
+    last = output.last_hidden_state[batch.supervised]
+    if not num_blocks:
+        return Encoded(model.score(last))
+    inner = (output.hidden_states[per_block * block][batch.supervised] for block in range(1, num_blocks))
+    return Encoded(model.score(last), (*inner, last))
 
 
 class PaddedEncoder(nn.Module):
-    """User vectors of a decoder, computed by transformers' own model with its fused attention on a padded batch.
+    """User vectors of a decoder, computed by transformers' own model with its own attention and masks.
 
-    Each user is a row [prefix; padding; items; response], as in the reference. Tests and benchmarks compare packed
-    batches with it; nothing else uses it. It shares the weights of the model.
+    Each user is a row [prefix; padding; items; response], as in the reference. Tests and benchmarks compare the engine
+    with it; nothing else uses it. It shares the weights of the model.
 
     Args:
         model: The recommender.
         width: Number of items of a row; shorter histories are padded to it.
     """
 
-    def __init__(self, model: DecoderRecommender, width: int) -> None:
+    def __init__(self, model: "DecoderRecommender", width: int) -> None:
         super().__init__()
         self.model, self.width = model, width
 

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slmrec.config import DecoderTraining
 from slmrec.errors import ConfigError
+from slmrec.inference.freeze import freeze
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.layers import compile_layers
 from slmrec.models.packed import attention, flex
 from slmrec.models.packed.attention import MAX_PADDING_RATIO, AttentionSettings, KeysValues, length_buckets
 from slmrec.models.packed.masks import NewestTokenAttention, PackedAttention
+from slmrec.models.packed.rows import PaddedAttention, is_padded_faster
 from slmrec.models.padded import PaddedEncoder
 from slmrec.training.losses import NextItemLoss
 from slmrec.types import Batch, Encoded, Histories
@@ -329,3 +332,46 @@ def test_a_large_input_trains_under_autocast_as_without() -> None:
         gradients.append(torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None]))
     assert torch.isfinite(gradients[1]).all()
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def padded(model: DecoderRecommender) -> DecoderRecommender:
+    model.engine = "padded"
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "smollm3"])
+def test_padded_batches_give_the_outputs_and_gradients_of_packed_ones(model_type: str, form: dict[str, Any]) -> None:
+    models = [build(model_type, form["prompt"], form["positions"]) for _ in range(2)]
+    batch = batch_of([3, 10, 1, 7, 7, 2, 6], form["every_position"])
+    packed_loss, padded_loss = NextItemLoss(models[0])(batch).total, NextItemLoss(padded(models[1]))(batch).total
+    assert padded_loss.item() == pytest.approx(packed_loss.item(), abs=1e-6)
+    own, other = encode(models[1], batch, 2), encode(models[0], batch, 2)
+    assert_same(own, other)
+    ours, theirs = gradients(models[1], own), gradients(models[0], other)
+    assert ours.keys() == theirs.keys() and len(ours) > 6 * LAYERS
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+
+
+def test_a_batch_runs_by_the_engine_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, patterns = build(), batch_of([3, 1]), list[Any]()
+    hook = lambda _, __, keywords: patterns.append(keywords["pattern"])  # noqa: E731
+    model.decoder.register_forward_pre_hook(hook, with_kwargs=True)
+    frozen = freeze(model, fused=False)
+    for engine in ("auto", "packed", "padded"):
+        model.apply_training_options(DecoderTraining(engine=engine))
+        patterns.clear()
+        frozen.encode(batch.histories)
+        assert [type(pattern) for pattern in patterns] == [PaddedAttention if engine == "padded" else PackedAttention]
+    assert "engine" not in model.config.to_dict()
+
+
+def test_padding_is_faster_for_small_layers_on_a_gpu_alone() -> None:
+    """The two models that were measured on an H200 (benchmarks/results/gpu.json), 256 users a batch."""
+    small, large = 3_538_944, 202_375_168
+    sizes = {"packed_tokens": 3_700, "padded_tokens": 256 * 83}
+    assert is_padded_faster("cuda", small, **sizes)
+    assert not is_padded_faster("cuda", large, **sizes)
+    assert not is_padded_faster("cpu", small, **sizes)
+    assert is_padded_faster("cuda", large, packed_tokens=300, padded_tokens=600)

@@ -29,10 +29,12 @@ LENGTHS = np.random.default_rng(0).integers(1, 30, 64)
 GPU = torch.device("cuda")
 
 
-@pytest.fixture(params=["flex", "buckets", "one kernel"])
+@pytest.fixture(params=["flex", "buckets", "one kernel", "padded"])
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> DecoderRecommender:
-    """On the CPU, for each way that attention goes on a GPU: behind a prompt, by heads too narrow, without prompt."""
+    """On the CPU, for each way that attention goes on a GPU: behind a prompt, by heads too narrow, without prompt,
+    and in padded batches."""
     found = random_model(2)
+    found.engine = "padded" if request.param == "padded" else "packed"
     if request.param == "buckets":
         monkeypatch.setattr(flex, "is_supported", lambda *_: False)
     if request.param == "one kernel":
@@ -87,6 +89,7 @@ def test_bfloat16_products_stay_near(model: DecoderRecommender) -> None:
 
 def test_heads_too_narrow_for_its_kernels_attend_without_them() -> None:
     model = build(head_dim=8)
+    model.engine = "packed"
     batch = Batch(Histories(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])), torch.tensor([1, 1]), False)
     with torch.inference_mode():
         expected = encode(model, batch).users

@@ -61,6 +61,13 @@ class PackedBatch(NamedTuple):
         return PackedAttention(self.buckets, self.num_prefix, max_tokens, device, prefix, self.newest_tokens)
 
 
+def free_positions(histories: Histories, positions: str, max_history_items: int) -> Tensor:
+    """Return (B,) the number of position ids left free between the prefix and the items of each user."""
+    if positions == "contiguous":
+        return torch.zeros_like(histories.lengths)
+    return max_history_items - histories.lengths
+
+
 def pack(
     histories: Histories, every_position: bool, num_prefix: int, num_response: int, prefix_cached: bool, pads: Tensor
 ) -> PackedBatch:

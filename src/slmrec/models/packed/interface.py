@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from slmrec.errors import ConfigError
 from slmrec.models.packed.attention import AttentionSettings, KeysValues
 from slmrec.models.packed.masks import AttentionPattern, NewestTokenAttention, PackedAttention
+from slmrec.models.packed.rows import PaddedAttention
 
 NAME = "slmrec_packed"
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
@@ -94,12 +95,15 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    pattern: AttentionPattern | None = None,
+    pattern: AttentionPattern | PaddedAttention | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function that transformers calls in every layer; query, key, value: (1, heads, tokens, head width)."""
+    """Attention function that transformers calls in every layer; query, key, value: (rows, heads, tokens, head width).
+
+    A packed batch is one row.
+    """
     name = type(module).__name__
     if pattern is None:
         raise ConfigError(f"{name} was called without an attention pattern; call DecoderRecommender.encode")
@@ -111,8 +115,11 @@ def _attend(
             f"backbone with {name}: its sliding window is {sliding_window} tokens but prompt and history have up to "
             f"{pattern.max_tokens}; lower max_history_items or shorten the prompt"
         )
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     settings = AttentionSettings(scaling, softcap, dropout)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    if isinstance(pattern, PaddedAttention):
+        return pattern.attend_rows(query, KeysValues(key, value), settings), None
+    query, key, value = query[0], key[0], value[0]
     output = pattern.attend(module.layer_idx, query, KeysValues(key, value), settings)  # type: ignore[arg-type]
     return output[None], None
 
