@@ -19,7 +19,7 @@ def write_run(folder: Path, tiny_recipe: str, items: Path | None = None) -> Path
     add_depth_study(folder / "run")
     content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
-    protocols = ["full_history_excluded", "full", "sampled_20"]
+    protocols = ["full_history_excluded", "full", "sampled_19"]
     content["evaluate"] = {"protocols": protocols, "splits": ["test", "valid"], "timing_users": 20}
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -107,8 +107,25 @@ def test_recipes_of_the_paper_have_its_values(name: str) -> None:
 
 
 def test_recipes_of_the_paper_differ_in_their_data_alone() -> None:
-    paper = [load_config(name, []) for name in recipe_names() if name.startswith("paper_")]
-    assert len(paper) == 4 and all(config == paper[0] for config in paper)
+    paper = [load_config(f"paper_{name}", []) for name in ("cloth", "movie", "music", "sport")]
+    assert all(config == paper[0] for config in paper)
+
+
+def test_the_small_recipe_of_the_paper_has_its_form() -> None:
+    config = load_config("paper_small", [])
+    sized = {"backbone", "train.learning_rate", "train.num_train_epochs", "train.reference_batch_size"}
+    for key, expected in PAPER.items():
+        section, _, name = key.partition(".")
+        if section in ("finetune", "distill") and name not in sized:
+            assert reduce(getattr, key.split("."), config) == expected, key
+    student = config.distill.student
+    assert student == DecoderStudent(num_layers=4, lora=config.finetune.lora)
+    assert (config.finetune.backbone, config.ablate.learning_rates) == ("smollm2-135m", (1e-4, 3e-4, 1e-3))
+    assert "sampled_999" in config.evaluate.protocols
+
+
+def test_the_small_recipe_says_where_each_setting_comes_from() -> None:
+    assert not list(lines_without_source(find_recipe("paper_small").read_text(encoding="utf-8")))
 
 
 def test_the_recipe_of_a_small_modern_backbone_fits_any_gpu_and_says_that_it_is_unmeasured() -> None:

@@ -27,14 +27,16 @@ def test_every_free_item_is_drawn_equally_often():
 
 
 def test_all_free_items_can_be_asked_for():
-    dataset = dataset_of([[2, 4, 2], [1, 2, 3]], 6)
+    dataset = dataset_of([[2, 4, 2], [1, 2, 3, 5, 6, 7, 8]], 10)
     assert [sorted(drawn) for drawn in draw_negatives(dataset_of([[2, 4, 2]], 6), 4, seed=0).tolist()] == [[1, 3, 5, 6]]
-    match = r"sampled_4, but user 'u1' has only 3 of the 6 items.*choose sampled_N with a smaller N"
+    match = r"sampled_4, but user 'u1' has only 3 of the 10 items.*choose sampled_N with a smaller N"
     with pytest.raises(DataError, match=match):
         draw_negatives(dataset, 4, seed=0)
     with pytest.raises(DataError, match=match):
         check_negatives(dataset, 4, np.arange(2))
     check_negatives(dataset, 4, np.arange(1))
+    with pytest.raises(DataError, match=r"evaluate\.num_negatives is 5 .*has 10 items.*such as sampled_4"):
+        check_negatives(dataset, 5, np.arange(1))
 
 
 @pytest.mark.parametrize(

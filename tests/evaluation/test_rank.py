@@ -188,6 +188,8 @@ def test_tie_seed_alone_decides_among_ties():
     first = evaluate(scorer, samples, batch_size=7, tie_seed=1)["full"]
     assert first.tolist() == evaluate(scorer, samples, batch_size=50, tie_seed=1)["full"].tolist()
     assert first.tolist() != evaluate(scorer, samples, batch_size=50, tie_seed=2)["full"].tolist()
+    as_hits = evaluate(scorer, samples, tie_seed=None)["full"]
+    assert (as_hits <= first).all() and as_hits.sum() < first.sum()
 
 
 def test_nan_names_users_of_the_data_set_and_not_rows_of_the_batch():

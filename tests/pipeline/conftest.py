@@ -37,7 +37,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def config(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = yaml.safe_load(tiny_recipe)
     content["finetune"]["backbone_config"]["hidden_size"] = 16
-    content["evaluate"] = {"protocols": ["full_history_excluded", "full", "sampled_20"], "timing_users": 20}
+    content["evaluate"] = {"protocols": ["full_history_excluded", "full", "sampled_19"], "timing_users": 20}
     path = tmp_path_factory.mktemp("config") / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path

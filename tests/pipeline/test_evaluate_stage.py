@@ -21,7 +21,7 @@ OF_LISTS = {"coverage@10", "novelty@10", "gini@10", "ild@10", "popularity_lift@1
 def test_metrics_can_be_recomputed_from_the_ranks(finished: Path) -> None:
     content = read_json(finished / "evaluate" / "metrics.json")
     assert content["primary"] == "full_history_excluded"
-    assert list(content["protocols"]) == ["full_history_excluded", "full", "sampled_20"]
+    assert list(content["protocols"]) == ["full_history_excluded", "full", "sampled_19"]
     ranks = pq.read_table(finished / "evaluate" / "per_user.parquet")
     assert ranks.column_names == ["user_id", "model", "protocol", "rank"]
     rows = ranks.to_pandas()
@@ -35,8 +35,8 @@ def test_metrics_can_be_recomputed_from_the_ranks(finished: Path) -> None:
                 assert metrics[name] == pytest.approx(value)
             assert metrics["users_per_second"] > 0
             of_lists = OF_LISTS & metrics.keys()
-            assert len(of_lists) == (0 if protocol == "sampled_20" else 5)
-    assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 20)
+            assert len(of_lists) == (0 if protocol == "sampled_19" else 5)
+    assert load_file(finished / "evaluate" / "negatives.safetensors")["negatives"].shape == (80, 19)
 
 
 def test_model_folders_hold_the_results_of_the_evaluation(finished: Path, tmp_path: Path) -> None:
@@ -98,9 +98,11 @@ def test_metrics_that_are_1_for_every_model_are_named(
     log = tmp_path / "log.txt"
     log.write_text("".join(f"u{user} {' '.join(str((user + step) % 9) for step in range(6))}\n" for user in range(9)))
     common = ["--config", str(config), "--output", str(tmp_path / "run"), f"prepare.input={log}"]
-    sampled = "evaluate.protocols=[full_history_excluded,full,sampled_20]"
+    sampled = "evaluate.protocols=[full_history_excluded,full,sampled_19]"
     assert main(["run", *common, sampled]) == 2
-    assert "evaluate.protocols has sampled_20, but user 'u0' has only 3 of the 9 items" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "evaluate.num_negatives is 19 (evaluate.protocols has sampled_19), but the data set has 9 items" in error
+    assert "2 x num_negatives + 2; name a protocol of fewer, such as sampled_3, or leave it out" in error
     assert not (tmp_path / "run" / "pretrain").exists()
     assert main(["run", *common, "evaluate.protocols=[full_history_excluded,full]"]) == 0
     assert "prepare: there are 9 items, so hit@k is 1 for every model from k = 9" in caplog.text

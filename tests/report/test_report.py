@@ -144,17 +144,17 @@ def test_the_efficiency_table_is_that_of_the_stages(finished: Path, capsys: pyte
         assert float(row["weights on disk [MB]"]) == (finished / stage / "model.safetensors").stat().st_size / 1e6
         found = evaluated["full_history_excluded"]["models"][model]
         assert float(row["inference [s / 1,000 users]"]) == 1000 / found["users_per_second"]
-        for protocol in ("sampled_20", "full_history_excluded"):
+        for protocol in ("sampled_19", "full_history_excluded"):
             for name in ("HR@1", "HR@5", "NDCG@5", "MRR"):
                 assert float(row[f"{name}, {protocol}"]) == evaluated[protocol]["models"][model][key_of(name)]
     for point in depth_study()["trained"]:
         row = rows[f"depth {point['name']}"]
         assert (row["split"], int(row["parameters"])) == ("valid", point["num_parameters"])
         assert float(row["NDCG@5, full_history_excluded"]) == point["metrics"]["full_history_excluded"]["ndcg@5"]
-        assert row["HR@1, sampled_20"] == ""
+        assert row["HR@1, sampled_19"] == ""
     show([sections_of(finished)["efficiency"]])
     text = capsys.readouterr().out
-    assert "efficiency: cost" in text and "efficiency: quality, sampled_20" in text
+    assert "efficiency: cost" in text and "efficiency: quality, sampled_19" in text
     assert re.search(
         rf"│ student +│ test +│ +2 │ +{read(finished / 'distill' / 'metrics.json')['num_parameters']:,} │", text
     )

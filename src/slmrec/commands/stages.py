@@ -64,10 +64,10 @@ def add_parser(subparsers: Any) -> None:
         if name == "ablate":
             study.add_argument(
                 "--what",
-                choices=("distillation", "language"),
+                choices=("distillation", "language", "paper"),
                 default="distillation",
-                help="variants of the student's loss (default), or controls that say whether text, pretraining and "
-                "distillation pay",
+                help="variants of the student's loss (default), controls that say whether text, pretraining and "
+                "distillation pay, or the tables of the paper",
             )
         if name == "cold":
             study.add_argument("--share", metavar="X", help="share of the items to withhold; the same as cold.share=X")
@@ -128,6 +128,8 @@ def _run_all(options: argparse.Namespace) -> None:
 def _ablate(options: argparse.Namespace, config: "Config") -> None:
     if options.what == "language":
         from slmrec.studies.language.study import study_language as study
+    elif options.what == "paper":
+        from slmrec.studies.paper.study import study_paper as study
     else:
         from slmrec.studies.ablate import ablate as study
     with run_locked(options.output):

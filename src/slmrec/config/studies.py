@@ -28,6 +28,9 @@ class EvaluateConfig(Section):
     """Names of the models to evaluate: base models, `popularity`, `cooccurrence`, `teacher`, `student`; null: all."""
     batch_size: int = Field(256, ge=1)
     """Number of users encoded at once."""
+    ties: Literal["random", "as_hits"] = "random"
+    """Items with the score of the target: ordered at random, spread evenly over the users, or all behind the target
+    (`as_hits`, the reference). Validation during training breaks ties at random."""
     timing_users: int = Field(2000, ge=1)
     """Number of users over whom the speed of each model is measured, as the median of three rounds."""
 
@@ -62,10 +65,11 @@ DISTILLATION_SEEDS = (42, 1, 2)
 
 
 class AblateConfig(Section):
-    """Variants of the distillation, or controls of the language, side by side; read by `slmrec ablate` alone.
+    """Variants of the distillation, controls of the language, or the claims of the paper, side by side; read by `slmrec
+    ablate` alone.
 
     `--what distillation` reads `variants`, `seeds` and `baseline`; `--what language` reads `seeds`, `item_text` and
-    `cold`.
+    `cold`; `--what paper` reads `seeds`, `learning_rates` and `full_depth_steps`.
     """
 
     variants: dict[str, dict[str, Any]] | None = None
@@ -74,18 +78,28 @@ class AblateConfig(Section):
     or offline). Source: ablation of the losses in SLMRec."""
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """Seeds with which each variant is distilled; all share one teacher. With `--what language` everything is trained
-    with each of them. null: 42, 1 and 2; with `--what language` the seed of the run alone."""
+    with each of them; with `--what paper` the rows of the main table. null: 42, 1 and 2; with `--what language` the
+    seed of the run alone; with `--what paper` 1, 2 and 3."""
     baseline: str = "full"
     """Variant with which the others are compared."""
     item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)
     """Further item texts that are compared with those of the recipe, by name."""
+    learning_rates: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
+    """Learning rates that are tried with the first seed, for the teacher and then for the student; the best on
+    validation is used in all rows."""
+    full_depth_steps: int = Field(228, ge=1)
+    """Number of training steps of the model of all layers, whose steps cost most."""
     cold: bool = True
     """Rank withheld items, too, which trains each model that differs by its text once more."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblateConfig":
-        seeds = self.seeds or ()
+        seeds, rates = self.seeds or (), self.learning_rates
         check(len(set(seeds)) == len(seeds), f"seeds is {list(seeds)}; name each seed once")
+        check(
+            len(set(rates)) == len(rates) and min(rates) > 0,
+            f"learning_rates is {list(rates)}; name each rate once, above 0",
+        )
         check_folder_names(self.item_text, "item_text")
         names = ["full"] if self.variants is None else list(self.variants)
         check(self.baseline in names, f"baseline is {self.baseline!r}, which is not a variant; choose from {names}")

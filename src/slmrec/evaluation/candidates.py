@@ -52,11 +52,19 @@ def draw_negatives(dataset: Dataset, num_negatives: int, seed: int, users: Ints 
 
 
 def check_negatives(dataset: Dataset, num_negatives: int, users: Ints) -> None:
-    """Check that `draw_negatives` has enough items for all of some users.
+    """Check that negatives are a sample, not nearly the whole catalogue, and that all of some users have enough items.
 
     Raises:
-        DataError: A user has too few items.
+        DataError: The data set has fewer than 2 x `num_negatives` + 2 items, or a user has too few.
     """
+    if dataset.num_items < 2 * num_negatives + 2:
+        most = dataset.num_items // 2 - 1
+        smaller = f"name a protocol of fewer, such as sampled_{most}, or " if most > 0 else ""
+        raise DataError(
+            f"evaluate.num_negatives is {num_negatives} (evaluate.protocols has sampled_{num_negatives}), but the data "
+            f"set has {dataset.num_items} items, and a sampled protocol needs 2 x num_negatives + 2; {smaller}leave it "
+            "out: evaluate.protocols=[full_history_excluded,full]"
+        )
     if dataset.num_items - np.diff(dataset.offsets).max(initial=0) >= num_negatives:
         return
     for user in users:

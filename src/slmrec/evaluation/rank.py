@@ -166,7 +166,7 @@ def evaluate_scorer(
     batch_size: int,
     protocols: tuple[RankingProtocol, ...],
     negatives: NDArray[np.int32] | None = None,
-    tie_seed: int = TIE_SEED,
+    tie_seed: int | None = TIE_SEED,
     top_lists: Callable[[str, Ints, Ints], None] | None = None,
     progress: Callable[[int], None] | None = None,
     shared: bool = False,
@@ -180,7 +180,8 @@ def evaluate_scorer(
         batch_size: Number of users encoded at once; they are ranked in blocks whose scores need at most 64 MiB.
         protocols: Ranking protocols.
         negatives: (U, K) items from `draw_negatives`; required for a sampled protocol, and only for one.
-        tie_seed: Seed of the order of ties; the same seed orders them alike for all scorers.
+        tie_seed: Seed of the order of ties; the same seed orders them alike for all scorers. None: the target is before
+            all items with its score.
         top_lists: Function called for each block and each protocol that is not sampled, with the name of the protocol,
             the sample numbers (b,) and the top lists (b, TOP_K): items, best first, the smaller item first among equal
             scores, and 0 where fewer items are left.
@@ -206,7 +207,7 @@ def evaluate_scorer(
     if sampled != ([] if negatives is None else [f"sampled_{negatives.shape[1]}"]):
         raise ValueError(f"protocols {protocols}: a sampled protocol needs its negatives, and only it takes them")
     ranks = {protocol: np.zeros(len(samples), np.int64) for protocol in protocols}
-    draws = tie_draws(len(samples), tie_seed)
+    draws = np.zeros(len(samples)) if tie_seed is None else tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
         for rows, scores in _scored(scorer, samples, batch_size, shared):
             users, device = samples.spans(rows)[2], scores.device

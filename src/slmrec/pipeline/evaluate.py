@@ -16,10 +16,10 @@ from slmrec.config import BASELINES, Config, EvaluateConfig
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import CheckpointError, DataError
-from slmrec.evaluation.candidates import constant_metrics, draw_negatives, is_sampled
+from slmrec.evaluation.candidates import check_negatives, constant_metrics, draw_negatives, is_sampled
 from slmrec.evaluation.diversity import Lists, list_means, list_metrics
 from slmrec.evaluation.metrics import ranking_metrics
-from slmrec.evaluation.rank import TOP_K, EncoderScorer, Scorer, evaluate_scorer, throughput
+from slmrec.evaluation.rank import TIE_SEED, TOP_K, EncoderScorer, Scorer, evaluate_scorer, throughput
 from slmrec.files import write_json
 from slmrec.models.card import Measured
 from slmrec.models.folder import load_recommender, note_measured
@@ -131,6 +131,7 @@ def _rank(task: Task, dataset: Dataset, split: Split, scorers: dict[str, Scorer]
     """Rank the targets of a split; the metrics of the top lists come from the same pass, the lists are not kept."""
     settings, samples, negatives = task.config.evaluate, dataset.held_out(split), None
     for number in settings.sampled:
+        check_negatives(dataset, number, samples.users())
         negatives = draw_negatives(dataset, number, task.config.seed, samples.users())
         if is_main():
             save_file({"negatives": negatives}, task.folder / "negatives.safetensors")
@@ -150,6 +151,7 @@ def _rank(task: Task, dataset: Dataset, split: Split, scorers: dict[str, Scorer]
                 batch_size=settings.batch_size,
                 protocols=settings.protocols,
                 negatives=negatives,
+                tie_seed=None if settings.ties == "as_hits" else TIE_SEED,
                 top_lists=partial(_keep_lists, lists),
                 progress=advance,
                 shared=True,
@@ -192,7 +194,7 @@ def _content(
             | {"users_per_second": round(speeds[name], 1), "num_parameters": sizes[name]}
             for name, ranks in results.ranks.items()
         }
-        settings = _protocol_settings(protocol, f"{dataset.split_rule}, {split}", config.seed)
+        settings = _protocol_settings(protocol, f"{dataset.split_rule}, {split}", config)
         constant = constant_metrics(protocol, results.samples, dataset.num_items)
         if dataset.num_items <= TOP_K and all(model.get(_COVERAGE) == 1 for model in models.values()):
             constant.append(_COVERAGE)  # each list holds all items that are left
@@ -200,14 +202,17 @@ def _content(
     return {"primary": config.evaluate.primary_protocol, "protocols": protocols}
 
 
-def _protocol_settings(protocol: str, split: str, seed: int) -> dict[str, Any]:
+_TIES = {"random": "broken at random, alike for all models", "as_hits": "counted as hits"}
+
+
+def _protocol_settings(protocol: str, split: str, config: Config) -> dict[str, Any]:
     return {
         "split": split,
         "eval_mode": "sampled" if is_sampled(protocol) else "full",
         "exclude_history": protocol != "full",
         "num_negatives": int(protocol.removeprefix("sampled_")) if is_sampled(protocol) else None,
-        "ties": "broken at random, alike for all models",
-        "seed": seed,
+        "ties": _TIES[config.evaluate.ties],
+        "seed": config.seed,
     }
 
 

@@ -1,13 +1,11 @@
 """All stages of a run, one after the other."""
 
-from itertools import product
 from pathlib import Path
 
 from slmrec import processes
 from slmrec.config import Config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
-from slmrec.evaluation.candidates import check_negatives
 from slmrec.models.backbone import check_backbone
 from slmrec.models.text.sources import check_source
 from slmrec.pipeline import evaluate
@@ -15,6 +13,7 @@ from slmrec.pipeline.item_text import check_item_texts
 from slmrec.pipeline.sources import check_sources
 from slmrec.pipeline.stage import pending_steps, run_step, section_of
 from slmrec.pipeline.table import Step, stage_named, steps
+from slmrec.pipeline.validation import check_sampled_protocols
 from slmrec.pipeline.verdict import refuse_foreign_best, write_verdict
 
 
@@ -80,13 +79,7 @@ def _check_dataset(config: Config, folder: Path) -> None:
     """Check that the data set has what the settings need, before anything is trained."""
     dataset = Dataset.load(folder)
     check_item_texts(config, dataset)
-    _check_sampled_protocols(config, dataset)
-
-
-def _check_sampled_protocols(config: Config, dataset: Dataset) -> None:
-    """Check that the data set has enough items for the sampled protocols, before anything is trained."""
-    for split, number in product(config.evaluate.splits, config.evaluate.sampled):
-        check_negatives(dataset, number, dataset.held_out(split).users())
+    check_sampled_protocols(config, dataset)
 
 
 def _check_sources_of_steps(pending: list[Step], config: Config) -> None:

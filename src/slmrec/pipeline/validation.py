@@ -1,12 +1,14 @@
 """Validation: how well a model ranks the validation items under the primary protocol, which decides everywhere."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slmrec.config import Config
 from slmrec.data.dataset import Dataset, Samples
-from slmrec.evaluation.candidates import draw_negatives, is_sampled
+from slmrec.evaluation.candidates import check_negatives, draw_negatives, is_sampled
 from slmrec.evaluation.metrics import Ints, ranking_metrics
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, evaluate_scorer
 from slmrec.pipeline.stage import Task
@@ -64,3 +66,13 @@ def validation(task: Task, dataset: Dataset, max_users: int = 0) -> Validation:
         number = int(settings.primary_protocol.removeprefix("sampled_"))
         negatives = draw_negatives(dataset, number, task.config.seed, samples.users())
     return Validation(samples, settings.primary_protocol, negatives)
+
+
+def check_sampled_protocols(config: Config, dataset: Dataset) -> None:
+    """Check that the data set has enough items for the sampled protocols, before anything is trained.
+
+    Raises:
+        DataError: It has too few, or a user has.
+    """
+    for split, number in product(config.evaluate.splits, config.evaluate.sampled):
+        check_negatives(dataset, number, dataset.held_out(split).users())

@@ -16,8 +16,8 @@ from slmrec.studies.cold import cold, training_steps, uses_prepared
 from slmrec.studies.cold_report import Values, user_values
 from slmrec.studies.evaluated import Evaluated, Split, read_evaluated
 from slmrec.studies.language.report import Results, report
-from slmrec.studies.language.shared_steps import SharedSteps
 from slmrec.studies.language.variants import Row, language_rows
+from slmrec.studies.shared_steps import SharedSteps
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "language"

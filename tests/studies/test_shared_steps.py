@@ -8,7 +8,7 @@ from slmrec.config import Config
 from slmrec.errors import CheckpointError
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import Stage, Step
-from slmrec.studies.language.shared_steps import SharedSteps
+from slmrec.studies.shared_steps import SharedSteps
 
 STEP = Step(Stage("prepare", "count the calls"))
 BUILT: list[Path] = []
