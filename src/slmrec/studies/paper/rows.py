@@ -120,8 +120,8 @@ def paper_rows(config: Config, full_depth_steps: int) -> list[Row]:
         _row(config, ONLINE, "teacher and student trained together", STUDENT, {"distill.mode": "online"}),
     ]
     if finetune.backbone != "random":
-        changed = {"distill.student.init": "pretrained"}
-        rows.append(_row(config, UNTUNED, "the student from untuned layers", STUDENT, changed))
+        untuned: Changes = {"distill.student.init": "pretrained"}
+        rows.append(_row(config, UNTUNED, "the student from untuned layers", STUDENT, untuned))
     if depth > teacher_depth:
         steps = f"all {depth} layers, {full_depth_steps:,} steps"
         rows.append(_row(config, FULL_DEPTH, steps, TEACHER, whole | alone))
