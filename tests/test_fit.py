@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from runs import read_json
 
@@ -89,6 +90,14 @@ def test_every_form_of_a_log_gives_the_same_data(form: str, fitted: Run, tmp_pat
     run = slmrec.fit(FORMS[form](EVENTS, tmp_path), config=tiny_config(), output=tmp_path / "run", user_col="customer")
     sequences = [Dataset.load(one.folder / "prepare").flat.tolist() for one in (run, fitted)]
     assert sequences[0] == sequences[1]
+
+
+def test_all_users_of_a_run_are_answered(fitted: Run, tmp_path: Path) -> None:
+    lists = pq.read_table(fitted.recommend_all(tmp_path / "recs.parquet", k=2, model="popularity"))
+    users = Dataset.load(fitted.folder / "prepare").user_ids
+    assert lists["user_id"].unique().combine_chunks().equals(users) and max(lists["rank"].to_pylist()) == 2
+    with pytest.raises(ConfigError, match="models has no 'nobody'"):
+        fitted.recommend_all(tmp_path / "recs.parquet", model="nobody")
 
 
 def test_the_same_tables_change_nothing(fitted: Run, caplog: pytest.LogCaptureFixture) -> None:

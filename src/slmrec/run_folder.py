@@ -17,6 +17,7 @@ from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import one_line, read_json, write_json, write_text
 from slmrec.folders import folder_in_place
 from slmrec.html_tables import html_table
+from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 from slmrec.inference.recommender import Recommender
 from slmrec.locks import run_locked
 from slmrec.models.loader import register_given
@@ -48,11 +49,19 @@ class Models(Mapping[str, Recommender]):
         self._folders, self._opened = folders, dict[str, Recommender]()
 
     def __getitem__(self, name: str) -> Recommender:
+        if name not in self._opened:
+            self._opened[name] = Recommender.from_pretrained(self.folder(name))
+        return self._opened[name]
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
         if name not in self._folders:
             raise ConfigError(f"models has no {name!r}; choose from {', '.join(self)}")
-        if name not in self._opened:
-            self._opened[name] = Recommender.from_pretrained(self._folders[name])
-        return self._opened[name]
+        return self._folders[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._folders)
@@ -154,6 +163,22 @@ class Run:
             DataError: The log cannot be read, or no user has a newer event and an earlier one.
         """
         return evaluate_events(events, self.config, self.folder)
+
+    def recommend_all(self, output: str | Path, k: int = 10, *, model: str | None = None) -> Path:
+        """Write the k best next items of all users of the run, and return the path of the file.
+
+        Args:
+            output: File, `.parquet`, `.csv` or `.jsonl`.
+            k: Number of items, at least 1.
+            model: Name of a model, such as `student`; None: the model to ship.
+
+        Raises:
+            CheckpointError: The run has no verdict, or a model folder is damaged.
+            ConfigError: The format is not supported, or there is no such model.
+        """
+        folder = _existing(self.folder / BEST) if model is None else self.models.folder(model)
+        recommend_file(folder, None, Path(output), RankOptions(k=k), data=self.folder / "prepare")
+        return Path(output)
 
     def report(self, show_user_ids: bool = False) -> Path:
         """Write the run as one HTML page, and return its path.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -117,3 +118,13 @@ def test_a_failure_forgets_the_sessions_it_touched(student: Path, monkeypatch: p
         answer = client.recommend(session_id="s", events=["i03"])
         assert answer["session"]["new"]
         assert_like_the_whole(client, answer, ["i03"])
+
+
+def test_a_session_is_forgotten(client: Client) -> None:
+    for session_id in ("to forget", "a/b"):
+        client.recommend(session_id=session_id, events=["i01"])
+        path = f"/sessions/{quote(session_id)}"
+        assert client.ask(path, method="DELETE")[::2] == (200, {"session_id": session_id, "models": ["student"]})
+        assert client.ask(path, method="DELETE")[2]["models"] == []
+        assert client.recommend(session_id=session_id, events=["i02"])["session"]["new"]
+    assert client.ask("/sessions/" + "x" * 300, method="DELETE")[0] == 422

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def _export(options: argparse.Namespace) -> None:
 
 def _merge(source: Path, output: Path) -> None:
     from slmrec.folders import folder_in_place
-    from slmrec.models.folder import load_recommender, read_about, save_folder
+    from slmrec.models.folder import RULES, load_recommender, read_about, save_folder
     from slmrec.models.loader import merge_adapters
 
     model, vocabulary = load_recommender(source)
     merged = merge_adapters(model)
     with folder_in_place(output) as folder:
         save_folder(folder, merged, vocabulary, read_about(source))
+        if (source / RULES).is_file():
+            shutil.copyfile(source / RULES, folder / RULES)
     _LOG.info(f"export: a model that opens without its backbone written to {output}")

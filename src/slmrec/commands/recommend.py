@@ -3,6 +3,7 @@
 import argparse
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _READING = frozenset(
 """Settings of `prepare` that say how a file is read."""
 _EPILOG = (
     "Examples: slmrec recommend --model out/beauty/distill --input histories.parquet --output recs.parquet --k 10\n"
+    "          slmrec recommend --model out/beauty/best --all-users --output recs.parquet --rules rules.yaml\n"
     "          slmrec recommend --model out/beauty/distill --history 9,18,27 --because\n"
     "Files are read as slmrec prepare reads them; for other column names, add prepare.user_col=NAME and so on.\n"
     "Running an interrupted command again continues where it stopped. See docs/serving.md."
@@ -42,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         "--timestamps", help="times of the items of --history, separated by commas, for models that read times"
     )
     recommend.add_argument("--input", type=location, help="rows of user_id, history, or of user_id, item_id, timestamp")
+    recommend.add_argument(
+        "--all-users", action="store_true", help="all users of the data set with which the model was trained"
+    )
+    text = "folder of this data set, or of the run (default: the one beside the model)"
+    recommend.add_argument("--data", type=location, metavar="OUT/prepare", help=text)
     recommend.add_argument("--output", type=location, help=".parquet, .csv or .jsonl file to write")
     recommend.add_argument("--k", type=int, default=10, help="maximum number of items per user (default 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="also recommend items of the history")
@@ -53,6 +60,11 @@ def add_parser(subparsers: Any) -> None:
     )
     recommend.add_argument("--candidates", type=location, metavar="FILE", help="rank only the items of this file")
     recommend.add_argument("--exclude-items", type=location, metavar="FILE", help="items that are never recommended")
+    recommend.add_argument(
+        "--rules", type=location, metavar="FILE", help="rules for all users, a list in .json or .yaml (docs/serving.md)"
+    )
+    text = "weight of the diversity of each list against its scores, from 0 (default) to 1"
+    recommend.add_argument("--diversity", type=float, default=0.0, help=text)
     recommend.add_argument(
         "--index", type=location, metavar="FILE", help="search an index that slmrec export --format faiss wrote"
     )
@@ -77,26 +89,21 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the lists for the file, or show the list for the history."""
+    if (fault := next((text for is_fault, text in _faults(options) if is_fault), None)) is not None:
+        options.parser.error(fault)
     files = options.input, options.output
-    if None in files if options.history is None else any((*files, options.engine)):
-        options.parser.error("give --input FILE and --output FILE, or --history A,B,C alone")
-    if options.history is not None and (options.overrides or options.on_bad_row or options.allow_unknown):
-        options.parser.error("--history reads no file: leave out settings of prepare, --on-bad-row and --allow-unknown")
-    if options.timestamps is not None and options.history is None:
-        options.parser.error("--timestamps belongs to --history; files hold times in a column")
-    if options.engine and options.device:
-        options.parser.error("--device does not apply to --engine spark, whose workers use CPUs; leave it out")
-    if options.engine and options.index:
-        options.parser.error("--index does not apply to --engine spark, whose search is exact; leave it out")
-    if options.engine and options.because:
-        options.parser.error("--because does not apply to --engine spark; leave out one of them")
-    if options.engine and (options.overrides or options.on_bad_row):
-        options.parser.error("settings of prepare do not apply to --engine spark, which reads user_id and history")
     from slmrec.inference.batch.recommend_file import RankOptions, recommend_file
 
     reading, files_of_items = _reading(options), (options.candidates, options.exclude_items)
     ranking = RankOptions(
-        options.k, not options.keep_seen, *files_of_items, reading, options.allow_unknown, options.because
+        options.k,
+        not options.keep_seen,
+        *files_of_items,
+        reading,
+        options.allow_unknown,
+        options.because,
+        options.rules,
+        options.diversity,
     )
     if options.history is not None:
         _recommend_history(options.model, options.history, options.timestamps, ranking, options.index, options.device)
@@ -105,7 +112,39 @@ def run(options: argparse.Namespace) -> None:
 
         recommend_with_spark(options.model, *files, ranking)
     else:
-        recommend_file(options.model, *files, ranking, options.index, options.device)
+        recommend_file(options.model, *files, ranking, options.index, options.device, options.data)
+
+
+def _faults(options: argparse.Namespace) -> Iterator[tuple[bool, str]]:
+    """Yield whether options contradict each other, and the message."""
+    sources = options.input is not None, options.all_users, options.history is not None
+    reading = bool(options.overrides or options.on_bad_row)
+    yield (
+        sum(sources) != 1 or (options.output is None) != (options.history is not None),
+        "give --input FILE and --output FILE, or --history A,B,C alone; --all-users may stand in place of --input FILE",
+    )
+    yield (
+        options.history is not None and (reading or options.allow_unknown),
+        "--history reads no file: leave out settings of prepare, --on-bad-row and --allow-unknown",
+    )
+    yield (
+        options.timestamps is not None and options.history is None,
+        "--timestamps belongs to --history; files hold times in a column",
+    )
+    yield (
+        options.all_users and reading,
+        "--all-users reads a prepared data set: leave out settings of prepare and --on-bad-row",
+    )
+    yield options.data is not None and not options.all_users, "--data belongs to --all-users; leave it out"
+    if options.engine:
+        yield options.input is None, "--engine spark reads --input FILE; give it in place of --all-users or --history"
+        yield (
+            bool(options.device),
+            "--device does not apply to --engine spark, whose workers use CPUs; leave it out",
+        )
+        yield bool(options.index), "--index does not apply to --engine spark, whose search is exact; leave it out"
+        yield options.because, "--because does not apply to --engine spark; leave out one of them"
+        yield reading, "settings of prepare do not apply to --engine spark, which reads user_id and history"
 
 
 def _reading(options: argparse.Namespace) -> "PrepareConfig":
@@ -142,7 +181,9 @@ def _recommend_history(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownItemsWarning)
         times = None if timestamps is None else [history_of(timestamps, r"[^\s,]+")]
-        lists = recommender.recommend([items], timestamps=times, **ranking.arguments())
+        arguments = ranking.arguments()
+        ranking.check(recommender, arguments)
+        lists = recommender.recommend([items], timestamps=times, **arguments)
     _show(recommender, items, lists)
     if lists.lost_users:
         _LOG.warning("the history has no known item; these are the most popular items")

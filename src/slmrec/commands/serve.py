@@ -17,6 +17,7 @@ LIBRARIES = ("fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools", 
 _EPILOG = """
 Examples: slmrec serve --model out/beauty/distill --teacher out/beauty/finetune
           slmrec serve --model out/beauty/distill --model sasrec=out/beauty/pretrain/sasrec
+          slmrec serve --model A=out/beauty/distill --model B=out/new/distill --split 0.5 --exposures exposures
           curl -H 'Content-Type: application/json' -d '{"history": [9, 18, 27], "k": 5}' localhost:8000/recommend
 The demo page is at http://127.0.0.1:8000/, the API reference at /docs; docs/serving.md explains both.
 """
@@ -49,6 +50,14 @@ def add_parser(subparsers: Any) -> None:
     serve.add_argument("--token-file", type=Path, help="file with a token that every request must carry")
     serve.add_argument("--examples", type=location, help=".jsonl of user_id, history: users to choose on the page")
     serve.add_argument("--threads", type=int, help="CPU threads of the model (default: PyTorch's)")
+    serve.add_argument(
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="A/B test of two models: share of the users, by hashed user_id, to whom the second one answers",
+    )
+    serve.add_argument("--salt", default="slmrec", help="text hashed with the user_id; another one divides users anew")
+    serve.add_argument("--exposures", type=Path, metavar="FOLDER", help="folder for a log of the answers, in Parquet")
     add_device_option(serve)
     for limit in fields(Limits):
         option, text = f"--{limit.name.replace('_', '-')}", f"{limit.metadata['help']} (default {limit.default})"
@@ -76,6 +85,9 @@ def run(options: argparse.Namespace) -> None:
         allowed_hosts=options.allow_host,
         num_threads=options.threads,
         device=options.device,
+        split=options.split,
+        salt=options.salt,
+        exposures=options.exposures,
     )
 
 

@@ -11,7 +11,7 @@ from slmrec.errors import CheckpointError, ConfigError
 from slmrec.inference.exportable import check_exportable
 from slmrec.inference.faiss_index import RECALL_AT, ItemIndex
 from slmrec.inference.onnx_graph import CHECKED_K, check_graph, quantize, random_histories, write_graph
-from slmrec.models.folder import fingerprint_of, load_recommender, may_recommend, write_vocabulary
+from slmrec.models.folder import RULES, fingerprint_of, load_recommender, may_recommend, write_vocabulary
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-4
@@ -97,6 +97,8 @@ def export_graph(folder: Path, output: Path, *, int8: bool) -> None:
         for path in sorted(file.parent.iterdir(), key=lambda path: path == file):  # the graph last, when all is there
             path.replace(output.parent / path.name)
     size = output.stat().st_size / 1e6
+    if (folder / RULES).exists():
+        _LOG.warning("export: the rules of %s are not part of the graph", folder / RULES)
     _LOG.info(f"export: {size:.1f} MB written to {output}, its items to {items_beside(output)}; {note}")
 
 

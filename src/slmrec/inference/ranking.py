@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slmrec.data.batching import pad_histories, pad_items
+from slmrec.errors import ConfigError
 from slmrec.inference.catalogue import Catalogue
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.frozen_model import FrozenModel
+from slmrec.inference.rules.effect import RuleEffect
+from slmrec.inference.rules.selection import rank_selected
 from slmrec.topk import top_k
 from slmrec.types import Encoded, ItemBonus
 
@@ -31,6 +34,10 @@ class RankRequest:
     """Items that the user must not get, such as those of the history."""
     candidates: Sequence[int] | None = None
     """Rank these items only; None: all items. Requests with the same list object are ranked together."""
+    rules: RuleEffect | None = None
+    """Effect of rules; None: no rules. Requests with the same effect are ranked together."""
+    diversity: float = 0.0
+    """Weight of diversity against the score, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ NO_ITEMS = Ranked(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 class Ranker:
     """Ranks items for users: by the model's scores, or by popularity for users without history.
 
-    Items that the catalogue marks as removed are never ranked.
+    Items that the catalogue marks as removed are never ranked. Requests with boosts, caps or diversity are answered by
+    exact search.
 
     Args:
         model: Frozen model.
@@ -107,7 +115,7 @@ class Ranker:
         """
         ranked: list[Ranked] = [NO_ITEMS] * len(requests)
         with torch.inference_mode():
-            for rows in _group_by_candidates(requests):
+            for rows in _group_alike(requests):
                 part = encoded if encoded is None or len(rows) == len(requests) else encoded.select(rows)
                 alike = [requests[row] for row in rows]
                 for row, one in zip(rows, self._rank_alike(alike, part, excluded), strict=True):
@@ -154,20 +162,37 @@ class Ranker:
     def _rank_alike(
         self, requests: list[RankRequest], encoded: Encoded | None, excluded_for_all: Sequence[int]
     ) -> list[Ranked]:
-        """Rank requests with the same candidates."""
+        """Rank requests with the same candidates, rules and diversity."""
         device, k = self.model.device, max(request.k for request in requests)
         users, items, bonus = torch.ones(len(requests), 1, device=device), self._popularity, None
         if encoded is not None:
             users, items, bonus = encoded.users, self._item_vectors, encoded.bonus
         hidden = pad_items([request.excluded for request in requests]).to(device)
         excluded = hidden if hidden.shape[1] else None
-        candidates = requests[0].candidates
-        if candidates is None:
-            allowed = self._all_except({*excluded_for_all, *self._removed}) if excluded_for_all else self._allowed
+        candidates, rules, diversity = requests[0].candidates, requests[0].rules, requests[0].diversity
+        allowed = self._all_except({*excluded_for_all, *self._removed}) if excluded_for_all else self._allowed
+        if rules is not None and rules.allowed is not None:
+            allowed = rules.allowed if allowed is None else rules.allowed & allowed
+        if diversity or not (rules is None or rules.only_filters):
+            own = (rules or RuleEffect()).boost, (rules or RuleEffect()).caps
+            allowed = allowed if candidates is None else self._only(candidates, allowed)
+            scores, best = rank_selected(
+                *(users, items, k),
+                excluded=excluded,
+                allowed=allowed,
+                bonus=bonus,
+                boost=own[0],
+                caps=own[1],
+                diversity=diversity,
+                vectors=self._item_vectors,
+            )
+        elif candidates is None:
             search = top_k if self._index is None or encoded is None else self._index.top_k
             scores, best = search(users, items, k, excluded=excluded, allowed=allowed, bonus=bonus)
         else:
-            chosen = sorted({*candidates} - self._removed - {*excluded_for_all})
+            chosen = sorted({*candidates} - {0})
+            if allowed is not None:
+                chosen = [item for item, keep in zip(chosen, allowed[chosen].tolist(), strict=True) if keep]
             if not chosen:
                 return [NO_ITEMS] * len(requests)
             columns = torch.tensor([0, *chosen], device=device)
@@ -179,6 +204,27 @@ class Ranker:
         rows = zip(best.cpu().numpy(), scores.float().cpu().numpy(), sizes, requests, strict=True)
         cut = ((row, values, min(size, request.k)) for row, values, size, request in rows)
         return [Ranked(row[:size], values[:size]) for row, values, size in cut]
+
+    def check_diversity(self, diversity: float) -> None:
+        """Refuse diversity for a model without item vectors.
+
+        Raises:
+            ConfigError: It is no number from 0 to 1, or the items of the model have no vectors to compare.
+        """
+        if isinstance(diversity, bool) or not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
+            raise ConfigError(f"diversity is {diversity!r}, expected a number from 0 to 1")
+        if diversity and self._item_vectors.shape[1] < 2:
+            raise ConfigError(
+                f"diversity is {diversity}, but the model has no item vectors that could be compared (popularity and "
+                "co-occurrence have none); set it to 0, or use a rule with cap"
+            )
+
+    def _only(self, items: Sequence[int], allowed: Tensor | None) -> Tensor:
+        """Return (V+1,) bool: some items, without those that are not allowed."""
+        only = torch.zeros(self.model.num_items + 1, dtype=torch.bool)
+        only[list(items)] = True
+        only[0] = False
+        return only.to(self.model.device) if allowed is None else only.to(self.model.device) & allowed
 
     def _all_except(self, items: set[int]) -> Tensor:
         """Return (V+1,) bool: all items except some, and except padding."""
@@ -203,11 +249,13 @@ def stack_encoded(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(users, bonus=ItemBonus(items, scores))
 
 
-def _group_by_candidates(requests: Sequence[RankRequest]) -> list[list[int]]:
-    """Return the rows of the requests that share a list of candidates."""
-    groups: dict[int | None, list[int]] = {}
+def _group_alike(requests: Sequence[RankRequest]) -> list[list[int]]:
+    """Return the rows of the requests that share a list of candidates, rules and, if diverse, the number of items."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for row, request in enumerate(requests):
-        key = None if request.candidates is None else id(request.candidates)
+        shared = (request.candidates, request.rules)
+        key = (*(None if each is None else id(each) for each in shared), request.diversity)
+        key += (request.k,) if request.diversity else ()
         groups.setdefault(key, []).append(row)
     return list(groups.values())
 

@@ -1,5 +1,6 @@
 """Recommendations: lists of items for users, and what was unknown in their histories."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from slmrec.errors import UnknownItemsWarning
 from slmrec.html_tables import html_table
 from slmrec.inference.catalogue import ItemId
 from slmrec.inference.ranking import Ranked
@@ -48,6 +50,18 @@ class Recommendations:
         if any(titles):
             columns, rows = [*columns, "title"], [[*row, title] for row, title in zip(rows, titles, strict=True)]
         return html_table(columns, rows, f"{len(rows):,} of {len(self.table):,} rows")
+
+    def warn_of_lost_users(self, num_known: int) -> None:
+        """Warn of users whose history contains only unknown items; `num_known` is the number of known items."""
+        if self.lost_users:
+            num_items = num_known + self.num_unknown
+            warnings.warn(
+                f"{len(self.lost_users)} of {len(self.sizes)} users, the first one {self.lost_users[0]!r}, have only "
+                f"unknown items in their history and get the most popular items; {self.num_unknown} of {num_items} "
+                f"item ids ({self.num_unknown / num_items:.0%}) are unknown, the first one {self.first_unknown!r}",
+                UnknownItemsWarning,
+                stacklevel=3,
+            )
 
     @property
     def num_unknown(self) -> int:

@@ -1,6 +1,5 @@
 """Recommender: a model folder that answers for histories in the caller's item ids."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
-from slmrec.errors import ConfigError, TrainingError, UnknownItemsWarning
+from slmrec.errors import ConfigError, TrainingError
 from slmrec.inference.because import because_column, num_reasons_of, reasons_of
 from slmrec.inference.catalogue import Catalogue, ItemId, ItemIdError
 from slmrec.inference.devices import device_of
@@ -30,6 +29,8 @@ from slmrec.inference.histories import (
 from slmrec.inference.history_files import table_user_rows
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
 from slmrec.inference.recommendations import Recommendations, table_of
+from slmrec.inference.rules.effect import ItemRules
+from slmrec.inference.rules.rule import RulesLike, parse_rules, standing_rules, write_rules
 from slmrec.inference.timestamps import check_timestamps
 from slmrec.models.card import About
 from slmrec.models.folder import (
@@ -65,6 +66,10 @@ class Recommender:
         vocabulary: Item ids, titles and counts.
         about: Contents of the model card.
         index: Approximate index of the items; None: exact search.
+        rules: Rules that hold for every request, such as those of `rules.json` of a model folder.
+
+    Raises:
+        ConfigError: A rule is invalid, or names a column that the items lack.
 
     Example:
         >>> recommender = Recommender.from_pretrained(folder)
@@ -76,13 +81,19 @@ class Recommender:
     """
 
     def __init__(
-        self, model: Model, vocabulary: Vocabulary, about: About | None = None, index: ItemIndex | None = None
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        about: About | None = None,
+        index: ItemIndex | None = None,
+        rules: RulesLike = None,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.about = about or About()
         self.catalogue = Catalogue(vocabulary)
         self.ranker = Ranker(freeze(model), self.catalogue, index)
+        self.rules = ItemRules(vocabulary, self.catalogue, self.device, parse_rules(rules))
 
     @classmethod
     @uris_named()
@@ -105,7 +116,7 @@ class Recommender:
 
         Raises:
             CheckpointError: The folder does not exist, a file is missing or damaged, the backbone is not available, or
-                the index belongs to other items.
+                the index belongs to other items, or `rules.json` is invalid.
             ConfigError: FAISS is not installed, the device does not exist, or `model_class` is no architecture.
             StorageError: A URI cannot be read.
         """
@@ -114,8 +125,8 @@ class Recommender:
         loaded_index = None if index is None else ItemIndex.load(local(index), fingerprint_of(folder))
         model, vocabulary = load_recommender(folder, model_class)
         about = read_about(folder)
-        with failures_reported(folder):
-            recommender = cls(model.to(chosen), vocabulary, about, loaded_index)
+        with failures_reported(folder), standing_rules(folder) as rules:
+            recommender = cls(model.to(chosen), vocabulary, about, loaded_index, rules)
             check_outputs(recommender, folder)
         return recommender
 
@@ -128,6 +139,8 @@ class Recommender:
         """Write a folder that `from_pretrained` opens, at a path or URI: weights, architecture, items and a card."""
         with written(folder, replaced=True) as target:
             save_folder(target, self.model, self.vocabulary, self.about)
+            if self.rules.standing:
+                write_rules(self.rules.standing, target)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Publish the folder on the Hugging Face hub and return the address of the commit.
@@ -155,6 +168,8 @@ class Recommender:
         user_ids: Sequence[Any] | None = None,
         timestamps: Sequence[Sequence[Any]] | None = None,
         because: bool | int = False,
+        rules: RulesLike = None,
+        diversity: float = 0.0,
     ) -> Recommendations:
         """Return the k best next items of each history.
 
@@ -170,10 +185,13 @@ class Recommender:
                 numbers in this unit, or dates. A table has them in a column `timestamps`, or `timestamp` of its events.
             because: Also return the reasons of each item in a column `because`: at most 3 items of the history that
                 raise its score, found by leaving each out; a number: at most as many.
+            rules: Rules in addition to the standing ones, as dictionaries: `{"do": "exclude" | "only" | "boost" |
+                "cap", "column": C, "values": [...], "by": x}`; see docs/serving.md.
+            diversity: Weight of the diversity of a list against its scores (MMR), from 0 to 1.
 
         Raises:
             ConfigError: k or `because` is below 1, a candidate is unknown, a history is no list, the number of user ids
-                differs, or timestamps are missing or do not fit the histories.
+                differs, timestamps are missing or do not fit the histories, or a rule or `diversity` is invalid.
             DataError: The table has other columns, or a value of a history is no item id.
             TrainingError: A score is NaN.
 
@@ -187,14 +205,15 @@ class Recommender:
         """
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
-        num_reasons = num_reasons_of(because)
+        self.ranker.check_diversity(diversity)
+        num_reasons, effect = num_reasons_of(because), self.rules.effect(parse_rules(rules))
         read = self._read(histories, timestamps, user_ids)
         users, (known, times, unknown) = read.users, known_histories(read, self.catalogue)
         allowed = None if candidates is None else self._known_items(candidates, "candidate")
         excluded = self._items(exclude or (), "exclude")[0]
         ranked: list[Ranked] = [NO_ITEMS] * len(known)
         for rows, encoded in self._encode_batches(known, times):
-            requests = [RankRequest(k, known[row] if filter_seen else (), allowed) for row in rows]
+            requests = [RankRequest(k, known[row] if filter_seen else (), allowed, effect, diversity) for row in rows]
             try:
                 answers = self.ranker.rank(requests, encoded, excluded=excluded)
             except ValueError:
@@ -209,15 +228,7 @@ class Recommender:
             reasons = reasons_of(self.ranker, known, times, ranked, num_reasons)
             table = table.append_column("because", because_column(reasons, self.vocabulary.item_ids))
         lists = Recommendations(table, sizes, unknown, fallback, lost, self.title)
-        if lost:
-            num_items = sum(map(len, known)) + sum(map(len, unknown))
-            warnings.warn(
-                f"{len(lost)} of {len(users)} users, the first one {lost[0]!r}, have only unknown items in their "
-                f"history and get the most popular items; {lists.num_unknown} of {num_items} item ids "
-                f"({lists.num_unknown / num_items:.0%}) are unknown, the first one {lists.first_unknown!r}",
-                UnknownItemsWarning,
-                stacklevel=2,
-            )
+        lists.warn_of_lost_users(sum(map(len, known)))
         return lists
 
     def encode(self, histories: HistoriesLike, timestamps: Sequence[Sequence[Any]] | None = None) -> Tensor:

@@ -30,10 +30,9 @@ from slmrec.storage.cache import local
 from slmrec.version import __version__, is_outdated
 
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
-_PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, "*.safetensors", "adapter_config.json"]
+RULES = "rules.json"
+_PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, RULES, "*.safetensors", "adapter_config.json"]
 _TRAINING_STAGES = ("pretrain", "finetune", "distill")
-
-
 _MAX_BYTES, _MAX_BYTES_OF_ITEM = 2**26, 2**13
 """Largest size of a vocabulary in memory, in all and for each item."""
 _IS_TEXT = (pa.types.is_string, pa.types.is_large_string)

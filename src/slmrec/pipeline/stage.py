@@ -28,6 +28,7 @@ from slmrec.folders import (
     replaced_folder,
 )
 from slmrec.locks import WAIT_S, run_locked, target_locked
+from slmrec.models.folder import RULES
 from slmrec.pipeline.table import Step
 from slmrec.storage.cache import named
 from slmrec.storage.runs import upload
@@ -37,8 +38,8 @@ from slmrec.version import __version__, is_outdated
 _LOG = logging.getLogger(__name__)
 PLACES = {"input", "items", "lists", "memory_limit", "engine_password_file"}
 """Settings that change no result: a file may move without its stage being redone, as long as its content stays."""
-_CARD_FILES = ("README.md", "about.json")
-"""Files of a model folder that `evaluate` rewrites and on which no result depends."""
+_CARD_FILES = ("README.md", "about.json", RULES)
+"""Files of a model folder that `evaluate` or the user rewrites and on which no result depends."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def _finish(
     write_json(partial / "stage.json", record | {"done": True, "version": __version__} | facts)
     (partial / "config.yaml").write_text(dump(config), encoding="utf-8")
     _remove_outdated(step, output)
+    if (target / RULES).is_file():  # standing rules are the user's, and stay
+        shutil.copyfile(target / RULES, partial / RULES)
     put_in_place(partial, target)
     upload(output)
     _LOG.info("%s: done in %.0f s, written to %s", step.folder, facts["wall_s"], target)
@@ -175,6 +178,25 @@ def pending_steps(steps: Iterable[Step], config: Config, output: Path, force: bo
         if force or redone & set(step.stage.reads(config)) or not _is_done(step, config, output):
             pending.append(step)
     return pending
+
+
+def current_steps(steps: Iterable[Step], config: Config, output: Path) -> list[Step]:
+    """Return the steps that are done and unchanged."""
+    return [step for step in steps if _is_done(step, config, output)]
+
+
+def renew_records(steps: Iterable[Step], config: Config, output: Path) -> None:
+    """Let steps stay done although the files that they read were changed.
+
+    Args:
+        steps: The steps that `current_steps` returned before the change.
+        config: All settings.
+        output: Output folder of the run.
+    """
+    for step in steps:
+        upstream = {name: str(read_record(output / name).get("fingerprint")) for name in step.stage.reads(config)}
+        record = {"fingerprint": _fingerprint(step, config, upstream), "upstream": upstream}
+        write_json(output / step.folder / "stage.json", read_record(output / step.folder) | record)
 
 
 def finished(folder: Path, name: str) -> Path:

@@ -37,6 +37,7 @@ from slmrec.serving.http.head import HostCheck, check_parameters
 from slmrec.serving.messages import (
     Answer,
     Answers,
+    DroppedSession,
     Error,
     ExampleUsers,
     Items,
@@ -45,8 +46,8 @@ from slmrec.serving.messages import (
     ReloadResult,
     Status,
     describe_faults,
-    query_examples,
 )
+from slmrec.serving.queries import query_examples
 from slmrec.serving.server import Server
 from slmrec.version import __version__
 
@@ -165,6 +166,8 @@ def _add_endpoints(api: FastAPI, server: Server, popular: list[Any]) -> dict[str
     add("/model", server.model, Models, *unauthorized, **get)
     post |= {"openapi_extra": empty}
     add("/reload", server.reload, ReloadResult, *body_errors, ConflictError, **post)
+    delete: dict[str, Any] = {"methods": ["DELETE"], "dependencies": protected}
+    add("/sessions/{session_id:path}", server.drop_session, DroppedSession, *unauthorized, **delete)
     add("/metrics", server.prometheus, None, *unauthorized, response_class=PlainTextResponse, **get)
     add("/health", server.health, Status)
     add("/ready", server.ready, Status, OverloadedError)

@@ -7,9 +7,11 @@ from reprlib import repr as shortened
 from threading import Lock
 from typing import Any
 
+from slmrec.errors import ConfigError
 from slmrec.inference.because import NUM_REASONS, Reason, reasons_of
 from slmrec.inference.catalogue import ItemIdError
 from slmrec.inference.ranking import Ranked, RankRequest
+from slmrec.inference.rules.effect import RuleEffect
 from slmrec.inference.timestamps import needed
 from slmrec.serving.http.errors import InvalidRequestError, RequestError
 from slmrec.serving.limits import Limits
@@ -79,6 +81,7 @@ class _Task:
     unknown: list[Any]
     excluded: list[int]
     candidates: list[int] | None
+    rules: RuleEffect | None
     session: Session = field(init=False)
     is_new: bool = False
     result: Result = field(init=False)
@@ -128,6 +131,13 @@ class Engine:
             request if isinstance(request, RequestError) else [task.result for task in request] for request in prepared
         ]
 
+    def drop_session(self, session_id: str) -> bool:
+        """Remove a session, between two batches, and return whether there was one."""
+        with self._lock:
+            exists = session_id in self.sessions
+            self.sessions.drop(session_id)
+            return exists
+
     def read_ahead(self) -> bool:
         """Slide the window of one full session, so that its next event is answered faster.
 
@@ -172,7 +182,13 @@ class Engine:
                 f"({len(unknown_candidates)} unknown in total)"
             )
         excluded, _ = split("exclude")
-        return _Task(query, items, times, unknown, excluded, None if query.candidates is None else candidates)
+        recommender = self.active.loaded.recommender
+        try:
+            recommender.ranker.check_diversity(query.diversity)
+            rules = recommender.rules.effect(query.rules)
+        except ConfigError as error:
+            raise InvalidRequestError(f"{prefix}{error}") from None
+        return _Task(query, items, times, unknown, excluded, None if query.candidates is None else candidates, rules)
 
     def _process(self, tasks: list[_Task]) -> None:
         """Process tasks of distinct sessions: one forward pass for whole histories and one for sessions."""
@@ -226,7 +242,8 @@ class Engine:
 
 def _request(task: _Task) -> RankRequest:
     seen = task.session.history if task.query.filter_seen else []
-    return RankRequest(task.query.k, [*seen, *task.excluded], task.candidates)
+    query = task.query
+    return RankRequest(query.k, [*seen, *task.excluded], task.candidates, task.rules, query.diversity)
 
 
 def _session_info(task: _Task) -> dict[str, Any] | None:

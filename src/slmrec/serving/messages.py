@@ -1,19 +1,14 @@
 """Bodies of requests and answers; FastAPI builds the OpenAPI document from them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     GetPydanticSchema,
     StrictBool,
-    Tag,
-    TypeAdapter,
-    create_model,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
@@ -21,16 +16,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from slmrec.data.ids import MAX_EXACT_FLOAT
 from slmrec.files import one_line
 from slmrec.inference.because import NUM_REASONS
+from slmrec.inference.rules.rule import Rule
 from slmrec.inference.timestamps import checked_times
-from slmrec.serving.limits import Limits
-from slmrec.types import PER_SECOND, Unit
+from slmrec.types import Unit
 
 MAX_ID_CHARS = 256
 MAX_SEARCH_RESULTS = 100
+MAX_DIVERSE_K = 100
+"""Largest k of a request with diversity, whose cost grows with the square of k."""
 _MAX_FAULTS = 5
 _MAX_SHOWN_CHARS = 50
-_EXAMPLE_TIME = 1_767_225_600
-"""2026-01-01, in seconds."""
 ModelName = str
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS)]
 _NUMBERS = (
@@ -60,6 +55,9 @@ Time = Annotated[int | float, GetPydanticSchema(lambda *_: _TIME_SCHEMA)]
 """Time of an event, in the `timestamp_unit` of the model."""
 
 
+Diversity = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
 class Message(BaseModel):
     """Immutable body of a request or an answer; unknown fields are errors."""
 
@@ -72,12 +70,15 @@ class Query(Message):
     history: list[ItemId] | None = None
     events: list[ItemId] | None = None
     session_id: Text | None = None
+    user_id: ItemId | None = None
     timestamps: list[Time] | None = None
     k: int = 10
     filter_seen: StrictBool = True
     candidates: list[ItemId] | None = None
     exclude: list[ItemId] = []
     because: StrictBool = False
+    rules: list[Rule] = []
+    diversity: Diversity = 0.0
 
     @model_validator(mode="after")
     def _check_history(self) -> "Query":
@@ -87,6 +88,9 @@ class Query(Message):
             raise PydanticCustomError(
                 "history", "give history to restart the session, or events to continue it, but not both"
             )
+        if self.diversity and self.k > MAX_DIVERSE_K:
+            text = "k is {k}, expected at most {limit} together with diversity"
+            raise PydanticCustomError("diversity", cast("Any", text), {"k": self.k, "limit": MAX_DIVERSE_K})
         if self.timestamps is not None:
             try:
                 checked_times(self.timestamps, len(self.item_ids), "s")
@@ -206,6 +210,8 @@ class ModelInfo(Message):
         "model reads no times",
         examples=[None],
     )
+    rule_columns: list[str] = Field(description="columns of the items that rules may name", examples=[["item_id"]])
+    num_standing_rules: int = Field(description="number of rules of rules.json, which hold for every request")
     metrics: dict[str, float] = Field(description="metrics of the model card", examples=[{"valid/ndcg@10": 0.05}])
     loaded_at: str = Field(examples=["2026-01-31T12:00:00Z"])
 
@@ -222,6 +228,13 @@ ReloadResult = dict[ModelName, Literal["loaded", "unchanged"]]
 """Result of a reload, by model."""
 
 
+class DroppedSession(Message):
+    """Session that was removed."""
+
+    session_id: str
+    models: list[ModelName] = Field(description="models that had such a session; empty if there was none")
+
+
 class Status(Message):
     """Status of the server."""
 
@@ -232,86 +245,6 @@ class Error(Message):
     """Reason why a request was not answered."""
 
     error: str = Field(examples=["k: Input should be greater than or equal to 1"])
-
-
-def query_examples(item_ids: Sequence[Any], unit: Unit | None) -> dict[str, dict[str, Any]]:
-    """Return example bodies of `POST /recommend` for a catalogue.
-
-    Args:
-        item_ids: Four item ids of the catalogue, or fewer.
-        unit: Unit in which the model reads times; None: it reads none.
-    """
-    first, *rest = item_ids
-    several: list[dict[str, Any]] = [{"history": [first, *rest[:1]]}]
-    several += [{"history": rest[-1:] or [first], "k": 3, "filter_seen": False}]
-    one: dict[str, Any] = {"history": [first, *rest[:2]], "k": 5}
-    event: dict[str, Any] = {"session_id": "f0c2", "events": [first]}
-    if unit is not None:
-        for body in (one, event, *several):
-            num_items = len(body.get("history", body.get("events", ())))
-            body["timestamps"] = [PER_SECOND[unit] * (_EXAMPLE_TIME + 3600 * hour) for hour in range(num_items)]
-    return {
-        "One user": {"value": one},
-        "Several users": {"value": {"requests": several}},
-        "New event of a session": {"value": event},
-    }
-
-
-def request_adapter(limits: Limits) -> TypeAdapter[Any]:
-    """Return the parser of the body of `POST /recommend`: one `Query`, or several as `{"requests": [...]}`."""
-    one = _query(limits)
-
-    def check_because(queries: list[Query]) -> list[Query]:
-        number = sum(query.because for query in queries)
-        if number > limits.max_because:
-            raise PydanticCustomError(
-                "because",
-                "because is true in {number} requests, expected at most {limit}; send them in several bodies",
-                {"number": number, "limit": limits.max_because},
-            )
-        return queries
-
-    several: Any = Annotated[_list(one, limits.max_requests, min_length=1), AfterValidator(check_because)]
-    many = create_model(
-        "Queries",
-        __base__=Message,
-        __doc__="Queries of several users, answered together.",
-        requests=(several, ...),
-    )
-    either: Any = Annotated[one, Tag("one")] | Annotated[many, Tag("many")]
-    return TypeAdapter(Annotated[either, Discriminator(_tag)])
-
-
-def _query(limits: Limits) -> type[Query]:
-    """Return `Query` with the limits of a server in its fields."""
-    history, times = (_list(kind, limits.max_history) for kind in (ItemId, Time))
-    item_ids = _list(ItemId, limits.max_candidates)
-    optional = {
-        "history": (history | None, "item ids, oldest first; together with session_id, restarts the session"),
-        "events": (history | None, "item ids to append to the session, oldest first"),
-        "session_id": (Text | None, "session, named by the client"),
-        "timestamps": (times | None, "times of the items of history or events, for models with a timestamp_unit"),
-        "candidates": (item_ids | None, "rank only these items"),
-    }
-    fields: dict[str, Any] = {name: (kind, Field(None, description=text)) for name, (kind, text) in optional.items()}
-    k = Annotated[int, Field(strict=True, ge=1, le=limits.max_k)]
-    fields["k"] = (k, Field(10, description="number of items to recommend"))
-    fields["filter_seen"] = (StrictBool, Field(True, description="do not recommend items of the history"))
-    text = (
-        f"also return the items of the history that raise each score; in at most {limits.max_because} of the requests"
-    )
-    fields["because"] = (StrictBool, Field(False, description=text))
-    fields["exclude"] = (item_ids, Field([], description="further items that are not recommended"))
-    return create_model("Query", __base__=Query, __doc__=Query.__doc__, **fields)
-
-
-def _list(kind: Any, max_length: int, min_length: int = 0) -> Any:
-    """Return the type of a list; only its first fault is collected, since each takes much more time than a value."""
-    return Annotated[list[kind], Field(min_length=min_length, max_length=max_length, fail_fast=True)]
-
-
-def _tag(value: Any) -> str:
-    return "many" if isinstance(value, dict) and "requests" in value else "one"
 
 
 def describe_faults(faults: Sequence[ErrorDetails]) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from slmrec.errors import CheckpointError, StorageError
-from slmrec.models.folder import fingerprint_of
 from slmrec.serving.engine import Engine
 from slmrec.serving.http.errors import ConflictError
-from slmrec.serving.loading import load
+from slmrec.serving.loading import load, served_fingerprint
 from slmrec.storage.cache import refreshed
 
 Outcome = Literal["loaded", "unchanged"]
@@ -41,7 +40,7 @@ class Reloader:
     def _load(self) -> Outcome:
         current = self._engine.active.loaded
         self._folder = refreshed(self._folder)
-        if fingerprint_of(self._folder) == current.fingerprint:
+        if served_fingerprint(self._folder) == current.fingerprint:
             return "unchanged"
         self._engine.replace(load(self._folder, str(current.recommender.device)))
         gc.unfreeze()

@@ -20,6 +20,7 @@ from slmrec.errors import ConfigError
 from slmrec.files import printable, read_text
 from slmrec.serving.app import create_app
 from slmrec.serving.examples import read_examples
+from slmrec.serving.experiment import ExposureLog, Split
 from slmrec.serving.http.connections import Connection, HttpConfig
 from slmrec.serving.http.head import AllowedHosts
 from slmrec.serving.limits import Limits
@@ -46,6 +47,9 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     num_threads: int | None,
     device: str | None = None,
+    split: float | None = None,
+    salt: str = "slmrec",
+    exposures: Path | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP; requests that were accepted before the signal are answered.
 
@@ -60,6 +64,9 @@ def serve(
             no effect with a token.
         num_threads: CPU threads of the model; None leaves the choice to PyTorch.
         device: Device of the models, as in `Recommender.from_pretrained`.
+        split: Share of the users to whom the second of two models answers; None: the first model answers everyone.
+        salt: Text that is hashed with the user id for the split.
+        exposures: Folder for a log of the answers; None: they are not logged.
 
     Raises:
         CheckpointError: A model folder is incomplete or damaged.
@@ -68,10 +75,13 @@ def serve(
     """
     token = _read_token(token_file) if token_file is not None else None
     users = read_examples(examples) if examples is not None else []
+    division = None if split is None else Split.of(list(folders), split, salt)
+    log = None if exposures is None else ExposureLog(exposures)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     models = {name: ServedModel(folder, load(folder, device)) for name, folder in folders.items()}
-    server = Server(models, _within_descriptors(limits), token, users, AllowedHosts(host, allowed_hosts))
+    hosts = AllowedHosts(host, allowed_hosts)
+    server = Server(models, _within_descriptors(limits), token, users, division, log, hosts)
     with _listen(host, port) as listener:
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         server.url = url

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from slmrec.serving.admission import Admission
 from slmrec.serving.batching import Batcher
 from slmrec.serving.engine import Engine, Result
 from slmrec.serving.examples import Example
+from slmrec.serving.experiment import ExposureLog, Split
 from slmrec.serving.http.body import Bodies, cancel_on_disconnect, check_json
 from slmrec.serving.http.errors import (
     ConflictError,
@@ -33,15 +35,16 @@ from slmrec.serving.http.head import AllowedHosts, QueryInteger, check_parameter
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import LoadedModel
 from slmrec.serving.messages import (
+    MAX_ID_CHARS,
     MAX_SEARCH_RESULTS,
     ModelName,
     Query,
     ReloadRequest,
     Text,
     describe_faults,
-    request_adapter,
 )
 from slmrec.serving.metrics import Metrics
+from slmrec.serving.queries import request_adapter
 from slmrec.serving.reload import Reloader
 
 _RELOAD_ADAPTER: TypeAdapter[Any] = TypeAdapter(ReloadRequest)
@@ -72,6 +75,10 @@ class Server:
     limits: Limits
     token: str | None = None
     examples: Sequence[Example] = ()
+    split: Split | None = None
+    """Division of the users between the models; None: the default model answers."""
+    exposures: ExposureLog | None = None
+    """Log of the answers; None: they are not logged."""
     hosts: AllowedHosts = field(default_factory=AllowedHosts)
     """Hosts that a request may be meant for; not checked if there is a token."""
     counter: RequestCounter = field(default_factory=RequestCounter)
@@ -100,9 +107,14 @@ class Server:
         """Run the computing threads; on exit, finish all accepted requests."""
         for batcher in self._batchers.values():
             batcher.start()
+        log = None if self.exposures is None else asyncio.create_task(self.exposures.run())
         yield
         for batcher in self._batchers.values():
             await asyncio.to_thread(batcher.stop)
+        if log is not None and self.exposures is not None:
+            log.cancel()
+            await asyncio.gather(log, return_exceptions=True)
+            await self.exposures.flush()
 
     def _size_of(self, queries: Sequence[Query]) -> int:
         """Return the number of queries that some queries count as; reasons take many more histories than lists do."""
@@ -126,14 +138,14 @@ class Server:
         """Recommend the next items for one history, for several histories, or for a session."""
         started = time.perf_counter()
         await self.check_token(request)
-        model = self._model_of(request)
+        named = self._model_of(request)
         self._admission.check()  # before the body is read, so that a rejected request costs little
         queries, is_many = self._parse(await self._bodies.read_json(request))
+        models = self._models_of(queries, named, is_many)
         with self._admission.reserve(len(queries)):
             self.counter.accepted += 1
             try:
-                work = self._batchers[model].submit(queries, self.limits.timeout_s)
-                results = await cancel_on_disconnect(request, work)
+                results = await cancel_on_disconnect(request, self._results(queries, models))
             except RequestError:
                 self.counter.answered += 1
                 raise
@@ -141,16 +153,48 @@ class Server:
             self.metrics.observe_results(results)
             time_ms = 1e3 * (time.perf_counter() - started)
             answers: list[bytes] = []
-            for result in results:
+            for query, model, result in zip(queries, models, results, strict=True):
                 if answers:
                     await asyncio.sleep(0)  # a large answer must not hold up others
-                answers.append(to_json(result.to_answer(model, time_ms)))
+                answer = result.to_answer(model, time_ms)
+                if self.exposures is not None and named is None:
+                    self.exposures.add(query.user_id, answer)
+                answers.append(to_json(answer))
         content = b'{"answers":[' + b",".join(answers) + b"]}" if is_many else answers[0]
         return Response(content, media_type="application/json")
 
-    def _model_of(self, request: Request) -> ModelName:
-        name = check_parameters(request, ["model"]).get("model", self.default)
-        if name in self.models:
+    async def _results(self, queries: list[Query], models: list[ModelName]) -> list[Result]:
+        """Return the results of the queries, each by its model."""
+        rows = {name: [row for row, own in enumerate(models) if own == name] for name in dict.fromkeys(models)}
+        parts = [
+            self._batchers[name].submit([queries[row] for row in own], self.limits.timeout_s)
+            for name, own in rows.items()
+        ]
+        results = dict(zip(rows, await asyncio.gather(*parts, return_exceptions=True), strict=True))
+        ordered: dict[int, Result] = {}
+        for name, found in results.items():
+            if isinstance(found, InvalidRequestError) and len(rows) > 1:
+                raise _renumbered(found, rows[name])
+            if isinstance(found, BaseException):
+                raise found
+            ordered |= zip(rows[name], found, strict=True)
+        return [ordered[row] for row in range(len(queries))]
+
+    def _models_of(self, queries: list[Query], named: ModelName | None, is_many: bool) -> list[ModelName]:
+        """Return the model of each query: the one that the request names, that of the user, or the default one."""
+        if named is not None or self.split is None:
+            return [named or self.default] * len(queries)
+        models = []
+        for number, query in enumerate(queries):
+            if query.user_id is None:
+                place, names = f"requests[{number}]." if is_many else "", " and ".join(self.split.models)
+                raise InvalidRequestError(f"{place}user_id: required, since it decides between {names}")
+            models.append(self.split.model_of(query.user_id))
+        return models
+
+    def _model_of(self, request: Request) -> ModelName | None:
+        name = check_parameters(request, ["model"]).get("model")
+        if name is None or name in self.models:
             return name
         hint = "; start the server with --teacher DIR" if name == "teacher" else ""
         raise InvalidRequestError(f"model is {one_line(name, 50)!r}, expected {' or '.join(self.models)}{hint}")
@@ -222,6 +266,18 @@ class Server:
             self.metrics.observe_reload(name, outcomes[name])
         return outcomes
 
+    async def drop_session(
+        self,
+        session_id: Annotated[
+            str, fastapi.Path(description="session, as named by the client", max_length=MAX_ID_CHARS)
+        ],
+    ) -> dict[str, Any]:
+        """Forget a session: its history and the state of the models after it."""
+        dropped = [
+            name for name, engine in self.engines.items() if await asyncio.to_thread(engine.drop_session, session_id)
+        ]
+        return {"session_id": session_id, "models": dropped}
+
     async def prometheus(self) -> Response:
         """Return all metrics in the text format of Prometheus."""
         return Response(self.metrics.to_text(), media_type="text/plain; version=0.0.4")
@@ -235,6 +291,13 @@ class Server:
         if not all(batcher.is_running for batcher in self._batchers.values()):
             raise OverloadedError("not ready: the server is starting or stopping")
         return {"status": "ready"}
+
+
+def _renumbered(error: InvalidRequestError, rows: list[int]) -> InvalidRequestError:
+    """Return the error of some of the queries with their numbers in the request."""
+    found = re.match(r"requests\[(\d+)\]\.", str(error))
+    number, text = (int(found[1]), str(error)[found.end() :]) if found else (0, str(error))
+    return InvalidRequestError(f"requests[{rows[number]}].{text}")
 
 
 def _validate(adapter: TypeAdapter[Any], body: bytes) -> Any:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.errors import DataError, SlmrecError, UnknownItemsWarning
+from slmrec.inference.batch.known_users import FILES, data_of, known_user_rows, reading_of
 from slmrec.inference.batch.resumable_output import Parts, check_output
 from slmrec.inference.histories import CheckedHistories
 from slmrec.inference.history_files import open_user_rows, read_item_ids
 from slmrec.inference.recommendations import Recommendations
 from slmrec.inference.recommender import Recommender
+from slmrec.inference.rules.rule import read_rules
 from slmrec.locks import target_locked
 from slmrec.models.folder import find_folder
 from slmrec.progress import progress
@@ -37,21 +39,37 @@ class RankOptions(NamedTuple):
     """Accept files more than half of whose item ids are unknown."""
     because: bool = False
     """Also return the reasons of each item."""
+    rules: Path | None = None
+    """File of rules, in addition to those of the model folder."""
+    diversity: float = 0.0
+    """Weight of diversity, from 0 to 1."""
+
+    def check(self, recommender: Recommender, arguments: dict[str, Any]) -> None:
+        """Check the rules and the diversity against a model, and log a warning of each rule without effect.
+
+        Raises:
+            ConfigError: A rule does not fit the columns of the items, or the model has no item vectors to compare.
+        """
+        recommender.ranker.check_diversity(self.diversity)
+        recommender.rules.warn_of_unmatched(arguments["rules"], f"{self.rules}: rules")
 
     def arguments(self) -> dict[str, Any]:
         """Read the files and return the keyword arguments of `Recommender.recommend`."""
         files = {"candidates": self.candidates, "exclude": self.exclude}
         item_ids = {name: None if path is None else read_item_ids(path) for name, path in files.items()}
-        return {"k": self.k, "filter_seen": self.filter_seen, "because": self.because, **item_ids}
+        rules = () if self.rules is None else read_rules(self.rules)
+        options = {"k": self.k, "filter_seen": self.filter_seen, "because": self.because, "diversity": self.diversity}
+        return {**options, **item_ids, "rules": rules}
 
 
 def recommend_file(
     model: Path,
-    input: Path,
+    input: Path | None,
     output: Path,
     options: RankOptions,
     index: Path | None = None,
     device: str | None = None,
+    data: Path | None = None,
 ) -> None:
     """Write `user_id, item_id, score, rank`, and `because` if asked, for every user of a file, in its order.
 
@@ -60,37 +78,53 @@ def recommend_file(
 
     Args:
         model: a model folder, or a hub id.
-        input: the histories.
+        input: the histories; None: those of all users of the data set of the model.
         output: the table to write.
         options: length and filters of the lists.
         index: file of `slmrec export --format faiss` for approximate search; None: search is exact.
         device: device of the model, as in `Recommender.from_pretrained`.
+        data: data set, or run, whose users are read if there is no input; None: the one beside the model.
 
     Raises:
         CheckpointError: the model folder is incomplete or damaged, the index belongs to other items, or another process
             writes the output.
-        ConfigError: the format of a file is not supported, FAISS is not installed, or the device does not exist.
+        ConfigError: the format of a file is not supported, FAISS is not installed, the device does not exist, or there
+            is no data set beside the model.
         DataError: the input has neither `user_id, history` nor `user_id, item_id, timestamp`, cannot be read, or more
             than half of its item ids are unknown.
     """
     check_output(output)
     with target_locked(output):
-        _recommend_file(model, input, output, options, index, device)
+        _recommend_file(model, input, output, options, index, device, data)
 
 
 def _recommend_file(
-    model: Path, input: Path, output: Path, options: RankOptions, index: Path | None, device: str | None
+    model: Path,
+    histories_file: Path | None,
+    output: Path,
+    options: RankOptions,
+    index: Path | None,
+    device: str | None,
+    data: Path | None,
 ) -> None:
     arguments = options.arguments()
     folder = find_folder(model)
+    input = histories_file or data_of(folder, data)
     recommender = Recommender.from_pretrained(folder, index=index, device=device)
+    options.check(recommender, arguments)
     files = {"model": _file_states(*sorted(folder.iterdir())), "input": _file_states(input)}
+    files |= {} if histories_file else {"data": _file_states(*(input / name for name in FILES))}
     files |= {} if index is None else {"index": _file_states(index)}
     unit = recommender.model.timestamp_unit
-    with open_user_rows(input, options.reading, output.absolute().parent, unit) as rows:
-        histories = CheckedHistories(rows, recommender.catalogue, options.reading, unit)
+    reading = options.reading if histories_file else reading_of(input)
+    with (
+        open_user_rows(input, reading, output.absolute().parent, unit)
+        if histories_file
+        else known_user_rows(input, unit)
+    ) as rows:
+        histories = CheckedHistories(rows, recommender.catalogue, reading, unit)
         check_unknown(input, histories.num_unknown, histories.num_items, histories.first_unknown, options)
-        plan = {"slmrec": __version__, "chunk_users": CHUNK_USERS, "reading": options.reading.model_dump(mode="json")}
+        plan = {"slmrec": __version__, "chunk_users": CHUNK_USERS, "reading": reading.model_dump(mode="json")}
         parts = Parts(output, {**plan, **files, **arguments})
         try:
             _write_parts(recommender, histories, arguments, parts)

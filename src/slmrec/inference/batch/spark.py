@@ -52,6 +52,7 @@ def recommend_with_spark(model: Path, input: Path | str, output: Path | str, opt
     arguments = options.arguments()
     folder = find_folder(model)
     recommender = Recommender.from_pretrained(folder, device="cpu")  # a damaged folder is refused here, in one line
+    options.check(recommender, arguments)
     unit = recommender.model.timestamp_unit
     session = _session()
     frame = _read(session, input, unit)
