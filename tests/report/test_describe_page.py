@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slmrec import prepare
-from slmrec.commands.describe import describe
+from slmrec.commands.data_sets.describe import describe
 from slmrec.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -120,7 +120,7 @@ def test_without_matplotlib_the_text_is_all(
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
-    code = "import sys, slmrec.commands.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
+    code = "import sys, slmrec.commands.data_sets.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 

@@ -36,25 +36,25 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from slmrec.commands.describe import describe
+    from slmrec.commands.data_sets.describe import describe
 
     describe(options.folder, options.output)
 
 
 def _drift(options: argparse.Namespace) -> None:
-    from slmrec.commands.describe import drift
+    from slmrec.commands.data_sets.describe import drift
 
     drift(options.old, options.new, options.output)
 
 
 def _validate(options: argparse.Namespace) -> None:
-    from slmrec.commands.validate import validate
+    from slmrec.commands.data_sets.validate import validate
 
     validate(options.file, options.overrides, options.items)
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from slmrec.commands.fetch import fetch, list_datasets
+    from slmrec.commands.data_sets.fetch import fetch, list_datasets
 
     if options.name:
         fetch(options.name, options.output)

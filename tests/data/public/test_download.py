@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from slmrec.commands import fetch as stage
+from slmrec.commands.data_sets import fetch as stage
 from slmrec.data.public import download as fetch
 from slmrec.data.public.download import RECORD, download
 from slmrec.data.public.registry import DATASETS, Checksum, PublicDataset, RemoteFile, find_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slmrec.commands.main import main
-from slmrec.commands.validate import validate
+from slmrec.commands.data_sets.validate import validate
 from slmrec.errors import ConfigError, DataError
 
 ROWS = "user_id,item_id,timestamp\n" + "".join(

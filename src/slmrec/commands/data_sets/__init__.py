@@ -1,0 +1,1 @@
+"""Work of `slmrec data` and `slmrec drift` on data sets."""
