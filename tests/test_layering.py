@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("pipeline",),
     ("auto",),
+    ("updates",),
     ("studies",),
     ("report",),
     ("serving",),

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from slmrec.auto.amounts import Amount
 from slmrec.config import Config
 from slmrec.config.load import load_config
 from slmrec.config.yaml_text import dump_yaml, parse_yaml
@@ -29,6 +30,8 @@ from slmrec.pipeline.verdict import BEST, VERDICT, read_verdict
 from slmrec.progress import without_tables
 from slmrec.report import INSTALL, missing_libraries
 from slmrec.storage.cache import local
+from slmrec.updates.update import update
+from slmrec.updates.versions import UPDATES, best_version, rollback, versions
 
 _INPUTS = ("input", "items")
 _METRICS: tuple[str, ...] = ("ndcg@10", "hit@10", "mrr", "users_per_second", "num_parameters")
@@ -176,9 +179,46 @@ class Run:
             CheckpointError: The run has no verdict, or a model folder is damaged.
             ConfigError: The format is not supported, or there is no such model.
         """
-        folder = _existing(self.folder / BEST) if model is None else self.models.folder(model)
-        recommend_file(folder, None, Path(output), RankOptions(k=k), data=self.folder / "prepare")
+        if model is None:
+            folder, data = _existing(self.folder / BEST), best_version(self.folder, versions(self.folder)).folder
+        else:
+            folder, data = self.models.folder(model), self.folder
+        recommend_file(folder, None, Path(output), RankOptions(k=k), data=data / "prepare")
         return Path(output)
+
+    def update(self, events: Any, items: Any = None, time_budget: Amount | None = None) -> dict[str, Any] | None:
+        """Train the shipped model further on newer events; `best` is the new one if it is no worse on the newest.
+
+        Args:
+            events: Path, URI or table of pandas, polars or Arrow, with the columns of the run's log.
+            items: Path, URI or table of items; those that the run lacks join its catalogue.
+            time_budget: Time that the update may take, in seconds or as text; None: two minutes.
+
+        Returns:
+            The content of `update.json`: what was new, the comparison and the decision; None if nothing is new.
+
+        Raises:
+            DataError: The log or the table cannot be read, or does not fit the run.
+            CheckpointError: Another process writes into the run.
+        """
+        with without_tables():
+            record = update(self.folder, events, items, time_budget=time_budget)
+        self.__dict__.pop("best", None)
+        return record
+
+    def rollback(self) -> None:
+        """Ship the model again that was shipped before the last update.
+
+        Raises:
+            ConfigError: The first model is shipped.
+        """
+        rollback(self.folder)
+        self.__dict__.pop("best", None)
+
+    @property
+    def version(self) -> int:
+        """Number of the update that `best` comes from; 0: the first training."""
+        return best_version(self.folder, versions(self.folder)).number
 
     def report(self, show_user_ids: bool = False) -> Path:
         """Write the run as one HTML page, and return its path.
@@ -220,7 +260,9 @@ class Run:
         self.__dict__.pop("models", None)  # its folders are those of the old place
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, models: {', '.join(self.models)})"
+        shown = f"Run({str(self.folder)!r}, models: {', '.join(self.models)}"
+        has_updates = (self.folder / UPDATES).is_dir()
+        return f"{shown}, best: {best_version(self.folder, versions(self.folder))})" if has_updates else f"{shown})"
 
     def _repr_html_(self) -> str:
         """Return the results of the primary protocol as a table, and the verdict."""

@@ -119,7 +119,7 @@ def test_events_of_no_prepared_data_set_are_refused(tmp_path: Path, columns: dic
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, [[1, 2, 3]], {"split": "random"})
-    with pytest.raises(DataError, match=r"the split 'random', expected leave_one_out or temporal"):
+    with pytest.raises(DataError, match=r"the split 'random', expected leave_one_out, temporal or newest"):
         Dataset.load(tmp_path)
 
 

@@ -120,7 +120,9 @@ def test_without_matplotlib_the_text_is_all(
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
-    code = "import sys, slmrec.commands.data_sets.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, slmrec.commands.data_sets.describe; sys.exit(' '.join({'matplotlib', 'torch'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
 

@@ -20,9 +20,9 @@ from slmrec.data.batching import pad_histories
 from slmrec.data.dataset import Dataset
 from slmrec.evaluation.statistics import compare_means, compare_ratio
 from slmrec.models.folder import load_recommender
-from slmrec.models.item_tables import item_rows, text_columns
+from slmrec.models.item_tables import item_rows, mean_of_others, replace_rows, text_columns
 from slmrec.studies.cold_report import user_values
-from slmrec.studies.withheld import mean_of_others, replace_rows, withheld_items, write_target_users
+from slmrec.studies.withheld import withheld_items, write_target_users
 
 ITEMS = np.array([3, 7, 20])
 

@@ -13,7 +13,19 @@ from slmrec.storage.outputs import written
 from slmrec.storage.remote import is_uri
 from slmrec.storage.runs import opened_run
 
-_WRITE_RUNS = {"prepare", "pretrain", "finetune", "distill", "evaluate", "run", "ablate", "cold", "depth", "demo"}
+_WRITE_RUNS = {
+    "prepare",
+    "pretrain",
+    "finetune",
+    "distill",
+    "evaluate",
+    "run",
+    "ablate",
+    "cold",
+    "depth",
+    "demo",
+    "update",
+}
 
 
 class Uri(str):

@@ -24,6 +24,7 @@ from slmrec.commands import (
     report,
     serve,
     stages,
+    update,
 )
 from slmrec.commands.locations import opened
 from slmrec.commands.logs import messages_shown
@@ -35,7 +36,7 @@ from slmrec.folders import disk_errors_reported
 from slmrec.storage.cache import named
 from slmrec.version import __version__
 
-_COMMANDS = (stages, demo, recommend, serve, compare, report, data, config, import_reference, export, items)
+_COMMANDS = (stages, demo, recommend, serve, update, compare, report, data, config, import_reference, export, items)
 """Modules of the commands, in the order of `slmrec --help`."""
 _LOST = "another process of this run has ended; run the same command again to continue where it stopped"
 

@@ -189,9 +189,11 @@ class Dataset:
         return {name: _column(self.items, name) for name in self._item_schema.names if name not in own}
 
     @property
-    def split_rule(self) -> Literal["leave_one_out", "temporal"]:
-        """The rule by which events are held out."""
-        return "leave_one_out" if self.cuts is None else "temporal"
+    def split_rule(self) -> Literal["leave_one_out", "temporal", "newest"]:
+        """The rule by which events are held out; `newest`: the last event of some users, as `slmrec update` does."""
+        if self.cuts is None:
+            return "leave_one_out"
+        return "newest" if self.preparation.get("rules", {}).get("split") == "newest" else "temporal"
 
     def train_counts(self) -> Ints:
         """Return (V+1,) the number of training events of each item."""

@@ -15,6 +15,9 @@ from slmrec.errors import DataError
 from slmrec.files import one_line, read_json, write_atomically
 
 FLAT, OFFSETS, CUTS, TIMES = "histories.npy", "offsets.npy", "cuts.npy", "times.npy"
+HELD_OUT = "held_out.parquet"
+"""The file of the split `newest` with the number of events of each user before validation (`valid_at`) and before test
+(`test_at`)."""
 FINGERPRINT = "histories.txt"
 """The file with the fingerprint of the data set and the cuts that the arrays were made from."""
 BATCH_EVENTS = 2**18
@@ -34,7 +37,7 @@ class Histories(NamedTuple):
 
 
 def write_histories(folder: Path) -> None:
-    """Write `histories.npy`, `offsets.npy` and, for a temporal split, `cuts.npy` into a prepared folder.
+    """Write `histories.npy`, `offsets.npy` and, unless the split is leave-one-out, `cuts.npy` into a prepared folder.
 
     `interactions.parquet` is read in batches, so the memory does not grow with its size. Files appear once they are
     complete.
@@ -57,7 +60,9 @@ def write_histories(folder: Path) -> None:
             pending = np.concatenate([pending[-1:], starts])
             if cuts:
                 cuts.write(np.diff(pending[:, 1:], axis=0).astype("<i4").data)
-    if not times:
+    if _split(folder) == "newest":
+        _write_cuts(folder, num_users)
+    elif not times:
         (folder / CUTS).unlink(missing_ok=True)
     (folder / FINGERPRINT).write_text(_fingerprint(folder), encoding="utf-8")
 
@@ -68,7 +73,7 @@ def open_histories(folder: Path) -> Histories:
     Raises:
         DataError: the histories cannot be written, or do not match the folder's events.
     """
-    names = (FLAT, OFFSETS, CUTS) if _cut_times(folder) else (FLAT, OFFSETS)
+    names = (FLAT, OFFSETS) if _split(folder) == "leave_one_out" else (FLAT, OFFSETS, CUTS)
     complete = all((folder / name).is_file() for name in (*names, FINGERPRINT))
     if not complete or (folder / FINGERPRINT).read_text(encoding="utf-8") != _fingerprint(folder):
         write_histories(folder)
@@ -135,15 +140,29 @@ def _log(folder: Path) -> Any:
     return pq.ParquetFile(folder / "interactions.parquet", pre_buffer=False, buffer_size=2**20)
 
 
-def _cut_times(folder: Path) -> tuple[int, ...]:
-    """Return the start times of validation and test of a temporal split; empty for leave-one-out."""
-    rules = read_facts(folder).get("rules", {})
-    split = rules.get("split", "leave_one_out")
-    if split not in {"leave_one_out", "temporal"}:
+def _split(folder: Path) -> str:
+    """Return the rule by which events are held out."""
+    split = str(read_facts(folder).get("rules", {}).get("split", "leave_one_out"))
+    if split not in {"leave_one_out", "temporal", "newest"}:
         raise DataError(
-            f"{folder}: dataset.json has the split {split!r}, expected leave_one_out or temporal; {_REMEDY}"
+            f"{folder}: dataset.json has the split {split!r}, expected leave_one_out, temporal or newest; {_REMEDY}"
         )
-    return (int(rules["valid_from"]), int(rules["test_from"])) if split == "temporal" else ()
+    return split
+
+
+def _cut_times(folder: Path) -> tuple[int, ...]:
+    """Return the start times of validation and test of a temporal split; empty for other splits."""
+    rules = read_facts(folder).get("rules", {})
+    return (int(rules["valid_from"]), int(rules["test_from"])) if _split(folder) == "temporal" else ()
+
+
+def _write_cuts(folder: Path, num_users: int) -> None:
+    """Write the cuts of the split `newest`, which a file of the folder lists."""
+    table = pq.read_table(folder / HELD_OUT, columns=["valid_at", "test_at"])
+    if len(table) != num_users:
+        raise DataError(f"{folder}: {HELD_OUT} has {len(table)} users, expected {num_users}; {_REMEDY}")
+    with _npy_writer(folder / CUTS, "<i4", (num_users, 2)) as stream:
+        stream.write(np.stack([column.to_numpy() for column in table.columns], axis=1).astype("<i4").data)
 
 
 def _blocks(

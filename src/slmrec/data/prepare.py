@@ -21,7 +21,7 @@ from ibis.expr.types import Table
 
 from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Dataset
-from slmrec.data.engine import as_view, batches, engines_of, explain, first_row, keep, unsupported, value
+from slmrec.data.engine import as_view, batches, connected, engines_of, explain, first_row, keep, unsupported, value
 from slmrec.data.filters import apply_rules, cut_times, remove_returns
 from slmrec.data.histories import write_histories
 from slmrec.data.ids import as_ids_of
@@ -226,6 +226,31 @@ def _write_items(
         counts["num_titled_items"] = value(known.title.count())
         counts["num_retitled_items"] = value((known.num_titles > 1).sum().fill_null(0))
     return counts
+
+
+def read_item_table(settings: PrepareConfig, path: Path, whole_numbers: bool) -> pa.Table:
+    """Return a table of items: `item_id` as text, `title`, and the columns of `settings.item_columns`, one row an item.
+
+    Args:
+        settings: the columns, and how to treat invalid rows.
+        path: the table.
+        whole_numbers: whether the ids of the catalogue are whole numbers.
+
+    Raises:
+        DataError: the file cannot be read or lacks a column.
+    """
+    with (
+        TemporaryDirectory(prefix="slmrec-") as spill,
+        connected("duckdb", Path(spill), settings.memory_limit) as engine,
+    ):
+        found = read_items(engine, Path(spill), path, settings)
+        _LOG.info("items: %s", found.message())
+        if found.errors:
+            _LOG.warning("items: %s invalid rows skipped", f"{len(found.errors):,}")
+        rows = found.rows.mutate(text=as_ids_of(found.rows.text, whole_numbers))
+        table = one_row_per_item(rows, rows.select("text").distinct()).order_by("text").drop("num_titles")
+        table = table.rename({name: column_name(number) for number, name in enumerate(settings.item_columns)})
+        return _with_unescaped_titles(pa.concat_tables(batches(engine, table.rename(item_id="text"), ROWS_PER_PART)))
 
 
 def _with_unescaped_titles(part: pa.Table) -> pa.Table:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from slmrec.config import ItemTextConfig
 from slmrec.config.item_text import MINILM
+from slmrec.data.dataset import Ints
 from slmrec.errors import CheckpointError
 from slmrec.models.backbone import SMOLLM2
+from slmrec.models.ensemble import Ensemble
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextMap, TextReader
 from slmrec.models.text.sources import item_texts, read_texts
@@ -58,11 +60,10 @@ def rows_of_texts(
         CheckpointError: The model reads no texts, its folder does not say how, the source cannot be found, or it knows
             no word of a text.
     """
-    tables = model.item_tables()
-    readers = [_reader(table.text) for table in tables if table.text is not None]
-    if not readers:
+    tables, vectors = model.item_tables(), text_rows(model, columns, num)
+    if not vectors:
         raise CheckpointError("the model reads no titles")
-    vectors = [reader.project(values) for reader, values in zip(readers, _read(readers, columns, num), strict=True)]
+    readers = [_reader(table.text) for table in tables if table.text is not None]
     known = [table.values for table in tables if table.text is not None]
     similar = _most_similar_by_first_text(known, vectors, num_similar)
     if (unread := (similar == 0).any(dim=1).nonzero()[:, 0]).numel():
@@ -72,6 +73,21 @@ def rows_of_texts(
     return torch.cat(
         [blended(table.values, similar) if table.text is None else next(remaining) for table in tables], dim=1
     )
+
+
+def text_rows(model: Model, columns: Mapping[str, Sequence[Any]], num: int) -> list[Tensor]:
+    """Return the text vectors (n, C) of new items for each table of a model that holds text vectors, in their order.
+
+    Args:
+        model: A model.
+        columns: Values of the new items by the names that templates use.
+        num: Number of new items.
+
+    Raises:
+        CheckpointError: The folder of the model does not say how texts are read, or the source cannot be found.
+    """
+    readers = [_reader(table.text) for table in model.item_tables() if table.text is not None]
+    return [reader.project(values) for reader, values in zip(readers, _read(readers, columns, num), strict=True)]
 
 
 def text_columns_of_items(model: Model) -> tuple[str, ...]:
@@ -137,3 +153,91 @@ def blended(table: Tensor, items: Tensor) -> Tensor:
     rows = table[items]
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=2).mean(dim=1, keepdim=True)
     return lengths * nn.functional.normalize(rows.mean(dim=1), dim=1)
+
+
+def rearrange_items(model: Model, origins: Tensor, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Give a model another catalogue, in place: known items take their rows along, and new ones are read by their text.
+
+    Args:
+        model: The model.
+        origins: (V'+1,) number of each item of the new catalogue in the model; 0 for padding and for new items, whose
+            learned rows become zero, see `replace_rows`.
+        columns: Values of the new items by the names that templates use, such as `title`.
+
+    Raises:
+        CheckpointError: The model reads texts, and those of new items cannot be read; it has the new catalogue then,
+            with zeros as their text vectors.
+    """
+    is_new = origins == 0
+    is_new[0] = False
+    tables = model.item_tables()
+    for table in tables:
+        values = table.values[origins]
+        values[origins == 0] = 0
+        table.replace(values)
+    model.set_num_items(len(origins) - 1)
+    if is_new.any() and any(table.text is not None for table in tables):
+        rows = iter(text_rows(model, columns, int(is_new.sum())))
+        for table in model.item_tables():
+            if table.text is not None:
+                values = table.values.clone()
+                values[is_new] = next(rows).to(values)
+                table.replace(values)
+
+
+def replace_rows(model: Model, items: Ints, text: Tensor | None, neighbours: Tensor | None = None) -> None:
+    """Replace the learned rows of some items in place, from the rows of other items.
+
+    The new row is the blend of the `NUM_SIMILAR` other items with the most similar texts (`item_tables.blended`). An
+    item without text, or without an item of similar text, gets the blend of its neighbours, or without any the mean of
+    the rows of all other items. In a model that learned with ID dropout to score items by their text alone, the row is
+    zero.
+
+    Args:
+        model: The model; tables of text vectors stay as they are.
+        items: The items.
+        text: Text vectors (V+1, C) of all items; None if there are none.
+        neighbours: (n, K) other items for each of the items, 0 for items that have none; None if none has any.
+    """
+    for part in single_models(model):
+        for table in part.item_tables():
+            if table.text is None:
+                values = table.values.clone()
+                values[torch.from_numpy(items)] = 0
+                if not drops_ids(part):
+                    _blend_rows(values, table.values, items, text, neighbours)
+                table.replace(values)
+
+
+def _blend_rows(values: Tensor, learned: Tensor, items: Ints, text: Tensor | None, neighbours: Tensor | None) -> None:
+    chosen = torch.from_numpy(items)
+    values[chosen] = mean_of_others(learned, items)
+    if neighbours is not None:
+        has_any = neighbours.all(dim=1)
+        values[chosen[has_any]] = blended(learned, neighbours[has_any]).to(values)
+    if text is None:
+        return
+    known = text.clone()
+    known[chosen] = 0
+    has_text = chosen[text[chosen].abs().sum(dim=1) > 0]
+    if known.any() and len(has_text):
+        similar = most_similar(known, text[has_text], NUM_SIMILAR)
+        values[has_text] = blended(learned, similar).to(values)
+
+
+def single_models(model: Model) -> list[Model]:
+    """Return the models of an ensemble, or the model itself."""
+    return list(model.models.values()) if isinstance(model, Ensemble) else [model]
+
+
+def drops_ids(model: Model) -> bool:
+    """Return whether a model learned with ID dropout to score items by their text alone."""
+    return bool(getattr(model.config, "id_dropout", 0))
+
+
+def mean_of_others(vectors: Tensor, items: Ints) -> Tensor:
+    """Return the mean vector (D,) of all items but some, of vectors (V+1, D)."""
+    others = torch.ones(len(vectors), dtype=torch.bool)
+    others[0] = False
+    others[torch.from_numpy(items)] = False
+    return vectors[others.to(vectors.device)].mean(dim=0)

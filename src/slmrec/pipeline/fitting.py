@@ -57,6 +57,7 @@ def training_samples(
         events = {
             "leave_one_out": "4 events that a training sample takes (the last two are held out)",
             "temporal": "2 events before the time of validation that a training sample takes",
+            "newest": "2 events that a training sample takes",
         }[dataset.split_rule]
         raise DataError(f"none of the {dataset.num_users} users has the {events}; give longer histories")
     return TrainingSamples(samples, max_history_items, supervision == "every_position", timestamp_unit)

@@ -26,14 +26,14 @@ from slmrec.storage.cache import local
 from slmrec.types import PER_SECOND, Unit
 
 _LOG = logging.getLogger(__name__)
-_WITHOUT_FILTERS = {
+WITHOUT_FILTERS = {
     **{"min_user_events": 1, "min_item_events": 1, "max_history": None, "split": "leave_one_out"},
     **{"items": None, "items_id_col": None, "title_col": None, "item_columns": ()},
 }
 """Settings of `prepare` under which no event is removed because it is rare or old."""
 
 
-class _Events(NamedTuple):
+class Events(NamedTuple):
     """Events in any order."""
 
     users: Ints
@@ -42,8 +42,9 @@ class _Events(NamedTuple):
     """Times in one unit; zeros if there are none."""
     is_new: Any
 
-    def take(self, rows: Any) -> "_Events":
-        return _Events(*(values[rows] for values in self))
+    def take(self, rows: Any) -> "Events":
+        """Return some of the events."""
+        return Events(*(values[rows] for values in self))
 
 
 def evaluate_events(events: Any, config: Config, output: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def evaluate_events(events: Any, config: Config, output: Path) -> dict[str, Any]
         log, folder = as_file(events, Path(name) / "events"), Path(name) / "new"
         folder.mkdir()
         try:
-            prepare_dataset(config.prepare.model_copy(update=_WITHOUT_FILTERS), folder, str(local(log)))
+            prepare_dataset(config.prepare.model_copy(update=WITHOUT_FILTERS), folder, str(local(log)))
         except DataError as error:
             raise DataError(str(error).replace(f"{name}/", "the table given as ")) from None
         samples, num_unknown = _samples(dataset, Dataset.load(folder), config)
@@ -117,8 +118,8 @@ def _samples(known: Dataset, new: Dataset, config: Config) -> tuple[Samples, int
     unit = _common_unit(known, new)
     newer, num_unknown = _new_events(known, new, unit)
     earlier = _known_events(known, new, unit)
-    newer = newer.take(~_in(newer, earlier)) if unit else _without_prefix(newer, earlier)
-    events = _Events(*(np.concatenate(pair) for pair in zip(earlier, newer, strict=True)))
+    newer = newer.take(~are_among(newer, earlier)) if unit else _without_prefix(newer, earlier)
+    events = Events(*(np.concatenate(pair) for pair in zip(earlier, newer, strict=True)))
     by_time = events.times if config.prepare.order == "time" else np.zeros_like(events.times)
     events = events.take(np.lexsort((events.is_new, by_time, events.users)))  # stable: the order of the log stays
     starts = np.flatnonzero(np.diff(events.users, prepend=-1))
@@ -135,15 +136,15 @@ def _common_unit(known: Dataset, new: Dataset) -> Unit | None:
     return max(known.times.unit, new.times.unit, key=PER_SECOND.__getitem__)
 
 
-def _new_events(known: Dataset, new: Dataset, unit: Unit | None) -> tuple[_Events, int]:
+def _new_events(known: Dataset, new: Dataset, unit: Unit | None) -> tuple[Events, int]:
     """Return the events of known items, with the items of the run, and the number of the other events."""
     items = np.append(0, _places(new.item_ids, known.item_ids) + 1)[new.flat]
     users = np.repeat(np.arange(new.num_users), np.diff(new.offsets))
-    events = _Events(users, items, _times(new, np.arange(len(items)), unit), np.ones(len(items), bool))
+    events = Events(users, items, _times(new, np.arange(len(items)), unit), np.ones(len(items), bool))
     return events.take(items > 0), int((items == 0).sum())
 
 
-def _known_events(known: Dataset, new: Dataset, unit: Unit | None) -> _Events:
+def _known_events(known: Dataset, new: Dataset, unit: Unit | None) -> Events:
     """Return the run's events of the users of the new log, in their numbers there."""
     places = _places(new.user_ids, known.user_ids)
     users = np.flatnonzero(places >= 0)
@@ -151,7 +152,7 @@ def _known_events(known: Dataset, new: Dataset, unit: Unit | None) -> _Events:
     rows = np.concatenate([np.empty(0, np.int64), *map(np.arange, starts, ends)])
     owners = np.repeat(users, ends - starts)
     items = np.asarray(known.flat[rows], np.int64)
-    return _Events(owners, items, _times(known, rows, unit), np.zeros(len(rows), bool))
+    return Events(owners, items, _times(known, rows, unit), np.zeros(len(rows), bool))
 
 
 def _times(dataset: Dataset, rows: Ints, unit: Unit | None) -> Ints:
@@ -164,16 +165,16 @@ def _places(sought: pa.Array, ids: pa.Array) -> Ints:
     return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), np.int64)
 
 
-def _in(newer: _Events, earlier: _Events) -> Any:
+def are_among(newer: Events, earlier: Events) -> Any:
     """Return whether an event of a user, an item and a time is among the earlier ones."""
 
-    def keys(events: _Events) -> Any:
+    def keys(events: Events) -> Any:
         return np.stack(events[:3], axis=1).view([(name, np.int64) for name in ("user", "item", "time")]).ravel()
 
     return np.isin(keys(newer), keys(earlier))
 
 
-def _without_prefix(newer: _Events, earlier: _Events) -> _Events:
+def _without_prefix(newer: Events, earlier: Events) -> Events:
     """Leave out the first events of users whose new history begins with the known one; there are no times."""
     keep = np.ones(len(newer.users), bool)
     for user in np.unique(earlier.users):  # the events of both are in the order of users

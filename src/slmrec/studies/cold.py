@@ -26,13 +26,13 @@ from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
 from slmrec.files import write_json
 from slmrec.folders import read_record
 from slmrec.models.folder import load_recommender
+from slmrec.models.item_tables import mean_of_others
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.stage import Task, run_step
 from slmrec.pipeline.table import Stage, Step, stage_named, steps
 from slmrec.studies.cold_report import FLOOR, PROTOCOL, TRAINED, WITHHELD, Content, report
 from slmrec.studies.withheld import (
     build_with_rows,
-    mean_of_others,
     origin_of_rows,
     withheld_items,
     withhold_items,

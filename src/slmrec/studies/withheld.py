@@ -7,16 +7,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from slmrec.config import BASELINES, Config
 from slmrec.data.dataset import Dataset, Ints
 from slmrec.data.subset import Bools, write_subset
 from slmrec.errors import ConfigError
-from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import load_recommender, read_about, save_folder
-from slmrec.models.item_tables import NUM_SIMILAR, blended, most_similar
+from slmrec.models.item_tables import NUM_SIMILAR, drops_ids, replace_rows, single_models
 from slmrec.models.model import Model
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
@@ -143,63 +141,11 @@ def text_of(model: Model, config: Config, dataset: Dataset) -> Tensor | None:
     return None if text is None else text.vectors
 
 
-def replace_rows(model: Model, items: Ints, text: Tensor | None) -> None:
-    """Replace the learned rows of some items in place, from the rows of other items.
-
-    The new row is the blend of the `NUM_SIMILAR` other items with the most similar texts (`item_tables.blended`). An
-    item without text, or without an item of similar text, gets the mean of the rows of all other items. In a model that
-    learned with ID dropout to score items by their text alone, the row is zero.
-
-    Args:
-        model: The model; tables of text vectors stay as they are.
-        items: The items.
-        text: Text vectors (V+1, C) of all items; None if there are none.
-    """
-    for part in _single_models(model):
-        for table in part.item_tables():
-            if table.text is None:
-                values = table.values.clone()
-                values[torch.from_numpy(items)] = 0
-                if not _drops_ids(part):
-                    _blend_rows(values, table.values, items, text)
-                table.replace(values)
-
-
-def _blend_rows(values: Tensor, learned: Tensor, items: Ints, text: Tensor | None) -> None:
-    chosen = torch.from_numpy(items)
-    values[chosen] = mean_of_others(learned, items)
-    if text is None:
-        return
-    known = text.clone()
-    known[chosen] = 0
-    has_text = chosen[text[chosen].abs().sum(dim=1) > 0]
-    if known.any() and len(has_text):
-        similar = most_similar(known, text[has_text], NUM_SIMILAR)
-        values[has_text] = blended(learned, similar).to(values)
-
-
-def _single_models(model: Model) -> list[Model]:
-    """Return the models of an ensemble, or the model itself."""
-    return list(model.models.values()) if isinstance(model, Ensemble) else [model]
-
-
-def _drops_ids(model: Model) -> bool:
-    return bool(getattr(model.config, "id_dropout", 0))
-
-
-def mean_of_others(vectors: Tensor, items: Ints) -> Tensor:
-    """Return the mean vector (D,) of all items but some, of vectors (V+1, D)."""
-    others = torch.ones(len(vectors), dtype=torch.bool)
-    others[0] = False
-    others[torch.from_numpy(items)] = False
-    return vectors[others.to(vectors.device)].mean(dim=0)
-
-
 def origin_of_rows(name: str, model: Model, config: Config, dataset: Dataset) -> str:
     """Return in words how a model knows the withheld items."""
-    tables = [(part, table.text is None) for part in _single_models(model) for table in part.item_tables()]
+    tables = [(part, table.text is None) for part in single_models(model) for table in part.item_tables()]
     origins = [] if all(is_learned for _, is_learned in tables) else ["their texts, which the model reads"]
-    if any(is_learned and not _drops_ids(part) for part, is_learned in tables):
+    if any(is_learned and not drops_ids(part) for part, is_learned in tables):
         if name == "student" and learns_rows_from_teacher(config):
             origins.append("rows learned from the teacher's scores")
         elif text_of(model, config, dataset) is not None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from slmrec.commands.main import main
 from slmrec.commands.data_sets.validate import validate
+from slmrec.commands.main import main
 from slmrec.errors import ConfigError, DataError
 
 ROWS = "user_id,item_id,timestamp\n" + "".join(

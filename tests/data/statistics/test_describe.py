@@ -307,7 +307,7 @@ def test_a_folder_that_is_no_data_set(tmp_path: Path, name: str) -> None:
         (
             "dataset.json",
             '{"rules": {"split": "half"}}',
-            r"data: unknown split 'half' .*expected leave_one_out or temp",
+            r"data: unknown split 'half' .*expected leave_one_out, temporal or new",
         ),
         ("dataset.json", '{"rules": {"split": "temporal"}}', r"data: damaged data set \(KeyError: 'valid_from'\)"),
         ("items.parquet", "item,item_id\n1,1\n", r"data: damaged data set \(InvalidInputException: .*items\.parquet"),

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from slmrec.data.engine import disable_progress_bar
-from slmrec.data.histories import read_facts
+from slmrec.data.histories import HELD_OUT, read_facts
 from slmrec.errors import DataError
 from slmrec.files import one_line
 
@@ -35,6 +35,8 @@ def opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             facts = read_facts(folder)
             for name, columns in COLUMNS.items():
                 _open_table(engine, folder / f"{name}.parquet", columns)
+            if facts["rules"]["split"] == "newest":
+                _open_table(engine, folder / HELD_OUT, ("user", "valid_at", "test_at"))
             positions = _target_positions(facts["rules"], folder)
         except (duckdb.Error, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -82,8 +84,14 @@ def _target_positions(rules: dict[str, Any], folder: Path) -> str:
     if rules["split"] == "temporal":
         bounds = {f"{name}_at": int(rules[f"{name}_from"]) for name in ("valid", "test")}
         return ", ".join(f'count(*) FILTER ("timestamp" < {bound}) AS {place}' for place, bound in bounds.items())
+    if rules["split"] == "newest":
+        return ", ".join(
+            f'(SELECT {place} FROM held_out WHERE held_out."user" = log."user") AS {place}'
+            for place in ("valid_at", "test_at")
+        )
     raise DataError(
-        f"{folder}: unknown split {rules['split']!r} in dataset.json, expected leave_one_out or temporal; run prepare"
+        f"{folder}: unknown split {rules['split']!r} in dataset.json, expected leave_one_out, temporal or newest; run "
+        "prepare"
     )
 
 
