@@ -56,9 +56,8 @@ CALLED = {
     "studies.slices": ("slice_means", "slices_of"),
     "topk": ("best_columns", "top_k"),
     "training.full_softmax": ("CatalogueLoss", "catalogue_cross_entropy", "sampled_cross_entropy"),
-    "training.divergences": ("catalogue_divergence", "popularity_groups"),
+    "training.divergences": ("catalogue_divergence", "cosine_loss", "norm_loss", "popularity_groups"),
     "training.losses": ("DistillationLoss", "NextItemLoss"),
-    "training.terms": ("cosine_loss", "norm_loss"),
     "training.trainer": ("fit",),
 }
 """Classes and functions that people call from Python, by module."""

@@ -77,6 +77,7 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("distill.student", "scores: cosine"): (SASREC_STUDENT, student(scores="cosine")),
     ("pretrain.*", "times"): ({"prepare": {"order": "file"}}, {}),
     ("distill.student", "times"): ({"prepare": {"format": "sequences"}, **SASREC_STUDENT}, SASREC_STUDENT),
+    ("finetune", "finetune.weights.multiple above 0"): ({}, {"finetune": {"weights": {"multiple": 1}}}),
     ("finetune", "item_vectors: null"): ({}, {"finetune": {"item_vectors": None}}),
     ("pretrain.*.train", "loss: ce"): ({"pretrain": {"sasrec": SAMPLED}}, {}),
     ("finetune.train", "loss: ce"): ({"finetune": SAMPLED}, {}),
@@ -88,7 +89,10 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
     ("distill.train", "distill.student.kind: decoder"): (SASREC_STUDENT, {}),
     ("distill", "a term that reads hidden states"): ({"distill": {"weights": KL_ONLY}}, {}),
     ("distill", "distill.weights.kl above 0"): ({}, {"distill": {"weights": {"kl": 0.5}}}),
-    ("distill", "distill.weights.kl or stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
+    ("distill", "distill.weights.kl or stratified_kl or block_kl above 0"): (
+        {},
+        {"distill": {"weights": {"stratified_kl": 0.5}}},
+    ),
     ("distill", "distill.weights.lists above 0"): ({}, {"distill": {"weights": {"lists": 0.5}, "lists": "lists.csv"}}),
     ("distill", "distill.weights.stratified_kl above 0"): ({}, {"distill": {"weights": {"stratified_kl": 0.5}}}),
     ("evaluate", "a sampled protocol"): (
@@ -126,6 +130,7 @@ VALUES: Values = {
     "template": "{brand}",
     "time_gaps": {"num_buckets": 7, "bucket_ratio": 1.35},
     "unseen_items": "left_out",
+    "weights": {"multiple": 1.0},
 }
 """Values other than the default, of settings for which `other_than` has none."""
 INSEPARABLE: dict[str, Values] = {"loss": {"num_sampled": 8}, "num_sampled": {"loss": "sampled_softmax"}}

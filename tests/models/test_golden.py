@@ -16,10 +16,11 @@ from slmrec.config import DistillConfig
 from slmrec.evaluation.metrics import ranking_metrics, ranks_of_targets
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.reference import decoder_of_reference
+from slmrec.training.divergences import cosine_loss, norm_loss
 from slmrec.training.full_softmax import CatalogueLoss, catalogue_cross_entropy
 from slmrec.training.losses import DistillationLoss
 from slmrec.training.teacher import LiveTeacher
-from slmrec.training.terms import TERMS, cosine_loss, norm_loss
+from slmrec.training.terms import TERMS
 from slmrec.types import Batch, Histories
 
 RELATIVE = 1e-4

@@ -10,7 +10,7 @@ from encoding import encode
 from transformers import AutoModel
 
 from slmrec import Recommender
-from slmrec.config import Config, DecoderSettings, DecoderStudent, LoraSettings
+from slmrec.config import Config, DecoderSettings, DecoderStudent, DistillConfig, DistillWeights, LoraSettings
 from slmrec.config.load import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError
@@ -21,7 +21,10 @@ from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import save_recommender
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import ModelParts
-from slmrec.training.losses import NextItemLoss
+from slmrec.training.block_heads import block_heads
+from slmrec.training.full_softmax import CatalogueLoss
+from slmrec.training.losses import DistillationLoss, NextItemLoss
+from slmrec.training.teacher import LiveTeacher
 from slmrec.types import Batch, Histories
 
 NUM_ITEMS = 40
@@ -48,7 +51,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def teacher_of(backbone: str, **settings: Any) -> DecoderRecommender:
     """Return a teacher whose adapters, if it has any, change its outputs."""
-    own = DecoderSettings(backbone=backbone, prompt="none", **{"num_layers": 4, "lora": LORA, **settings})
+    own = DecoderSettings(backbone=backbone, **{"prompt": "none", "num_layers": 4, "lora": LORA, **settings})
     torch.manual_seed(1)
     vectors = torch.cat([torch.zeros(1, 8), torch.randn(NUM_ITEMS, 8)])
     model = build_decoder(own, open_backbone(own, "finetune"), vectors, None, section="finetune", train_items=False)
@@ -88,6 +91,107 @@ def share_of_smollm2(**settings: Any) -> tuple[float, float]:
         for model in (teacher, student)
     ]
     return shares[0], shares[1]
+
+
+class Letters:
+    """Stands in for a tokenizer: one token a letter."""
+
+    bos_token_id = None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) % LLAMA["vocab_size"] for letter in text]}
+
+
+OWN_PROMPT = {"prefix": "Items: ", "response": " next:"}
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full depth": ({"num_layers": 2}, {"num_layers": 4}),
+    "interval": ({"num_layers": 2}, {"num_layers": 2, "layer_step": 2}),
+    "listed layers": ({"num_layers": 2}, {"layers": [0, 3], "num_layers": 8}),
+    "alpaca": ({"prompt": "none"}, {"prompt": "alpaca"}),
+    "own prompt": ({"prompt": "alpaca"}, {"prompt": OWN_PROMPT}),
+    "prefix alone": ({"prompt": OWN_PROMPT}, {"prompt": {"prefix": "Items: "}}),
+    "response alone": ({"prompt": OWN_PROMPT}, {"prompt": {"response": " next:"}}),
+    "right-aligned": (
+        {"prompt": OWN_PROMPT, "max_history_items": 6},
+        {"prompt": OWN_PROMPT, "max_history_items": 6, "positions": "right_aligned"},
+    ),
+    "adapters": ({"lora": None}, {"lora": LORA}),
+    "adapted maps": ({"lora": LORA}, {"lora": LORA | {"target_modules": ["q_proj"]}}),
+    "scale of adapters": ({"lora": LORA}, {"lora": LORA | {"lora_alpha": 8}}),
+}
+"""Settings of the teacher without and with an element."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@torch.no_grad()
+def test_an_element_of_the_teacher_changes_its_user_vectors(
+    name: str, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmrec.models.backbone.load_tokenizer", lambda *_: Letters())
+    one, other = (encode(teacher_of(backbone, **settings), BATCH).users for settings in SETTINGS[name])
+    assert one.shape == other.shape and not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def gradients(loss: torch.nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    loss.train().zero_grad()
+    loss(BATCH).total.backward()
+    return {name: value.grad.clone() for name, value in loss.named_parameters() if value.grad is not None}
+
+
+def test_multiple_supervision_of_the_teacher_trains_its_lower_layers_and_its_heads(backbone: str) -> None:
+    teacher = teacher_of(backbone)
+    plain = gradients(NextItemLoss(teacher))
+    supervised = gradients(NextItemLoss(teacher, multiple=1.0, num_blocks=4))
+    heads = {name for name in supervised if name.startswith("heads.")}
+    assert heads == {f"heads.{number}.weight" for number in range(3)} and not plain.keys() & heads
+    changed = {name for name in plain if not torch.allclose(plain[name], supervised[name])}
+    assert {int(name.split("layers.")[1][0]) for name in changed if "layers." in name} == {0, 1, 2}
+
+
+def loss_of(backbone: str, mode: str = "offline", teacher_multiple: float = 0.0, **weights: float) -> DistillationLoss:
+    teacher = teacher_of(backbone)
+    torch.manual_seed(3)
+    heads = block_heads(teacher, 2)
+    settings = DistillConfig(
+        mode=mode, num_blocks=2, weights=DistillWeights(**{"cosine": 0, "norm": 0, "multiple": 1, **weights})
+    )
+    student = student_of(teacher, lora=LORA)
+    return DistillationLoss(
+        student, LiveTeacher(teacher), settings, CatalogueLoss(), teacher_heads=heads, teacher_multiple=teacher_multiple
+    )
+
+
+TERMS = {"cosine": 1.0, "norm": 0.1, "kl": 1.0, "block_kl": 1.0}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_changes_the_gradients_of_an_adapted_student_alone(term: str, backbone: str) -> None:
+    without, loss = gradients(loss_of(backbone)), loss_of(backbone, **{term: TERMS[term]})
+    added = gradients(loss)
+    assert added.keys() == without.keys()
+    assert all(name.startswith(("student.", "terms.multiple.")) for name in added)
+    changed = {name for name in added if not torch.allclose(added[name], without[name], rtol=1e-3, atol=1e-7)}
+    assert any("lora_B" in name for name in changed)
+    assert (term == "block_kl") == any(name.startswith("terms.multiple.") for name in changed)
+
+
+def test_an_online_teacher_learns_by_multiple_supervision_from_itself_alone(backbone: str) -> None:
+    plain = gradients(loss_of(backbone, mode="online"))
+    supervised = gradients(loss_of(backbone, mode="online", teacher_multiple=1.0, block_kl=1.0))
+    assert set(supervised.keys() - plain.keys()) == {"teacher_heads.0.weight"}
+    without_kl = gradients(loss_of(backbone, mode="online", teacher_multiple=1.0))
+    own = [name for name in plain if name.startswith("teacher.")]
+    assert own and any(not torch.allclose(plain[name], supervised[name]) for name in own)
+    assert all(torch.allclose(without_kl[name], supervised[name]) for name in [*own, "teacher_heads.0.weight"])
+
+
+def test_divergence_at_the_blocks_is_none_between_equal_heads_and_states(backbone: str) -> None:
+    loss = loss_of(backbone, block_kl=1.0)
+    loss.student, heads = loss.teacher.model, loss.terms["block_kl"].heads
+    heads[0].load_state_dict(heads[1].state_dict())
+    assert loss.eval()(BATCH).parts["block_kl"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_adapters_and_heads_are_a_small_share_of_the_parameters() -> None:
@@ -174,6 +278,19 @@ def test_the_folder_of_an_adapted_student_recommends_without_a_backbone(tiny_dat
             r"layers: influence is measured on the tuned layers",
         ),
         (["distill.student.lora.r=0"], r"distill\.student\.lora\.r"),
+        (
+            ["distill.weights.block_kl=1"],
+            r"block_kl is 1\.0, but finetune\.weights\.multiple is 0, so the teacher",
+        ),
+        (
+            ["distill.weights={block_kl: 1, multiple: 0}"],
+            r"block_kl is 1\.0, but weights\.multiple is 0, so the st",
+        ),
+        (
+            ["distill.mode=online", "finetune.weights.multiple=1", "finetune.num_blocks=2"],
+            r"finetune\.num_blocks is 2 and distill\.num_blocks is 4; .* set both alike",
+        ),
+        (["finetune.weights.multiple=1", "finetune.num_blocks=3"], r"num_blocks is 3, which does not divide 8 layers"),
     ],
 )
 def test_settings_without_effect_are_refused(settings: list[str], message: str) -> None:

@@ -130,6 +130,29 @@ def test_a_student_learns_by_every_option(output: Path, common: list[str]) -> No
     assert parts.keys() == {"train/loss", "train/ce", "train/kl", "train/stratified_kl"} and min(parts.values()) > 0
 
 
+def test_a_student_with_adapters_learns_at_the_blocks_of_its_teacher(
+    output: Path, common: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline and online; the heads of the teacher are kept beside it, and a student that lacks them is refused."""
+    heads = ["finetune.weights.multiple=1", "finetune.num_blocks=2"]
+    student = [*common, *heads, "distill.weights.block_kl=0.5", "distill.student.lora={r: 2}"]
+    assert main(["finetune", *common, *heads]) == 0
+    file = output / "finetune" / "block_heads.safetensors"
+    logged = (output / "finetune" / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(logged[-1])["train/multiple"] > 0
+    for mode in ("offline", "online"):
+        assert main(["distill", *student, f"distill.mode={mode}"]) == 0
+        last = (output / "distill" / "training" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        assert json.loads(last)["train/block_kl"] > 0 and ("train/teacher_multiple" in last) == (mode == "online")
+    metrics = read_json(output / "distill" / "metrics.json")
+    assert 0 < metrics["num_trainable_parameters"] < metrics["num_parameters"] / 2
+    assert (output / "distill" / "adapter_model.safetensors").is_file()
+    assert main(["evaluate", *student, "distill.mode=online"]) == 0
+    file.unlink()
+    error = refused(["distill", *student, "--force"], capsys)
+    assert f"{file} is missing, so the teacher has no heads at its blocks" in error
+
+
 def test_a_student_learns_from_lists_of_a_teacher_outside(
     output: Path,
     common: list[str],

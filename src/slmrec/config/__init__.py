@@ -94,7 +94,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for check_part in (_check_names, _check_references, _check_ensemble, _check_student, _check_blocks):
+        for check_part in (
+            _check_names,
+            _check_references,
+            _check_ensemble,
+            _check_student,
+            _check_blocks,
+            _check_block_heads,
+        ):
             check_part(self)
         refuse_settings_without_effect(self)
         return self
@@ -239,12 +246,30 @@ def _check_blocks(config: Config) -> None:
     distill, student = config.distill, config.distill.student
     if not (config.trains_teacher and distill.weights.needs_states):
         return
-    layers = config.finetune.layers
-    teacher_depth = config.finetune.num_layers if layers is None else len(layers)
+    teacher_depth = config.finetune.depth
     check(
         student.depth % distill.num_blocks == teacher_depth % distill.num_blocks == 0,
         f"distill.num_blocks is {distill.num_blocks}, but the student has {student.depth} layers and the teacher "
         f"{teacher_depth}; choose a number that divides both",
+    )
+
+
+def _check_block_heads(config: Config) -> None:
+    """Refuse terms that read heads at blocks which the teacher does not have, or has elsewhere."""
+    distill, finetune = config.distill, config.finetune
+    if not config.trains_teacher:
+        return
+    multiple = finetune.weights.multiple
+    check(
+        multiple > 0 or not distill.weights.block_kl,
+        f"distill.weights.block_kl is {distill.weights.block_kl}, but finetune.weights.multiple is 0, so the teacher "
+        "has no heads at its blocks; give finetune.weights.multiple a value, or set distill.weights.block_kl=0",
+    )
+    reads_heads = multiple > 0 and (distill.weights.block_kl > 0 or distill.mode == "online")
+    check(
+        not reads_heads or finetune.num_blocks == distill.num_blocks,
+        f"finetune.num_blocks is {finetune.num_blocks} and distill.num_blocks is {distill.num_blocks}; the heads of "
+        "the teacher belong to its blocks, so set both alike",
     )
 
 

@@ -140,6 +140,14 @@ class DecoderModel(DecoderSettings, BaseModelSettings):
     """Training settings."""
 
 
+class FinetuneWeights(Section):
+    """Weights of the terms of the teacher's loss beside its cross-entropy; 0 leaves a term out."""
+
+    multiple: float = Field(0.0, ge=0)
+    """Multiple supervision of the inner blocks, as on the student. Source: published code of SLMRec, which has it in
+    online distillation."""
+
+
 class FinetuneConfig(DecoderSettings):
     """The teacher: the kept layers of a pretrained decoder over item vectors, mixed with base models."""
 
@@ -155,8 +163,26 @@ class FinetuneConfig(DecoderSettings):
     """The item vectors stay as they are, are trained further, or are trained from random values."""
     ensemble: tuple[str, ...] = ()
     """Names of base models whose scores are mixed with those of the decoder; the weights are fitted on validation."""
+    weights: FinetuneWeights = FinetuneWeights()
+    """Weights of the terms of the teacher's loss."""
+    num_blocks: int = Field(4, ge=2)
+    """Number of blocks of layers, whose ends `weights.multiple` supervises."""
     train: FinetuneTraining = FinetuneTraining()
     """Training settings."""
+
+    @model_validator(mode="after")
+    def _blocks_divide_the_depth(self) -> "FinetuneConfig":
+        check(
+            not self.weights.multiple or self.depth % self.num_blocks == 0,
+            f"weights.multiple is {self.weights.multiple}, but num_blocks is {self.num_blocks}, which does not divide "
+            f"{self.depth} layers; choose a number that does, or set weights.multiple to 0",
+        )
+        return self
+
+    @property
+    def depth(self) -> int:
+        """Number of layers that are kept, whether listed or counted."""
+        return self.num_layers if self.layers is None else len(self.layers)
 
     @model_validator(mode="after")
     def _ensemble_is_a_set(self) -> "FinetuneConfig":

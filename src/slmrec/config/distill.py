@@ -31,6 +31,10 @@ class DistillWeights(Section):
     """Kullback-Leibler divergence from the teacher's scores within groups of items of similar popularity, which leaves
     the share of each group to the other terms. Source: UnKD (Chen et al. 2023)."""
 
+    block_kl: float = Field(0.0, ge=0)
+    """Kullback-Leibler divergence between the scores at the end of each inner block, which the heads of multiple
+    supervision compute for student and teacher. Source: published code of SLMRec, which has it online."""
+
     lists: float = Field(0.0, ge=0)
     """Cross-entropy of the items that a teacher outside lists (`distill.lists`). Source: DLLM2Rec (Cui et al. 2024)."""
 
@@ -43,7 +47,7 @@ class DistillWeights(Section):
     def needs_states(self) -> bool:
         """True if a term reads hidden states."""
         own = (getattr(self, name, 0.0) for name, reads_states in OWN_TERMS.items() if reads_states)
-        return bool(self.cosine or self.norm or self.multiple or any(own))
+        return bool(self.cosine or self.norm or self.multiple or self.block_kl or any(own))
 
 
 def _with_own_terms(values: Any) -> Any:
@@ -186,6 +190,11 @@ class DistillConfig(Section):
             self.num_blocks > 1 or not self.weights.multiple,
             "num_blocks is 1, so weights.multiple has no block to supervise; set distill.weights.multiple=0, or "
             "num_blocks to 2 or more",
+        )
+        check(
+            self.weights.multiple > 0 or not self.weights.block_kl,
+            f"weights.block_kl is {self.weights.block_kl}, but weights.multiple is 0, so the student has no heads at "
+            "its blocks; give weights.multiple a value, or set distill.weights.block_kl=0",
         )
         check(
             self.lists is not None or not self.weights.lists,

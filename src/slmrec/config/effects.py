@@ -49,6 +49,7 @@ def _uses_duckdb(_: "Config", prepare: Any) -> bool:
 _OF_DECODERS = (
     *("num_layers", "layer_step", "layers", "lora", "quantization_config", "prompt", "positions"),
     *("item_dropout", "layer_dropout", "item_text", "item_text_width", "item_text_side", "item_embeddings", "item_dim"),
+    "weights",
 )
 _OF_TRAINING = tuple(name for name in DecoderTraining.model_fields if name != "eval_max_users")
 """Training settings without `eval_max_users`, by which the weights of an ensemble are validated too."""
@@ -94,6 +95,12 @@ REQUIREMENTS = (
             Requirement(section, ("time_gaps",), _HAS_TIMES, "times: prepare.order: time, and no format: sequences"),
         )
     ),
+    Requirement(
+        "finetune",
+        ("num_blocks",),
+        lambda _, finetune: finetune.weights.multiple > 0,
+        "finetune.weights.multiple above 0",
+    ),
     Requirement("finetune", ("item_dim",), lambda _, finetune: finetune.item_vectors is None, "item_vectors: null"),
     *(
         Requirement(
@@ -119,14 +126,17 @@ REQUIREMENTS = (
     Requirement(
         "distill",
         ("num_blocks",),
-        lambda config, _: config.distill.weights.needs_states,
-        "a term that reads hidden states: distill.weights.cosine, norm or multiple above 0",
+        lambda config, distill: (
+            distill.weights.needs_states or (distill.mode == "online" and config.finetune.weights.multiple > 0)
+        ),
+        "a term that reads hidden states: distill.weights.cosine, norm, multiple or block_kl above 0, or "
+        "finetune.weights.multiple with distill.mode: online",
     ),
     Requirement(
         "distill",
         ("kl_temperature",),
-        lambda config, _: config.distill.weights.kl + config.distill.weights.stratified_kl > 0,
-        "distill.weights.kl or stratified_kl above 0",
+        lambda _, distill: distill.weights.kl + distill.weights.stratified_kl + distill.weights.block_kl > 0,
+        "distill.weights.kl or stratified_kl or block_kl above 0",
     ),
     Requirement(
         "distill", ("kl_top_k",), lambda config, _: config.distill.weights.kl > 0, "distill.weights.kl above 0"

@@ -32,6 +32,7 @@ from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.processes import is_main, num_local, on_main
 from slmrec.progress import progress
+from slmrec.training.block_heads import read_block_heads
 from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss
 from slmrec.training.samples import TrainingSamples
@@ -65,7 +66,7 @@ def build(task: Task) -> dict[str, float]:
     reads = _unit_of_batches(settings, student, teacher)
     data = training_samples(dataset, task.config.finetune.supervision, student.max_history_items, reads)
     data = replace(data, augment=settings.augment)
-    loss = _loss(task, student, teacher, data, dataset)
+    loss = _loss(task, student, teacher, data, dataset, read_block_heads(folder, task.config))
     depths = {"num_layers": student.num_layers, "teacher_num_layers": teacher.num_layers}
     del teacher  # offline its outputs are cached and its weights are not needed any more
     metrics = fit_model(task, "distill", student, loss, data, settings.train)
@@ -135,6 +136,11 @@ def _check_teacher(task: Task, teacher: Model, folder: Path) -> None:
         ConfigError: A term or mode needs a decoder, but the teacher has none, or it cannot read every position.
     """
     settings, supervision = task.config.distill, task.config.finetune.supervision
+    if settings.weights.block_kl and teacher.decoder_part is not teacher and not settings.keep_ensemble:
+        raise ConfigError(
+            f"distill.weights.block_kl is {settings.weights.block_kl}, but the scores of the ensemble in {folder} have "
+            "no blocks; set distill.keep_ensemble=true, or distill.weights.block_kl=0"
+        )
     if teacher.decoder_part is None:
         if settings.weights.needs_states:
             raise ConfigError(
@@ -191,7 +197,14 @@ def _kept_ensemble(settings: DistillConfig, teacher: Model, folder: Path) -> Mod
     return teacher
 
 
-def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dataset: Dataset) -> DistillationLoss:
+def _loss(
+    task: Task,
+    student: Model,
+    teacher: Model,
+    data: TrainingSamples,
+    dataset: Dataset,
+    heads: nn.ModuleList | None,
+) -> DistillationLoss:
     settings = task.config.distill
     student.apply_training_options(settings.train)
     if settings.mode == "online":
@@ -206,8 +219,16 @@ def _loss(task: Task, student: Model, teacher: Model, data: TrainingSamples, dat
     else:
         outputs = _cached_teacher(task, teacher, data)
     item_counts = dataset.train_counts() if settings.weights.stratified_kl else None
-    lists = _lists(settings, dataset, data)
-    return DistillationLoss(student, outputs, settings, catalogue_loss(dataset, settings.train), item_counts, lists)
+    return DistillationLoss(
+        student,
+        outputs,
+        settings,
+        catalogue_loss(dataset, settings.train),
+        item_counts,
+        _lists(settings, dataset, data),
+        heads,
+        task.config.finetune.weights.multiple,
+    )
 
 
 def _lists(settings: DistillConfig, dataset: Dataset, data: TrainingSamples) -> ListTargets | None:

@@ -16,7 +16,8 @@ from slmrec.pipeline.ensemble_weights import mix
 from slmrec.pipeline.fitting import catalogue_loss, fit_model, remove_training_state, training_samples
 from slmrec.pipeline.item_text import read_item_text
 from slmrec.pipeline.stage import Task
-from slmrec.processes import main_first
+from slmrec.processes import is_main, main_first
+from slmrec.training.block_heads import write_block_heads
 from slmrec.training.losses import NextItemLoss
 
 
@@ -49,9 +50,11 @@ def _train_decoder(task: Task, dataset: Dataset) -> tuple[DecoderRecommender, di
         settings, backbone, vectors, text, section="finetune", train_items=settings.item_embeddings != "fixed"
     )
     model.apply_training_options(settings.train)
-    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train))
+    loss = NextItemLoss(model, catalogue_loss(dataset, settings.train), settings.weights.multiple, settings.num_blocks)
     data = training_samples(dataset, settings.supervision, model.max_history_items)
     metrics = fit_model(task, "finetune", model, loss, data, settings.train)
+    if loss.heads is not None and is_main():
+        write_block_heads(loss.heads, task.folder)
     return model, metrics | {"num_layers": model.num_layers}
 
 

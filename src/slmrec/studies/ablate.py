@@ -70,7 +70,8 @@ def default_variants(distill: DistillConfig) -> Variants:
     terms = [name for name, weight in distill.weights.model_dump().items() if weight and name != "ce"]
     variants: Variants = {"full": {}}
     if distill.weights.ce or len(terms) > 1:
-        variants |= {f"no_{name}": _without(distill, [name]) for name in terms}
+        both = ["multiple", "block_kl"] if distill.weights.block_kl else ["multiple"]  # which reads its heads
+        variants |= {f"no_{name}": _without(distill, both if name == "multiple" else [name]) for name in terms}
     if distill.weights.ce and len(terms) > 1:
         variants["ce_alone"] = _without(distill, terms)
     other_mode = "offline" if distill.mode == "online" else "online"
@@ -82,7 +83,7 @@ def _without(distill: DistillConfig, terms: list[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {f"distill.weights.{term}": 0.0 for term in terms}
     weights = distill.weights.model_copy(update=dict.fromkeys(terms, 0.0))
     effects = {
-        "kl_temperature": weights.kl + weights.stratified_kl > 0,
+        "kl_temperature": weights.kl + weights.stratified_kl + weights.block_kl > 0,
         "kl_top_k": weights.kl > 0,
         "num_popularity_groups": weights.stratified_kl > 0,
         "lists": weights.lists > 0,

@@ -1,4 +1,4 @@
-"""Divergences of the student's scores from the teacher's: over the catalogue, over the teacher's top-k, in groups.
+"""Divergences of the student from the teacher: of hidden states; of scores over the catalogue, its top-k, or in groups.
 
 As in `full_softmax`, the scores are computed in chunks of rows.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from slmrec.data.dataset import Ints
 from slmrec.training.full_softmax import (
@@ -26,6 +27,36 @@ Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 It returns the sum over the rows, and replaces the student's log-softmax by the gradient of that sum with respect to the
 student's scores. It may overwrite the other two.
 """
+
+
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine similarity between hidden states (N, H).
+
+    Example:
+        >>> cosine_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
+        1.0
+
+    Source: SLMRec, the feature similarity term (cosine).
+    """
+    return (1 - F.cosine_similarity(_upcast(student), _upcast(teacher), dim=-1)).mean()
+
+
+def norm_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean Euclidean (L2) distance between hidden states (N, H).
+
+    Example:
+        >>> norm_loss(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item()
+        5.0
+
+    Source: SLMRec, the feature norm term.
+    """
+    distances: Tensor = torch.linalg.vector_norm(_upcast(student) - _upcast(teacher), dim=-1)
+    return distances.mean()
+
+
+def _upcast(states: Tensor) -> Tensor:
+    """Return the states in float32 or better; bfloat16 is too coarse for sums of squares and differences."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def whole_catalogue(log_q: Tensor, log_p: Tensor, p: Tensor) -> Tensor:

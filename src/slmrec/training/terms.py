@@ -9,15 +9,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slmrec.config import DistillConfig, DistillWeights
 from slmrec.config.distill import OWN_TERMS
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError
+from slmrec.training.block_heads import block_heads, block_supervision
 from slmrec.training.divergences import (
     Compare,
     catalogue_divergence,
+    cosine_loss,
+    norm_loss,
     popularity_groups,
     top_k_and_rest,
     whole_catalogue,
@@ -28,36 +30,6 @@ from slmrec.training.list_targets import ListTargets, list_cross_entropy
 from slmrec.types import Batch, ItemBonus
 
 Side = Literal["student", "teacher"]
-
-
-def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean of 1 - cosine similarity between hidden states (N, H).
-
-    Example:
-        >>> cosine_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
-        1.0
-
-    Source: SLMRec, the feature similarity term (cosine).
-    """
-    return (1 - F.cosine_similarity(_upcast(student), _upcast(teacher), dim=-1)).mean()
-
-
-def norm_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean Euclidean (L2) distance between hidden states (N, H).
-
-    Example:
-        >>> norm_loss(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).item()
-        5.0
-
-    Source: SLMRec, the feature norm term.
-    """
-    distances: Tensor = torch.linalg.vector_norm(_upcast(student) - _upcast(teacher), dim=-1)
-    return distances.mean()
-
-
-def _upcast(states: Tensor) -> Tensor:
-    """Return the states in float32 or better; bfloat16 is too coarse for sums of squares and differences."""
-    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 class ModelOutput(NamedTuple):
@@ -103,6 +75,10 @@ class TermInputs(NamedTuple):
     """(V+1,) number of training events of each item."""
     lists: ListTargets | None = None
     """Lists of a teacher outside."""
+    student_heads: nn.ModuleList | None = None
+    """Heads of the student at its inner blocks, for multiple supervision."""
+    teacher_heads: nn.ModuleList | None = None
+    """Heads of the teacher at its inner blocks."""
 
 
 class DistillationTerm(nn.Module):
@@ -162,7 +138,7 @@ class NormLoss(DistillationTerm):
 
 
 class MultipleSupervision(DistillationTerm):
-    """Cross-entropy of user vectors that adapters W_k compute from the student's hidden states at each inner block."""
+    """Cross-entropy of user vectors that heads W_k compute from the student's hidden states at each inner block."""
 
     name = "multiple"
     needs_states = ("student",)
@@ -170,16 +146,14 @@ class MultipleSupervision(DistillationTerm):
 
     def __init__(self, inputs: TermInputs) -> None:
         super().__init__(inputs)
-        student = inputs.student
-        sizes = student.hidden_size, student.item_vectors().shape[1]
-        inner_blocks = range(inputs.settings.num_blocks - 1)  # the last block is supervised through the user vector
-        self.adapters = nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in inner_blocks)
+        self.adapters = inputs.student_heads or block_heads(inputs.student, inputs.settings.num_blocks)
 
     def forward(self, outputs: DistillationOutputs) -> Tensor:
         """Return the loss of a batch."""
-        pairs = zip(self.adapters, outputs.student.hidden_states, strict=False)
-        items, targets = outputs.student.items, outputs.targets
-        return torch.stack([self.catalogue_loss(adapter(states), items, targets) for adapter, states in pairs]).sum()
+        student = outputs.student
+        return block_supervision(
+            self.adapters, student.hidden_states, student.items, outputs.targets, self.catalogue_loss
+        )
 
 
 class KLDivergence(DistillationTerm):
@@ -251,6 +225,36 @@ class StratifiedKL(KLDivergence):
         return self.divergence(outputs, within_groups(torch.split(self.get_buffer("columns"), self.sizes)))
 
 
+class BlockKL(KLDivergence):
+    """Kullback-Leibler divergence between the scores of student and teacher at the end of each inner block, summed.
+
+    The scores are those of the heads of multiple supervision. Gradients reach the student alone.
+
+    Raises:
+        ValueError: The heads are missing.
+    """
+
+    name = "block_kl"
+    needs_states = ("student", "teacher")
+
+    def __init__(self, inputs: TermInputs) -> None:
+        super().__init__(inputs)
+        if inputs.teacher_heads is None or inputs.student_heads is None:
+            raise ValueError("block_kl needs student_heads and teacher_heads, those of multiple supervision")
+        self.heads = (inputs.student_heads, inputs.teacher_heads)  # a tuple, since other modules own them
+
+    def forward(self, outputs: DistillationOutputs) -> Tensor:
+        """Return the loss of a batch."""
+        divergences = []
+        for head, teacher_head, states, teacher_states in zip(
+            *self.heads, outputs.student.hidden_states[:-1], outputs.teacher.hidden_states[:-1], strict=True
+        ):
+            student = ModelOutput(head(states), outputs.student.items)
+            teacher = ModelOutput(teacher_head(teacher_states).detach(), outputs.teacher.items)
+            divergences.append(self.divergence(outputs._replace(student=student, teacher=teacher), whole_catalogue))
+        return torch.stack(divergences).sum()
+
+
 class ListedItems(DistillationTerm):
     """Cross-entropy of the items that a teacher outside lists, at the newest training position of their users.
 
@@ -283,7 +287,16 @@ class ListedItems(DistillationTerm):
 
 TERMS: dict[str, type[DistillationTerm]] = {
     term.name: term
-    for term in (CrossEntropy, CosineLoss, NormLoss, MultipleSupervision, KLDivergence, StratifiedKL, ListedItems)
+    for term in (
+        CrossEntropy,
+        CosineLoss,
+        NormLoss,
+        MultipleSupervision,
+        KLDivergence,
+        StratifiedKL,
+        BlockKL,
+        ListedItems,
+    )
 }
 """Terms of the distillation loss by name; their weights stand under the same names in `distill.weights`."""
 
