@@ -42,8 +42,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Needed by a few tests only, and together as large as all the rest.
 $(EXTRAS): $(STAMP)
-	@echo "Installing Spark, Ray, psycopg, ranx, onnxruntime, FAISS, TensorBoard, Playwright, schemathesis, s3fs, moto and Jupyter for their tests (a minute)"
-	@$(PIP) install -c .venv/constraints.txt -e '.[spark,ray,postgres,parity,onnx,faiss,tensorboard,webtests,storagetests,notebooks]'
+	@echo "Installing Spark, Ray, psycopg, ranx, onnxruntime, FAISS, TensorBoard, Playwright, schemathesis, s3fs, moto, Optuna and Jupyter for their tests (a minute)"
+	@$(PIP) install -c .venv/constraints.txt -e '.[spark,ray,postgres,parity,onnx,faiss,tensorboard,webtests,storagetests,notebooks,tune]'
 	@touch $@
 
 # The tools of the documentation site.

@@ -66,6 +66,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "faiss": ("inference/faiss_index.py",),
     "onnx": ("inference",),
     "onnxruntime": ("inference",),
+    "optuna": ("studies/tune.py",),
     "matplotlib": ("plots.py", "report", "studies"),
     "jinja2": ("report",),
     "fastapi": ("serving",),

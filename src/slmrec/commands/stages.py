@@ -1,4 +1,4 @@
-"""`slmrec prepare` and the other stages of the pipeline, and `slmrec run`, `ablate`, `cold` and `depth`."""
+"""`slmrec prepare` and the other stages of the pipeline, and `slmrec run`, `ablate`, `cold`, `depth` and `tune`."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ _STUDIES = (
     ("ablate", "train variants of the student, or controls of its language, and compare them"),
     ("cold", "withhold items from training, and rank them by what their texts say"),
     ("depth", "train teachers of several depths, and measure what each layer of the deepest contributes"),
+    ("tune", "search for the settings of one stage that are best on validation"),
 )
 LINE = 118
 """Width of the verdict on the terminal."""
@@ -59,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     )
     for name, text in _STUDIES:
         study = _add(subparsers, name, text)
-        if name != "depth":
+        if name in ("ablate", "cold"):
             add_split_option(study)
         if name == "ablate":
             study.add_argument(
@@ -69,8 +70,19 @@ def add_parser(subparsers: Any) -> None:
                 help="variants of the student's loss (default), controls that say whether text, pretraining and "
                 "distillation pay, or the tables of the paper",
             )
+        if name == "tune":
+            _add_search_options(study)
         if name == "cold":
             study.add_argument("--share", metavar="X", help="share of the items to withhold; the same as cold.share=X")
+
+
+def _add_search_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--stage", choices=("pretrain", "finetune", "distill"), default="distill", help="default: distill"
+    )
+    command.add_argument("--model", metavar="NAME", help="base model, for --stage pretrain")
+    command.add_argument("--trials", type=int, default=20, help="number of finished trials to reach (default 20)")
+    command.add_argument("--time-budget", metavar="TIME", help="time after which no trial continues, such as 2h")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -86,6 +98,8 @@ def run(options: argparse.Namespace) -> None:
 
         with run_locked(options.output):
             cold(config, options.output, options.force, options.split)
+    elif options.command == "tune":
+        _tune(options, config)
     elif options.command == "depth":
         from slmrec.run import write_report
         from slmrec.studies.depth import depth
@@ -134,6 +148,18 @@ def _ablate(options: argparse.Namespace, config: "Config") -> None:
         from slmrec.studies.ablate import ablate as study
     with run_locked(options.output):
         study(config, options.output, options.force, options.split)
+
+
+def _tune(options: argparse.Namespace, config: "Config") -> None:
+    from slmrec.auto.amounts import seconds_of
+    from slmrec.studies.tune import tune
+
+    if options.trials < 1:
+        raise ConfigError(f"--trials is {options.trials}; give at least 1")
+    budget = seconds_of(options.time_budget)
+    with run_locked(options.output):
+        best = tune(config, options.output, options.stage, options.trials, options.model, budget, options.force)
+    print(f"the best settings are in {best}: slmrec run --config {best} --output NEW")
 
 
 def _add(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
