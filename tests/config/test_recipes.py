@@ -113,11 +113,13 @@ def test_recipes_of_the_paper_differ_in_their_data_alone() -> None:
 
 def test_the_small_recipe_of_the_paper_has_its_form() -> None:
     config = load_config("paper_small", [])
-    sized = {"backbone", "train.learning_rate", "train.num_train_epochs", "train.reference_batch_size"}
+    sized = {"backbone", "train.learning_rate", "train.num_train_epochs", "train.per_device_train_batch_size"}
     for key, expected in PAPER.items():
         section, _, name = key.partition(".")
         if section in ("finetune", "distill") and name not in sized:
             assert reduce(getattr, key.split("."), config) == expected, key
+    for train in (config.finetune.train, config.distill.train):
+        assert 64 * train.gradient_accumulation_steps == train.reference_batch_size
     student = config.distill.student
     assert student == DecoderStudent(num_layers=4, lora=config.finetune.lora)
     assert (config.finetune.backbone, config.ablate.learning_rates) == ("smollm2-135m", (1e-4, 3e-4, 1e-3))
