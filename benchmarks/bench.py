@@ -36,7 +36,7 @@ from slmrec.training.memory import growth_mb
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
 from slmrec.training.trainer import use_bf16
-from slmrec.types import Batch, LossTerms
+from slmrec.types import Batch, Encoded, Histories, LossTerms
 from slmrec.version import __version__
 
 PROMPT = (47, 6)
@@ -58,6 +58,8 @@ LLAMA = {
     "eos_token_id": None,
 }
 """Four layers of width 512 with the proportions of LLaMA."""
+SORTED_BATCHES = (16, 32, 64, 128, 256)
+"""Batch sizes of which the sorted, padded baseline takes the best."""
 Step = Callable[[], None]
 Measure = Callable[[Ints, int], dict[str, float]]
 
@@ -74,7 +76,7 @@ def bench(output: Path, data: Path | None, rounds: int, measures: tuple[Measure,
     Returns:
         The numbers.
     """
-    measures = measures or (measure_engine, measure_headline, measure_distillation, measure_append)
+    measures = measures or (measure_engine, measure_sorted, measure_headline, measure_distillation, measure_append)
     lengths = lengths_of(data)
     results: dict[str, Any] = {"mean_history_items": float(lengths.mean())}
     for measure in measures:
@@ -145,6 +147,35 @@ def measure_engine(lengths: Ints, rounds: int) -> dict[str, float]:
             results |= found
         else:
             results |= {f"{key}_batch_{batch_size}": value for key, value in found.items()}
+    return results
+
+
+def measure_sorted(lengths: Ints, rounds: int) -> dict[str, float]:
+    """Compare packed batches of 256 with a competent padded baseline, for the model of `measure_engine` in float32.
+
+    The baseline sorts its users by length, pads each batch to its longest history alone, and takes the batch size that
+    is best for it, in training and in inference. Both sides read the same 512 users.
+    """
+    model, samples = random_model(), samples_of(np.random.default_rng(3).choice(lengths, 512))
+    passes: dict[str, dict[str, Step]] = {"train": {}, "infer": {}}
+    for size in (256, *SORTED_BATCHES):
+        batches = [batch for _, batch in by_length(samples, size, MAX_HISTORY)]
+        sides: dict[str, Any] = {f"padded_{size}": NarrowEncoder(model, MAX_HISTORY)} if size in SORTED_BATCHES else {}
+        if size == 256:
+            sides["packed"] = model
+        for name, encoder in sides.items():
+            loss = NextItemLoss(model) if encoder is model else PaddedLoss(model, encoder)
+            passes["train"][name] = _times(training_step(model, loss, batches, bf16=False), len(batches))
+            passes["infer"][name] = _times(inference_step(encoder, batches, bf16=False), len(batches))
+    results: dict[str, float] = {}
+    for kind, steps in passes.items():
+        seconds = paired(steps, rounds)
+        best = min(SORTED_BATCHES, key=lambda size: seconds[f"padded_{size}"])
+        results |= {
+            f"{kind}_speedup_sorted": seconds[f"padded_{best}"] / seconds["packed"],
+            f"{kind}_sorted_batch": float(best),
+            f"{kind}_sorted_users_per_s": len(samples) / seconds[f"padded_{best}"],
+        }
     return results
 
 
@@ -260,12 +291,21 @@ def measure_append(lengths: Ints, rounds: int) -> dict[str, float]:
     return results
 
 
+class NarrowEncoder(PaddedEncoder):
+    """Padded rows that are as wide as the longest history of their batch."""
+
+    def encode(self, histories: Histories, *, every_position: bool = False, num_blocks: int = 0) -> Encoded:
+        """Encode a batch."""
+        rows = PaddedEncoder(self.model, histories.items.shape[1])
+        return rows.encode(histories, every_position=every_position, num_blocks=num_blocks)
+
+
 class PaddedLoss(nn.Module):
     """Cross-entropy on padded batches with the full score matrix, as the baseline."""
 
-    def __init__(self, model: DecoderRecommender) -> None:
+    def __init__(self, model: DecoderRecommender, encoder: PaddedEncoder | None = None) -> None:
         super().__init__()
-        self.encoder = PaddedEncoder(model, MAX_HISTORY)
+        self.encoder = encoder or PaddedEncoder(model, MAX_HISTORY)
 
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss of one batch."""

@@ -14,6 +14,8 @@ TINY = bench.LLAMA | {"hidden_size": 16, "intermediate_size": 24, "num_attention
 PROMISED = (
     "train_speedup",
     "infer_speedup",
+    "train_speedup_sorted",
+    "infer_speedup_sorted",
     "train_memory_ratio",
     "train_share_of_matmul",
     "headline_train_speedup",
@@ -52,6 +54,21 @@ def test_the_output_is_flat_and_holds_what_was_promised(
         assert content[f"headline_{kind}_speedup"] == pytest.approx(np.prod(factors))
     assert content["train_speedup"] == pytest.approx(content["train_padded_s"] / content["train_packed_s"])
     assert f"written to {output}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_sorted_baseline_pads_to_the_longest_history_of_a_batch_and_agrees() -> None:
+    model = bench.random_model().eval()
+    batch = bench.random_batches(np.array([3, 5]), 4)[0]
+    narrow, widths = bench.NarrowEncoder(model, bench.MAX_HISTORY), []
+    model.decoder.layers[0].register_forward_pre_hook(
+        lambda _, arguments, options: widths.append((arguments or (options["hidden_states"],))[0].shape[1]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        users = narrow.encode(batch.histories).users
+        assert widths == [sum(bench.PROMPT) + int(batch.histories.lengths.max())]
+        torch.testing.assert_close(users, model.encode(batch.histories).users, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("tiny")
