@@ -95,7 +95,7 @@ def test_every_form_of_a_log_gives_the_same_data(form: str, fitted: Run, tmp_pat
 def test_all_users_of_a_run_are_answered(fitted: Run, tmp_path: Path) -> None:
     lists = pq.read_table(fitted.recommend_all(tmp_path / "recs.parquet", k=2, model="popularity"))
     users = Dataset.load(fitted.folder / "prepare").user_ids
-    assert lists["user_id"].unique().combine_chunks().equals(users) and max(lists["rank"].to_pylist()) == 2
+    assert lists["user_id"].unique().equals(users) and max(lists["rank"].to_pylist()) == 2
     with pytest.raises(ConfigError, match="models has no 'nobody'"):
         fitted.recommend_all(tmp_path / "recs.parquet", model="nobody")
 

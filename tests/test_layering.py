@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("studies",),
     ("report",),
     ("serving",),
+    ("forgetting",),
     ("run_folder",),
     ("run",),
     ("commands",),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.heavy
 NUM_EXAMPLES = int(os.environ.get("SLMREC_FUZZ", "8"))
 OPERATIONS = [
     *("POST /recommend", "POST /reload", "GET /items", "GET /examples", "GET /model"),
-    *("GET /health", "GET /ready", "GET /metrics"),
+    *("GET /health", "GET /ready", "GET /metrics", "DELETE /sessions/{session_id}"),
 ]
 
 

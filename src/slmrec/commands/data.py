@@ -1,4 +1,4 @@
-"""`slmrec data`: describe, check and download data sets; `slmrec drift`: compare two of them."""
+"""`slmrec data`: describe, check and download data sets; `slmrec drift`: compare two; `slmrec forget`: remove users."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from slmrec.commands.stages import FORMATS
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the commands `data describe`, `data validate`, `data fetch` and `drift`."""
+    """Add the commands `data describe`, `data validate`, `data fetch`, `drift` and `forget`."""
     inner = new_command(subparsers, "data", "describe, check and download data sets").add_subparsers(
         dest="data_command", required=True, metavar="COMMAND"
     )
@@ -34,6 +34,19 @@ def add_parser(subparsers: Any) -> None:
     drift.add_argument("new", type=location, metavar="NEW", help="folder of a later data set, or of a run")
     drift.add_argument("--output", type=location, help="JSON file for the numbers")
 
+    forget = new_command(
+        subparsers,
+        "forget",
+        "remove users from a run: from its data, ranks, counts, caches and reports",
+        _forget,
+        "Example: slmrec forget out/shop --user 4711 --user 4712\nWeights keep what they have learned; docs/data.md "
+        "says what is removed, and what is not.",
+    )
+    forget.add_argument("folder", type=Path, metavar="OUT", help="folder of a run, or of a data set")
+    forget.add_argument("--user", action="append", default=[], metavar="ID", help="id of a user; may be repeated")
+    text = "file of user ids: .txt with one id a line, or a table with the column user_id"
+    forget.add_argument("--users", type=location, metavar="FILE", help=text)
+
 
 def _describe(options: argparse.Namespace) -> None:
     from slmrec.commands.data_sets.describe import describe
@@ -45,6 +58,14 @@ def _drift(options: argparse.Namespace) -> None:
     from slmrec.commands.data_sets.describe import drift
 
     drift(options.old, options.new, options.output)
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from slmrec.forgetting.run import forget_users
+    from slmrec.inference.history_files import read_item_ids
+
+    listed = [] if options.users is None else read_item_ids(options.users, "user_col")
+    forget_users(options.folder, [*options.user, *listed])
 
 
 def _validate(options: argparse.Namespace) -> None:

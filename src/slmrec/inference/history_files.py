@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,8 +146,8 @@ def table_user_rows(table: Any, settings: PrepareConfig, unit: Unit | None = Non
             raise DataError(message) from None
 
 
-def read_item_ids(path: Path) -> list[Any]:
-    """Return the item ids of a file: one per line (.txt), or the column `item_id` of a table.
+def read_item_ids(path: Path, column: Literal["items_id_col", "user_col"] = "items_id_col") -> list[Any]:
+    """Return the item ids of a file: one per line (.txt), or the column `item_id` of a table; or ids of users.
 
     Raises:
         DataError: It cannot be read, has no such column, or a .txt file begins with a header.
@@ -156,20 +156,21 @@ def read_item_ids(path: Path) -> list[Any]:
     with TemporaryDirectory(prefix="slmrec-") as folder:
         source = _inspect(path, settings, Path(folder), one_column=True)
         if source.format == "sequences":
-            return _ids_of_lines(path, source)
+            return _ids_of_lines(path, source, column)
         names = _names(source, settings)
-        index = find_column(path, names, "items_id_col", None)
+        index = find_column(path, names, column, None)
         if index is None:
-            raise DataError(f"{path}: columns {_shown(names)}; expected item_id; rename the column")
+            expected = "user_id" if column == "user_col" else "item_id"
+            raise DataError(f"{path}: columns {_shown(names)}; expected {expected}; rename the column")
         read = _readable(source, Path(folder))
         return [row.user for row in _of_rows(read, names, [names[index]] * 2, settings)]
 
 
-def _ids_of_lines(path: Path, source: InputFiles) -> list[str]:
+def _ids_of_lines(path: Path, source: InputFiles, column: str) -> list[str]:
     ids = [line.strip() for file in source.files for line in lines(file) if line.strip()]
-    if ids and find_column(path, ids[:1], "items_id_col", None) is not None:
+    if ids and find_column(path, ids[:1], column, None) is not None:
         raise DataError(
-            f"{path}: line 1 is {ids[0]!r}, a header, but .txt has one item id per line; remove the line, or name "
+            f"{path}: line 1 is {ids[0]!r}, a header, but .txt has one id per line; remove the line, or name "
             "the file .csv"
         )
     return ids

@@ -24,7 +24,7 @@ from slmrec.evaluation.metrics import user_metrics
 from slmrec.files import read_json, write_json, write_text
 from slmrec.folders import disk_errors_reported, link_in_place
 from slmrec.locks import run_locked
-from slmrec.models.folder import load_recommender
+from slmrec.models.folder import RULES, load_recommender
 from slmrec.pipeline.decision import METRIC, Difference
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.prepare import as_file
@@ -273,6 +273,8 @@ def _run(step: Step, config: Config, folder: Path, base: _Base, changes: Changes
 
     own = step.folder == "prepare" or step.folder in sections
     run_step(step, config, folder, build=build if own else None)
+    if (source / RULES).is_file():  # standing rules hold for the new model too
+        shutil.copyfile(source / RULES, folder / step.folder / RULES)
 
 
 def _beside(task: Task) -> Task:

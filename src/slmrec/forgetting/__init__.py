@@ -1,0 +1,1 @@
+"""Forgetting: users are removed from the folder of a run."""
