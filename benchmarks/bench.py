@@ -33,9 +33,9 @@ from slmrec.models.padded import PaddedEncoder
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.losses import DistillationLoss, NextItemLoss
 from slmrec.training.memory import growth_mb
+from slmrec.training.optimization import use_bf16
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
-from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch, Encoded, Histories, LossTerms
 from slmrec.version import __version__
 

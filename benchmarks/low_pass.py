@@ -23,7 +23,7 @@ from slmrec.data.batching import collate, shuffled
 from slmrec.data.dataset import Dataset
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.training.losses import NextItemLoss
-from slmrec.training.trainer import use_bf16
+from slmrec.training.optimization import use_bf16
 from slmrec.types import Batch
 
 ROUNDS, STEPS = 5, 12

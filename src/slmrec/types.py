@@ -35,9 +35,14 @@ class Histories(NamedTuple):
     """(B, L) int64 times of the items, in the `timestamp_unit` of the model that reads them; None: not given."""
 
     def to(self, device: "torch.device") -> "Histories":
-        """Return the histories on a device."""
-        times = None if self.times is None else self.times.to(device)
-        return Histories(self.items.to(device), self.lengths.to(device), times)
+        """Return the histories on a device; a copy from pinned memory does not wait for it."""
+        times = None if self.times is None else _moved(self.times, device)
+        return Histories(_moved(self.items, device), _moved(self.lengths, device), times)
+
+    def pinned(self) -> "Histories":
+        """Return the histories in pinned memory."""
+        times = None if self.times is None else self.times.pin_memory()
+        return Histories(self.items.pin_memory(), self.lengths.pin_memory(), times)
 
     def select(self, rows: "slice | list[int] | Tensor") -> "Histories":
         """Return the histories of some users."""
@@ -57,7 +62,11 @@ class Batch(NamedTuple):
 
     def to(self, device: "torch.device") -> "Batch":
         """Return the batch on a device; `rows` are only used on the CPU and stay where they are."""
-        return self._replace(histories=self.histories.to(device), targets=self.targets.to(device))
+        return self._replace(histories=self.histories.to(device), targets=_moved(self.targets, device))
+
+    def pinned(self) -> "Batch":
+        """Return the batch in pinned memory, but for `rows`."""
+        return self._replace(histories=self.histories.pinned(), targets=self.targets.pin_memory())
 
 
 class ItemBonus(NamedTuple):
@@ -128,3 +137,7 @@ class SequenceEncoder(Protocol):
 def timestamp_unit_of(reader: object) -> Unit | None:
     """Return the unit in which a model or scorer reads the times of events; None: it reads none."""
     return cast("Unit | None", getattr(reader, "timestamp_unit", None))
+
+
+def _moved(value: "Tensor", device: "torch.device") -> "Tensor":
+    return value.to(device, non_blocking=device.type == "cuda")

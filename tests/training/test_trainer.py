@@ -2,7 +2,10 @@
 
 import json
 import logging
+import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +14,13 @@ from torch import Tensor, nn
 
 from slmrec.config import DecoderTraining, TrainConfig
 from slmrec.data.dataset import Samples
-from slmrec.errors import TrainingError
+from slmrec.errors import DataError, TrainingError
 from slmrec.evaluation.metrics import ranks_of_targets
 from slmrec.models.sasrec import SasRec, SasRecConfig
 from slmrec.training.batch_size import memory_remedies
 from slmrec.training.losses import NextItemLoss
 from slmrec.training.optimization import schedule
+from slmrec.training.prefetch import with_batches
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.trainer import fit
 from slmrec.training.training_state import TrainingProgress
@@ -386,3 +390,38 @@ def test_a_limit_that_is_not_reached_changes_nothing(tmp_path: Path) -> None:
     assert not progress.reached_max_minutes and progress.epoch == 4
     for name, value in free.state_dict().items():
         assert torch.equal(value, limited.state_dict()[name]), name
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches made in a thread, as for a GPU, without pinned memory."""
+    made = partial(with_batches, device=torch.device("cuda"))
+    monkeypatch.setattr("slmrec.training.trainer.with_batches", lambda steps, collate, _: made(steps, collate))
+    monkeypatch.setattr(Batch, "pinned", lambda batch: batch)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "log.jsonl").open()]
+
+
+def test_batches_made_ahead_of_time_change_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    plain, other = model(), model()
+    train(plain, tmp_path / "plain", Validation())
+    request.getfixturevalue("ahead")
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), tmp_path / "ahead", Validation(die_after=2))
+    train(other, tmp_path / "ahead", Validation(*np.linspace(0.1, 0.5, 9)[2:]))
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "plain")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.usefixtures("ahead")
+def test_an_error_in_the_thread_of_batches_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collate(data: TrainingSamples, rows: Any) -> Batch:
+        assert threading.current_thread().name.startswith("batches")
+        raise DataError("a part of the data is gone")
+
+    monkeypatch.setattr(TrainingSamples, "unchanged", collate)
+    with pytest.raises(DataError, match="a part of the data is gone"):
+        train(model(), tmp_path, Validation())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]

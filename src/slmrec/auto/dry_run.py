@@ -35,7 +35,7 @@ from slmrec.models.text.sources import text_width
 from slmrec.pipeline.distill import build_student
 from slmrec.pipeline.stage import pending_steps
 from slmrec.pipeline.table import steps
-from slmrec.training.trainer import use_bf16
+from slmrec.training.optimization import use_bf16
 
 CHARACTERS_PER_TOKEN = 4
 VALIDATION_BATCH = 256

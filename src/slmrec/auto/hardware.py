@@ -11,7 +11,7 @@ import torch
 
 from slmrec.processes import num_local
 from slmrec.training.memory import free_mb
-from slmrec.training.trainer import use_bf16
+from slmrec.training.optimization import use_bf16
 
 _LOG = logging.getLogger(__name__)
 _STAT, _QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")

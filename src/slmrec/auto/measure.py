@@ -25,9 +25,9 @@ from slmrec.pipeline.pretrain import untrained
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.training.losses import DistillationLoss
+from slmrec.training.optimization import use_bf16
 from slmrec.training.samples import Step, Steps, TrainingSamples
 from slmrec.training.teacher import FrozenTeacher
-from slmrec.training.trainer import use_bf16
 from slmrec.types import Batch, Encoded
 
 WARM_UP = 2

@@ -1,9 +1,10 @@
-"""Learning rate, parameter groups and moving average of the weights."""
+"""Learning rate, precision, parameter groups and moving average of the weights."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -53,6 +54,15 @@ def parameter_groups(parameters: dict[str, nn.Parameter], weight_decay: float) -
     matrices = [value for value in parameters.values() if value.dim() > 1]
     vectors = [value for value in parameters.values() if value.dim() <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def use_bf16(setting: bool | str) -> bool:
+    """Return whether matrix products use bfloat16; `auto` uses it where the hardware supports it."""
+    if setting != "auto":
+        return bool(setting)
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 class WeightAverage:

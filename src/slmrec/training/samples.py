@@ -35,7 +35,14 @@ class TrainingSamples:
 
     def collate(self, rows: Ints) -> Batch:
         """Return the batch of some samples."""
-        batch = collate(self.samples, rows, self.max_history_items, self.every_position, self.timestamp_unit)
+        return self.changed(self.unchanged(rows))
+
+    def unchanged(self, rows: Ints) -> Batch:
+        """Return the batch of some samples, with their histories as they are."""
+        return collate(self.samples, rows, self.max_history_items, self.every_position, self.timestamp_unit)
+
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch with the random changes of histories, drawn from `torch.manual_seed`."""
         return batch if self.augment is None else augmented(batch, self.augment)
 
     def longest(self, num: int) -> Ints:

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from slmrec.errors import ConfigError
 from slmrec.processes import is_main
@@ -136,6 +138,15 @@ class Live:
     def _track(self, values: dict[str, float], step: int) -> None:
         for tracker in self._trackers:  # MLflow refuses @ in names
             tracker.log({key.replace("@", "_"): value for key, value in values.items()}, step=step)
+
+
+def mean_losses(losses: list[dict[str, Tensor]], weights: list[float]) -> dict[str, float]:
+    """Return the weighted mean of the losses of some batches, which are read from the device at once."""
+    values = torch.stack([value.double() for own in losses for value in own.values()]).view(len(losses), -1).tolist()
+    means = dict.fromkeys(losses[0], 0.0)
+    for own, weight in zip(values, weights, strict=True):
+        means = {key: means[key] + value * weight for key, value in zip(means, own, strict=True)}
+    return means
 
 
 def format_losses(losses: dict[str, float]) -> str:

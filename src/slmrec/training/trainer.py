@@ -1,6 +1,7 @@
 """Training loop of all models: AdamW with warm-up and clipping; keeps the best epoch and resumes exactly."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,10 +16,11 @@ from slmrec.config import TrainConfig
 from slmrec.errors import TrainingError
 from slmrec.training.batch_size import largest_that_fits, memory_remedies
 from slmrec.training.full_softmax import CatalogueLoss
-from slmrec.training.optimization import peak_learning_rate, schedule
+from slmrec.training.optimization import peak_learning_rate, schedule, use_bf16
+from slmrec.training.prefetch import with_batches
 from slmrec.training.samples import Step, Steps, TrainingSamples
 from slmrec.training.sharding import ShardedCopy, whole
-from slmrec.training.trackers import Live, Trackers, format_losses
+from slmrec.training.trackers import Live, Trackers, format_losses, mean_losses
 from slmrec.training.training_state import TrainingProgress, TrainingState
 from slmrec.types import Batch, LossTerms
 
@@ -162,7 +164,7 @@ class _Trainer:
         trained_mb = sum(value.numel() * value.element_size() for value in self.state.parameters.values()) / 2**20
 
         def step(size: int) -> None:
-            self._accumulate([self.data.collate(rows[:size])], [1.0], self.settings.learning_rate)
+            self._accumulate([self.data.collate(rows[:size])], [1.0])
             self.state.optimizer.zero_grad(set_to_none=True)
 
         self.loss.train()
@@ -187,11 +189,12 @@ class _Trainer:
         start, progress = time.perf_counter(), self.progress
         live.begin(progress.epoch + 1, self.steps.num_steps())
         self.loss.train()
-        for step in self.steps.of_epoch(progress.epoch, progress.samples_at_once):
+        steps = self.steps.of_epoch(progress.epoch, progress.samples_at_once)
+        for step, batches in with_batches(steps, self.data.unchanged, self.device):
             if self._reached_max_steps() or self._is_over(start):
                 break
             learning_rate = self._learning_rate(progress.step)
-            losses = self._step(step, learning_rate)
+            losses = self._step(step, batches, learning_rate)
             live.step(progress.step, losses, learning_rate)
         progress.epoch += 1
         metrics = self._validated()
@@ -235,22 +238,21 @@ class _Trainer:
         factor = schedule(step, settings.warmup_steps, total, settings.lr_scheduler_type)
         return self.progress.peak_learning_rate * factor
 
-    def _step(self, step: Step, learning_rate: float) -> dict[str, float]:
+    def _step(self, step: Step, batches: list[Batch], learning_rate: float) -> dict[str, float]:
         state, progress = self.state, self.progress
-        torch.manual_seed(hash((self.seed, progress.step, processes.rank())))  # of dropout
+        torch.manual_seed(hash((self.seed, progress.step, processes.rank())))  # of changed histories and dropout
         if self.catalogue_loss is not None:
             self.catalogue_loss.begin_step(hash((self.seed, progress.step)))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        batches = [self.data.collate(rows) for rows in step.micro_batches]
-        losses = self._accumulate(batches, self._weights(step, batches), learning_rate)
-        if processes.num_processes() > 1:
-            summed = processes.total(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
-            losses = dict(zip(losses, summed, strict=True))
-        for parameters in state.clipping_groups:
-            norm = whole(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        batches = [self.data.changed(batch) for batch in batches]
+        weights = self._weights(step, batches)
+        terms = self._accumulate(batches, weights)
+        norms = [nn.utils.clip_grad_norm_(values, self.settings.max_grad_norm) for values in state.clipping_groups]
+        losses = self._losses(terms, weights, learning_rate)
+        for norm in map(whole, norms):
             if not torch.isfinite(norm):
-                raise self._non_finite(norm, learning_rate)
+                raise self._non_finite(float(norm), learning_rate)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -263,28 +265,25 @@ class _Trainer:
         total = int(processes.total(torch.tensor(sum(counts)))) if processes.num_processes() > 1 else sum(counts)
         return [count / total for count in counts]
 
-    def _accumulate(self, batches: list[Batch], weights: list[float], learning_rate: float) -> dict[str, float]:
+    def _accumulate(self, batches: list[Batch], weights: list[float]) -> list[dict[str, Tensor]]:
         """Accumulate the gradient of the mean loss over all supervised positions of the step.
 
         The gradients of the processes are reduced once, in the last backward pass.
 
         Returns:
-            The part of this process in each loss.
+            The losses of each micro-batch, on the device.
         """
-        losses = dict[str, float]()
+        losses = []
         for number, (batch, weight) in enumerate(zip(batches, weights, strict=True), 1):
             with nullcontext() if number == len(batches) else processes.not_reduced(self.loss):
-                terms = self._backward(batch.to(self.device), weight, learning_rate)
-            for key, value in ({"loss": terms.total.detach()} | terms.parts).items():
-                losses[key] = losses.get(key, 0.0) + float(value) * weight
+                terms = self._backward(batch.to(self.device), weight)
+            losses.append({"loss": terms.total.detach()} | terms.parts)
         return losses
 
-    def _backward(self, batch: Batch, weight: float, learning_rate: float) -> LossTerms:
+    def _backward(self, batch: Batch, weight: float) -> LossTerms:
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 terms: LossTerms = self.loss(batch)
-            if not torch.isfinite(terms.total):
-                raise self._non_finite(terms.total.detach(), learning_rate)
             torch.autograd.backward(terms.total * (weight * processes.num_processes()))  # DDP divides by their number
         except torch.OutOfMemoryError:
             if not self.progress.samples_at_once:
@@ -294,6 +293,16 @@ class _Trainer:
                 f"at once; {memory_remedies(self.name, self.settings)}"
             ) from None
         return terms
+
+    def _losses(self, terms: list[dict[str, Tensor]], weights: list[float], learning_rate: float) -> dict[str, float]:
+        """Return the mean losses of the step over all processes, read from the device at once."""
+        losses = mean_losses(terms, weights)
+        if not math.isfinite(losses["loss"]):
+            raise self._non_finite(losses["loss"], learning_rate)
+        if processes.num_processes() > 1:
+            summed = processes.total(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
+            losses = dict(zip(losses, summed, strict=True))
+        return losses
 
     def _validated(self) -> dict[str, float]:
         """Return the validation metrics of the weights that are kept: the averaged ones, if there are any."""
@@ -314,9 +323,9 @@ class _Trainer:
                 f"{self._learning_rate(progress.step - 1):.2e}: {error}; {self._remedy()}"
             ) from None
 
-    def _non_finite(self, value: Tensor, learning_rate: float) -> TrainingError:
+    def _non_finite(self, value: float, learning_rate: float) -> TrainingError:
         return TrainingError(
-            f"{self.name}: loss or gradient is {float(value)} at step {self.progress.step} with learning rate "
+            f"{self.name}: loss or gradient is {value} at step {self.progress.step} with learning rate "
             f"{learning_rate:.2e}; {self._remedy()}"
         )
 
@@ -338,12 +347,3 @@ class _Trainer:
             *(self.name, progress.epoch, format_losses(losses), metrics[MONITORED], progress.seconds),
         )
         return entries
-
-
-def use_bf16(setting: bool | str) -> bool:
-    """Return whether matrix products use bfloat16; `auto` uses it where the hardware supports it."""
-    if setting != "auto":
-        return bool(setting)
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported())
