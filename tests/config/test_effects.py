@@ -87,6 +87,7 @@ CASES: dict[tuple[str, str], tuple[Values, Values]] = {
         {"distill": {"weights": {"ce": 0, "multiple": 0}, "mode": "online"}},
     ),
     ("distill.train", "distill.student.kind: decoder"): (SASREC_STUDENT, {}),
+    ("distill", "outputs of the teacher that are computed before"): ({"distill": {"mode": "online"}}, {}),
     ("distill", "a term that reads hidden states"): ({"distill": {"weights": KL_ONLY}}, {}),
     ("distill", "distill.weights.kl above 0"): ({}, {"distill": {"weights": {"kl": 0.5}}}),
     ("distill", "distill.weights.kl or stratified_kl or block_kl above 0"): (
@@ -127,6 +128,7 @@ VALUES: Values = {
     "positions": "right_aligned",
     "prompt": {"prefix": "Items: "},
     "quantization_config": {"load_in_8bit": True},
+    "teacher_device_map": "auto",
     "template": "{brand}",
     "time_gaps": {"num_buckets": 7, "bucket_ratio": 1.35},
     "unseen_items": "left_out",

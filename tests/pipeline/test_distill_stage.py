@@ -28,7 +28,7 @@ def test_the_outputs_of_the_teacher_are_computed_once(
     before = file.stat().st_mtime_ns
     assert main(["distill", *common, "distill.weights={ce: 1.0, cosine: 0.5, norm: 0.1, kl: 0}"]) == 0
     assert f"teacher outputs taken from {file}" in messages.text
-    other = ["distill.num_blocks=1", "distill.weights={cosine: 1.0, multiple: 0}"]
+    other = ["distill.num_blocks=1", "distill.weights={cosine: 1.0, multiple: 0}", "distill.teacher_device_map=auto"]
     assert main(["distill", *common, *other]) == 0
     assert re.search(r"teacher outputs computed in \d+ s, cached in .*\.safetensors \(\d+\.\d MB\)", messages.text)
     assert len(list((output / "teacher_outputs").iterdir())) == 2

@@ -150,6 +150,9 @@ class DistillConfig(Section):
     teacher: str | None = "finetune"
     """`finetune` for the teacher of this run, or the folder of another model, such as a student of another run; null:
     the run trains its base models alone."""
+    teacher_device_map: Literal["auto"] | None = None
+    """`auto` spreads the decoder layers of the teacher over the GPUs of this machine, and its CPU where they are full,
+    while its outputs are computed, for a teacher that does not fit on one GPU; null: one device."""
     mode: Literal["offline", "online"] = "offline"
     """`offline`: the teacher is frozen. `online`: the teacher keeps learning beside the student."""
     student: SerializeAsAny[StudentByKind] = DecoderStudent()

@@ -134,6 +134,12 @@ REQUIREMENTS = (
     ),
     Requirement(
         "distill",
+        ("teacher_device_map",),
+        lambda config, _: config.distill.mode == "offline" and config.distill.augment is None,
+        "outputs of the teacher that are computed before: distill.mode: offline, and augment: null",
+    ),
+    Requirement(
+        "distill",
         ("kl_temperature",),
         lambda _, distill: distill.weights.kl + distill.weights.stratified_kl + distill.weights.block_kl > 0,
         "distill.weights.kl or stratified_kl or block_kl above 0",

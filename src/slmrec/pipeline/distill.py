@@ -36,6 +36,7 @@ from slmrec.training.block_heads import read_block_heads
 from slmrec.training.list_targets import ListTargets
 from slmrec.training.losses import DistillationLoss
 from slmrec.training.samples import TrainingSamples
+from slmrec.training.sharding import spread
 from slmrec.training.teacher import FrozenTeacher, LiveTeacher
 from slmrec.training.teacher_cache import CachedTeacher, cache_keys, write_teacher_cache
 from slmrec.training.terms import needs_states, needs_teacher
@@ -250,6 +251,10 @@ def _cached_teacher(task: Task, teacher: Model, data: TrainingSamples) -> Cached
     if exists:
         _LOG.info("distill: teacher outputs taken from %s", path)
     else:
+        if settings.teacher_device_map is None:
+            teacher = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+        else:
+            spread(teacher)
         _write_cache(teacher, data, path, num_blocks, key)
     ages = teacher.age_scores()
     items, ages = teacher.item_vectors().cpu(), None if ages is None else ages.cpu()
@@ -265,7 +270,6 @@ def _cache_to_use(keys: dict[int, str], folder: Path) -> tuple[int, str, bool]:
 
 def _write_cache(teacher: Model, data: TrainingSamples, path: Path, num_blocks: int, key: str) -> None:
     start = time.perf_counter()
-    teacher = teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     with progress("distill: teacher outputs", total=len(data), num_alike=num_local()) as advance:
         write_teacher_cache(teacher, data, path, num_blocks=num_blocks, key=key, progress=advance)
     seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6

@@ -1,18 +1,25 @@
-"""Training with weights, gradients and optimiser state sharded over the processes (FSDP2)."""
+"""Models larger than a device: training with sharded weights (FSDP2), and layers of a teacher on several devices."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from slmrec import processes
 from slmrec.errors import ConfigError
+from slmrec.models.model import Model
 
 T = TypeVar("T")
+DeviceMap = dict[str, int | str]
+USABLE = 0.8
+"""Share of the free memory of a GPU that layers may take; the rest is left to the tokens of a batch."""
 
 
 class ShardedCopy:
@@ -97,3 +104,53 @@ def _check_not_quantised(modules: list[nn.Module]) -> None:
             raise ConfigError(
                 "train.fsdp is true, but the frozen layers are quantised (quantization_config); leave one of them out"
             )
+
+
+def spread(teacher: Model, device_map: DeviceMap | None = None, offload_dir: Path | None = None) -> None:
+    """Spread the layers of the decoder inside a teacher over the devices of this machine; it can then only be read.
+
+    A layer moves its inputs to its own device. Layers for which the GPUs have no memory stay on the CPU, and are copied
+    to a GPU when they compute. Batches are padded, since the attention pattern of a packed batch lies on one device.
+
+    Args:
+        teacher: The teacher, on the CPU; everything outside the decoder moves to the first device of the map.
+        device_map: Device of each part of the decoder; None: by the free memory of the GPUs.
+        offload_dir: Folder for parts on the device `disk`.
+
+    Raises:
+        ConfigError: The teacher has no decoder, its layers are quantised, or there are several processes.
+    """
+    if teacher.decoder_part is None:
+        raise ConfigError("distill.teacher_device_map is auto, but the teacher has no decoder to spread; leave it out")
+    decoder = teacher.decoder_part.decoder
+    if getattr(decoder, "is_quantized", False):
+        raise ConfigError(
+            "distill.teacher_device_map is auto, but the layers of the teacher are quantised, which stay on one GPU; "
+            "leave one of them out"
+        )
+    if processes.num_processes() > 1:
+        raise ConfigError(
+            f"distill.teacher_device_map is auto, but {processes.num_processes()} processes share the GPUs; run "
+            "distill in one process, or leave it out"
+        )
+    device_map = device_map or _by_free_memory(decoder)
+    main = next(iter(device_map.values()))
+    own = {id(value) for value in (*decoder.parameters(), *decoder.buffers())}
+    for value in (*teacher.parameters(), *teacher.buffers()):
+        if id(value) not in own:
+            value.data = value.data.to(main)
+    if set(device_map.values()) == {main}:
+        decoder.to(main)
+        return
+    dispatch_model(decoder, device_map, main_device=main, offload_dir=offload_dir)
+    teacher.decoder_part.engine = "padded"
+
+
+def _by_free_memory(decoder: nn.Module) -> DeviceMap:
+    if not torch.cuda.is_available():
+        return {"": "cpu"}
+    layer: list[str] = [type(decoder.layers[0]).__name__]  # type: ignore[index]
+    free: DeviceMap = get_balanced_memory(decoder, no_split_module_classes=layer)
+    usable = {place: int(USABLE * int(size)) for place, size in free.items() if place != "cpu"}
+    weights = sum(value.numel() * value.element_size() for value in decoder.parameters())
+    return dict(infer_auto_device_map(decoder, usable | {"cpu": 2 * weights}, no_split_module_classes=layer))
