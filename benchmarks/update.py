@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bench
 import numpy as np
@@ -44,10 +44,26 @@ from slmrec.pipeline.table import steps
 from slmrec.updates.update import update
 
 DAY, START = 86_400, 1_700_000_000
-HISTORY_DAYS, NUM_USERS, USERS_A_DAY, MAX_PER_DAY = 60, 1_000, 120, 4
+MAX_PER_DAY = 4
 NEW_ITEMS, POPULAR = 0.25, 2.0
 """Share of the items that are released in the days of updates, and how much more popular they are."""
 MODEL = "sasrec"
+
+
+class Size(NamedTuple):
+    """Sizes of the shop and of the model."""
+
+    history_days: int
+    num_users: int
+    users_a_day: int
+    activities: int
+    """Number of groups of about 49 items."""
+    hidden_size: int
+    num_layers: int
+    components: int
+
+
+SIZES = {"small": Size(60, 1_000, 120, 6, 32, 1, 64), "medium": Size(90, 2_000, 220, 12, 64, 2, 128)}
 Values = NDArray[np.float64]
 
 
@@ -59,19 +75,20 @@ def main() -> None:
     parser.add_argument("--full-every", type=int, default=1, help="nights between two trainings anew")
     parser.add_argument("--epochs", type=int, default=25, help="epochs of a training from random weights, at most")
     parser.add_argument("--budget", default="2m", help="time budget of an update")
-    parser.add_argument("--activities", type=int, default=6, help="size of the shop: each has about 49 items")
+    parser.add_argument("--size", choices=SIZES, default="small", help="sizes of the shop and of the model")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "update.json")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     slmrec.run.write_report = lambda output: None  # type: ignore[assignment]
     shutil.rmtree(arguments.folder, ignore_errors=True)
     arguments.folder.mkdir(parents=True)
-    days = list(simulate(arguments.days + 1, arguments.activities))
-    known = [event for day in days[:HISTORY_DAYS] for event in day]
+    size = SIZES[arguments.size]
+    days = list(simulate(arguments.days + 1, size))
+    known = [event for day in days[: size.history_days] for event in day]
     log = write(arguments.folder / "history.csv", known)
-    write_items(arguments.folder / "items.csv", arguments.activities)
+    write_items(arguments.folder / "items.csv", size.activities)
     started = time.process_time()
-    config = settings(arguments.epochs)
+    config = settings(arguments.epochs, size)
     run = slmrec.fit(log, str(arguments.folder / "items.csv"), config=config, output=arguments.folder / "run")
     link_in_place(run.folder / "best", run.folder / "pretrain" / MODEL)
     report: dict[str, Any] = {
@@ -82,7 +99,7 @@ def main() -> None:
     }
     report |= {"days": []}
     for number in range(arguments.days):
-        day, following = days[HISTORY_DAYS + number], days[HISTORY_DAYS + number + 1]
+        day, following = days[size.history_days + number], days[size.history_days + number + 1]
         known += day
         row, values = one_day(arguments, run.folder, number + 1, known, day, following)
         report["days"].append(row)
@@ -94,12 +111,12 @@ def main() -> None:
     print(json.dumps(summarise(report), indent=1))
 
 
-def simulate(num_days: int, activities: int) -> Iterator[list[tuple[str, str, int]]]:
+def simulate(num_days: int, size: Size) -> Iterator[list[tuple[str, str, int]]]:
     """Yield the events of each day, those of the history first."""
-    shop, random = Shop.generate(3, activities), np.random.default_rng(3)
-    total = HISTORY_DAYS + num_days
+    shop, random = Shop.generate(3, size.activities), np.random.default_rng(3)
+    total = size.history_days + num_days
     is_new = random.random(shop.num_items + 1) < NEW_ITEMS
-    release = np.where(is_new, random.uniform(HISTORY_DAYS, total - 1, shop.num_items + 1), -1)
+    release = np.where(is_new, random.uniform(size.history_days, total - 1, shop.num_items + 1), -1)
     shop = replace(shop, released=(START + release * DAY).astype(np.int64))
     later = shop.popularity.copy()
     later[1:] = np.concatenate(
@@ -107,14 +124,14 @@ def simulate(num_days: int, activities: int) -> Iterator[list[tuple[str, str, in
     )
     bases = shop.base, random.permutation(shop.base)
     boost = np.where(is_new, POPULAR, 1.0)
-    items, lengths = np.zeros((NUM_USERS, 400), np.int64), np.zeros(NUM_USERS, np.int64)
-    joined = np.sort(random.uniform(-40, total, NUM_USERS))
+    items, lengths = np.zeros((size.num_users, 400), np.int64), np.zeros(size.num_users, np.int64)
+    joined = np.sort(random.uniform(-40, total, size.num_users))
     for day in range(total):
         share = day / total
         popularity = boost * ((1 - share) * shop.popularity + share * later)
         today = replace(shop, base=(1 - share) * bases[0] + share * bases[1], popularity=popularity)
         there = np.flatnonzero((joined <= day) & (lengths < 300))
-        users = random.choice(there, min(len(there), USERS_A_DAY), replace=False)
+        users = random.choice(there, min(len(there), size.users_a_day), replace=False)
         events = []
         counts = random.integers(1, MAX_PER_DAY, len(users), endpoint=True)
         for turn in range(MAX_PER_DAY):
@@ -134,11 +151,17 @@ def simulate(num_days: int, activities: int) -> Iterator[list[tuple[str, str, in
         yield sorted(events, key=lambda event: event[2])
 
 
-def settings(epochs: int) -> Config:
+def settings(epochs: int, size: Size) -> Config:
     """Return the settings of the first training, and of every training anew."""
     train = {"learning_rate": 1e-3, "num_train_epochs": epochs, "per_device_train_batch_size": 128}
     train |= {"lr_scheduler_type": "cosine", "warmup_steps": 50, "early_stopping_patience": 8}
-    model = {"kind": "sasrec", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.3}
+    model = {
+        "kind": "sasrec",
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": 2,
+        "dropout": 0.3,
+    }
     model |= {
         "positions": "relative",
         "supervision": "every_position",
@@ -149,7 +172,7 @@ def settings(epochs: int) -> Config:
     evaluate = {"protocols": ["full_history_excluded"], "timing_users": 200}
     return Config.model_validate(
         {
-            "item_text": {"words": {"source": "words", "num_components": 64}},
+            "item_text": {"words": {"source": "words", "num_components": size.components}},
             "pretrain": {MODEL: model | {"train": train}},
         }
         | {"distill": {"teacher": None}, "evaluate": evaluate}

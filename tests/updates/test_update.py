@@ -137,6 +137,7 @@ def test_what_does_not_fit_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    assert "no finished evaluate" in refused(["update", str(tmp_path), "--input", "day.csv"], capsys)
     before = state(output)
     pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"][: len(rows[0])]).to_csv(
         tmp_path / "day.csv", index=False

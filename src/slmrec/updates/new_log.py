@@ -161,20 +161,25 @@ def read_items(settings: PrepareConfig, known: Dataset, items: Path) -> pa.Table
     return table.set_column(0, "item_id", pa.array(numbers, known.item_ids.type)).filter(is_valid)
 
 
-def items_of_first_table(settings: PrepareConfig, known: Dataset, sources: list[dict[str, object]]) -> pa.Array:
-    """Return the ids of the table of items that the run was prepared with, if that file is still the same; else none.
+def items_of_first_table(
+    settings: PrepareConfig, known: Dataset, sources: list[dict[str, object]], items: Path, table: pa.Table
+) -> pa.Array:
+    """Return the ids of the table of items that the run was prepared with; none if that file is no longer the same.
 
     Args:
         settings: Settings of the run's `prepare`.
         known: Data set of the run.
         sources: Inputs of the run, as `dataset.json` has them.
+        items: Table of items of the update.
+        table: Its content.
     """
-    none = pa.array([], known.item_ids.type)
-    if settings.items is None or len(sources) < 2 or not Path(settings.items).exists():
-        return none
-    if describe_source(Path(settings.items)) != sources[1]:
-        return none
-    return read_items(settings, known, Path(settings.items))["item_id"].combine_chunks()
+    if settings.items is not None and len(sources) > 1:
+        if describe_source(items) == sources[1] | {"file": items.name}:
+            return table["item_id"].combine_chunks()
+        first = Path(settings.items)
+        if first.exists() and describe_source(first) == sources[1]:
+            return read_items(settings, known, first)["item_id"].combine_chunks()
+    return pa.array([], known.item_ids.type)
 
 
 def distinct_in_order(known: pa.Array, *others: pa.Array) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from slmrec.auto.amounts import Amount, seconds_of
 from slmrec.auto.hardware import use_free_threads
-from slmrec.config import BASELINES, Config
+from slmrec.config import BASELINES, Config, PrepareConfig
 from slmrec.config.load import load_config
 from slmrec.data.dataset import Dataset
 from slmrec.data.histories import read_facts
@@ -151,16 +151,24 @@ def _changes(base: _Base, output: Path, folder: Path, events: Any, items: Any) -
     settings, source = base.config.prepare, base.newest.folder / "prepare"
     known, facts = Dataset.load(source), read_facts(source)
     log = str(local(as_file(events, folder / "events.parquet")))
-    new = read_log(settings, known, log)
+    new = read_log(_reading(settings, events), known, log)
     if known.times is None and new.source in facts["sources"]:
         new = new.without_events()  # without times, a log that was given before is known by its content alone
     table, left_out = _added_items(base.best, known), None
     if items is not None:
         first = read_facts(output / "prepare")["sources"]
-        own = read_items(settings, known, local(as_file(items, folder / "items.parquet")))
-        left_out = items_of_first_table(settings, known, first)
+        path = local(as_file(items, folder / "items.parquet"))
+        own = read_items(_reading(settings, items), known, path)
+        left_out = items_of_first_table(settings, known, first, path, own)
         table = own if table is None else pa.concat_tables([own, table], promote_options="permissive")
     return merge(settings, source, new, table, left_out)
+
+
+def _reading(settings: PrepareConfig, source: Any) -> PrepareConfig:
+    """Return the settings by which a source is read; a table is Parquet, whatever the file of the run was."""
+    if isinstance(source, str | Path):
+        return settings
+    return settings.model_copy(update={"format": "auto", "columns": None, "encoding": None})
 
 
 def _added_items(best: Version, known: Dataset) -> pa.Table | None:
