@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from slmrec.data.logs.literals import list_cell
 from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import ConfigError, DataError
 from slmrec.inference.catalogue import Catalogue, ItemIdError
-from slmrec.inference.history_files import HISTORY, SKIP_REMEDY, UserRow, UserRows
+from slmrec.inference.history_files import DIVERSITY, HISTORY, RULES, SKIP_REMEDY, UserRow, UserRows
+from slmrec.inference.rules.rule import Rule, parse_rules
 from slmrec.inference.timestamps import TIMESTAMPS, checked_times
 from slmrec.types import Unit
 
@@ -29,6 +30,16 @@ class Sequences(NamedTuple):
     histories: Sequence[Sequence[Any]]
     timestamps: list[list[int]] | None = None
     """Times of the items of each history; None: not given, or not read."""
+    asked: "list[Asked] | None" = None
+    """What each user alone asks for; None: nobody does."""
+
+
+class Asked(NamedTuple):
+    """Rules and diversity of one user of a file."""
+
+    rules: tuple[Rule, ...] = ()
+    diversity: float | None = None
+    """None: not given."""
 
 
 class KnownHistories(NamedTuple):
@@ -70,14 +81,22 @@ class CheckedHistories:
         catalogue: Catalogue of the model; its ids decide how item ids are read.
         settings: How invalid rows and ids are treated.
         unit: Unit in which the model reads times; None: it reads none.
+        check: Refuses what a user asks for, by a ConfigError; None: nothing but its form is checked.
 
     Raises:
         DataError: A user id is missing, or a history contains something that is no item id; invalid rows are skipped
             instead if `on_bad_row` is `skip`.
     """
 
-    def __init__(self, rows: UserRows, catalogue: Catalogue, settings: PrepareConfig, unit: Unit | None = None) -> None:
-        self._rows, self._catalogue, self._unit = rows, catalogue, unit
+    def __init__(
+        self,
+        rows: UserRows,
+        catalogue: Catalogue,
+        settings: PrepareConfig,
+        unit: Unit | None = None,
+        check: Callable[[Asked], None] = lambda _: None,
+    ) -> None:
+        self._rows, self._catalogue, self._unit, self._check_asked = rows, catalogue, unit, check
         self.user_ids = _UserIds(settings)
         self.num_users = self.num_items = self.num_unknown = 0
         self.first_unknown: Any = None
@@ -97,17 +116,23 @@ class CheckedHistories:
         users: list[Any] = []
         histories: list[list[Any]] = []
         times: list[list[int]] = []
+        asked: list[Asked] = []
+
+        def chunk() -> Sequences:
+            return Sequences(users, histories, times if self._unit else None, asked if any(map(any, asked)) else None)
+
         for number, row in enumerate(self._rows.read()):
             if number not in self._skipped:
                 users.append(self.user_ids.convert(row.user))
                 histories.append(history_of(row.history, self._catalogue.id_pattern))
+                asked.append(asked_of(row))
                 if self._unit is not None:
                     times.append(times_of(row.times, len(histories[-1]), self._unit))
             if len(users) == size:
-                yield Sequences(users, histories, times if self._unit else None)
-                users, histories, times = [], [], []
+                yield chunk()
+                users, histories, times, asked = [], [], [], []
         if users:
-            yield Sequences(users, histories, times if self._unit else None)
+            yield chunk()
 
     def _check(self, row: UserRow) -> RowError | None:
         """Count a row; return its error if it is invalid."""
@@ -129,6 +154,11 @@ class CheckedHistories:
         except ValueError as error:
             place = f"{TIMESTAMPS} of user {row.user!r}"
             return row.error(place, None if row.times is ... else row.times, str(error), self._rows.unit)
+        try:
+            self._check_asked(asked_of(row))
+        except ConfigError as error:
+            value = row.diversity if str(error).startswith(DIVERSITY) else row.rules
+            return row.error(f"{RULES} of user {row.user!r}", shortened(value), str(error), self._rows.unit)
         self.num_users += 1
         self.num_items += len(known) + len(unknown)
         self.num_unknown += len(unknown)
@@ -223,6 +253,29 @@ def times_of(value: Any, num_items: int, unit: Unit) -> list[int]:
     if value is ... or isinstance(value, dict):
         raise ValueError("expected a list of times, as long as the history")
     return checked_times(history_of(value, r"[^\s,]+"), num_items, unit)
+
+
+def asked_of(row: UserRow) -> Asked:
+    """Return the rules and the diversity of a row: lists, or text with a JSON list; numbers, or text.
+
+    Raises:
+        ConfigError: They are invalid.
+    """
+    rules, diversity = (None if value is ... or value == "" else value for value in (row.rules, row.diversity))
+    if isinstance(rules, str):
+        try:
+            rules = json.loads(rules)
+        except ValueError:
+            raise ConfigError(f"{RULES} is {shortened(rules)}, expected a JSON list of rules") from None
+    if isinstance(rules, list):  # tables give each rule the fields of all
+        rules = [
+            {name: value for name, value in rule.items() if value is not None} if isinstance(rule, dict) else rule
+            for rule in rules
+        ]
+    try:
+        return Asked(parse_rules(rules), None if diversity is None else float(diversity))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{DIVERSITY} is {shortened(diversity)}, expected a number from 0 to 1") from None
 
 
 def check_histories(histories: Any) -> None:

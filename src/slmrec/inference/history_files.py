@@ -28,7 +28,7 @@ from slmrec.files import one_line, printable
 from slmrec.inference.timestamps import TIMESTAMPS, needed
 from slmrec.types import Unit
 
-HISTORY = "history"
+HISTORY, RULES, DIVERSITY = "history", "rules", "diversity"
 SKIP_REMEDY = ", or set prepare.on_bad_row=skip"
 _ROWS_AT_ONCE = 2**13
 _BYTES_AT_ONCE = 2**26
@@ -46,6 +46,10 @@ class UserRow(NamedTuple):
     history: Any
     times: Any = None
     """Times of the items of the history; None where they are not read."""
+    rules: Any = None
+    """Rules of this user alone; None: none."""
+    diversity: Any = None
+    """Weight of diversity of this user alone; None: not given."""
 
     def error(self, column: str, value: Any, reason: str, unit: str) -> RowError:
         """Return the error of this row."""
@@ -113,16 +117,17 @@ def open_user_rows(
             return
         if index["user"] is None:
             raise _other_columns(path, names)
-        columns = [names[number] for number in index.values() if number is not None]
+        chosen = {key: names[number] for key, number in index.items() if number is not None}
+        plain = [name.strip().casefold() for name in names]
         if unit is not None:
-            plain = [name.strip().casefold() for name in names]
             if TIMESTAMPS not in plain:
                 remedy = f"add the column {TIMESTAMPS}, a list as long as the history"
                 raise DataError(f"{path}: {needed(unit, remedy)}")
-            columns.append(names[plain.index(TIMESTAMPS)])
+            chosen["times"] = names[plain.index(TIMESTAMPS)]
+        chosen |= {name: names[plain.index(name)] for name in (RULES, DIVERSITY) if name in plain}
         read = _readable(source, folder)
         place = "row" if source.format == "parquet" else "line"
-        yield UserRows(path, place, lambda: _of_rows(read, names, columns, settings), [])
+        yield UserRows(path, place, lambda: _of_rows(read, names, chosen, settings), [])
 
 
 @contextmanager
@@ -163,7 +168,8 @@ def read_item_ids(path: Path, column: Literal["items_id_col", "user_col"] = "ite
             expected = "user_id" if column == "user_col" else "item_id"
             raise DataError(f"{path}: columns {_shown(names)}; expected {expected}; rename the column")
         read = _readable(source, Path(folder))
-        return [row.user for row in _of_rows(read, names, [names[index]] * 2, settings)]
+        chosen = {"user": names[index], HISTORY: names[index]}
+        return [row.user for row in _of_rows(read, names, chosen, settings)]
 
 
 def _ids_of_lines(path: Path, source: InputFiles, column: str) -> list[str]:
@@ -239,14 +245,16 @@ def _of_lines(source: InputFiles) -> Iterator[UserRow]:
                 yield UserRow(name, number, user, items)
 
 
-def _of_rows(source: InputFiles, names: list[str], chosen: list[str], settings: PrepareConfig) -> Iterator[UserRow]:
-    """Yield the rows of a file; the chosen columns are those of users, histories and, if they are read, times."""
+def _of_rows(
+    source: InputFiles, names: list[str], chosen: dict[str, str], settings: PrepareConfig
+) -> Iterator[UserRow]:
+    """Yield the rows of a file; the chosen columns are those of the fields of a row, users first."""
     if source.format in {"parquet", "jsonl"}:
         is_json = source.format == "jsonl"
         yield from _of_json(source, chosen) if is_json else _of_parquet(source, chosen, settings)
         return
     has_header = header(source, settings.columns).in_file
-    columns = [names.index(name) for name in chosen]
+    columns = {field: names.index(name) for field, name in chosen.items()}
     for file in source.names:
         for number, row in enumerate(read_rows(source, file)):
             if (number == 0 and has_header) or not (row.cells or row.error):
@@ -254,30 +262,31 @@ def _of_rows(source: InputFiles, names: list[str], chosen: list[str], settings: 
             if row.error or len(row.cells) != len(names):
                 reason = row.error or f"{len(row.cells)} columns, expected {len(names)}"
                 raise DataError(f"{RowError(file, row.line, None, row.text, reason).message()}; correct the line")
-            yield UserRow(file, row.line, *(row.cells[column] for column in columns))
+            yield UserRow(file, row.line, **{field: row.cells[column] for field, column in columns.items()})
 
 
-def _of_json(source: InputFiles, columns: list[str]) -> Iterator[UserRow]:
+def _of_json(source: InputFiles, columns: dict[str, str]) -> Iterator[UserRow]:
     for file, name in zip(source.files, source.names, strict=True):
         for number, line in enumerate(lines(file), 1):
             if error := json_error(line):
                 raise DataError(f"{name}: line {number}: {error}; write one JSON object per line")
             if line.strip():
                 row = json.loads(line)
-                yield UserRow(name, number, row.get(columns[0]), *(row.get(column, ...) for column in columns[1:]))
+                values = {field: row.get(column, ...) for field, column in columns.items()}
+                yield UserRow(name, number, **values | {"user": row.get(columns["user"])})
 
 
-def _of_parquet(source: InputFiles, columns: list[str], settings: PrepareConfig) -> Iterator[UserRow]:
+def _of_parquet(source: InputFiles, columns: dict[str, str], settings: PrepareConfig) -> Iterator[UserRow]:
     for file, name in zip(source.files, source.names, strict=True):
         number = 0
-        distinct = list(dict.fromkeys(columns))
+        distinct = list(dict.fromkeys(columns.values()))
         size = checked_size(file, name, distinct, settings.memory_limit)
         with _errors_of_arrow(name), pq.ParquetFile(file) as parquet:
             num_rows = _BYTES_AT_ONCE * parquet.metadata.num_rows // max(1, size)
             for batch in parquet.iter_batches(max(1, min(_ROWS_AT_ONCE, num_rows)), columns=distinct):
-                for values in zip(*(batch[column].to_pylist() for column in columns), strict=True):
+                for values in zip(*(batch[column].to_pylist() for column in columns.values()), strict=True):
                     number += 1
-                    yield UserRow(name, number, *values)
+                    yield UserRow(name, number, **dict(zip(columns, values, strict=True)))
 
 
 def _of_events(engine: Any, path: Path, events: Any, order: list[str], columns: list[str]) -> Iterator[UserRow]:

@@ -286,6 +286,8 @@ class Recommender:
             with table_user_rows(histories, _READING, unit) as rows:
                 table = CheckedHistories(rows, self.catalogue, _READING, unit)
                 read = next(table.chunks(max(1, table.num_users)), Sequences([], []))
+            if read.asked is not None:
+                raise ConfigError("the table has rules or diversity for single users; give rules= and diversity=")
         else:
             check_histories(histories)
             times = check_timestamps(timestamps, histories, unit)

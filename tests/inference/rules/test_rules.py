@@ -289,3 +289,52 @@ def test_the_command_takes_rules_and_diversity(
     for name in ("rules.json", "rules.txt", "absent.json"):
         assert main([*command, str(tmp_path / name)]) == 2
         assert capsys.readouterr().err.startswith(f"slmrec: {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_users_of_a_file_ask_for_their_own_rules(
+    form: str, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recommender.save_pretrained(tmp_path / "model")
+    (tmp_path / "all.json").write_text(json.dumps(RULES["exclude"]), encoding="utf-8")
+    own = [RULES["two caps"], [], RULES["boosts add up"], RULES["two caps"]]
+    rows = [
+        {"user_id": user, "history": HISTORIES[user % 2], "rules": rules or None, "diversity": diversity}
+        for user, (rules, diversity) in enumerate(zip(own, (0.4, None, None, 0.0), strict=True))
+    ]
+    path = tmp_path / f"in.{form}"
+
+    def write() -> None:
+        if form == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            return
+        if form == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+            return
+        table = pd.DataFrame(rows).assign(history=[" ".join(row["history"]) for row in rows])
+        table["rules"] = [row["rules"] and json.dumps(row["rules"]) for row in rows]
+        table.to_csv(path, index=False)
+
+    if form == "parquet":  # its column of rules has one type
+        own[2] = rows[2]["rules"] = RULES["cap of each value"]
+    write()
+    command = ["recommend", "--model", str(tmp_path / "model"), "--input", str(path), "--k", "4", "--diversity", "0.2"]
+    command += ["--output", str(tmp_path / "out.parquet"), "--rules"]
+    assert main([*command, str(tmp_path / "all.json")]) == 0
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    lists = [[(row["item_id"], row["score"]) for row in found if row["user_id"] == user] for user in range(4)]
+    assert [row["user_id"] for row in found] == [user for user in range(4) for _ in range(4)]
+    weights = [0.4, 0.2, 0.2, 0.0]
+    check_lists(
+        lists,
+        [
+            expected(recommender, HISTORIES[user % 2], [*RULES["exclude"], *own[user]], 4, weights[user])
+            for user in range(4)
+        ],
+    )
+    rows[1]["rules"] = [{"do": "cap", "column": "colour", "by": 1}]
+    write()
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "all.json")]) == 2
+    said = capsys.readouterr().err
+    assert "rules of user " in said and "colour" in said and "rules[0]: column 'colour' is not in the model" in said

@@ -18,6 +18,7 @@ from slmrec.files import one_line, sha256, special_file
 from slmrec.inference.batch.recommend_file import RankOptions, check_unknown
 from slmrec.inference.catalogue import Catalogue
 from slmrec.inference.histories import history_of, times_of
+from slmrec.inference.history_files import DIVERSITY, RULES
 from slmrec.inference.recommender import Recommender
 from slmrec.inference.timestamps import TIMESTAMPS, needed
 from slmrec.locks import target_locked
@@ -141,6 +142,8 @@ def _read(session: Any, path: Path | str, unit: Unit | None) -> Any:
         raise DataError(
             f"{path}: columns {', '.join(frame.columns)}; --engine spark takes user_id and history (a row a user)"
         )
+    if own := {RULES, DIVERSITY}.intersection(frame.columns):
+        raise ConfigError(f"{path}: {min(own)} of single users does not apply to --engine spark; give --rules FILE")
     if unit is not None and TIMESTAMPS not in frame.columns:
         remedy = f"add the column {TIMESTAMPS}, a list as long as the history"
         raise DataError(f"{path}: {needed(unit, remedy)}")
