@@ -86,6 +86,7 @@ def test_two_updates_and_back(
     record = read_json(folder / "update.json")
     assert record["ship"] == "sasrec" and record["moved"] == (record["comparison"]["interval"][1] > 0)
     assert record["seconds"]["all"] < 120
+    assert [path.name for path in (folder / "pretrain" / "sasrec" / "training").iterdir()] == ["log.jsonl"]
 
     run = Run.load(folder)
     assert list(run.models) == ["popularity", "cooccurrence", "sasrec"] and run.verdict["ship"] == "sasrec"

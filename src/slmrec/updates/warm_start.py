@@ -223,20 +223,24 @@ def train_further(
         until: Value of `time.monotonic` at which training ends.
     """
     parts = model.models if isinstance(model, Ensemble) else {section: model}
-    facts = {"training_s": 0.0, "epochs": 0.0, "best_epoch": 0.0}
+    facts, folder = {"training_s": 0.0, "epochs": 0.0}, task.folder / "training"
     for number, (name, part) in enumerate(parts.items()):
         seconds = (until - time.monotonic()) / (len(parts) - number)
         if seconds < MIN_SECONDS:
             _LOG.info("update: no time is left to train %s", name)
             continue
         where = section if name in (section, "decoder") else f"pretrain.{name}"
-        progress = _fit(part, task, dataset, where, is_newer, seconds)
+        progress = _fit(part, task, dataset, where, is_newer, seconds, folder if len(parts) == 1 else folder / name)
         facts["training_s"] += round(progress.seconds, 3)
-        facts |= {"epochs": float(progress.epoch), "best_epoch": float(progress.best_epoch)}
+        facts["epochs"] = max(facts["epochs"], progress.epoch)
+        if len(parts) == 1:
+            facts["best_epoch"] = progress.best_epoch
+    for file in folder.rglob("*.safetensors"):  # the state from which a training is resumed, which an update is not
+        file.unlink()
     return facts
 
 
-def _fit(model: Model, task: Task, dataset: Dataset, section: str, is_newer: Any, seconds: float) -> Any:
+def _fit(model: Model, task: Task, dataset: Dataset, section: str, is_newer: Any, seconds: float, folder: Path) -> Any:
     config, measured_on = task.config, validation(task, dataset)
     base = config.pretrain.get(section.removeprefix("pretrain."))
     settings = base or (config.finetune if section == "finetune" else config.distill)
@@ -253,7 +257,7 @@ def _fit(model: Model, task: Task, dataset: Dataset, section: str, is_newer: Any
         data,
         train,
         validate=lambda: measured_on.metrics(model),
-        folder=task.folder / "training" / section,
+        folder=folder,
         seed=config.seed,
         name=section,
     )
