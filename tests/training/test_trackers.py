@@ -10,6 +10,7 @@ import yaml
 from accelerate import tracking
 
 from slmrec.commands.main import main
+from slmrec.config.load import load_config
 from slmrec.errors import ConfigError
 from slmrec.training.trackers import STEPS_BETWEEN, Live, Trackers
 
@@ -89,10 +90,19 @@ def test_every_tracker_is_asked_for_what_it_knows(name: str, tmp_path: Path, mon
         def start(self) -> None:
             asked.append({"started": name})
 
+        def store_init_configuration(self, values: dict[str, object]) -> None:
+            asked.append(values)
+
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Asked)
     monkeypatch.setattr("slmrec.training.trackers.get_available_trackers", lambda: [name])
-    Trackers((name,), tmp_path / "beauty").start("distill")
+    config = load_config("tiny", ["prepare.input=https://ann:secret@host/log.csv"])
+    Trackers((name,), tmp_path / "beauty", config.model_dump(mode="json")).start("distill")
     assert asked[1] == {"started": name}
+    assert asked[2]["pretrain.sasrec.train.learning_rate"] == 5e-3 and asked[2]["distill.weights.kl"] == 1.0
+    assert asked[2]["evaluate.protocols"] == '["full_history_excluded", "full"]'
+    assert "secret" not in str(asked[2]) and all(
+        isinstance(value, bool | float | int | str) for value in asked[2].values()
+    )
     assert "beauty/distill" in asked[0].values() or asked[0]["logging_dir"] == tmp_path / "beauty" / "tensorboard"
 
 

@@ -72,7 +72,8 @@ class Config(Section):
     seed: int = 42
     """Seed of initial weights, of the order of training samples, of dropout, and of sampled negatives."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Experiment trackers that receive the training curves, besides training/log.jsonl in the folder of each model."""
+    """Experiment trackers that receive the training curves, and all settings as parameters; training/log.jsonl in the
+    folder of each model has the curves too."""
     prepare: PrepareConfig = PrepareConfig()
     """Preparation of a data set from raw logs."""
     item_text: dict[str, ItemTextConfig] = Field(default_factory=dict)

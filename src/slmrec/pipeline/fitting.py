@@ -12,6 +12,7 @@ from slmrec.models.model import Model
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.processes import barrier, is_main
+from slmrec.storage.cache import named
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.trackers import Trackers
@@ -93,7 +94,7 @@ def fit_model(
         folder=task.folder / "training",
         seed=task.config.seed,
         name=section,
-        trackers=Trackers(task.config.report_to, task.output),
+        trackers=Trackers(task.config.report_to, task.output, named(task.config.model_dump(mode="json"))),
     )
     sizes: dict[str, Any] = {
         "num_layers": model.num_layers,

@@ -1,8 +1,10 @@
 """Progress of a training: losses in the terminal, and curves in experiment trackers."""
 
+import json
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +33,8 @@ class Trackers:
     """Names of trackers of accelerate: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
     output: Path = Path()
     """Folder of the run: TensorBoard writes to its subfolder `tensorboard`, other trackers name their runs after it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All settings of the run, without credentials; trackers get them as parameters."""
 
     def check(self) -> None:
         """Check that all trackers are installed.
@@ -53,8 +57,11 @@ class Trackers:
             "trackio": {"run_name": PROJECT, "name": run},
         }
         trackers = [LOGGER_TYPE_TO_CLASS[name](**settings[name]) for name in self.names]
+        parameters = flattened(self.settings)
         for tracker in trackers:
             tracker.start()
+            if parameters:
+                tracker.store_init_configuration(dict(parameters))
         return trackers
 
 
@@ -147,6 +154,23 @@ def mean_losses(losses: list[dict[str, Tensor]], weights: list[float]) -> dict[s
     for own, weight in zip(values, weights, strict=True):
         means = {key: means[key] + value * weight for key, value in zip(means, own, strict=True)}
     return means
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+    """Return settings as parameters by `key.path`; lists are JSON.
+
+    Example:
+        >>> flattened({"seed": 7, "distill": {"student": {"dropout": 0.1}, "teacher": None}, "report_to": ["mlflow"]})
+        {'seed': 7, 'distill.student.dropout': 0.1, 'distill.teacher': 'null', 'report_to': '["mlflow"]'}
+    """
+    flat: dict[str, bool | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{key}"] = value if plain else json.dumps(value, default=str, ensure_ascii=False)
+    return flat
 
 
 def format_losses(losses: dict[str, float]) -> str:
