@@ -264,7 +264,10 @@ def test_the_folder_of_an_adapted_student_recommends_without_a_backbone(tiny_dat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["distill.student={kind: sasrec, lora: {}}"], r"unknown key 'distill\.student\.lora'"),
+        (
+            ["distill.student={kind: sasrec, lora: {}}"],
+            r"unknown key 'distill\.student\.lora' \(only of kind decoder\)",
+        ),
         (["distill.student={kind: sasrec, init: pretrained}"], r"distill\.student\.init"),
         (
             [

@@ -132,6 +132,10 @@ def _suggestion(location: tuple[Any, ...]) -> str:
     for part in location[:-1]:
         sections = [below for section in sections for below in _sections_at(section, str(part))]
     known = list(dict.fromkeys(field for section in sections for field in section.model_fields))
+    owners = (section.model_fields for section in sections if name in section.model_fields)
+    kinds = dict.fromkeys(str(fields["kind"].default) for fields in owners if "kind" in fields)
+    if kinds:  # the name belongs to the section of another kind
+        return f" (only of kind {', '.join(kinds)})"
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
         return f" (did you mean {close[0]!r}?)"
     for field in known:
