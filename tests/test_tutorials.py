@@ -22,7 +22,6 @@ SHORT = " ".join(f"{part}.train.num_train_epochs=1" for part in ("pretrain.sasre
 SMALLER = {
     "slmrec demo --output out/demo": f"slmrec demo --output out/demo {SHORT}",
     "--config smollm2": "--config tiny",
-    "out/seed_1 seed=1": "out/seed_1 seed=1",
     '"20m"': '"20s"',
     " 20m": " 20s",
 }
