@@ -12,6 +12,8 @@ from typing import Any
 from slmrec.errors import CheckpointError
 from slmrec.files import one_line, read_json, write_json
 
+RULES = "rules.json"
+"""Standing rules of a model folder."""
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
     *(errno.ENAMETOOLONG, errno.EIO),

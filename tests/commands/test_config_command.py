@@ -34,7 +34,7 @@ def test_shown_settings_are_those_of_the_recipe(name: str, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     (tmp_path / "mine.yaml").write_text(shown, encoding="utf-8")
     assert load_config(tmp_path / "mine.yaml", []) == load_config(name, changes)
-    assert "eval_max_users: 0" in shown  # a default
+    assert "on_bad_row: error" in shown  # a default
     assert main(["config", "show", str(tmp_path / "mine.yaml")]) == 0
     assert capsys.readouterr().out == shown
 

@@ -55,8 +55,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _merge(source: Path, output: Path) -> None:
-    from slmrec.folders import folder_in_place
-    from slmrec.models.folder import RULES, load_recommender, read_about, save_folder
+    from slmrec.folders import RULES, folder_in_place
+    from slmrec.models.folder import load_recommender, read_about, save_folder
     from slmrec.models.loader import merge_adapters
 
     model, vocabulary = load_recommender(source)

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.folders import RULES
 from slmrec.inference.exportable import check_exportable
 from slmrec.inference.faiss_index import RECALL_AT, ItemIndex
 from slmrec.inference.onnx_graph import CHECKED_K, check_graph, quantize, random_histories, write_graph
-from slmrec.models.folder import RULES, fingerprint_of, load_recommender, may_recommend, write_vocabulary
+from slmrec.models.folder import fingerprint_of, load_recommender, may_recommend, write_vocabulary
 
 _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-4

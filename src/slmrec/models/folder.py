@@ -23,6 +23,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.data.parquet import RowsError, read_table
 from slmrec.errors import CheckpointError
 from slmrec.files import one_line, read_json, sha256, special_file, write_json
+from slmrec.folders import RULES
 from slmrec.models.card import HUB_ID, About, Measured, card, check_card
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import Model
@@ -30,7 +31,6 @@ from slmrec.storage.cache import local
 from slmrec.version import __version__, is_outdated
 
 _CONFIG, _ITEMS, _ABOUT, _CARD = "config.json", "items.parquet", "about.json", "README.md"
-RULES = "rules.json"
 _PUBLISHED = [_CONFIG, _ITEMS, _ABOUT, _CARD, RULES, "*.safetensors", "adapter_config.json"]
 _TRAINING_STAGES = ("pretrain", "finetune", "distill")
 _MAX_BYTES, _MAX_BYTES_OF_ITEM = 2**26, 2**13

@@ -19,6 +19,7 @@ from slmrec.config.yaml_text import dump_yaml
 from slmrec.errors import CheckpointError
 from slmrec.files import sha256, write_json
 from slmrec.folders import (
+    RULES,
     disk_errors_reported,
     finish_replacement,
     is_empty_folder,
@@ -28,7 +29,6 @@ from slmrec.folders import (
     replaced_folder,
 )
 from slmrec.locks import WAIT_S, run_locked, target_locked
-from slmrec.models.folder import RULES
 from slmrec.pipeline.table import Step
 from slmrec.storage.cache import named
 from slmrec.storage.runs import upload

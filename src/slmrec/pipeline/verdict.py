@@ -1,5 +1,6 @@
 """The verdict of a run: the model to ship, decided on validation, in `OUT/verdict.json` and as `OUT/best`."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from slmrec.config import Config
 from slmrec.data.dataset import Dataset, Samples
 from slmrec.errors import CheckpointError, DataError
 from slmrec.evaluation.metrics import user_metrics
-from slmrec.files import one_line, read_json, write_json
+from slmrec.files import one_line, read_json, write_text
 from slmrec.folders import link_in_place, read_record
 from slmrec.locks import run_locked
 from slmrec.pipeline.caveats import improvements, warnings_about
@@ -87,7 +88,9 @@ def write_verdict(config: Config, output: Path) -> Verdict | None:
             _LOG.warning("verdict: none, since %s%s", made, stays)
             return None
         link_in_place(output / BEST, model_folders(config, output)[made.ship])
-        write_json(output / VERDICT, made._asdict())
+        verdict, text = output / VERDICT, json.dumps(made._asdict(), indent=1) + "\n"
+        if not verdict.is_file() or verdict.read_bytes() != text.encode():  # a store keeps what is equal
+            write_text(verdict, text)
         return made
 
 

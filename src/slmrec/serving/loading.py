@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from slmrec.files import sha256
+from slmrec.folders import RULES
 from slmrec.inference.dry_run import failures_reported
 from slmrec.inference.recommender import Recommender
-from slmrec.models.folder import RULES, fingerprint_of
+from slmrec.models.folder import fingerprint_of
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.evaluation.candidates import is_sampled
 from slmrec.evaluation.metrics import user_metrics
 from slmrec.files import read_json, write_json, write_text
-from slmrec.folders import disk_errors_reported, link_in_place
+from slmrec.folders import RULES, disk_errors_reported, link_in_place
 from slmrec.locks import run_locked
-from slmrec.models.folder import RULES, load_recommender
+from slmrec.models.folder import load_recommender
 from slmrec.pipeline.decision import METRIC, Difference
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.pipeline.prepare import as_file

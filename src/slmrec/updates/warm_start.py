@@ -17,8 +17,9 @@ from slmrec.config import BASELINES, Config, DecoderTraining, ItemTextConfig, Tr
 from slmrec.config.item_text import WORDS
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import CheckpointError
+from slmrec.folders import RULES
 from slmrec.models.ensemble import Ensemble
-from slmrec.models.folder import RULES, Vocabulary, load_recommender, replace_vocabulary, save_recommender
+from slmrec.models.folder import Vocabulary, load_recommender, replace_vocabulary, save_recommender
 from slmrec.models.item_tables import (
     NUM_SIMILAR,
     rearrange_items,

@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 from slmrec.config.yaml_text import parse_yaml
 from slmrec.errors import CheckpointError, ConfigError
 from slmrec.files import one_line, parse_json, read_text
-from slmrec.models.folder import RULES
+from slmrec.folders import RULES
 
 MAX_RULES, MAX_VALUES = 32, 10_000
 _MAX_TEXT, _MAX_BOOST = 1000, 1000.0
