@@ -11,7 +11,6 @@ Run: python benchmarks/processes.py
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-USERS, ITEMS, EVENTS_PER_USER = 6000, 5000, 12
+USERS, ITEMS, EVENTS_PER_USER = 2000, 5000, 12
 EPOCHS = 3
 LLAMA = {
     **{"model_type": "llama", "vocab_size": 8, "hidden_size": 256, "intermediate_size": 768},
@@ -99,24 +98,23 @@ def epoch_seconds(log: Path, output: Path, processes: int) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run([sys.executable, "-m", "slmrec", "prepare", *folders, "--input", str(log)], environment)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    printed = run([sys.executable, *launcher, "-m", "slmrec", "pretrain", *folders], environment)
-    return {name: fastest(name, printed) for name in MODELS}
+    run([sys.executable, *launcher, "-m", "slmrec", "pretrain", *folders], environment)
+    return {name: fastest(output / "pretrain" / name / "training" / "log.jsonl") for name in MODELS}
 
 
-def fastest(name: str, printed: str) -> float:
-    """Return the seconds of the fastest epoch of a model after its first, which the log gives from the start."""
-    times = [float(found) for found in re.findall(rf"pretrain\.{name}: epoch \d+: .*\((\d+) s\)", printed)]
+def fastest(log: Path) -> float:
+    """Return the seconds of the fastest epoch after the first, from the log of a training."""
+    times = [json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines()]
     if len(times) != EPOCHS:
-        raise SystemExit(f"expected {EPOCHS} epochs of {name} in the log, got {len(times)}:\n{printed[-2000:]}")
-    return min(later - earlier for earlier, later in pairwise(times))
+        raise SystemExit(f"{log}: expected {EPOCHS} epochs, got {len(times)}")
+    return float(min(later - earlier for earlier, later in pairwise(times)))
 
 
-def run(command: list[str], environment: dict[str, str]) -> str:
-    """Execute a command and return what it prints, or stop with it."""
+def run(command: list[str], environment: dict[str, str]) -> None:
+    """Execute a command, or stop with its message."""
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr[-2000:]}")
-    return result.stdout + result.stderr
 
 
 if __name__ == "__main__":
