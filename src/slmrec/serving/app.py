@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
@@ -58,6 +59,21 @@ _DESCRIPTION = (
 )
 _ASSETS = "/docs/assets"
 _BODY_ERRORS = (MalformedJsonError, BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidRequestError)
+
+
+class _AnyConvertor(Convertor[str]):
+    """Rest of a path, with any characters, line breaks too."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyConvertor())
 
 
 def create_app(server: Server) -> ASGIApp:
@@ -167,7 +183,7 @@ def _add_endpoints(api: FastAPI, server: Server, popular: list[Any]) -> dict[str
     post |= {"openapi_extra": empty}
     add("/reload", server.reload, ReloadResult, *body_errors, ConflictError, **post)
     delete: dict[str, Any] = {"methods": ["DELETE"], "dependencies": protected}
-    add("/sessions/{session_id:path}", server.drop_session, DroppedSession, *unauthorized, **delete)
+    add("/sessions/{session_id:any}", server.drop_session, DroppedSession, *unauthorized, **delete)
     add("/metrics", server.prometheus, None, *unauthorized, response_class=PlainTextResponse, **get)
     add("/health", server.health, Status)
     add("/ready", server.ready, Status, OverloadedError)
