@@ -121,10 +121,17 @@ def test_a_failure_forgets_the_sessions_it_touched(student: Path, monkeypatch: p
 
 
 def test_a_session_is_forgotten(client: Client) -> None:
-    for session_id in ("to forget", "a/b"):
+    for session_id in ("to forget", "a/b", "a\nb", "\n"):
         client.recommend(session_id=session_id, events=["i01"])
         path = f"/sessions/{quote(session_id)}"
         assert client.ask(path, method="DELETE")[::2] == (200, {"session_id": session_id, "models": ["student"]})
         assert client.ask(path, method="DELETE")[2]["models"] == []
         assert client.recommend(session_id=session_id, events=["i02"])["session"]["new"]
     assert client.ask("/sessions/" + "x" * 300, method="DELETE")[0] == 422
+
+
+def test_an_unknown_path_with_a_line_break_is_answered_like_others(client: Client) -> None:
+    assert [client.ask(path)[::2] for path in ("/nowhere", "/no%0Awhere")] == [
+        (404, {"error": "GET /nowhere: Not Found"}),
+        (404, {"error": "GET /nowhere: Not Found"}),
+    ]

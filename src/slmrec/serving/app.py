@@ -1,6 +1,7 @@
 """ASGI application of a server: routes, OpenAPI document, documentation page and demo page."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from importlib.resources import files
@@ -16,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
@@ -61,16 +62,10 @@ _ASSETS = "/docs/assets"
 _BODY_ERRORS = (MalformedJsonError, BodyTimeoutError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidRequestError)
 
 
-class _AnyConvertor(Convertor[str]):
+class _AnyConvertor(PathConvertor):
     """Rest of a path, with any characters, line breaks too."""
 
     regex = r"[\s\S]*"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("any", _AnyConvertor())
@@ -83,7 +78,9 @@ def create_app(server: Server) -> ASGIApp:
     FastAPI only documents; FastAPI handles all other requests.
     """
     recommend = Route("/recommend", _observed(server, "/recommend", server.recommend), methods=["POST"])
-    app = Starlette(routes=[recommend, Mount("/", _create_api(server))], lifespan=server.lifespan)
+    others = Mount("/", _create_api(server))
+    others.path_regex = re.compile(r"^/(?P<path>[\s\S]*)$")  # that of Mount matches no line break
+    app = Starlette(routes=[recommend, others], lifespan=server.lifespan)
     return app if server.token is not None else HostCheck(app, server.hosts)
 
 
