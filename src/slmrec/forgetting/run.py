@@ -21,7 +21,7 @@ from slmrec.folders import folder_in_place
 from slmrec.forgetting.tables import filter_lines, filter_parquet, is_user, write_without_users
 from slmrec.locks import WAIT_S, run_locked, target_locked
 from slmrec.models.baselines import build_baseline
-from slmrec.models.folder import Vocabulary, read_about, replace_vocabulary, save_folder
+from slmrec.models.folder import read_about, read_vocabulary, replace_vocabulary, save_folder
 from slmrec.pipeline.stage import current_steps, renew_records
 from slmrec.pipeline.table import Step, steps
 from slmrec.updates.merge import WAITING
@@ -170,7 +170,7 @@ def _count_again(folder: Path) -> bool:
     if data is None:
         return name in BASELINES
     dataset = Dataset.load(data)
-    vocabulary = _vocabulary(folder)
+    vocabulary = read_vocabulary(folder, pq.read_metadata(folder / "items.parquet").num_rows)
     numbers = dict(zip(map(str, dataset.item_ids.to_pylist()), dataset.train_counts()[1:].tolist(), strict=True))
     counts = [numbers.get(str(item_id), 0) for item_id in vocabulary.item_ids.to_pylist()]
     vocabulary = vocabulary._replace(counts=pa.array(counts, vocabulary.counts.type))
@@ -179,14 +179,6 @@ def _count_again(folder: Path) -> bool:
         return True
     replace_vocabulary(vocabulary, folder)
     return False
-
-
-def _vocabulary(folder: Path) -> Vocabulary:
-    """Return the items of a model folder, without opening the model."""
-    table = pq.read_table(folder / "items.parquet")
-    columns = {name: table[name].combine_chunks() for name in table.column_names if name != "item"}
-    known = {name: columns.pop(name, None) for name in ("item_id", "title", "count", "removed")}
-    return Vocabulary(known["item_id"], known["title"], known["count"], known["removed"], columns)
 
 
 def _remove_caches(output: Path) -> list[str]:

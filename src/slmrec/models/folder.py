@@ -136,7 +136,7 @@ def note_measured(folder: Path, model: Model, measured: tuple[Measured, ...]) ->
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as temporary:
         partial = Path(temporary)
         write_json(partial / _ABOUT, content | {"measured": [asdict(result) for result in measured]})
-        _write_card(partial, model, _read_items(folder / _ITEMS, model.num_items), read_about(partial))
+        _write_card(partial, model, read_vocabulary(folder, model.num_items), read_about(partial))
         for name in (_ABOUT, _CARD):
             (partial / name).replace(folder / name)
     return True
@@ -162,7 +162,7 @@ def load_recommender(folder: Path, model_class: type[Model] | None = None) -> tu
     _check_is_model(folder)
     _check_version(folder)
     model = load_model(folder, model_class)
-    vocabulary = _read_items(folder / _ITEMS, model.num_items)
+    vocabulary = read_vocabulary(folder, model.num_items)
     check_sums(folder)
     return model, vocabulary
 
@@ -278,7 +278,9 @@ def _check_version(folder: Path) -> None:
         )
 
 
-def _read_items(path: Path, num_items: int) -> Vocabulary:
+def read_vocabulary(folder: Path, num_items: int) -> Vocabulary:
+    """Return the items of a model folder; a CheckpointError says what is wrong with their file."""
+    path = folder / _ITEMS
     try:
         items = read_table(path, num_items, _MAX_BYTES + num_items * _MAX_BYTES_OF_ITEM)
     except FileNotFoundError:

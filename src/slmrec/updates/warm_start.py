@@ -1,7 +1,6 @@
 """Models of an update: they take their weights along, get rows for new items, and the shipped one learns further."""
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from slmrec.config import BASELINES, Config, DecoderTraining, ItemTextConfig, Tr
 from slmrec.config.item_text import WORDS
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.errors import CheckpointError
-from slmrec.folders import RULES
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.folder import Vocabulary, load_recommender, replace_vocabulary, save_recommender
 from slmrec.models.item_tables import (
@@ -108,8 +106,6 @@ def carry_over(
         facts, metrics = train_further(model, task, dataset, section, is_newer, until), measured_on.metrics(model)
     save_recommender(model, dataset, task.folder, f"SLMRec {section}", metrics, measured_on.protocol)
     _keep_removed(vocabulary, dataset, task.folder)
-    if (source / RULES).is_file():
-        shutil.copyfile(source / RULES, task.folder / RULES)
     sizes = {"num_layers": model.num_layers, "num_parameters": model.num_parameters(), "num_trainable_parameters": 0}
     return {f"valid/{key}": value for key, value in metrics.items()} | sizes | facts
 
