@@ -16,9 +16,9 @@ from slmrec.data.dataset import Dataset
 from slmrec.evaluation.rank import EncoderScorer, evaluate_scorer
 from slmrec.models.baselines import BASELINES, Cooccurrence, Popularity, build_baseline
 from slmrec.models.folder import save_recommender
-from slmrec.models.item_tables import item_rows
+from slmrec.models.item_tables import append_items, item_rows
 from slmrec.models.loader import load_model, save_model
-from slmrec.models.model import Model, append_items
+from slmrec.models.model import Model
 from slmrec.types import Histories
 
 # Train: {1, 2, 3}, {1, 2}, {2, 4}, {3}; the two events after them are held out.

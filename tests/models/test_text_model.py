@@ -10,8 +10,9 @@ from encoding import encode
 
 from slmrec.config import ItemTextConfig, SasRecSettings, SasRecStudent, TextModel
 from slmrec.data.batching import pad_histories
+from slmrec.models.item_tables import append_items
 from slmrec.models.loader import load_model, save_model
-from slmrec.models.model import ModelParts, append_items
+from slmrec.models.model import ModelParts
 from slmrec.models.sasrec import START_RMS, SasRec, build_sasrec, build_sasrec_student
 from slmrec.models.text.item_text import ItemText, TextReader
 from slmrec.training.losses import NextItemLoss

@@ -100,7 +100,7 @@ def _about_titles(facts: Facts) -> str:
 
 
 def _large_catalogue(made: Draft, facts: Facts) -> Draft:
-    model = model_values(made.config)["sasrec"] | {"repeat_score": "none"}
+    model = model_values(made.config)["sasrec"] | {"repeat_score": "fitted"}
     model["train"] |= {"loss": "sampled_softmax", "num_sampled": 8192}
     reason = f"{facts.num_items:,} items are too many to compare each target with all; the teacher's lists need that"
     return made.without_student(reason, {"sasrec": model})
@@ -139,10 +139,10 @@ def _window(made: Draft, facts: Facts) -> Draft:
 
 
 def _repeats(made: Draft, facts: Facts) -> Draft:
-    kind = "by_age" if facts.repeat_share >= MANY_REPEATS else "scalar"
-    names = [f"pretrain.{name}.repeat_score" for name in made.config.pretrain]
+    model, student = ("by_age", "by_age") if facts.repeat_share >= MANY_REPEATS else ("fitted", "scalar")
+    changes = {f"pretrain.{name}.repeat_score": model for name in made.config.pretrain}
     reason = f"{facts.repeat_share:.1%} of the events repeat an item of their user"
-    return made.set(reason, dict.fromkeys([*names, "distill.student.repeat_score"], kind), ("repeat_score", kind))
+    return made.set(reason, changes | {"distill.student.repeat_score": student}, ("repeat_score", model))
 
 
 def _evaluation(made: Draft, facts: Facts) -> Draft:

@@ -111,9 +111,11 @@ class SasRecSettings(StudentSettings):
     """Product of user and item vectors, or their cosine divided by `score_temperature`."""
     score_temperature: float = Field(0.07, gt=0)
     """Divisor of cosine scores."""
-    repeat_score: Literal["none", "scalar", "by_age"] = "none"
-    """Learned term that is added to the scores of the items of the history: none, one number, or one for each age
-    (0: the newest item, up to 9: all older ones). It learns from the log whether items are chosen again."""
+    repeat_score: Literal["none", "scalar", "by_age", "fitted"] = "none"
+    """Term that is added to the scores of the items of the history. `scalar`: one number, which is trained with the
+    other weights. `by_age`: one for each age (0: the newest item, up to 9: all older ones). `fitted`: one number, which
+    is fitted on validation after training, so that the training ignores it. All learn from the log whether items are
+    chosen again."""
 
     @property
     def num_positions(self) -> int:
@@ -224,9 +226,9 @@ class SasRecModel(SasRecSettings, BaseModelSettings):
     @model_validator(mode="after")
     def _repeats_compete(self) -> "SasRecModel":
         check(
-            self.repeat_score == "none" or self.train.loss == "ce",
+            self.repeat_score in ("none", "fitted") or self.train.loss == "ce",
             f"repeat_score is {self.repeat_score}, but train.loss is {self.train.loss}, whose sampled items leave out "
-            "those of the history; set train.loss: ce, or repeat_score: none",
+            "those of the history; set train.loss: ce, or repeat_score: fitted",
         )
         return self
 
@@ -266,6 +268,15 @@ class SasRecStudent(SasRecSettings):
     """Initial item vectors: random, or `projected`: those whose scores are nearest to the teacher's among all vectors
     of `item_dim` numbers (a truncated singular value decomposition). With `item_side: both`, the adaptor of the text
     starts at zero."""
+
+    @model_validator(mode="after")
+    def _learns_repeats_from_teacher(self) -> "SasRecStudent":
+        check(
+            self.repeat_score != "fitted",
+            "repeat_score is fitted, but a student learns the score of repeats from its teacher; set repeat_score: "
+            "scalar, by_age or none",
+        )
+        return self
 
     @model_validator(mode="after")
     def _starts_by_id(self) -> "SasRecStudent":

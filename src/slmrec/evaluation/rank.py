@@ -209,7 +209,7 @@ def evaluate_scorer(
     ranks = {protocol: np.zeros(len(samples), np.int64) for protocol in protocols}
     draws = np.zeros(len(samples)) if tie_seed is None else tie_draws(len(samples), tie_seed)
     with torch.inference_mode():
-        for rows, scores in _scored(scorer, samples, batch_size, shared):
+        for rows, scores in scored(scorer, samples, batch_size, shared):
             users, device = samples.spans(rows)[2], scores.device
             whole = collate(samples, rows, int(samples.lengths(rows).max())).to(device)
             history = whole.histories.items
@@ -226,8 +226,18 @@ def evaluate_scorer(
     return {protocol: total(torch.from_numpy(values)).numpy() for protocol, values in ranks.items()}
 
 
-def _scored(scorer: Scorer, samples: Samples, batch_size: int, shared: bool) -> Iterator[tuple[Ints, Tensor]]:
-    """Yield sample numbers and their scores in blocks; the batches that are encoded do not depend on V."""
+def scored(scorer: Scorer, samples: Samples, batch_size: int, shared: bool) -> Iterator[tuple[Ints, Tensor]]:
+    """Yield sample numbers (b,) and their scores (b, V+1) in blocks; the batches that are encoded do not depend on V.
+
+    Args:
+        scorer: Scorer of the catalogue.
+        samples: The samples.
+        batch_size: Number of users encoded at once.
+        shared: True if the processes of the run divide the batches among them.
+
+    Raises:
+        TrainingError: The scores of a user are not finite.
+    """
     batches = _batches(scorer, samples, batch_size)
     for rows, batch in share(batches) if shared else batches:
         read, block = scorer.read(batch), _rows_at_once(scorer)

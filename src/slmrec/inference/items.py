@@ -28,8 +28,8 @@ from slmrec.models.folder import (
     replace_vocabulary,
     save_folder,
 )
-from slmrec.models.item_tables import item_rows, rows_of_texts, text_columns, text_columns_of_items
-from slmrec.models.model import Model, append_items
+from slmrec.models.item_tables import append_items, item_rows, rows_of_texts, text_columns, text_columns_of_items
+from slmrec.models.model import Model
 
 _LOG = logging.getLogger(__name__)
 _FORMATS = (".parquet", ".jsonl", ".csv")

@@ -241,3 +241,17 @@ def mean_of_others(vectors: Tensor, items: Ints) -> Tensor:
     others[0] = False
     others[torch.from_numpy(items)] = False
     return vectors[others.to(vectors.device)].mean(dim=0)
+
+
+def append_items(model: Model, rows: Tensor) -> None:
+    """Add n items to a model, in place, as the items V+1, V+2, ...
+
+    Args:
+        model: The model.
+        rows: (n, R) rows of all item tables, side by side.
+    """
+    tables = model.item_tables()
+    parts: Sequence[Tensor] = torch.split(rows, [table.values.shape[1] for table in tables], dim=1)
+    for table, part in zip(tables, parts, strict=True):
+        table.replace(torch.cat([table.values, part.to(table.values)]))
+    model.set_num_items(model.num_items + len(rows))

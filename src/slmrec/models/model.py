@@ -3,7 +3,7 @@
 A new architecture derives from both, implements `encode` and `item_vectors`, and is registered with `register`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -159,6 +159,19 @@ class Model(PreTrainedModel):
         """
         return None
 
+    @property
+    def fits_repeat_score(self) -> bool:
+        """True if the score of the items of the history is fitted on validation after training."""
+        return False
+
+    def set_repeat_score(self, score: float) -> None:
+        """Set the score that is added for each occurrence of an item in the history.
+
+        Raises:
+            ValueError: The model has no such score.
+        """
+        raise ValueError(f"{type(self).__name__} has no score of repeats that is fitted")
+
     def history_bonus(self, histories: Histories, *, every_position: bool = False) -> ItemBonus | None:
         """Return the score term of the items of the history at each supervised position; None: there is none."""
         scores = self.age_scores()
@@ -270,20 +283,6 @@ def embedding_table(model: Any) -> ItemTable:
         model.item_embeddings = nn.Embedding(len(values), values.shape[1], padding_idx=0, _weight=values)
 
     return ItemTable(model.item_embeddings.weight.detach(), replace)
-
-
-def append_items(model: Model, rows: Tensor) -> None:
-    """Add n items to a model, in place, as the items V+1, V+2, ...
-
-    Args:
-        model: The model.
-        rows: (n, R) rows of all item tables, side by side.
-    """
-    tables = model.item_tables()
-    parts: Sequence[Tensor] = torch.split(rows, [table.values.shape[1] for table in tables], dim=1)
-    for table, part in zip(tables, parts, strict=True):
-        table.replace(torch.cat([table.values, part.to(table.values)]))
-    model.set_num_items(model.num_items + len(rows))
 
 
 def register(model: type[Model], kind: str | None = None) -> None:

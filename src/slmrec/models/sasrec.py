@@ -84,7 +84,8 @@ class SasRec(Model):
             )
         self.repeat_scores = None
         if settings.repeat_score != "none":
-            self.repeat_scores = nn.Parameter(torch.zeros(NUM_AGES if settings.repeat_score == "by_age" else 1))
+            num_ages = NUM_AGES if settings.repeat_score == "by_age" else 1
+            self.repeat_scores = nn.Parameter(torch.zeros(num_ages), requires_grad=not self.fits_repeat_score)
         self.layers = nn.ModuleList(Block(settings) for _ in range(settings.num_hidden_layers))
         self._gap_buckets = None
         if settings.time_gaps is not None:
@@ -166,8 +167,21 @@ class SasRec(Model):
         return Encoded(self._users(states), bonus=self.history_bonus(histories))
 
     def age_scores(self) -> Tensor | None:
-        """Return the learned scores (A,) of the items of the history by their age."""
-        return None if self.repeat_scores is None else REPEAT_SCALE * self.repeat_scores
+        """Return the scores (A,) of the items of the history by their age; training ignores a fitted score."""
+        if self.repeat_scores is None or (self.training and self.fits_repeat_score):
+            return None
+        return REPEAT_SCALE * self.repeat_scores
+
+    @property
+    def fits_repeat_score(self) -> bool:
+        """True if the score of the items of the history is fitted on validation after training."""
+        return bool(self.settings.repeat_score == "fitted")
+
+    @torch.no_grad()
+    def set_repeat_score(self, score: float) -> None:
+        """Set the score that is added for each occurrence of an item in the history."""
+        assert self.repeat_scores is not None
+        self.repeat_scores.fill_(score / REPEAT_SCALE)
 
     def _gaps(self, histories: Histories) -> Tensor | None:
         """Return the buckets (B, L, L) of the times between two events; None if the model reads no times."""

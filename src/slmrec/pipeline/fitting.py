@@ -9,6 +9,7 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import ConfigError, DataError
 from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model
+from slmrec.pipeline.repeat_score import fit_repeat_score
 from slmrec.pipeline.stage import Task
 from slmrec.pipeline.validation import validation
 from slmrec.processes import barrier, is_main
@@ -17,6 +18,7 @@ from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.samples import TrainingSamples
 from slmrec.training.trackers import Trackers
 from slmrec.training.trainer import fit
+from slmrec.training.training_state import TrainingProgress
 from slmrec.types import Unit
 
 
@@ -86,17 +88,36 @@ def fit_model(
     """
     dataset = Dataset.load(task.output / "prepare")
     measured_on = validation(task, dataset, settings.eval_max_users)
+
+    def validate() -> dict[str, float]:
+        if model.fits_repeat_score and measured_on.protocol == "full":  # where the score has an effect
+            fit_repeat_score(model, measured_on.samples)
+        return measured_on.metrics(model)
+
     progress = fit(
         loss,
         data,
         settings,
-        validate=lambda: measured_on.metrics(model),
+        validate=validate,
         folder=task.folder / "training",
         seed=task.config.seed,
         name=section,
         trackers=Trackers(task.config.report_to, task.output, named(task.config.model_dump(mode="json"))),
     )
-    sizes: dict[str, Any] = {
+    best, sizes = progress.best, _sizes(model, progress)
+    if model.fits_repeat_score:
+        sizes["repeat_score"] = fit_repeat_score(model, measured_on.samples)
+        best = measured_on.metrics(model)
+    if settings.max_minutes is not None:
+        sizes["reached_max_minutes"] = int(progress.reached_max_minutes)
+    if is_main():
+        save_recommender(model, dataset, task.folder, f"SLMRec {section}", best, measured_on.protocol)
+    return {f"valid/{key}": value for key, value in best.items()} | sizes
+
+
+def _sizes(model: Model, progress: TrainingProgress) -> dict[str, Any]:
+    """Return facts of a model and its training."""
+    return {
         "num_layers": model.num_layers,
         "num_parameters": model.num_parameters(),
         "num_trainable_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
@@ -107,11 +128,6 @@ def fit_model(
         "peak_learning_rate": progress.peak_learning_rate,
         "training_s": round(progress.seconds, 3),
     }
-    if settings.max_minutes is not None:
-        sizes["reached_max_minutes"] = int(progress.reached_max_minutes)
-    if is_main():
-        save_recommender(model, dataset, task.folder, f"SLMRec {section}", progress.best, measured_on.protocol)
-    return {f"valid/{key}": value for key, value in progress.best.items()} | sizes
 
 
 def remove_training_state(task: Task) -> None:
