@@ -14,12 +14,13 @@ from slmrec.data.logs.literals import list_cell
 from slmrec.data.logs.row_errors import RowError
 from slmrec.errors import ConfigError, DataError
 from slmrec.inference.catalogue import Catalogue, ItemIdError
-from slmrec.inference.history_files import DIVERSITY, HISTORY, RULES, SKIP_REMEDY, UserRow, UserRows
+from slmrec.inference.history_files import DIVERSITY, HISTORY, RULES, SKIP_REMEDY, UserRow, UserRows, table_user_rows
 from slmrec.inference.rules.rule import Rule, parse_rules
-from slmrec.inference.timestamps import TIMESTAMPS, checked_times
+from slmrec.inference.timestamps import TIMESTAMPS, check_timestamps, checked_times
 from slmrec.types import Unit
 
 _WHOLE_NUMBER = re.compile(WHOLE_NUMBER)
+_READING = PrepareConfig()
 _MAX_INT64, _MAX_UINT64 = 2**63 - 1, 2**64 - 1
 
 
@@ -205,6 +206,45 @@ class _UserIds:
 
     def _text(self, value: Any) -> str:
         return id_text(value, whole_numbers=not (self._keeps_text or isinstance(value, str)))
+
+
+def read_histories(
+    histories: Any,
+    catalogue: Catalogue,
+    unit: Unit | None,
+    timestamps: Sequence[Sequence[Any]] | None = None,
+    user_ids: Sequence[Any] | None = None,
+) -> Sequences:
+    """Return the users and histories of a list of histories, or of an Arrow, pandas or polars table.
+
+    Args:
+        histories: The list or table.
+        catalogue: Catalogue of the model.
+        unit: Unit in which the model reads times; None: it reads none.
+        timestamps: Times of the items of each history of a list.
+        user_ids: User ids; None: those of the table, or 0, 1, ...
+
+    Raises:
+        ConfigError: A history is no list, the number of user ids differs, or timestamps do not fit.
+        DataError: The table has other columns, or a value of a history is no item id.
+    """
+    if is_table(histories):
+        if timestamps is not None:
+            raise ConfigError("timestamps are given beside a table, which holds times in a column; leave them out")
+        with table_user_rows(histories, _READING, unit) as rows:
+            table = CheckedHistories(rows, catalogue, _READING, unit)
+            read = next(table.chunks(max(1, table.num_users)), Sequences([], []))
+        if read.asked is not None:
+            raise ConfigError("the table has rules or diversity for single users; give rules= and diversity=")
+    else:
+        check_histories(histories)
+        times = check_timestamps(timestamps, histories, unit)
+        read = Sequences(list(range(len(histories))), histories, times if unit else None)
+    if user_ids is None:
+        return read
+    if len(user_ids) != len(read.histories):
+        raise ConfigError(f"user_ids has {len(user_ids)} names for {len(read.histories)} histories; give one each")
+    return read._replace(users=list(user_ids))
 
 
 def is_table(data: object) -> bool:

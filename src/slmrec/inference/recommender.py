@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slmrec.config.prepare import PrepareConfig
 from slmrec.data.dataset import Ints
 from slmrec.errors import ConfigError, TrainingError
 from slmrec.inference.because import because_column, num_reasons_of, reasons_of
@@ -18,20 +17,11 @@ from slmrec.inference.devices import device_of
 from slmrec.inference.dry_run import check_outputs, failures_reported
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
-from slmrec.inference.histories import (
-    CheckedHistories,
-    KnownHistories,
-    Sequences,
-    check_histories,
-    is_table,
-    known_histories,
-)
-from slmrec.inference.history_files import table_user_rows
+from slmrec.inference.histories import KnownHistories, known_histories, read_histories
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
 from slmrec.inference.recommendations import Recommendations, table_of
 from slmrec.inference.rules.effect import ItemRules
 from slmrec.inference.rules.rule import RulesLike, parse_rules, standing_rules, write_rules
-from slmrec.inference.timestamps import check_timestamps
 from slmrec.models.card import About
 from slmrec.models.folder import (
     Vocabulary,
@@ -50,7 +40,6 @@ from slmrec.types import Encoded
 HistoriesLike = Any
 """List of histories, each a list of item ids, oldest first; or a table (Arrow, pandas, polars) with the columns
 `user_id, history`, or `user_id, item_id, timestamp`."""
-_READING = PrepareConfig()
 BATCH_USERS = 256
 """Users who are encoded and ranked at once."""
 
@@ -135,26 +124,43 @@ class Recommender:
         """Device on which the model answers."""
         return self.ranker.model.device
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` opens, at a path or URI: weights, architecture, items and a card."""
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, language: str | Sequence[str] | None = None
+    ) -> None:
+        """Write a folder that `from_pretrained` opens, at a path or URI: weights, architecture, items and a card.
+
+        The card names the `license` and `language` of `push_to_hub`.
+        """
+        about = self.about.published_as(license, language)
         with written(folder, replaced=True) as target:
-            save_folder(target, self.model, self.vocabulary, self.about)
+            save_folder(target, self.model, self.vocabulary, about)
             if self.rules.standing:
                 write_rules(self.rules.standing, target)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+        language: str | Sequence[str] | None = None,
+    ) -> str:
         """Publish the folder on the Hugging Face hub and return the address of the commit.
 
         Args:
             repo_id: `owner/name`; created if it does not exist.
             private: True if a new repository is visible to its owner only.
             token: Access token; None: the token of `hf auth login`.
+            license: Licence on the card, such as `mit`; None: that of the folder opened, which is none after training.
+            language: Codes of the languages of the item texts, such as `["en", "de"]`; None: as for `license`.
 
         Raises:
             CheckpointError: The hub cannot be reached, or refuses.
+            ConfigError: A licence or language is not written as the hub expects it.
         """
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, license=license, language=language)
             return publish(Path(folder), repo_id, private, token)
 
     def recommend(
@@ -207,7 +213,7 @@ class Recommender:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
         self.ranker.check_diversity(diversity)
         num_reasons, effect = num_reasons_of(because), self.rules.effect(parse_rules(rules))
-        read = self._read(histories, timestamps, user_ids)
+        read = read_histories(histories, self.catalogue, self.model.timestamp_unit, timestamps, user_ids)
         users, (known, times, unknown) = read.users, known_histories(read, self.catalogue)
         allowed = None if candidates is None else self._known_items(candidates, "candidate")
         excluded = self._items(exclude or (), "exclude")[0]
@@ -276,31 +282,10 @@ class Recommender:
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
 
-    def _read(
-        self, histories: HistoriesLike, timestamps: Sequence[Sequence[Any]] | None, user_ids: Sequence[Any] | None
-    ) -> Sequences:
-        unit = self.model.timestamp_unit
-        if is_table(histories):
-            if timestamps is not None:
-                raise ConfigError("timestamps are given beside a table, which holds times in a column; leave them out")
-            with table_user_rows(histories, _READING, unit) as rows:
-                table = CheckedHistories(rows, self.catalogue, _READING, unit)
-                read = next(table.chunks(max(1, table.num_users)), Sequences([], []))
-            if read.asked is not None:
-                raise ConfigError("the table has rules or diversity for single users; give rules= and diversity=")
-        else:
-            check_histories(histories)
-            times = check_timestamps(timestamps, histories, unit)
-            read = Sequences(list(range(len(histories))), histories, times if unit else None)
-        if user_ids is None:
-            return read
-        if len(user_ids) != len(read.histories):
-            raise ConfigError(f"user_ids has {len(user_ids)} names for {len(read.histories)} histories; give one each")
-        return read._replace(users=list(user_ids))
-
     def _known_histories(self, histories: HistoriesLike, timestamps: Any) -> KnownHistories:
         """Return histories as items; each must contain a known item."""
-        known = known_histories(self._read(histories, timestamps, None), self.catalogue)
+        read = read_histories(histories, self.catalogue, self.model.timestamp_unit, timestamps)
+        known = known_histories(read, self.catalogue)
         if not all(known.items):
             number = known.items.index([])
             raise ConfigError(f"history {number} has no item that the model knows, so it has no vector")

@@ -3,14 +3,19 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
+from slmrec.config.item_text import MINILM
 from slmrec.config.yaml_text import dump_yaml
+from slmrec.errors import ConfigError
 from slmrec.models.model import Model
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
+_LICENSES = dict.fromkeys(_HUB_IDS.values(), "apache-2.0")
+_LICENSE, _LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.-]*"), re.compile(r"[a-z]{2,3}|code|multilingual")
 _TASK = {"type": "sequential-recommendation", "name": "Sequential recommendation"}
 
 
@@ -42,6 +47,31 @@ class About:
     """Results of `evaluate`, the primary protocol first."""
     protocol: str = ""
     """Protocol of `metrics`; empty if it is not known."""
+    license: str | None = None
+    """Identifier of the licence on hubs; None: none has been chosen."""
+    language: Sequence[str] = ()
+    """Codes of the languages of the item texts."""
+
+    def published_as(self, license: str | None, language: str | Sequence[str] | None) -> "About":
+        """Return the metadata with a licence and languages; None keeps what is there.
+
+        Raises:
+            ConfigError: The licence or a language is not written as hubs expect it.
+
+        Example:
+            >>> About().published_as("mit", "en").language
+            ('en',)
+        """
+        codes = self.language if language is None else (language,) if isinstance(language, str) else tuple(language)
+        if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
+            raise ConfigError(
+                f"license is {license!r}, expected an identifier such as mit, apache-2.0, cc-by-nc-4.0 or other "
+                "(https://huggingface.co/docs/hub/repositories-licenses)"
+            )
+        for code in codes:
+            if not (isinstance(code, str) and _LANGUAGE.fullmatch(code)):
+                raise ConfigError(f"language has {code!r}, expected ISO 639 codes such as en or deu, or multilingual")
+        return replace(self, license=license or self.license, language=codes)
 
 
 def check_card(about: About) -> None:
@@ -88,7 +118,43 @@ def card(model: Model, about: About, item_id: str | int, vocabulary_file: str) -
         protocol = f", protocol `{about.protocol}`" if about.protocol else ""
         text += f"\nValidation split{protocol}:\n\n{_table(about.metrics)}"
     rules = about.preprocessing.get("rules")
-    return text + (f"\nThe data was prepared with `{json.dumps(rules)}`.\n" if rules else "")
+    text += f"\nThe data was prepared with `{json.dumps(rules)}`.\n" if rules else ""
+    return f"{text}\n## Licence\n\n{_licence(model, about)}\n"
+
+
+def _licence(model: Model, about: About) -> str:
+    """Return sentences about the licence of a model, and about those of the pretrained models in it."""
+    chosen = (
+        f"The licence of this model is `{about.license}`."
+        if about.license
+        else "No licence has been chosen for this model: whoever publishes it chooses one, by `license=` of "
+        "`save_pretrained` or `push_to_hub`."
+    )
+    parts = []
+    if (backbone := _backbone(model)) is not None:
+        assert model.decoder_part is not None
+        needs = "adapters on top of" if model.decoder_part.has_adapters else "layers of"
+        parts.append(f"It holds {needs} {_origin(backbone)}.")
+    texts = [text.reader.settings for text in model.text_maps().values() if text.reader is not None]
+    readers = dict.fromkeys(s.source for s in texts if s.reads_language_model and not s.random_weights)
+    parts += [f"Its vectors of item texts were computed by {_origin(source)}." for source in readers]
+    return " ".join([chosen, *parts])
+
+
+def _origin(source: str) -> str:
+    """Return name and licence of a pretrained model; of a local one the name alone."""
+    hub_id = _HUB_IDS.get(source, source)
+    if not HUB_ID.fullmatch(hub_id):
+        return f"`{PurePath(source).name}`, under the licence of that model"
+    licence = f"licence `{_LICENSES[hub_id]}`" if hub_id in _LICENSES else "under the licence named there"
+    return f"[{hub_id}](https://huggingface.co/{hub_id}), {licence}"
+
+
+def _backbone(model: Model) -> str | None:
+    """Return the source of the pretrained decoder of a model; None if it has none."""
+    decoder = model.decoder_part
+    source = None if decoder is None else decoder.config.backbone
+    return None if source in (None, "random") else str(source)
 
 
 def _described(measured: Measured) -> str:
@@ -109,8 +175,9 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 def _metadata(model: Model, about: About) -> dict[str, Any]:
     metadata: dict[str, Any] = {"library_name": "slmrec", "pipeline_tag": "other"}
-    decoder = model.decoder_part
-    backbone = str(decoder and decoder.config.backbone)
+    metadata |= {"license": about.license} if about.license else {}
+    metadata |= {"language": list(about.language)} if about.language else {}
+    backbone = _backbone(model) or ""
     hub_id = _HUB_IDS.get(backbone, backbone)
     if HUB_ID.fullmatch(hub_id):
         metadata["base_model"] = hub_id
