@@ -1,12 +1,15 @@
 """The command as a process: told to stop under load, it finishes what it accepted."""
 
+import fcntl
 import http.client
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from threading import Thread
@@ -61,6 +64,40 @@ def test_told_to_stop_under_load_it_finishes_what_it_accepted(student: Path) -> 
             thread.join(60)
     assert stopped and server.returncode == 0
     assert int(stopped[1]) == int(stopped[2]) == len(answered)
+
+
+def test_a_closed_terminal_ends_the_server(student: Path, tmp_path: Path) -> None:
+    """A server of which nobody can see or end anything must not stay; SIGHUP alone reloads, also at a terminal."""
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-m", "slmrec", "serve", "--model", str(student), "--port", "0"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=terminal,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: seize(terminal),  # noqa: PLW1509
+        )
+    os.close(terminal)
+    try:
+        for number, text in enumerate(("serves the model", "SIGHUP: student unchanged")):
+            deadline = time.monotonic() + 120
+            while text not in (tmp_path / "log").read_text():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            if number == 0:
+                process.send_signal(signal.SIGHUP)
+        os.close(ours)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert "serve: stopped; 0 requests accepted" in (tmp_path / "log").read_text()
+
+
+def seize(terminal: int) -> None:
+    """Make a terminal that of the process, in a session of its own."""
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
 
 def test_a_taken_port_and_a_missing_library_are_told(

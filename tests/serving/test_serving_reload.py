@@ -1,7 +1,12 @@
 """A new model takes over between two requests; a damaged one never does, and the old one goes on."""
 
 import json
+import logging
+import os
 import shutil
+import signal
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
-from servers import ITEMS, serving, write_model
+from servers import ITEMS, LIMITS, Client, serving, write_model
 
 from slmrec import Recommender
 from slmrec.commands.main import main
@@ -19,6 +24,8 @@ from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError
 from slmrec.models.folder import load_recommender, replace_vocabulary
 from slmrec.serving.loading import load
+from slmrec.serving.run import HttpServer, run_until_signalled
+from slmrec.serving.server import ServedModel, Server
 
 
 @pytest.fixture
@@ -150,3 +157,44 @@ def test_a_removed_item_is_given_to_nobody(folder: Path) -> None:
             items = [item["item_id"] for item in client.recommend(k=40, **asked)["items"]]
             assert items and best not in items
         assert client.recommend(history=[best])["unknown_items"] == []
+
+
+def test_a_hangup_loads_the_new_model_and_the_server_goes_on(
+    folder: Path, tiny_dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The signals are real, so the server runs in the main thread, and the client beside it."""
+    caplog.set_level(logging.INFO, "slmrec.serving.run")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    server = Server({"student": ServedModel(folder, load(folder))}, LIMITS)
+
+    def hang_up(client: Client, logged: str) -> str:
+        """Send the signal, and return the version that is served once its effect was logged."""
+        caplog.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while not any(logged in message for message in caplog.messages):
+            assert time.monotonic() < deadline, caplog.messages
+            time.sleep(0.02)
+        assert client.recommend(history=ITEMS[:3])["items"]
+        return str(client.get("/model")["student"]["version"])
+
+    def drive(client: Client) -> None:
+        try:
+            old = client.get("/model")["student"]["version"]
+            assert hang_up(client, "serve: SIGHUP: student unchanged") == old
+            write_model(folder, tiny_dataset, seed=7)
+            new = hang_up(client, "serve: SIGHUP: student loaded")
+            assert new != old
+            cut(folder / "model.safetensors")
+            assert hang_up(client, "; the current model keeps serving") == new
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as bound, ThreadPoolExecutor(1) as pool:
+            driven = pool.submit(drive, Client(bound.getsockname()[1], server))
+            run_until_signalled(HttpServer(server), bound)
+            driven.result()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

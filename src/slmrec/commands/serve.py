@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the models.
 
     Raises:
         ConfigError: a library of the extra `serve` is missing, a limit is not positive, or two models have one name.

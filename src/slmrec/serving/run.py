@@ -1,10 +1,11 @@
-"""Start of the server: loads the models, listens, and stops on a signal."""
+"""Start of the server: loads the models, listens, and stops or reloads on a signal."""
 
 import asyncio
 import contextlib
 import errno
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,6 +23,7 @@ from slmrec.serving.app import create_app
 from slmrec.serving.examples import read_examples
 from slmrec.serving.experiment import ExposureLog, Split
 from slmrec.serving.http.connections import Connection, HttpConfig
+from slmrec.serving.http.errors import ConflictError
 from slmrec.serving.http.head import AllowedHosts
 from slmrec.serving.limits import Limits
 from slmrec.serving.loading import load
@@ -51,7 +53,9 @@ def serve(
     salt: str = "slmrec",
     exposures: Path | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; requests that were accepted before the signal are answered.
+    """Serve until SIGTERM or SIGINT; requests that were accepted before the signal are answered.
+
+    SIGHUP reloads the models whose folders changed.
 
     Args:
         folders: Folders of the models by name; the first one answers if a request names none.
@@ -73,6 +77,10 @@ def serve(
         ConfigError: The address cannot be used, the token file is invalid, or the device does not exist.
         DataError: The example users cannot be read.
     """
+    terminals = [stream for stream in range(3) if os.isatty(stream)]
+    early_hangups: list[int] = []
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, _: early_hangups.append(number))
     token = _read_token(token_file) if token_file is not None else None
     users = read_examples(examples) if examples is not None else []
     division = None if split is None else Split.of(list(folders), split, salt)
@@ -90,7 +98,7 @@ def serve(
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             _LOG.warning("serve: everyone who can reach this address can use it; --token-file FILE requires a token")
         gc.freeze()  # the model and its catalogue stay in memory, so garbage collection need not scan them
-        run_until_signalled(HttpServer(server), listener)
+        run_until_signalled(HttpServer(server, terminals), listener, early_hangups)
     counter = server.counter
     _LOG.info("serve: stopped; %d requests accepted, %d answered", counter.accepted, counter.answered)
 
@@ -99,9 +107,13 @@ class HttpServer(uvicorn.Server):
     """HTTP server of one application, with bounded connections and a quiet log.
 
     Clients cannot fill the log: what they send wrongly is answered and not logged.
+
+    Args:
+        server: The application.
+        terminals: Streams that were terminals at the start; the server stops when one of them is closed.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, terminals: Sequence[int] = ()) -> None:
         config = HttpConfig(
             create_app(server),
             server.limits,
@@ -115,7 +127,27 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=int(server.limits.timeout_s) + _GRACE_S,
         )
         super().__init__(config)
+        self._server, self._reloading, self._reloads = server, asyncio.Lock(), set[asyncio.Task[None]]()
+        self._terminals = terminals
         self._warned_at = -_SECONDS_BETWEEN_WARNINGS
+
+    def hang_up(self) -> None:
+        """Reload the models whose folders changed; stop if the terminal that started the server was closed."""
+        if not all(map(os.isatty, self._terminals)):
+            self.should_exit = True
+            return
+        reload = asyncio.create_task(self._reload())
+        self._reloads.add(reload)  # the loop keeps weak references alone
+        reload.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        async with self._reloading:  # a signal during a reload may announce a still newer model
+            try:
+                outcomes = await self._server.reload_models()
+            except ConflictError as error:
+                _LOG.warning("serve: SIGHUP: %s", error)
+                return
+        _LOG.info("serve: SIGHUP: %s", ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()))
 
     async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._handle_exception)
@@ -147,13 +179,25 @@ class HttpServer(uvicorn.Server):
             )
 
 
-def run_until_signalled(http_server: HttpServer, listener: socket.socket) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; SIGHUP is ignored if the process was started so, as `nohup` does."""
+def run_until_signalled(http_server: HttpServer, listener: socket.socket, early_hangups: Sequence[int] = ()) -> None:
+    """Serve until SIGTERM or SIGINT, and reload on SIGHUP, which is ignored if the process was started so (`nohup`).
+
+    Args:
+        http_server: The server.
+        listener: Socket that listens.
+        early_hangups: Signals SIGHUP that came while the models were loaded.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has stopped
         signal.signal(number, lambda *_: None)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, http_server.handle_exit)
-    asyncio.run(http_server.serve(sockets=[listener]))
+
+    async def run() -> None:
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, http_server.hang_up)
+        for _ in early_hangups:
+            http_server.hang_up()
+        await http_server.serve(sockets=[listener])
+
+    asyncio.run(run())
 
 
 def _within_descriptors(limits: Limits) -> Limits:

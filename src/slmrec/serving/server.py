@@ -256,6 +256,14 @@ class Server:
     async def reload(self, request: Request) -> dict[str, Any]:
         """Load the model folders again if their files changed; the previous models serve until then."""
         _validate(_RELOAD_ADAPTER, await self._bodies.read_json(request))
+        return await self.reload_models()
+
+    async def reload_models(self) -> dict[str, str]:
+        """Load the model folders again if their files changed, and return what happened by model.
+
+        Raises:
+            ConflictError: A folder cannot be loaded, or is being loaded; its current model keeps serving.
+        """
         outcomes: dict[str, str] = {}
         for name, reloader in self._reloaders.items():
             try:
