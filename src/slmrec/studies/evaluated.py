@@ -1,7 +1,7 @@
 """Results of an evaluation, read from the folder of a run: the rank of every user for one model and protocol."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -126,6 +126,13 @@ def in_order_of(first: Evaluated, other: Evaluated) -> Evaluated:
             f"{_settings(ordered)}; evaluate both with the same settings"
         )
     return ordered
+
+
+def common_users(first: Evaluated, second: Evaluated) -> tuple[Evaluated, Evaluated]:
+    """Return two evaluations of the users that both have, in the same order; their histories and targets may differ."""
+    places = _places(second.rows["user_id"], first.rows["user_id"])
+    common = pc.is_valid(places)
+    return replace(first, rows=first.rows.filter(common)), replace(second, rows=second.rows.take(places.drop_null()))
 
 
 def _places(users: pa.ChunkedArray, sought: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -15,8 +15,17 @@ from slmrec.files import write_json, write_text
 from slmrec.pipeline.evaluate import model_folders
 from slmrec.studies.ablation import METRIC
 from slmrec.studies.compare import numbers
-from slmrec.studies.evaluated import SPLIT_NAMES, Evaluated, Split, in_order_of, label, read_evaluated, results_file
-from slmrec.studies.paper.rows import CLAIMS, TIES, Claim, Row
+from slmrec.studies.evaluated import (
+    SPLIT_NAMES,
+    Evaluated,
+    Split,
+    common_users,
+    in_order_of,
+    label,
+    read_evaluated,
+    results_file,
+)
+from slmrec.studies.paper.rows import CLAIMS, FILE_ORDER, TIES, Claim, Row
 from slmrec.studies.tables import markdown_table, show_table, signed
 
 _LOG = logging.getLogger(__name__)
@@ -122,26 +131,28 @@ def _row(row: Row, own: dict[int, Result]) -> Content:
 
 def _claim(claim: Claim, results: Results, protocol: str) -> Content:
     """Return the comparison of two rows over the seeds that both have."""
-    own, base = results[claim.row], results[claim.baseline]
-    seeds = [seed for seed in base if seed in own]
-    first = base[seeds[0]].by_protocol[protocol]
-
-    def values(by_seed: dict[int, Result]) -> Floats:
-        evaluated = [by_seed[seed].by_protocol[protocol] for seed in seeds]
-        if TIES in (claim.row, claim.baseline):  # the same ranks but for ties, which the settings name
-            evaluated = [replace(one, settings=first.settings) for one in evaluated]
-        means: Floats = np.mean([_in_order_of(first, one).metrics[METRIC] for one in evaluated], axis=0)
-        return means
-
-    compared = numbers(compare_means(values(base), values(own)), None)
+    seeds = [seed for seed in results[claim.baseline] if seed in results[claim.row]]
+    own, base = ([results[name][seed].by_protocol[protocol] for seed in seeds] for name in (claim.row, claim.baseline))
+    if claim.row == FILE_ORDER:  # other histories and targets of the same users
+        own, base = map(list, zip(*(common_users(*pair) for pair in zip(own, base, strict=True)), strict=True))
+    else:
+        own, base = ([_in_order_of(base[0], one, claim) for one in evaluated] for evaluated in (own, base))
+    compared = numbers(compare_means(_means(base), _means(own)), None)
     question = {"question": claim.question, "row": claim.row, "baseline": claim.baseline}
     return {**question, "protocol": protocol, "seeds": seeds, **compared}
 
 
-def _in_order_of(first: Evaluated, other: Evaluated) -> Evaluated:
+def _means(evaluated: list[Evaluated]) -> Floats:
+    """Return the compared metric of each user, as the mean over the seeds."""
+    means: Floats = np.mean([one.metrics[METRIC] for one in evaluated], axis=0)
+    return means
+
+
+def _in_order_of(first: Evaluated, other: Evaluated, claim: Claim) -> Evaluated:
     """Return an evaluation in the order of the first; seeds draw other negatives, which are no other protocol."""
     seed = {"seed": first.settings["seed"]}
-    return in_order_of(first, replace(other, settings={**other.settings, **seed}))
+    settings = first.settings if TIES in (claim.row, claim.baseline) else {**other.settings, **seed}
+    return in_order_of(first, replace(other, settings=settings))
 
 
 def _columns() -> list[str]:

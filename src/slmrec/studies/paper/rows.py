@@ -12,6 +12,8 @@ from slmrec.models.backbone import read_architecture
 SASREC, TEACHER, STUDENT, SHALLOW = "sasrec", "teacher", "student", "shallow"
 FULL_DEPTH, FROM_FULL_DEPTH = "full_depth", "student_of_full_depth"
 CE, COSINE, NORM, KL, ONLINE, UNTUNED, TIES = "ce", "cosine", "norm", "kl", "online", "untuned", "ties"
+TEACHER_MULTIPLE, STUDENT_OF_MULTIPLE, BLOCK_KL = "teacher_multiple", "student_of_multiple", "block_kl"
+FILE_ORDER = "file_order"
 NO_STUDENT = {"student": {"kind": "sasrec"}, "weights": {"ce": 1, "cosine": 0, "norm": 0, "multiple": 0}}
 """Section `distill` that is valid for every teacher, for rows that train no student."""
 Changes = dict[str, Any]
@@ -52,9 +54,13 @@ CLAIMS = (
     Claim("the norm loss helps", NORM, COSINE),
     Claim("multiple supervision helps", STUDENT, NORM),
     Claim("KL of the scores helps", KL, STUDENT),
+    Claim("multiple supervision of the teacher helps it", TEACHER_MULTIPLE, TEACHER),
+    Claim("multiple supervision of the teacher helps its student", STUDENT_OF_MULTIPLE, STUDENT),
+    Claim("KL of the scores at all blocks helps", BLOCK_KL, STUDENT_OF_MULTIPLE),
     Claim("online distillation is better than offline", ONLINE, STUDENT),
     Claim("a student from untuned layers is as good as one from tuned layers", UNTUNED, STUDENT),
     Claim("ties counted as hits lift the figures", TIES, STUDENT),
+    Claim("the order of the file lifts the figures", FILE_ORDER, STUDENT),
 )
 """Claims of the paper, and likely reasons for differences to it; those whose rows exist are answered."""
 
@@ -116,12 +122,16 @@ def paper_rows(config: Config, full_depth_steps: int) -> list[Row]:
         _row(config, TEACHER, f"{teacher_depth} layers, the teacher", TEACHER, alone, True),
         _row(config, STUDENT, f"{own_depth} layers, distilled from {teacher_depth}", STUDENT, {}, True),
         *_rows_of_terms(config),
+        *_rows_of_block_heads(config, gcd(teacher_depth, own_depth), alone),
         _row(config, TIES, "the student, ties counted as hits", STUDENT, {"evaluate.ties": "as_hits"}),
         _row(config, ONLINE, "teacher and student trained together", STUDENT, {"distill.mode": "online"}),
     ]
     if finetune.backbone != "random":
         untuned: Changes = {"distill.student.init": "pretrained"}
         rows.append(_row(config, UNTUNED, "the student from untuned layers", STUDENT, untuned))
+    if _can_reorder(config):
+        changes = {"prepare.order": "file", "prepare.tie_col": None}
+        rows.append(_row(config, FILE_ORDER, "the student, events in the order of the file", STUDENT, changes))
     if depth > teacher_depth:
         steps = f"all {depth} layers, {full_depth_steps:,} steps"
         rows.append(_row(config, FULL_DEPTH, steps, TEACHER, whole | alone))
@@ -146,9 +156,47 @@ def _rows_of_terms(config: Config) -> list[Row]:
     return [*rows, _row(config, KL, "the student by the recipe and KL", STUDENT, changes)]
 
 
+def _rows_of_block_heads(config: Config, common: int, alone: Changes) -> list[Row]:
+    """Return the rows of a teacher with multiple supervision, whose heads KL at the blocks reads.
+
+    Args:
+        config: The recipe; with multiple supervision of its teacher, all rows have it, and there is no row without.
+        common: Number that divides the depths of teacher and student.
+        alone: Settings of a row without student.
+    """
+    blocks = _num_blocks(config.distill, common)
+    if blocks == 1:
+        return []
+    weight = config.distill.weights.multiple or DistillWeights.model_fields["multiple"].default
+    teacher: Changes = {"finetune.num_blocks": blocks}
+    teacher["finetune.weights.multiple"] = config.finetune.weights.multiple or weight
+    kl = {"distill.weights.multiple": weight, "distill.weights.kl": 1.0, "distill.weights.block_kl": 1.0}
+    all_blocks = teacher | kl | {"distill.num_blocks": blocks}
+    rows = [_row(config, BLOCK_KL, "the student by the recipe and KL at all blocks", STUDENT, all_blocks)]
+    if not config.finetune.weights.multiple:
+        about = "the student of the teacher with multiple supervision"
+        rows.insert(0, _row(config, STUDENT_OF_MULTIPLE, about, STUDENT, teacher))
+        rows.insert(0, _row(config, TEACHER_MULTIPLE, "the teacher, multiple supervision", TEACHER, teacher | alone))
+    return rows
+
+
+def _can_reorder(config: Config) -> bool:
+    """Return whether the settings allow the order of the file; whether the log has times is known once it is read."""
+    reads_times = any(getattr(model, "time_gaps", False) for model in config.pretrain.values())
+    prepare = config.prepare
+    return (
+        prepare.order == "time" and prepare.split == "leave_one_out" and prepare.engine == "duckdb" and not reads_times
+    )
+
+
+def _num_blocks(distill: DistillConfig, common: int) -> int:
+    """Return the largest number of blocks, up to that of the recipe, that divides a number."""
+    return max(number for number in range(1, distill.num_blocks + 1) if common % number == 0)
+
+
 def _blocks(distill: DistillConfig, common: int) -> Changes:
-    """Return the settings of the largest number of blocks, up to that of the recipe, that divides a number."""
-    blocks = max(number for number in range(1, distill.num_blocks + 1) if common % number == 0)
+    """Return the settings of `_num_blocks`."""
+    blocks = _num_blocks(distill, common)
     changes: Changes = {"distill.num_blocks": blocks}
     return changes | ({"distill.weights.multiple": 0.0} if blocks == 1 else {})
 

@@ -14,7 +14,7 @@ from slmrec.studies.ablation import METRIC
 from slmrec.studies.cold import training_steps, uses_prepared
 from slmrec.studies.evaluated import Split, read_evaluated
 from slmrec.studies.paper.report import Result, report, result_of
-from slmrec.studies.paper.rows import STUDENT, TEACHER, Row, check_recipe, paper_rows, rate_rows
+from slmrec.studies.paper.rows import FILE_ORDER, STUDENT, TEACHER, Row, check_recipe, paper_rows, rate_rows
 from slmrec.studies.shared_steps import SharedSteps
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def study_paper(config: Config, output: Path, force: bool = False, split: Split 
         best = max(rates[model], key=lambda rate: rates[model][rate])
         _LOG.info("ablate: the learning rate of the %s is %g, the best on validation", model, best)
         config = vary(config, {f"{setting}.train.learning_rate": best}, "ablate")
-    rows = paper_rows(config, config.ablate.full_depth_steps)
+    rows = cells.possible(paper_rows(config, config.ablate.full_depth_steps), seeds[0])
     planned = [(row, seed) for seed in seeds for row in rows if row.of_all_seeds]
     planned += [(row, seeds[0]) for row in rows if not row.of_all_seeds]
     results: dict[str, dict[int, Result]] = {}
@@ -79,20 +79,41 @@ class _Cells:
             quality[rate] = float(evaluated.metrics[METRIC].mean())
         return quality
 
+    def possible(self, rows: list[Row], seed: int) -> list[Row]:
+        """Return the rows without that of the order of the file, where the log has no other order or is not at hand."""
+        config, folder = self._config_and_folder(rows[0], seed)
+        if uses_prepared(config, self.output):
+            reason = "the data set is taken as it is; name the log with --input"
+        elif self._prepare(config, folder).times is None:
+            reason = "the log has no times"
+        else:
+            return rows
+        kept = [row for row in rows if row.name != FILE_ORDER]
+        if len(kept) < len(rows):
+            _LOG.info("ablate: there is no row %s, since %s", FILE_ORDER, reason)
+        return kept
+
     def run(self, row: Row, seed: int) -> Path:
         """Execute the steps of a row as far as they are not done, and return its folder."""
-        splits = ["valid"] if self.split == "valid" else ["test", "valid"]
-        config = vary(row.config, {"seed": seed, "evaluate.splits": splits}, "ablate")
-        folder = self.output / FOLDER / row.name / f"seed{seed}"
+        config, folder = self._config_and_folder(row, seed)
+        check_sampled_protocols(config, self._prepare(config, folder))
         planned = training_steps(config)
-        if uses_prepared(config, self.output):
-            self.shared.take(planned[0], folder)
-        else:
-            self.shared.run(planned[0], config, folder, self.force)
-        check_sampled_protocols(config, Dataset.load(folder / "prepare"))
         for step in planned[1:]:
             self.shared.run(step, config, folder, self.force)
         read = tuple(step.folder for step in planned)
         ranking = replace(stage_named("evaluate"), reads=lambda config: read)
         run_step(Step(ranking), config, folder, self.force)
         return folder
+
+    def _config_and_folder(self, row: Row, seed: int) -> tuple[Config, Path]:
+        splits = ["valid"] if self.split == "valid" else ["test", "valid"]
+        config = vary(row.config, {"seed": seed, "evaluate.splits": splits}, "ablate")
+        return config, self.output / FOLDER / row.name / f"seed{seed}"
+
+    def _prepare(self, config: Config, folder: Path) -> Dataset:
+        step = training_steps(config)[0]
+        if uses_prepared(config, self.output):
+            self.shared.take(step, folder)
+        else:
+            self.shared.run(step, config, folder, self.force)
+        return Dataset.load(folder / "prepare")
