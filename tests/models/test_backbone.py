@@ -3,10 +3,12 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from artefacts import LLAMA
+from decoders import tiny_decoder
 from encoding import encode
 
 from slmrec.config import DecoderModel, DecoderSettings, DecoderTraining, SasRecSettings
@@ -14,8 +16,10 @@ from slmrec.errors import CheckpointError, ConfigError
 from slmrec.models import backbone
 from slmrec.models.backbone import Backbone, check_backbone, load_backbone, random_decoder, resolve
 from slmrec.models.build import build_decoder, build_decoder_model, open_backbone, student_from
+from slmrec.models.layers import keep_layers
 from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import ModelParts
+from slmrec.models.padded import PaddedEncoder
 from slmrec.models.sasrec import build_sasrec
 from slmrec.types import Batch, Histories
 
@@ -172,6 +176,28 @@ def test_longer_names_of_linear_maps_are_accepted() -> None:
         "decoder.layers.0.mlp.up_proj",
         "decoder.layers.1.mlp.up_proj",
     }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("gemma3_text", {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}),  # two rope bases
+        ("smollm3", {"no_rope_layers": [0, 1, 0, 1]}),
+    ],
+)
+def test_layers_of_different_kinds_keep_their_kind(model_type: str, sizes: dict[str, Any], tmp_path: Path) -> None:
+    no_tokens = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    teacher = tiny_decoder(
+        LLAMA | no_tokens | {"model_type": model_type, "num_hidden_layers": 4} | sizes, 8, prompt=(3, 1)
+    )
+    histories = Histories(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
+    student = student_from(teacher, (1, 2), item_dropout=0.0, train_items=False).eval()
+    keep_layers(teacher.decoder, (1, 2))
+    save_model(student, tmp_path)
+    with torch.no_grad():
+        expected = PaddedEncoder(teacher, 3).encode(histories).users
+        for model in (student, load_model(tmp_path)):
+            torch.testing.assert_close(model.encode(histories).users, expected)
 
 
 def test_training_options_of_decoders() -> None:

@@ -1,6 +1,6 @@
 """Layers of transformers' decoders: which are kept, dropout inside them, and their compilation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +32,27 @@ def keep_layers(decoder: PreTrainedModel, layers: Sequence[int]) -> None:
     kept = [decoder.layers[index] for index in layers]
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index
+    for name, value in settings_of_layers(decoder.config.to_dict(), layers).items():
+        setattr(decoder.config, name, value)
     decoder.layers = nn.ModuleList(kept)
-    decoder.config.num_hidden_layers = len(kept)
-    if getattr(decoder.config, "layer_types", None):
-        decoder.config.layer_types = [decoder.config.layer_types[index] for index in layers]
     drop_token_table(decoder)
+
+
+def settings_of_layers(settings: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """Return the settings of an architecture that change where only some of its layers are kept.
+
+    Args:
+        settings: Architecture in transformers' names.
+        layers: Numbers of the layers, from 0.
+
+    Example:
+        >>> settings_of_layers({"num_hidden_layers": 3, "no_rope_layers": [1, 1, 0]}, (0, 2))
+        {'num_hidden_layers': 2, 'no_rope_layers': [1, 0]}
+    """
+    depth = settings["num_hidden_layers"]
+    lists = {name: value for name, value in settings.items() if "layer" in name and isinstance(value, list)}
+    of_each = {name: [value[index] for index in layers] for name, value in lists.items() if len(value) == depth}
+    return {"num_hidden_layers": len(layers), **of_each}
 
 
 def empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from slmrec.models.layers import settings_of_layers
+
 if TYPE_CHECKING:
     from peft import LoraConfig
 
@@ -97,9 +99,9 @@ def with_layers(
         layer_dropout: Dropout on the outputs of attention and MLP of each layer.
     """
     values = model.config.to_dict()
-    decoder = values["decoder"] | {"num_hidden_layers": len(layers)}
-    if decoder.get("layer_types"):
-        decoder["layer_types"] = decoder["layer_types"][: len(layers)]
+    decoder = values["decoder"] | settings_of_layers(
+        {"num_hidden_layers": model.num_layers} | values["decoder"], layers
+    )
     kept = {name: values[name] for name in (*_ARCHITECTURE, *_PROMPT)}
     config = type(model.config)(decoder=decoder, item_dropout=item_dropout, layer_dropout=layer_dropout, **kept)
     copy = type(model)(config)

@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "gemma": {"head_dim": 8, "num_key_value_heads": 1},
     "gemma2": {"head_dim": 8, "attn_logit_softcapping": 5.0},
-    "gemma3_text": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "phi": {"num_key_value_heads": 4},
     "phi3": {},
     "smollm3": {},
