@@ -48,6 +48,11 @@ class Histories(NamedTuple):
         """Return the histories of some users."""
         return Histories(self.items[rows], self.lengths[rows], None if self.times is None else self.times[rows])
 
+    def trimmed(self) -> "Histories":
+        """Return the histories without columns that are padding in all of them."""
+        width = int(self.lengths.max())
+        return Histories(self.items[:, :width], self.lengths, None if self.times is None else self.times[:, :width])
+
 
 class Batch(NamedTuple):
     """Training samples: histories and the items that follow them."""

@@ -167,6 +167,22 @@ def test_one_pass_with_absolute_positions_is_refused() -> None:
     assert Config.model_validate({"pretrain": {"sasrec": relative}}).pretrain["sasrec"].supervision == "every_position"
 
 
+@pytest.mark.parametrize("every_position", [False, True])
+def test_training_groups_histories_by_length_without_effect(every_position: bool) -> None:
+    """Without dropout, a model in training returns what it returns in evaluation, in the same order."""
+    histories = batch([3, 1, 2], [7], [4, 4, 5, 6, 1], [9, 8], [2], [1, 2, 3, 4, 5, 6], [5, 6, 7]).histories
+    own = model(positions="from_oldest", causal=True)
+    evaluated = own.encode(histories, every_position=every_position).users
+    trained = own.train().encode(histories, every_position=every_position).users
+    torch.testing.assert_close(trained, evaluated, rtol=1e-5, atol=1e-6)
+    gradients = []
+    for users in (trained, evaluated):
+        own.zero_grad()
+        (users * torch.arange(users.numel()).reshape(users.shape)).sum().backward()
+        gradients.append(own.item_embeddings.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
 def test_gradients_reach_each_beta_and_padding_gets_none() -> None:
     own = model()
     NextItemLoss(own)(batch([1, 2, 3], [4])).total.backward()

@@ -149,22 +149,37 @@ class SasRec(Model):
         if num_blocks:
             raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
         if every_position and not self.settings.means_one_position:
-            users = torch.cat([self.encode(prefixes).users for prefixes in _prefixes(histories)])
-            return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
+            users = torch.cat([self._encode_by_length(prefixes, False) for prefixes in _prefixes(histories)])
+        elif self.training and histories.items.device.type == "cpu":
+            users = self._encode_by_length(histories, every_position)
+        else:
+            users = self._encode(histories, every_position)
+        return Encoded(users, bonus=self.history_bonus(histories, every_position=every_position))
+
+    def _encode_by_length(self, histories: Histories, every_position: bool) -> Tensor:
+        """Encode histories of similar lengths together, so that a CPU computes little padding."""
+        groups = _groups_by_length(histories.lengths)
+        users = [self._encode(histories.select(rows).trimmed(), every_position) for rows in groups]
+        rows = torch.cat(groups)
+        if every_position:
+            rows = torch.repeat_interleave(rows, histories.lengths[rows])
+        return torch.cat(users)[rows.argsort(stable=True)]
+
+    def _encode(self, histories: Histories, every_position: bool) -> Tensor:
+        """Return the user vectors (N, D) of histories whose positions mean the same in every prefix."""
         columns = torch.arange(histories.items.shape[1], device=histories.items.device)
         is_item = columns < histories.lengths[:, None]
         x, gaps = self._inputs(histories, columns), self._gaps(histories)
         for layer in self.layers[:-1]:
             x = layer(x, x, None, columns[None], is_item, gaps)
         if every_position:
-            users = self._users(self.layers[-1](x, x, None, columns[None], is_item, gaps)[is_item])
-            return Encoded(users, bonus=self.history_bonus(histories, every_position=True))
+            return self._users(self.layers[-1](x, x, None, columns[None], is_item, gaps)[is_item])
         last = histories.lengths - 1
         rows = torch.arange(x.shape[0], device=x.device)
         newest = x[rows, last].unsqueeze(1)
         gaps = None if gaps is None else gaps[rows, last].unsqueeze(1)
         states = self.layers[-1](newest, x, is_item[:, None, None, :], last[:, None], is_item, gaps).squeeze(1)
-        return Encoded(self._users(states), bonus=self.history_bonus(histories))
+        return self._users(states)
 
     def age_scores(self) -> Tensor | None:
         """Return the scores (A,) of the items of the history by their age; training ignores a fitted score."""
@@ -231,6 +246,12 @@ class SasRec(Model):
         self.item_embeddings.weight[0] = 0
         if isinstance(self.output_map, nn.Sequential):
             self.output_map[-1].weight.div_(scale)  # type: ignore[operator]
+
+
+def _groups_by_length(lengths: Tensor) -> list[Tensor]:
+    """Return the rows of histories with 1, 2, 3-4, 5-8, ... items, without empty groups."""
+    powers = torch.ceil(torch.log2(lengths.double()))
+    return [torch.nonzero(powers == power).flatten() for power in torch.unique(powers)]
 
 
 def _prefixes(histories: Histories) -> Iterator[Histories]:
