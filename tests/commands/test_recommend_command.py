@@ -130,7 +130,7 @@ def test_files_are_read_some_users_at_a_time(
     recommend = Recommender.recommend
 
     def watched(self: Recommender, sequences: Any, *rest: Any, **others: Any) -> Recommendations:
-        asked.append(len(sequences))
+        asked.append(len(sequences.users))
         return recommend(self, sequences, *rest, **others)
 
     sequences = sequences_of_many(23)
@@ -159,11 +159,11 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
     first_message = caplog.messages[-1]
     recommend, asked = Recommender.recommend, []
 
-    def until_the_third(self: Recommender, *rest: Any, **others: Any) -> Recommendations:
+    def until_the_third(self: Recommender, sequences: Any, **others: Any) -> Recommendations:
         if len(asked) == 2:
             raise PowerCutError
-        asked.append(others["user_ids"])
-        return recommend(self, *rest, **others)
+        asked.append(sequences.users)
+        return recommend(self, sequences, **others)
 
     monkeypatch.setattr(Recommender, "recommend", until_the_third)
     with pytest.raises(PowerCutError):

@@ -94,9 +94,15 @@ def _without_categories(table: pa.Table) -> pa.Table:
 
 
 def _plain_type(dtype: Any) -> Any:
-    """Return a type without categories; string views of polars, whose values Arrow cannot take, become strings."""
+    """Return a type without categories; string views of polars in them, or in structs, become strings.
+
+    Arrow can neither take nor slice their values.
+    """
     if pa.types.is_dictionary(dtype):
         return pa.large_string() if pa.types.is_string_view(dtype.value_type) else dtype.value_type
+    if pa.types.is_struct(dtype):
+        views = [pa.large_string() if pa.types.is_string_view(one.type) else _plain_type(one.type) for one in dtype]
+        return pa.struct([one.with_type(view) for one, view in zip(dtype, views, strict=True)])
     if not (pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)):
         return dtype
     plain = _plain_type(dtype.value_type)

@@ -36,7 +36,7 @@ class Sequences(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Rules and diversity of one user of a file."""
+    """Rules and diversity of one user of a file or table."""
 
     rules: tuple[Rule, ...] = ()
     diversity: float | None = None
@@ -214,28 +214,30 @@ def read_histories(
     unit: Unit | None,
     timestamps: Sequence[Sequence[Any]] | None = None,
     user_ids: Sequence[Any] | None = None,
+    check: Callable[[Asked], None] = lambda _: None,
 ) -> Sequences:
     """Return the users and histories of a list of histories, or of an Arrow, pandas or polars table.
 
     Args:
-        histories: The list or table.
+        histories: The list or table; or users and histories that were read before, which are returned.
         catalogue: Catalogue of the model.
         unit: Unit in which the model reads times; None: it reads none.
         timestamps: Times of the items of each history of a list.
         user_ids: User ids; None: those of the table, or 0, 1, ...
+        check: Refuses what a user of a table asks for, by a ConfigError.
 
     Raises:
         ConfigError: A history is no list, the number of user ids differs, or timestamps do not fit.
         DataError: The table has other columns, or a value of a history is no item id.
     """
+    if isinstance(histories, Sequences):
+        return histories
     if is_table(histories):
         if timestamps is not None:
             raise ConfigError("timestamps are given beside a table, which holds times in a column; leave them out")
         with table_user_rows(histories, _READING, unit) as rows:
-            table = CheckedHistories(rows, catalogue, _READING, unit)
+            table = CheckedHistories(rows, catalogue, _READING, unit, check)
             read = next(table.chunks(max(1, table.num_users)), Sequences([], []))
-        if read.asked is not None:
-            raise ConfigError("the table has rules or diversity for single users; give rules= and diversity=")
     else:
         check_histories(histories)
         times = check_timestamps(timestamps, histories, unit)

@@ -1,6 +1,7 @@
 """Recommender: a model folder that answers for histories in the caller's item ids."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +18,11 @@ from slmrec.inference.devices import device_of
 from slmrec.inference.dry_run import check_outputs, failures_reported
 from slmrec.inference.faiss_index import ItemIndex
 from slmrec.inference.freeze import freeze
-from slmrec.inference.histories import KnownHistories, known_histories, read_histories
+from slmrec.inference.histories import Asked, KnownHistories, known_histories, read_histories
 from slmrec.inference.ranking import NO_ITEMS, Ranked, Ranker, RankRequest
 from slmrec.inference.recommendations import Recommendations, table_of
 from slmrec.inference.rules.effect import ItemRules
-from slmrec.inference.rules.rule import RulesLike, parse_rules, standing_rules, write_rules
+from slmrec.inference.rules.rule import Rule, RulesLike, parse_rules, standing_rules, write_rules
 from slmrec.models.card import About
 from slmrec.models.folder import (
     Vocabulary,
@@ -181,7 +182,8 @@ class Recommender:
 
         Args:
             histories: List of histories, each a list of item ids, oldest first; text and number forms of an id are the
-                same, and 9.0 is 9. Or a table with the columns `user_id, history` or `user_id, item_id, timestamp`.
+                same, and 9.0 is 9. Or a table with the columns `user_id, history` (and `rules` and `diversity` of
+                each user, where they have own ones) or `user_id, item_id, timestamp`.
             k: Number of items, at least 1.
             filter_seen: Leave out the items of the history.
             candidates: Rank these items only.
@@ -212,14 +214,20 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 item")
         self.ranker.check_diversity(diversity)
-        num_reasons, effect = num_reasons_of(because), self.rules.effect(parse_rules(rules))
-        read = read_histories(histories, self.catalogue, self.model.timestamp_unit, timestamps, user_ids)
+        num_reasons, shared = num_reasons_of(because), parse_rules(rules)
+        self.rules.effect(shared)  # reports what does not fit the items before the histories are read
+        check, unit = partial(self.check_asked, shared), self.model.timestamp_unit
+        read = read_histories(histories, self.catalogue, unit, timestamps, user_ids, check)
         users, (known, times, unknown) = read.users, known_histories(read, self.catalogue)
         allowed = None if candidates is None else self._known_items(candidates, "candidate")
         excluded = self._items(exclude or (), "exclude")[0]
+        asked = read.asked or [Asked()] * len(users)
+        effects = self.rules.effects_for_users(shared, [one.rules for one in asked])
+        weights = [diversity if one.diversity is None else one.diversity for one in asked]
         ranked: list[Ranked] = [NO_ITEMS] * len(known)
         for rows, encoded in self._encode_batches(known, times):
-            requests = [RankRequest(k, known[row] if filter_seen else (), allowed, effect, diversity) for row in rows]
+            own = [(known[row] if filter_seen else (), effects[row], weights[row]) for row in rows]
+            requests = [RankRequest(k, seen, allowed, effect, weight) for seen, effect, weight in own]
             try:
                 answers = self.ranker.rank(requests, encoded, excluded=excluded)
             except ValueError:
@@ -282,9 +290,21 @@ class Recommender:
         title: str | None = self.vocabulary.titles[item - 1].as_py()
         return title
 
+    def check_asked(self, rules: Sequence[Rule], asked: Asked) -> None:
+        """Refuse what a user asks for in addition to the rules of all users.
+
+        Raises:
+            ConfigError: A rule does not fit the items, there are too many, or diversity is invalid for the model.
+        """
+        self.ranker.check_diversity(asked.diversity or 0.0)
+        self.rules.effect(asked.rules)
+        parse_rules([*rules, *asked.rules])
+
     def _known_histories(self, histories: HistoriesLike, timestamps: Any) -> KnownHistories:
         """Return histories as items; each must contain a known item."""
         read = read_histories(histories, self.catalogue, self.model.timestamp_unit, timestamps)
+        if read.asked is not None:
+            raise ConfigError("the table has rules or diversity, which change no scores; leave these columns out")
         known = known_histories(read, self.catalogue)
         if not all(known.items):
             number = known.items.index([])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from slmrec import Recommender
 from slmrec.commands.main import main
-from slmrec.errors import CheckpointError, ConfigError
+from slmrec.errors import CheckpointError, ConfigError, DataError
 from slmrec.inference.rules.rule import MAX_RULES, parse_rules
 from slmrec.models.baselines import Popularity, PopularityConfig
 from slmrec.models.folder import Vocabulary
@@ -338,3 +339,37 @@ def test_users_of_a_file_ask_for_their_own_rules(
     assert main([*command, str(tmp_path / "all.json")]) == 2
     said = capsys.readouterr().err
     assert "rules of user " in said and "colour" in said and "rules[0]: column 'colour' is not in the model" in said
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("frame", [pa.table, pd.DataFrame, pl.DataFrame], ids=["arrow", "pandas", "polars"])
+def test_users_of_a_table_ask_for_their_own_rules(frame: Any, as_text: bool, recommender: Recommender) -> None:
+    own, weights = [RULES["two caps"], None, RULES["cap of each value"], None], [0.4, None, None, 0.0]
+    rules = [one and json.dumps(one) for one in own] if as_text else own
+    histories = [HISTORIES[user % 2] for user in range(4)]
+    table = frame({"user_id": list("abcd"), "history": histories, "rules": rules, "diversity": weights})
+    found = recommender.recommend(table, k=4, rules=RULES["exclude"], diversity=0.2)
+    lists = [
+        expected(recommender, history, [*RULES["exclude"], *(one or [])], 4, 0.2 if weight is None else weight)
+        for history, one, weight in zip(histories, own, weights, strict=True)
+    ]
+    check_lists(found.to_lists(), lists)
+    assert found.table["user_id"].to_pylist() == [user for user in "abcd" for _ in range(4)]
+    with pytest.raises(ConfigError, match="the table has rules or diversity, which change no scores; leave these"):
+        recommender.score(table)
+
+
+def test_faults_in_the_rules_of_a_user_are_named(recommender: Recommender) -> None:
+    def fault(**columns: Any) -> str:
+        table = pa.table({"user_id": ["a", "b"], "history": [["i01"], ["i02"]]} | columns)
+        with pytest.raises(DataError) as error:
+            recommender.recommend(table, rules=RULES["exclude"])
+        return str(error.value)
+
+    cap = {"do": "cap", "column": "brand", "by": 1.0}
+    colour = json.dumps([cap | {"column": "colour"}])
+    said = fault(rules=[None, colour])
+    assert said.startswith("histories: row 2") and "rules of user 'b'" in said and "'colour' is not in" in said
+    assert "rules has 33 rules, expected at most 32" in fault(rules=[json.dumps([cap] * 32), None])
+    assert "diversity is 1.5, expected a number from 0 to 1" in fault(diversity=[0.5, 1.5])
+    assert "expected a JSON list of rules" in fault(rules=["cap", None])

@@ -6,14 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
 from slmrec.config.prepare import PrepareConfig
 from slmrec.errors import DataError, SlmrecError, UnknownItemsWarning
 from slmrec.inference.batch.known_users import FILES, data_of, known_user_rows, reading_of
 from slmrec.inference.batch.resumable_output import Parts, check_output
-from slmrec.inference.histories import Asked, CheckedHistories, Sequences
+from slmrec.inference.histories import CheckedHistories
 from slmrec.inference.history_files import open_user_rows, read_item_ids
 from slmrec.inference.recommendations import Recommendations
 from slmrec.inference.recommender import Recommender
@@ -121,12 +118,13 @@ def _recommend_file(
     files |= {} if index is None else {"index": _file_states(index)}
     unit = recommender.model.timestamp_unit
     reading = options.reading if histories_file else reading_of(input)
+    check = partial(recommender.check_asked, arguments["rules"])
     with (
         open_user_rows(input, reading, output.absolute().parent, unit)
         if histories_file
         else known_user_rows(input, unit)
     ) as rows:
-        histories = CheckedHistories(rows, recommender.catalogue, reading, unit, partial(_check_asked, recommender))
+        histories = CheckedHistories(rows, recommender.catalogue, reading, unit, check)
         check_unknown(input, histories.num_unknown, histories.num_items, histories.first_unknown, options)
         plan = {"slmrec": __version__, "chunk_users": CHUNK_USERS, "reading": reading.model_dump(mode="json")}
         parts = Parts(output, {**plan, **files, **arguments})
@@ -163,45 +161,13 @@ def _write_parts(
         warnings.simplefilter("ignore", UnknownItemsWarning)  # the summary says it for all users together
         for number, sequences in enumerate(histories.chunks(CHUNK_USERS)):
             if number >= num_done:
-                table, facts = _answer(recommender, sequences, arguments)
-                parts.append(table.set_column(0, "user_id", table["user_id"].cast(user_type)), facts)
+                lists = recommender.recommend(sequences, **arguments)
+                users = lists.table["user_id"].cast(user_type)
+                parts.append(lists.table.set_column(0, "user_id", users), _facts(lists))
             advance(len(sequences.users))
     if not len(parts):
         lists = recommender.recommend([], **arguments)
         parts.append(lists.table, _facts(lists))
-
-
-def _answer(recommender: Recommender, given: Sequences, arguments: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the lists of some users and their facts; users who ask for the same are answered together."""
-    groups: dict[str, list[int]] = {}
-    for row, asked in enumerate(given.asked or [Asked()] * len(given.users)):
-        groups.setdefault(str(asked), []).append(row)
-    tables, facts, order = [], [], []
-    for rows in groups.values():
-        asked = Asked() if given.asked is None else given.asked[rows[0]]
-        own: dict[str, Any] = {"rules": (*arguments["rules"], *asked.rules)}
-        own |= {} if asked.diversity is None else {"diversity": asked.diversity}
-        lists = recommender.recommend(
-            [given.histories[row] for row in rows],
-            timestamps=None if given.timestamps is None else [given.timestamps[row] for row in rows],
-            user_ids=[given.users[row] for row in rows],
-            **arguments | own,
-        )
-        tables.append(lists.table)
-        facts.append(_facts(lists))
-        order.append(np.repeat(rows, lists.sizes))
-    if len(groups) == 1:
-        return tables[0], facts[0]
-    merged = {name: sum(part[name] for part in facts) for name in ("users", "rows", "unknown", "fallback", "lost")}
-    for name, number in (("first_unknown", "unknown"), ("first_lost", "lost")):
-        merged[name] = next((part[name] for part in facts if part[number]), "None")
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table.take(pa.array(np.argsort(np.concatenate(order), kind="stable"))), merged
-
-
-def _check_asked(recommender: Recommender, asked: Asked) -> None:
-    recommender.ranker.check_diversity(asked.diversity or 0.0)
-    recommender.rules.effect(asked.rules)
 
 
 def _facts(lists: Recommendations) -> dict[str, Any]:

@@ -88,6 +88,12 @@ class ItemRules:
         key = b"".join(_key(rule) for rule in rules)
         return self._effects.get(key, lambda: self._effect([*self.standing, *rules], len(self.standing), where))
 
+    def effects_for_users(self, shared: Sequence[Rule], own: Sequence[tuple[Rule, ...]]) -> list[RuleEffect | None]:
+        """Return the effect of shared rules and those of each user; the same object for equal ones."""
+        texts = list(map(repr, own))  # the values 1 and true are equal, but their texts differ
+        effects = {text: self.effect([*shared, *rules]) for text, rules in dict(zip(texts, own, strict=True)).items()}
+        return [effects[text] for text in texts]
+
     @property
     def columns(self) -> list[str]:
         """Columns that rules may name."""
