@@ -139,10 +139,14 @@ def _window(made: Draft, facts: Facts) -> Draft:
 
 
 def _repeats(made: Draft, facts: Facts) -> Draft:
-    model, student = ("by_age", "by_age") if facts.repeat_share >= MANY_REPEATS else ("fitted", "scalar")
-    changes = {f"pretrain.{name}.repeat_score": model for name in made.config.pretrain}
     reason = f"{facts.repeat_share:.1%} of the events repeat an item of their user"
-    return made.set(reason, changes | {"distill.student.repeat_score": student}, ("repeat_score", model))
+    names = [f"pretrain.{name}.repeat_score" for name in made.config.pretrain]
+    if facts.repeat_share >= MANY_REPEATS:
+        changes = dict.fromkeys([*names, "distill.student.repeat_score"], "by_age")
+        return made.set(reason, changes, ("repeat_score", "by_age"))
+    without = [name for name, model in made.config.pretrain.items() if getattr(model, "repeat_score", "") == "none"]
+    changes = {f"pretrain.{name}.repeat_score": "fitted" for name in without}
+    return made.set(reason, changes | {"distill.student.repeat_score": "scalar"}, ("repeat_score", "fitted"))
 
 
 def _evaluation(made: Draft, facts: Facts) -> Draft:
