@@ -1,5 +1,6 @@
 """The largest plan that fits into the time and the memory, from fake measurements; and a real run in a short time."""
 
+import dataclasses
 from pathlib import Path
 from time import perf_counter
 
@@ -25,8 +26,9 @@ TOYS_COSTS = {"text": 25.0, "text_2": 25.0, "cosine": 15.0, STUDENT: 30.0}
 def fake(config: Config) -> Costs:
     """Return times like those of one core on Toys and Games."""
     names = [*config.pretrain, *([STUDENT] if config.trains_student else [])]
-    fast = config.pretrain["sasrec"].supervision == "every_position"
+    fast = "sasrec" in config.pretrain and config.pretrain["sasrec"].supervision == "every_position"
     costs = TOYS_COSTS | {"sasrec": 15.0 if fast else 90.0}
+    assert all(model.item_text in config.item_text for model in config.pretrain.values() if "text" in model.kind)
     models = {name: ModelCost(costs[name], 0.0003, {1: 4 * 2**30, 2: 2**30}) for name in names}
     return Costs(models, 30.0, 20.0) if config.trains_student else Costs(models)
 
@@ -49,7 +51,10 @@ def test_without_a_budget_the_recipe_stays_and_its_time_is_shown() -> None:
         (9000, ["sasrec", "text", "text_2"], True),
         (5400, ["sasrec", "text"], True),
         (1900, ["sasrec", "text"], True),
-        (600, ["sasrec"], False),
+        (700, ["sasrec", "text"], False),
+        (500, ["text"], False),
+        (300, ["text"], False),
+        (200, ["sasrec"], False),
         (60, [], False),
     ],
 )
@@ -71,7 +76,30 @@ def test_less_time_never_gives_more() -> None:
         sizes.append(len(config.pretrain) + config.trains_student)
         for name, model in config.pretrain.items():
             assert (model.train.max_minutes or 0) * 60 >= 6 * OVERHEAD * fake(config).models[name].epoch
-    assert sizes == sorted(sizes) and len(set(sizes)) == 4
+    assert sizes == sorted(sizes) and len(set(sizes)) == 5
+
+
+def test_a_short_budget_keeps_the_titles_and_says_why() -> None:
+    reasons = {}
+    for budget in range(200, 1500, 50):
+        made = planned(draft(TOYS, []), TOYS, fake, budget)
+        shown = {choice.setting: choice for choice in made.chosen}["models"]
+        learners = ["teacher", "student"] if made.config.trains_student else []
+        names = [*made.config.pretrain, *learners]
+        reasons[tuple(names)] = shown.reason
+        assert shown.value == ", ".join(["popularity", "cooccurrence", *names])
+    assert list(reasons) == [("sasrec",), ("text",), ("sasrec", "text"), ("sasrec", "text", "teacher", "student")]
+    assert len(set(reasons.values())) == 4 and "titles teach as much as item ids" in reasons["text",]
+    without = dataclasses.replace(TOYS, title_share=0.0)
+    slow = {"cosine": 500.0, STUDENT: 500.0}
+    for budget in (200, 600, 1500):
+        config = planned(draft(without, []), without, lambda config: slowed(fake(config), slow), budget).config
+        assert list(config.pretrain) == ["sasrec"] and not config.item_text
+
+
+def slowed(costs: Costs, epochs: dict[str, float]) -> Costs:
+    models = {name: cost._replace(epoch=epochs.get(name, cost.epoch)) for name, cost in costs.models.items()}
+    return dataclasses.replace(costs, models=models)
 
 
 def test_the_student_is_shortened_first() -> None:
@@ -138,6 +166,21 @@ def test_a_run_within_its_time(shop: Path, tmp_path: Path, monkeypatch: pytest.M
     assert list(models) == names and config.pretrain
     limit, measured = config.pretrain["sasrec"].train.max_minutes, read_json(output / "pretrain/sasrec/metrics.json")
     assert limit and measured["training_s"] < 60 * limit * 1.5
+
+
+def test_a_run_with_time_for_the_text_model_alone(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_but_for_text(config: Config) -> Costs:
+        names = [*config.pretrain, *([STUDENT] if config.trains_student else [])]
+        return Costs({name: ModelCost(0.01 if name == "text" else 100.0, 1e-5, {1: 2**20}) for name in names})
+
+    monkeypatch.setattr("slmrec.auto.choose.Measurement", lambda _: slow_but_for_text)
+    files = ["--input", str(shop / "interactions.csv"), "--items", str(shop / "items.csv")]
+    assert main(["run", *files, "--output", str(tmp_path / "run"), "--time-budget", "60s"]) == 0
+    metrics = read_json(tmp_path / "run" / "evaluate" / "metrics.json")["protocols"]["full_history_excluded"]["models"]
+    verdict = read_json(tmp_path / "run" / "verdict.json")
+    assert list(metrics) == ["popularity", "cooccurrence", "text"]
+    assert verdict["ship"] == "text" and verdict["against"] in ("popularity", "cooccurrence")
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_model_is_measured_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The largest plan that fits into the time: full recipe, fewer models or epochs, SASRec alone, baselines."""
+"""The largest plan that fits into the time: full recipe, fewer models or epochs, one model alone, baselines."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -23,6 +23,11 @@ SHORT_STUDENT, SHORTEST_STUDENT = 0.5, 0.3
 """Shares of the student's epochs: those that hardly cost quality, and the fewest; epoch 3 of 14 reaches 98 %."""
 RANKING = 1.5
 """Time of ranking a user for the evaluation, in relation to validation: more protocols, and metrics of the lists."""
+
+
+_NO_STUDENT = "the time is too short for teacher and student; the better of the models is shipped"
+_TEXT_ALONE = "the time is enough for one model, and titles teach as much as item ids in the same minutes, or more"
+_SASREC_ALONE = "the time is enough for one model, and this one needs least"
 
 
 class Variant(NamedTuple):
@@ -79,7 +84,9 @@ def variants(made: Draft) -> Iterator[Variant]:
     reason = "chosen by the time budget"
     if "text_2" in models:
         models.pop("text_2")
-        made = made.set(reason, {"pretrain": models, "finetune.ensemble": list(models)}, ("second text model", "none"))
+        shown = ("models", ", ".join(["popularity", "cooccurrence", *models, "teacher", "student"]))
+        changes = {"pretrain": models, "finetune.ensemble": list(models)}
+        made = made.set("the time is too short for a second text model", changes, shown)
         yield Variant(made, 0.8)
     sasrec = made.config.pretrain["sasrec"]
     if sasrec.supervision == "every_prefix" and sasrec.train.loss == "ce":
@@ -87,7 +94,12 @@ def variants(made: Draft) -> Iterator[Variant]:
         made = made.set(reason, {"pretrain": models}, ("pretrain.sasrec.supervision", "every_position"))
     if made.config.trains_student:
         yield Variant(made, 0.4)
-        made = made.without_student(reason, {"sasrec": models["sasrec"]})
+        sasrec = {"sasrec": models["sasrec"]}
+        if "text" in models:
+            text = {"text": models["text"]}
+            yield Variant(made.without_student(_NO_STUDENT, sasrec | text), 0.4)
+            yield Variant(made.without_student(_TEXT_ALONE, text), 0.3)
+        made = made.without_student(_SASREC_ALONE, sasrec)
     yield Variant(made, 0.3)
 
 

@@ -20,7 +20,7 @@ STEPS_OF_SMALL_LOGS = {"sasrec": (750, 12), "text": (440, 7), "cosine": (440, 7)
 MAX_EPOCHS = 60
 WINDOWS = (50, 100, 200)
 """Numbers of items that models may read; recipes have the first."""
-ALONE: dict[str, Any] = {"item_text": {}, "finetune": {}, "distill": {"teacher": None}}
+ALONE: dict[str, Any] = {"finetune": {}, "distill": {"teacher": None}}
 """Changes that leave teacher and student out."""
 
 
@@ -60,7 +60,10 @@ class Draft(NamedTuple):
     def without_student(self, reason: str, models: dict[str, Any]) -> "Draft":
         """Return the draft of a run of some base models alone, given by their settings."""
         shown = ("models", ", ".join(["popularity", "cooccurrence", *models]))
-        return self.set(reason, {"pretrain": models} | ALONE, shown)
+        texts = self.config.model_dump(mode="json", exclude_unset=True).get("item_text", {})
+        read = {model.get("item_text") for model in models.values()}
+        kept = {"item_text": {name: text for name, text in texts.items() if name in read}}
+        return self.set(reason, {"pretrain": models} | kept | ALONE, shown)
 
 
 def draft(facts: Facts, overrides: list[str]) -> Draft:
