@@ -94,12 +94,11 @@ def variants(made: Draft) -> Iterator[Variant]:
         made = made.set(reason, {"pretrain": models}, ("pretrain.sasrec.supervision", "every_position"))
     if made.config.trains_student:
         yield Variant(made, 0.4)
-        sasrec = {"sasrec": models["sasrec"]}
-        if "text" in models:
-            text = {"text": models["text"]}
-            yield Variant(made.without_student(_NO_STUDENT, sasrec | text), 0.4)
-            yield Variant(made.without_student(_TEXT_ALONE, text), 0.3)
-        made = made.without_student(_SASREC_ALONE, sasrec)
+        of_ids, of_text = ({name: models[name]} if name in models else {} for name in ("sasrec", "text"))
+        if of_text:
+            yield Variant(made.without_student(_NO_STUDENT, of_ids | of_text), 0.4)
+            yield Variant(made.without_student(_TEXT_ALONE, of_text), 0.3)
+        made = made.without_student(_SASREC_ALONE, of_ids)
     yield Variant(made, 0.3)
 
 
