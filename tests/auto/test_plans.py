@@ -84,6 +84,8 @@ def test_a_short_budget_keeps_the_titles_and_says_why() -> None:
     for budget in range(200, 1500, 50):
         made = planned(draft(TOYS, []), TOYS, fake, budget)
         shown = {choice.setting: choice for choice in made.chosen}["models"]
+        settings = {choice.setting.split(".")[1] for choice in made.chosen if choice.setting.startswith("pretrain.")}
+        assert settings <= set(made.config.pretrain)
         learners = ["teacher", "student"] if made.config.trains_student else []
         names = [*made.config.pretrain, *learners]
         reasons[tuple(names)] = shown.reason

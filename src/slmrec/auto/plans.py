@@ -94,11 +94,11 @@ def variants(made: Draft) -> Iterator[Variant]:
         made = made.set(reason, {"pretrain": models}, ("pretrain.sasrec.supervision", "every_position"))
     if made.config.trains_student:
         yield Variant(made, 0.4)
-        of_ids, of_text = ({name: models[name]} if name in models else {} for name in ("sasrec", "text"))
-        if of_text:
-            yield Variant(made.without_student(_NO_STUDENT, of_ids | of_text), 0.4)
-            yield Variant(made.without_student(_TEXT_ALONE, of_text), 0.3)
-        made = made.without_student(_SASREC_ALONE, of_ids)
+        if "text" in models:
+            both: dict[str, Any] = {name: models[name] for name in ("sasrec", "text")}
+            yield Variant(made.without_student(_NO_STUDENT, both), 0.4)
+            yield Variant(made.without_student(_TEXT_ALONE, {"text": models["text"]}), 0.3)
+        made = made.without_student(_SASREC_ALONE, {"sasrec": models["sasrec"]})
     yield Variant(made, 0.3)
 
 

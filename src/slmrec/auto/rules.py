@@ -63,7 +63,9 @@ class Draft(NamedTuple):
         texts = self.config.model_dump(mode="json", exclude_unset=True).get("item_text", {})
         read = {model.get("item_text") for model in models.values()}
         kept = {"item_text": {name: text for name, text in texts.items() if name in read}}
-        return self.set(reason, {"pretrain": models} | kept | ALONE, shown)
+        dropped = tuple(f"pretrain.{name}." for name in self.config.pretrain if name not in models)
+        chosen = tuple(one for one in self.chosen if not one.setting.startswith(dropped))
+        return self._replace(chosen=chosen).set(reason, {"pretrain": models} | kept | ALONE, shown)
 
 
 def draft(facts: Facts, overrides: list[str]) -> Draft:
