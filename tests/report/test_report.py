@@ -17,9 +17,11 @@ from slmrec import report as package
 from slmrec.commands.main import main
 from slmrec.evaluation.metrics import user_metrics
 from slmrec.evaluation.statistics import bootstrap_interval, compare_means, holm
+from slmrec.pipeline.verdict import read_verdict
 from slmrec.report.page import SECTIONS, report, show
 from slmrec.report.parts import Chart, Grid, Notice, Section
 from slmrec.report.pictures import drawn
+from slmrec.report.quality import findings
 from slmrec.report.states import open_run
 from slmrec.studies.ablation import report as report_ablation
 from slmrec.studies.evaluated import read_evaluated
@@ -89,6 +91,25 @@ def test_the_verdict_comes_first(finished: Path) -> None:
     assert page.index(f"<h2>Ship {verdict['ship']}</h2>") < page.index('class="card finding"')
     for text in (*verdict["reasons"], *verdict["warnings"]):
         assert str(escape(text)) in page
+
+
+def test_the_key_figures_are_those_of_the_model_to_ship(finished: Path) -> None:
+    run, verdict = open_run(finished), read_verdict(finished)
+    assert verdict is not None
+    results = run.evaluation["protocols"]["full_history_excluded"]["models"]
+    for ship, against, slower in (("sasrec", "popularity", "teacher"), ("teacher", "sasrec", "sasrec")):
+        quality, hits, seconds, size = findings(run, verdict._replace(ship=ship, against=against))
+        own, other, costly = results[ship], results[against], results[slower]
+        assert (quality.title, quality.figure) == (f"NDCG@10 of {ship}", f"{own['ndcg@10']:.4f}")
+        assert f"difference {own['ndcg@10'] - other['ndcg@10']:+.4f}" in quality.text and against in quality.text
+        assert (hits.figure, hits.text) == (f"{own['hit@10']:.1%}", f"{against}: {other['hit@10']:.1%}")
+        milliseconds = [1000 / model["users_per_second"] for model in (own, costly)]
+        assert seconds.figure == f"{milliseconds[0]:.3g} ms" and f"{slower}: {milliseconds[1]:.3g} ms" in seconds.text
+        assert (size.figure, size.text) == (f"{own['num_parameters']:,}", f"{slower}: {costly['num_parameters']:,}")
+    assert next(iter(findings(run, None))).title == "NDCG@10 of student"
+    assert findings(run, verdict._replace(ship="gone")) == []
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert f"NDCG@10 of {verdict.ship}<" in page
 
 
 def test_all_metrics_are_those_of_evaluate(finished: Path) -> None:

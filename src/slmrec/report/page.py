@@ -144,12 +144,12 @@ def _rendered(run: Run, sections: list[Section], svgs: dict[str, str], folder: P
     )
     environment.filters["svg"] = lambda name: Markup(inline_svg(name, svgs[name]))
     environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
-    name = run.output.resolve().name
+    name, verdict = run.output.resolve().name, _verdict(run)
     page = environment.get_template("page.html").render(
         name=name,
         lead=_lead(run),
-        verdict=_verdict(run),
-        findings=_findings(run),
+        verdict=verdict,
+        findings=_findings(run, verdict),
         sections=sections,
         files=str(folder),
         version=__version__,
@@ -175,9 +175,9 @@ def _verdict(run: Run) -> Verdict | None:
         return None
 
 
-def _findings(run: Run) -> list[Finding]:
+def _findings(run: Run, verdict: Verdict | None) -> list[Finding]:
     try:
-        return findings(run) if run.evaluation else []
+        return findings(run, verdict) if run.evaluation else []
     except READ_FAULTS:
         return []  # the section about the models has a notice
 

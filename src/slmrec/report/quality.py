@@ -6,6 +6,7 @@ from typing import Any
 
 from slmrec.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, Comparison, bootstrap_interval, compare_means, holm
 from slmrec.pipeline.evaluation_tables import SHOWN, SHOWN_OF_LISTS, constant_note
+from slmrec.pipeline.verdict import Verdict
 from slmrec.report.looks import Looks, looks_of
 from slmrec.report.parts import Block, Chart, Column, Finding, Grid, Section, Value, blocks_or_notice
 from slmrec.report.pictures import INK
@@ -28,28 +29,32 @@ def models(run: Run) -> Section:
     return Section("models", "The models", lead, blocks)
 
 
-def findings(run: Run) -> list[Finding]:
-    """Return four key figures of the student; none without a student and a teacher."""
+def findings(run: Run, verdict: Verdict | None) -> list[Finding]:
+    """Return four key figures of the model to ship; without a verdict, of the student.
+
+    Its quality is compared with that of the baseline of the verdict, and its cost with that of the teacher, if there is
+    one. There are no figures without a verdict, a student and a teacher.
+    """
     results = _primary(run)["models"]
-    if not {"student", "teacher"} <= results.keys():
+    ship, against = (verdict.ship, verdict.against) if verdict else ("student", "teacher")
+    if not {ship, against} <= results.keys():
         return []
-    student, teacher = results["student"], results["teacher"]
-    compared = _compared(run, "teacher", "student")
-    relative = "" if compared.relative is None else f"{compared.relative:+.1%} against the teacher; "
+    slower = "teacher" if "teacher" in results and ship != "teacher" else against
+    own, other, costly = results[ship], results[against], results[slower]
+    compared = _compared(run, against, ship)
+    relative = "" if compared.relative is None else f"{compared.relative:+.1%} against {against}; "
     interval = (
         f"difference {compared.difference:+.4f}, {CONFIDENCE:.0%} interval {compared.low:+.4f} to {compared.high:+.4f}"
     )
-    faster = student["users_per_second"] / teacher["users_per_second"]
-    sizes = student["num_parameters"], teacher["num_parameters"]
-    hits = f"{student['hit@10']:.1%}", f"teacher: {teacher['hit@10']:.1%}"
-    speed = f"compared with the teacher: {_milliseconds(student):.3g} ms per user, in batches"
     return [
-        Finding("NDCG@10 of the student", f"{student[METRIC]:.4f}", f"{relative}{interval}"),
-        Finding("users whose next item is in the top ten", *hits),
-        Finding("speed of the student", f"{faster:.2f} ×", speed),
+        Finding(f"NDCG@10 of {ship}", f"{own[METRIC]:.4f}", f"{relative}{interval}"),
+        Finding("users whose next item is in the top ten", f"{own['hit@10']:.1%}", f"{against}: {other['hit@10']:.1%}"),
         Finding(
-            "parameters of the student", f"{sizes[0] / sizes[1]:.0%}", "of the teacher: {:,} of {:,}".format(*sizes)
+            f"time of {ship}",
+            f"{_milliseconds(own):.3g} ms",
+            f"per user, in batches; {slower}: {_milliseconds(costly):.3g} ms",
         ),
+        Finding(f"parameters of {ship}", f"{own['num_parameters']:,}", f"{slower}: {costly['num_parameters']:,}"),
     ]
 
 
