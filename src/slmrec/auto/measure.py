@@ -95,7 +95,7 @@ class Measurement:
         return self._costs[key]
 
     def _student(self, task: Task, teacher: Model) -> tuple[ModelCost, float]:
-        """Return the time of the student, and that of the outputs of its teacher."""
+        """Return the time of the student, and that in which its teacher reads all samples before the training."""
         config = vary(task.config, {"distill.student.init": "random"}, "measurement")
         settings, dataset = config.distill, self._dataset
         text = read_item_text(config, "distill.student", settings.item_text, dataset)
@@ -105,7 +105,8 @@ class Measurement:
         timed = _TimedTeacher(teacher)
         loss = DistillationLoss(student, timed, settings, catalogue_loss(dataset, settings.train))
         whole = epoch_seconds(loss, data, settings.train, config.seed)
-        outputs = timed.seconds / timed.samples * len(data)
+        is_cached = settings.augment is None  # else the teacher reads every batch
+        outputs = timed.seconds / timed.samples * len(data) if is_cached else 0.0
         cost = ModelCost(max(whole - outputs, 0.2 * whole), self._user_seconds(task, student))
         return cost._replace(memory=self._memory(student, data, settings.train, with_kl=True)), outputs
 
