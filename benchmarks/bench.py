@@ -26,10 +26,11 @@ from slmrec.data.batching import by_length, collate
 from slmrec.data.dataset import Dataset, Ints, Samples
 from slmrec.evaluation.rank import EncoderScorer, eval_mode, throughput
 from slmrec.inference.freeze import freeze
-from slmrec.models.backbone import SMOLLM2, Backbone, load_decoder, random_decoder
+from slmrec.models.backbone import Backbone, load_decoder, random_decoder
 from slmrec.models.build import build_decoder
 from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.padded import PaddedEncoder
+from slmrec.packaged import SMOLLM2
 from slmrec.training.full_softmax import CatalogueLoss
 from slmrec.training.losses import DistillationLoss, NextItemLoss
 from slmrec.training.memory import growth_mb

@@ -15,6 +15,7 @@ GROUND = (
     "errors",
     "version",
     "files",
+    "packaged",
     "folders",
     "locks",
     "progress",

@@ -1,7 +1,6 @@
 """Small operations on files: bounded reading, checksums, atomic writes, and text that is safe to print."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -9,9 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from slmrec.errors import CheckpointError
+from typing import Any
 
 MAX_METADATA_BYTES = 2**24
 """Largest file of settings or metadata that is read."""
@@ -197,32 +194,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def cache_folder() -> Path:
     """Return the folder of caches: `$XDG_CACHE_HOME/slmrec`, by default `~/.cache/slmrec`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmrec"
-
-
-class PackagedFile(NamedTuple):
-    """File of a language model that a Python package carries."""
-
-    source: str
-    """Name of the model in the settings."""
-    package: str
-    file: str
-    sha256: str
-    install: str
-    """Command that installs the package."""
-
-    def find(self, setting: str) -> Path:
-        """Return the file, whose checksum is known.
-
-        Args:
-            setting: Path of the source in the YAML, for messages.
-
-        Raises:
-            CheckpointError: The package is not installed, or has another file.
-        """
-        package = importlib.util.find_spec(self.package)  # not imported, since what it imports is not needed
-        if package is None or not package.submodule_search_locations:
-            raise CheckpointError(f"{setting} is {self.source!r}, whose package is not installed; run: {self.install}")
-        file = Path(package.submodule_search_locations[0]) / self.file
-        if not file.is_file() or sha256(file) != self.sha256:
-            raise CheckpointError(f"{file}: missing or not the expected file; run: {self.install} --force-reinstall")
-        return file

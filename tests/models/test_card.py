@@ -10,10 +10,12 @@ from artefacts import decoder, sasrec
 from huggingface_hub import ModelCard, ModelCardData
 
 from slmrec import Recommender
-from slmrec.config import ItemTextConfig
+from slmrec.config import ItemTextConfig, LoraSettings
 from slmrec.data.dataset import Dataset
 from slmrec.errors import CheckpointError, ConfigError
+from slmrec.models.build import student_from
 from slmrec.models.card import About, Measured, card
+from slmrec.models.decoder import DecoderRecommender
 from slmrec.models.folder import save_recommender
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextReader
@@ -129,6 +131,13 @@ def reading(source: str, random_weights: bool = False) -> Model:
     return model
 
 
+def student_of(backbone: str, lora: LoraSettings | None = None) -> Model:
+    model = made_from(backbone)
+    assert isinstance(model, DecoderRecommender)
+    return student_from(model, (0,), item_dropout=0.0, train_items=False, lora=lora)
+
+
+GEMMA = "google/gemma-3-270m"
 SMOLLM2, MINILM = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -140,6 +149,14 @@ SMOLLM2, MINILM = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/
         (made_from("me/large"), "me/large", "layers of [me/large](https://huggingface.co/me/large), under the licence"),
         (made_from("/home/me/large"), None, "layers of `large`, under the licence of that model."),
         (made_from("random"), None, None),
+        (student_of("random"), None, None),
+        (student_of("smollm2-135m", lora=LoraSettings()), SMOLLM2, f"It holds layers of [{SMOLLM2}]"),
+        (made_from("gemma-3-270m", lora=True), GEMMA, "licence `gemma`. Gemma is provided under and subject to the"),
+        (
+            student_of("gemma-3-270m"),
+            GEMMA,
+            f"layers of [{GEMMA}](https://huggingface.co/{GEMMA}), licence `gemma`. Gem",
+        ),
         (reading("all-minilm-l6-v2"), None, f"computed by [{MINILM}](https://huggingface.co/{MINILM}), licence `apac"),
         (reading("all-minilm-l6-v2", random_weights=True), None, None),
     ],

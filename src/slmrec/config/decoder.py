@@ -35,7 +35,8 @@ class DecoderSettings(Section):
     """A decoder over item vectors: its architecture, its input and its training."""
 
     backbone: str | None = "smollm2-135m"
-    """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`)."""
+    """A hub id, a local folder, a .gguf file, `smollm2-135m`, `gemma-3-270m`, or `random` (then give
+    `backbone_config`)."""
     backbone_config: dict[str, Any] | None = None
     """Architecture of a `random` backbone, in transformers' names (`model_type`, `hidden_size`, ...)."""
     num_layers: int = Field(8, ge=1)
@@ -111,7 +112,8 @@ class DecoderModel(DecoderSettings, BaseModelSettings):
     kind: Literal["decoder"] = "decoder"
     """Architecture of the model."""
     backbone: str = "random"
-    """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`)."""
+    """A hub id, a local folder, a .gguf file, `smollm2-135m`, `gemma-3-270m`, or `random` (then give
+    `backbone_config`)."""
     backbone_config: dict[str, Any] | None = Field(
         {
             "model_type": "llama",
@@ -152,8 +154,8 @@ class FinetuneConfig(DecoderSettings):
     """The teacher: the kept layers of a pretrained decoder over item vectors, mixed with base models."""
 
     backbone: str | None = "smollm2-135m"
-    """A hub id, a local folder, a .gguf file, `smollm2-135m`, or `random` (then give `backbone_config`); null: no
-    decoder, so that the teacher is the weighted sum of `ensemble` alone."""
+    """A hub id, a local folder, a .gguf file, `smollm2-135m`, `gemma-3-270m`, or `random` (then give
+    `backbone_config`); null: no decoder, so that the teacher is the weighted sum of `ensemble` alone."""
     item_vectors: str | None = "sasrec"
     """Item vectors that the decoder starts from: the name of a base model, a file (.npy, .safetensors, or the
     reference's .pkl; row i is item i of items.parquet), or null for random ones."""

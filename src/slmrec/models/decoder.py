@@ -41,7 +41,7 @@ Prefix = list[KeysValues]
 class DecoderRecommenderConfig(PretrainedConfig):
     """Architecture of a `DecoderRecommender`, and the backbone with the frozen layers under its adapters.
 
-    With adapters and without a `backbone`, the folder of the model holds its frozen layers too.
+    With adapters and no `backbone`, the folder holds the frozen layers too; `base_model` names where they come from.
     """
 
     model_type = "slmrec_decoder"
@@ -58,6 +58,7 @@ class DecoderRecommenderConfig(PretrainedConfig):
             "item_dropout": 0.0,
             "layer_dropout": 0.0,
             "backbone": None,
+            "base_model": None,
             "layers": (),
             "lora": None,
             "quantization": None,
@@ -302,8 +303,7 @@ class DecoderRecommender(Model):
     def merged(self) -> "DecoderRecommender":
         """Return a copy with its adapters merged and nothing quantised, which opens without the backbone."""
         dropouts = {name: getattr(self.config, name) for name in ("item_dropout", "layer_dropout")}
-        copy = with_layers(self, range(self.num_layers), **dropouts).eval()
-        copy.set_trainable(train_items=False)
+        (copy := with_layers(self, range(self.num_layers), **dropouts).eval()).set_trainable(train_items=False)
         return copy
 
     def own_state_dict(self) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ from slmrec.config import ItemTextConfig
 from slmrec.config.item_text import MINILM
 from slmrec.data.dataset import Ints
 from slmrec.errors import CheckpointError
-from slmrec.models.backbone import SMOLLM2
 from slmrec.models.ensemble import Ensemble
 from slmrec.models.model import Model
 from slmrec.models.text.item_text import TextMap, TextReader
 from slmrec.models.text.sources import item_texts, read_texts
 from slmrec.models.untrusted import local_source
+from slmrec.packaged import DECODERS
 
 NUM_SIMILAR = 3
 """Number of known items whose learned vectors stand in for those of a new item with a text only."""
@@ -119,7 +119,7 @@ def _most_similar_by_first_text(known: list[Tensor], new: list[Tensor], num: int
 
 def _with_local_source(settings: ItemTextConfig) -> ItemTextConfig:
     """Return settings that a folder names, with the local copy of a model of the hub, which is not asked."""
-    if not settings.reads_language_model or settings.source in (MINILM, SMOLLM2):
+    if not settings.reads_language_model or settings.source in (MINILM, *DECODERS):
         return settings
     try:
         return settings.model_copy(update={"source": local_source(settings.source)})

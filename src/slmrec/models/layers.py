@@ -57,8 +57,12 @@ def settings_of_layers(settings: Mapping[str, Any], layers: Sequence[int]) -> di
 
 def empty_decoder(settings: dict[str, Any]) -> PreTrainedModel:
     """Return a decoder with random weights and without token embeddings; settings are in transformers' names."""
-    no_tokens = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    decoder = random_decoder(settings | no_tokens)
+    tokens = {name for name in settings if name.endswith("_token_id")} | {
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    }
+    decoder = random_decoder(settings | {"vocab_size": 1, **dict.fromkeys(tokens)})
     drop_token_table(decoder)
     return decoder
 
@@ -67,8 +71,9 @@ def drop_token_table(decoder: PreTrainedModel) -> None:
     """Free the token embeddings: items enter as vectors, and the few vectors of the prompt are stored separately."""
     decoder.set_input_embeddings(NoTokens(decoder.config.hidden_size))
     decoder.config.vocab_size = 0
-    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(decoder.config, token, None)
+    for name in decoder.config.to_dict():
+        if name.endswith("_token_id"):
+            setattr(decoder.config, name, None)
 
 
 class NoTokens(nn.Module):

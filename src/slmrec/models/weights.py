@@ -103,6 +103,7 @@ def with_layers(
         {"num_hidden_layers": model.num_layers} | values["decoder"], layers
     )
     kept = {name: values[name] for name in (*_ARCHITECTURE, *_PROMPT)}
+    kept["base_model"] = values["base_model"] or values["backbone"]
     config = type(model.config)(decoder=decoder, item_dropout=item_dropout, layer_dropout=layer_dropout, **kept)
     copy = type(model)(config)
     state = merged_state_dict(model)

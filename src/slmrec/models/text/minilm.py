@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path
 
 from slmrec.config.item_text import MINILM
-from slmrec.files import PackagedFile, cache_folder
+from slmrec.files import cache_folder
+from slmrec.packaged import PackagedFile
 
 MINILM_ARCHIVE = PackagedFile(
     MINILM,
