@@ -8,8 +8,9 @@ import numpy as np
 
 from slmrec.config import Config
 from slmrec.data.dataset import Dataset, Ints, Samples
+from slmrec.evaluation.metrics import user_metrics
 from slmrec.files import read_json
-from slmrec.pipeline.decision import METRIC_NAME, Floats
+from slmrec.pipeline.decision import METRIC, METRIC_NAME, Difference, Floats
 from slmrec.pipeline.table import steps
 
 MUCH = 0.1
@@ -18,6 +19,11 @@ TIMES_OF_EQUAL_SHARE = 3
 """How many times the share of all equals a user or item must have, too, so that small logs give no warnings."""
 MAX_TRAINING_EVENTS = 1_000_000
 """Number of training events whose times are compared with those of the targets; evenly spaced ones stand for all."""
+MAX_RANKED_USERS, MAX_RANKED_ITEMS = 4_000, 10**9
+"""Numbers of users, and of items in all, that are ranked to measure what later events give away; evenly spaced users
+stand for all."""
+NUM_DRAWS = 5
+"""Number of random orders of the events whose results are averaged."""
 
 
 def warnings_about(dataset: Dataset, samples: Samples, values: Floats, model: str, protocol: str) -> Iterator[str]:
@@ -31,7 +37,7 @@ def warnings_about(dataset: Dataset, samples: Samples, values: Floats, model: st
         protocol: Primary protocol.
     """
     yield from _repeated(samples, values, model, protocol)
-    yield from _later(dataset, samples)
+    yield from _later(dataset, samples, hides_history=protocol != "full")
     yield from _dominant(dataset)
 
 
@@ -63,27 +69,70 @@ def _is_seen(samples: Samples) -> np.ndarray:
     return seen
 
 
-def _later(dataset: Dataset, samples: Samples) -> Iterator[str]:
-    """Yield a warning if many training events are later than the items that are predicted.
+def _later(dataset: Dataset, samples: Samples, hides_history: bool) -> Iterator[str]:
+    """Yield a warning if training events that are later than the items to predict make these easier to predict.
 
-    A split by time has none. Under leave-one-out, the newest training event of any user is later than nearly all
-    targets of any log, so the share of later events is measured instead.
+    A split by time has none. Under leave-one-out nearly every log has many, which say little by themselves: where
+    tastes and catalogue stay the same, later events are no better than earlier ones. So popularity, counted from the
+    events before each target, is compared with popularity counted from as many random ones.
     """
     if dataset.times is None or dataset.split_rule == "temporal":
         return
     events = np.unique(np.linspace(0, len(dataset.flat) - 1, MAX_TRAINING_EVENTS).astype(np.int64))
     owners = np.searchsorted(dataset.offsets, events, side="right") - 1
-    training = np.sort(dataset.times.stored[events[events < dataset.offsets[owners + 1] - 2]])
-    if not len(training):
+    events = events[events < dataset.offsets[owners + 1] - 2]
+    if not len(events):
         return
+    events = events[np.argsort(dataset.times.stored[events], kind="stable")]
+    times, items = dataset.times.stored[events], dataset.flat[events]
     targets = np.concatenate([dataset.times.stored[samples.spans(rows)[1]] for rows in samples.chunks()])
-    share = float(1 - np.searchsorted(training, targets, side="right").mean() / len(training))
-    if share >= MUCH:
+    share = float(1 - np.searchsorted(times, targets, side="right").mean() / len(times))
+    if share < MUCH:
+        return
+    most = max(1, min(MAX_RANKED_USERS, MAX_RANKED_ITEMS // ((1 + NUM_DRAWS) * dataset.num_items)))
+    order = np.argsort(targets, kind="stable")
+    rows = order[np.unique(np.linspace(0, len(order) - 1, most).astype(np.int64))]
+    numbers = np.searchsorted(times, targets[rows], side="left")
+    generator = np.random.default_rng(0)
+    past, *draws = (
+        user_metrics(_popularity_ranks(own, numbers, samples, rows, dataset.num_items, hides_history))[METRIC]
+        for own in (items, *(generator.permutation(items) for _ in range(NUM_DRAWS)))
+    )
+    random = np.mean(draws, axis=0)
+    difference = Difference.of(random, past)
+    if difference.low > 0 and difference.value >= MUCH * past.mean():
         yield (
-            f"Models learn from the future: on average {share:.0%} of the training events are later than the item to "
-            "predict, as the last events of each user are held out, whenever they were; in use there are no such "
-            "events, so results will be lower. prepare.split=temporal evaluates without them."
+            f"Models learn from the future, and that flatters them: on average {share:.0%} of the training events are "
+            f"later than the item to predict. From the events before it, popularity has an {METRIC_NAME} of "
+            f"{past.mean():.4f}; from as many random ones {random.mean():.4f} ({difference}). In use there are no "
+            "later events, so results will be lower; prepare.split=temporal evaluates without them."
         )
+
+
+def _popularity_ranks(
+    items: Ints, numbers: Ints, samples: Samples, rows: Ints, num_items: int, hides_history: bool
+) -> Ints:
+    """Return the ranks of the targets of some samples by popularity, counted for each from the first events of a list.
+
+    Args:
+        items: Items of the events.
+        numbers: (n,) number of events that count for each sample; it never falls.
+        samples: The samples.
+        rows: (n,) rows of these samples.
+        num_items: Size of the catalogue.
+        hides_history: True if the items of the history are not ranked.
+    """
+    counts, ranks = np.zeros(num_items + 1, np.int32), np.zeros(len(rows), np.int64)
+    starts, ends, _ = samples.spans(rows)
+    for place, (start, end, stop) in enumerate(zip(starts, ends, numbers, strict=True)):
+        np.add.at(counts, items[numbers[place - 1] if place else 0 : stop], 1)
+        own, target = counts.copy(), samples.flat[end]
+        own[0] = -1
+        if hides_history:
+            own[samples.flat[start:end]] = -1
+        num_equal = np.count_nonzero(own == own[target]) - 1
+        ranks[place] = np.count_nonzero(own > own[target]) + num_equal // 2
+    return ranks
 
 
 def _dominant(dataset: Dataset) -> Iterator[str]:
