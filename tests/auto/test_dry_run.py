@@ -168,6 +168,39 @@ def test_a_large_backbone_out_of_reach_is_counted_from_the_table(
     assert rows["distill"][1] == f"{4 * (attention + 3 * 1024 * 3072 + 2 * 1024) + 1024 + ends + 64:,}"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "whole"),
+    [
+        ("Qwen/Qwen3-0.6B", "596,049,920 parameters, 2.2 GiB"),
+        ("meta-llama/Llama-3.2-1B", "1,235,814,400 parameters, 4.6 GiB"),
+        ("meta-llama/Llama-2-7b-hf", "6,607,343,616 parameters, 24.6 GiB"),
+    ],
+)
+def test_a_large_backbone_states_parameters_and_memory(
+    backbone: str,
+    whole: str,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(source: str) -> dict[str, object]:
+        raise CheckpointError(f"{source} cannot be reached")
+
+    monkeypatch.setattr(plan, "read_architecture", unreachable)
+    assert main(["prepare", "--config", str(recipe), "--output", str(tmp_path / "run")]) == 0
+    given = [
+        f"finetune.backbone={backbone}",
+        "finetune.backbone_config=null",
+        "finetune.lora={}",
+        "finetune.prompt=none",
+    ]
+    rows, said = planned(recipe, tmp_path / "run", capsys, *given)
+    assert f"the whole backbone is read: {whole}" in said
+    for step in ("finetune", "distill"):
+        assert re.fullmatch(r"[\d,]{9,}", rows[step][1]) and re.fullmatch(r"~[\d.]+ [MG]iB", rows[step][6]), rows[step]
+
+
 def test_tokens_by_hand() -> None:
     work = Work(samples=10, items=50, positions=10, largest=30)
     assert tokens_of(work, (47, 6), batch_size=4) == 50 + 10 * 6 + 3 * 47

@@ -1,4 +1,4 @@
-"""Published architectures of the backbones of the recipes, for dry runs without access to the hub."""
+"""Published architectures of backbones, for dry runs without access to the hub and for benchmarks."""
 
 from typing import Any
 
@@ -11,6 +11,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
+    },
+    "meta-llama/Llama-3.2-1B": {
+        "model_type": "llama",
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
     },
     "Qwen/Qwen3-0.6B": {
         "model_type": "qwen3",
