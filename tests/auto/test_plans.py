@@ -52,9 +52,8 @@ def test_without_a_budget_the_recipe_stays_and_its_time_is_shown() -> None:
         (5400, ["sasrec", "text", "text_2"], True),
         (3600, ["sasrec", "text"], True),
         (1900, ["sasrec", "text"], True),
-        (700, ["sasrec", "text"], False),
-        (500, ["text"], False),
-        (300, ["text"], False),
+        (700, ["text"], False),
+        (500, ["sasrec"], False),
         (200, ["sasrec"], False),
         (60, [], False),
     ],
@@ -77,13 +76,13 @@ def test_less_time_never_gives_more() -> None:
         sizes.append(len(config.pretrain) + config.trains_student)
         for name, model in config.pretrain.items():
             assert (model.train.max_minutes or 0) * 60 >= 6 * OVERHEAD * fake(config).models[name].epoch
-    assert sizes == sorted(sizes) and len(set(sizes)) == 5
+    assert sizes == sorted(sizes) and len(set(sizes)) == 4
 
 
 def test_a_short_budget_keeps_the_titles_and_says_why() -> None:
     reasons = {}
-    for budget in range(200, 1500, 50):
-        made = planned(draft(TOYS, []), TOYS, fake, budget)
+    for budget in range(220, 2400, 100):
+        made = planned(draft(TOYS, []), TOYS, lambda config: slowed(fake(config), {STUDENT: 300.0}), budget)
         shown = {choice.setting: choice for choice in made.chosen}["models"]
         settings = {choice.setting.split(".")[1] for choice in made.chosen if choice.setting.startswith("pretrain.")}
         assert settings <= set(made.config.pretrain)
@@ -92,7 +91,7 @@ def test_a_short_budget_keeps_the_titles_and_says_why() -> None:
         reasons[tuple(names)] = shown.reason
         assert shown.value == ", ".join(["popularity", "cooccurrence", *names])
     assert list(reasons) == [("sasrec",), ("text",), ("sasrec", "text"), ("sasrec", "text", "teacher", "student")]
-    assert len(set(reasons.values())) == 4 and "titles teach as much as item ids" in reasons["text",]
+    assert len(set(reasons.values())) == 4 and "trained nearly to the end" in reasons["text",]
     without = dataclasses.replace(TOYS, title_share=0.0)
     slow = {"cosine": 500.0, STUDENT: 500.0}
     for budget in (200, 600, 1500):
@@ -178,7 +177,7 @@ def test_a_run_with_time_for_the_text_model_alone(shop: Path, tmp_path: Path, mo
 
     monkeypatch.setattr("slmrec.auto.choose.Measurement", lambda _: slow_but_for_text)
     files = ["--input", str(shop / "interactions.csv"), "--items", str(shop / "items.csv")]
-    assert main(["run", *files, "--output", str(tmp_path / "run"), "--time-budget", "60s"]) == 0
+    assert main(["run", *files, "--output", str(tmp_path / "run"), "--time-budget", "30m"]) == 0
     metrics = read_json(tmp_path / "run" / "evaluate" / "metrics.json")["protocols"]["full_history_excluded"]["models"]
     verdict = read_json(tmp_path / "run" / "verdict.json")
     assert list(metrics) == ["popularity", "cooccurrence", "text"]

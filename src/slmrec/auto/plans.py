@@ -26,8 +26,11 @@ RANKING = 1.5
 
 
 _NO_STUDENT = "the time is too short for teacher and student; the better of the models is shipped"
-_TEXT_ALONE = "the time is enough for one model, and titles teach as much as item ids in the same minutes, or more"
+_TEXT_ALONE = "the time is enough for one model; trained nearly to the end, one of titles is ahead of one of item ids"
 _SASREC_ALONE = "the time is enough for one model, and this one needs least"
+LEAST_OF_TEXT = 0.8
+"""Share of its epochs from which a text model goes before SASRec: on the simulated shop all 7 epochs gave an NDCG@10 of
+0.1990 and 3 of them 0.1666, on validation; SASRec had 0.1868 in half of the time, and 0.1491 with 5 of 12 epochs."""
 
 
 class Variant(NamedTuple):
@@ -96,8 +99,8 @@ def variants(made: Draft) -> Iterator[Variant]:
         yield Variant(made, 0.4)
         if "text" in models:
             both: dict[str, Any] = {name: models[name] for name in ("sasrec", "text")}
-            yield Variant(made.without_student(_NO_STUDENT, both), 0.4)
-            yield Variant(made.without_student(_TEXT_ALONE, {"text": models["text"]}), 0.3)
+            yield Variant(made.without_student(_NO_STUDENT, both), LEAST_OF_TEXT)
+            yield Variant(made.without_student(_TEXT_ALONE, {"text": models["text"]}), LEAST_OF_TEXT)
         made = made.without_student(_SASREC_ALONE, {"sasrec": models["sasrec"]})
     yield Variant(made, 0.3)
 
