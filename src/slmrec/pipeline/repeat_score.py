@@ -1,8 +1,7 @@
 """Score of the items of the history, fitted on validation after training.
 
-A score that is trained with the other weights takes over what they would learn from the items of the history, and the
-model overfits earlier. One number that is fitted afterwards ranks as well without excluding the history, and leaves
-the training as it is.
+A score that is trained with the other weights takes over part of what these would learn from the items of the history.
+One number that is fitted afterwards ranks as well without excluding the history, and leaves the training as it is.
 """
 
 from typing import NamedTuple
