@@ -167,7 +167,8 @@ def test_a_student_learns_from_lists_of_a_teacher_outside(
     lists = tmp_path / "lists.csv"
     lists.write_text("\n".join(["user_id,item_id,rank", *lines, f"{users[0]},other,9"]), encoding="utf-8")
     weights = "distill.weights={ce: 0, cosine: 0, norm: 0, multiple: 0, lists: 1}"
-    given = [*common, SASREC[0], weights, "distill.num_blocks=4", "distill.train.learning_rate=1e-2"]
+    train = ["distill.train.learning_rate=1e-2", "distill.train.num_train_epochs=12"]
+    given = [*common, SASREC[0], weights, "distill.num_blocks=4", *train]
     assert main(["distill", *given, f"distill.lists={lists}"]) == 0
     assert (
         f"lists of {len(users)} of {len(users)} users from {lists}; left out: 1 rows of unknown items" in messages.text
