@@ -98,6 +98,8 @@ class Model(PreTrainedModel):
     """
 
     all_tied_weights_keys: dict[str, str] = {}  # noqa: RUF012 - read by transformers
+    is_sharded = False
+    """True if all processes must call each layer equally often, since each call gathers its weights."""
 
     @classmethod
     def build(cls, settings: Any, parts: ModelParts) -> "Model":

@@ -150,7 +150,7 @@ class SasRec(Model):
             raise ValueError("SASRec returns no hidden states; set num_blocks to 0")
         if every_position and not self.settings.means_one_position:
             users = torch.cat([self._encode_by_length(prefixes, False) for prefixes in _prefixes(histories)])
-        elif self.training and histories.items.device.type == "cpu":
+        elif self.training and histories.items.device.type == "cpu" and not self.is_sharded:
             users = self._encode_by_length(histories, every_position)
         else:
             users = self._encode(histories, every_position)

@@ -48,6 +48,9 @@ class ShardedCopy:
         for layer in _layers(self.module, shared):
             fully_shard(layer)
         fully_shard(self.module, ignored_params={value for child in shared for value in child.parameters()})
+        for part in self.module.modules():
+            if isinstance(part, Model):
+                part.is_sharded = True
         names = {id(value): name for name, value in loss.named_parameters()}
         own = dict(self.module.named_parameters())
         values = [value for child in self._whole for value in child.parameters()]
