@@ -21,6 +21,7 @@ import bench
 import numpy as np
 
 from slmrec.config import SasRecSettings
+from slmrec.config.load import load_config
 from slmrec.data.batching import by_length
 from slmrec.data.dataset import Ints
 from slmrec.models.model import ModelParts
@@ -49,12 +50,20 @@ def sasrec(**sizes: Any) -> SasRec:
     return build_sasrec(SasRecSettings(max_history_items=bench.MAX_HISTORY, **sizes), ModelParts(bench.NUM_ITEMS))
 
 
+def recipe_student() -> SasRec:
+    """Return the student of the recipes `beauty` and `toys` with random weights."""
+    settings: Any = load_config("toys", []).distill.student
+    return build_sasrec(
+        settings.model_copy(update={"max_history_items": bench.MAX_HISTORY}), ModelParts(bench.NUM_ITEMS)
+    )
+
+
 ROWS = (
     Row("SASRec, width 128", lambda: sasrec(hidden_size=128, num_attention_heads=1)),
     Row("all 30 layers", lambda: bench.smollm2_model(None), batch_size=32, padded=(16, 32), num_users=128),
     Row("teacher, 8 layers", lambda: bench.smollm2_model(8), padded=bench.SORTED_BATCHES),
     Row("student, 4 layers", lambda: bench.smollm2_model(4), padded=bench.SORTED_BATCHES),
-    Row("student of SASRec's size", lambda: sasrec(hidden_size=64, item_dim=128, low_pass={})),
+    Row("student of SASRec's size", recipe_student),
 )
 """Source: the paper's efficiency table, and the student of the recipes `beauty` and `toys`."""
 COLUMNS = ("model", "engine", "batch", "epoch, h", "inference, h", "parameters", "trained", "training memory, GB")

@@ -151,7 +151,8 @@ def _repeats(made: Draft, facts: Facts) -> Draft:
         return made.set(reason, changes, ("repeat_score", "by_age"))
     without = [name for name, model in made.config.pretrain.items() if getattr(model, "repeat_score", "") == "none"]
     changes = {f"pretrain.{name}.repeat_score": "fitted" for name in without}
-    return made.set(reason, changes | {"distill.student.repeat_score": "scalar"}, ("repeat_score", "fitted"))
+    shown = ("repeat_score", "fitted" if without else "that of the recipe")
+    return made.set(reason, changes | {"distill.student.repeat_score": "scalar"}, shown)
 
 
 def _evaluation(made: Draft, facts: Facts) -> Draft:

@@ -23,7 +23,7 @@ _HALVINGS = 40
 
 
 class _Logits(NamedTuple):
-    """What the likelihood of some samples depends on, as the score of the history varies."""
+    """Logits of some samples, reduced to what their likelihood as a function of the score of the history needs."""
 
     others: Tensor
     """(b,) logarithm of the sum of exp(logit) over the items outside the history."""
